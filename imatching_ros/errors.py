@@ -1,0 +1,21 @@
+"""The errors that a user can cause. Each message says what was given, what was expected and what to do."""
+
+
+class ImatchingError(Exception):
+    """Base of every expected error: the command line prints it as one line and exits with code 1."""
+
+
+class ConfigError(ImatchingError):
+    """A configuration key that does not exist, or a value outside its bounds."""
+
+
+class SourceError(ImatchingError):
+    """A recording or camera stream that cannot be read, or that contradicts itself."""
+
+
+class WeightsError(ImatchingError):
+    """A weights file that is missing, corrupt, not finite, or made for another network."""
+
+
+class CameraError(ImatchingError):
+    """A camera calibration that is missing, impossible, or disagrees with the pictures."""

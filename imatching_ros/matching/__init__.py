@@ -1,0 +1,1 @@
+"""Feature matchers behind one protocol; see `base`."""

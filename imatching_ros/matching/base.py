@@ -1,0 +1,128 @@
+"""The protocol of a matcher: pictures are turned into features once, queries are described once, then matched anywhere.
+
+Two doors lead to the same computation:
+
+- `forward` keeps gradients from the pictures of both views to the coordinates; learning uses it.
+- `estimate` works on cached features without gradients; odometry uses it.
+
+Both take M query points of picture A and T target pictures and return, for every query in every target, a coordinate, a
+score and a standard deviation. Shapes are written with N queries, T targets, images (1, H, W) float32 in 0..1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a matcher keeps of one picture. Only the matcher that made it knows what the maps mean."""
+
+    maps: dict[str, Tensor]
+    height: int
+    width: int
+    weights_version: int
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Points of one or more pictures, described for matching. `data` holds per-query tensors, first dimension N."""
+
+    uv: Tensor  # (N, 2) float32 raw px in the picture that each query comes from
+    data: dict[str, Tensor]
+    weights_version: int
+    sources: tuple[Features, ...] = ()  # only for matchers that look at both pictures together
+    source_idx: Tensor | None = None  # (N,) int64 into sources
+
+    def __len__(self) -> int:
+        return len(self.uv)
+
+    def select(self, index: Tensor) -> Queries:
+        """The queries at `index` (int64 or bool)."""
+        return Queries(self.uv[index], {k: v[index] for k, v in self.data.items()}, self.weights_version, self.sources,
+                       None if self.source_idx is None else self.source_idx[index])
+
+    @staticmethod
+    def cat(parts: Sequence[Queries]) -> Queries:
+        """Queries of several pictures as one; all must come from the same matcher and weights."""
+        versions = {p.weights_version for p in parts}
+        assert len(versions) == 1, f"queries of weights versions {versions} must not be mixed"
+        sources: tuple[Features, ...] = ()
+        index = []
+        for p in parts:
+            if p.source_idx is not None:
+                index.append(p.source_idx + len(sources))
+                sources += p.sources
+        return Queries(torch.cat([p.uv for p in parts]), {k: torch.cat([p.data[k] for p in parts]) for k in parts[0].data},
+                       versions.pop(), sources, torch.cat(index) if index else None)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Where N queries lie in T targets."""
+
+    uv: Tensor  # (T, N, 2) raw px; finite always, also where the point is not to be seen
+    score: Tensor  # (T, N) probability that uv is right (visible and within a few px)
+    sigma_px: Tensor  # (T, N) standard deviation of each coordinate of uv, given that the match is right
+    coarse_logits: Tensor | None = None  # (T, N, h, w): expectation matchers, for auxiliary losses; only from `forward`
+    coarse_stride: int = 0
+
+
+class Matcher(nn.Module, ABC):
+    """Base of all matchers. Subclasses implement `extract`, `describe` and `match`."""
+
+    name: ClassVar[str]
+    trainable: ClassVar[bool] = True
+    # A matcher that can only follow small motion (KLT) is queried from the previous frame instead of the keyframe that
+    # first saw the landmark.
+    wide_baseline: ClassVar[bool] = True
+    weights_version: int = 0
+
+    @abstractmethod
+    def extract(self, images: Tensor) -> list[Features]:
+        """(B, 1, H, W) float32 in 0..1 -> B features."""
+
+    @abstractmethod
+    def describe(self, features: Features, uv: Tensor) -> Queries:
+        """Points (N, 2) raw px of the picture behind `features` -> N queries."""
+
+    @abstractmethod
+    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
+              radius_px: Tensor | float | None = None, *, keep_logits: bool = False) -> Prediction:
+        """Finds N queries in T targets.
+
+        Args:
+            predicted: (T, N, 2) raw px, where the points are expected; None searches the whole picture. NaN rows search the
+                whole picture too.
+            radius_px: search only within this distance of `predicted` (a number, or (T, N)).
+            keep_logits: fill `coarse_logits`.
+        """
+
+    def forward(self, image: Tensor, uv: Tensor, targets: Tensor, predicted: Tensor | None = None,
+                radius_px: Tensor | float | None = None) -> Prediction:
+        """The differentiable door: image (1, H, W), uv (N, 2), targets (T, 1, H, W) -> Prediction with gradients."""
+        source, *others = self.extract(torch.cat([image[None], targets]))
+        return self.match(self.describe(source, uv), others, predicted, radius_px, keep_logits=True)
+
+    @torch.no_grad()
+    def estimate(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
+                 radius_px: Tensor | float | None = None) -> Prediction:
+        """The door of odometry: as `match`, without gradients, on cached features."""
+        return self.match(queries, targets, predicted, radius_px)
+
+    @torch.no_grad()
+    def observe(self, image: Tensor) -> Features:
+        """One picture (1, H, W) uint8 -> its features, without gradients, on the matcher's device."""
+        return self.extract(image[None].to(self.device).float() / 255)[0]
+
+    @property
+    def device(self) -> torch.device:
+        for p in self.parameters():
+            return p.device
+        return torch.device("cpu")
