@@ -38,7 +38,32 @@ class BundleConfig:
 
 @dataclass(frozen=True)
 class OdometryConfig:
-    pass
+    mode: str = setting("auto", "mono, stereo, rgbd, or auto: what the first frame carries", choices=("auto", "mono", "stereo", "rgbd"))
+    window_keyframes: int = setting(8, "keyframes in bundle adjustment", low=3, high=30)
+    stored_keyframes: int = setting(20, "older keyframes kept to recognise a place when lost", low=0, high=200)
+    landmarks_per_frame: int = setting(400, "landmarks searched in a frame, and corners kept in a keyframe", low=50, high=5000)
+    corner_quality: float = setting(0.005, "weakest corner, relative to the strongest", low=1e-5, high=1.0)
+    corner_distance: float = setting(0.016, "least distance between two landmarks", unit="image widths", low=0.001, high=0.2)
+    min_score: float = setting(0.3, "matches below this score are not used", low=0.0, high=1.0)
+    search_radius: float = setting(0.05, "search around the predicted place", unit="image widths", low=0.005, high=1.0)
+    new_search_radius: float = setting(0.12, "search for a point whose depth is not known yet", unit="image widths", low=0.005, high=2.0)
+    inlier_px: float = setting(3.0, "reprojection error of an inlier", unit="px", low=0.5, high=20.0)
+    inlier_sigma: float = setting(4.0, "reprojection error of an inlier that is more precise than that", unit="sigma", low=1.0, high=20.0)
+    min_inliers: int = setting(15, "a pose needs so many inliers among the frame's own matches", low=6, high=1000)
+    min_inlier_share: float = setting(0.25, "and so large a share of the frame's matches", low=0.0, high=1.0)
+    degraded_inliers: int = setting(30, "TRACKING becomes DEGRADED below so many inliers", low=6, high=1000)
+    min_parallax_px: float = setting(3.0, "a landmark is triangulated from so much parallax", unit="px", low=0.5, high=100.0)
+    start_parallax: float = setting(0.015, "median parallax at which mono starts", unit="image widths", low=0.001, high=0.5)
+    start_landmarks: int = setting(50, "landmarks that a start needs", low=8, high=1000)
+    keyframe_share: float = setting(0.7, "new keyframe when fewer of the newest keyframe's landmarks are tracked", low=0.1, high=1.0)
+    keyframe_parallax: float = setting(0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0)
+    keyframe_interval_s: float = setting(1.0, "new keyframe after this time, if the camera has moved", unit="s", low=0.05, high=60.0)
+    restart_frames: int = setting(3, "lost for so many usable frames, a new map is started", low=1, high=1000)
+    depth_min_m: float = setting(0.2, "nearer depths are not used", unit="m", low=0.0, high=100.0)
+    depth_max_m: float = setting(20.0, "farther depths are not used", unit="m", low=0.1, high=1000.0)
+    depth_sigma: float = setting(0.003, "standard deviation of inverse depth from an RGB-D camera", unit="1/m", low=1e-6, high=1.0)
+    max_disparity: float = setting(0.15, "largest disparity searched in a stereo pair", unit="image widths", low=0.01, high=0.5)
+    first_baseline_m: float = setting(0.0, "mono: known distance between the first two keyframes; 0 = scale unknown", unit="m", low=0.0, high=1000.0)
 
 
 @dataclass(frozen=True)

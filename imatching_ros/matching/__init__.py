@@ -1,1 +1,42 @@
-"""Feature matchers behind one protocol; see `base`."""
+"""Feature matchers behind one protocol; see `base`.
+
+A matcher of another package is found by its entry point in the group `imatching_ros.matchers`: a class derived from
+`base.Matcher` whose constructor takes a `MatcherConfig`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..config import MatcherConfig
+    from .base import Matcher
+
+MATCHERS = {
+    "expectation": "imatching_ros.matching.expectation:ExpectationMatcher",
+    "regression": "imatching_ros.matching.regression:RegressionMatcher",
+    "klt": "imatching_ros.matching.klt:KltMatcher",
+    "sift": "imatching_ros.matching.sift:SiftMatcher",
+}
+ENTRY_POINTS = "imatching_ros.matchers"
+
+
+def create_matcher(config: MatcherConfig) -> Matcher:
+    """The matcher named in the configuration; only its own module is imported.
+
+    Raises:
+        ConfigError: no matcher of that name is built in or installed as an entry point.
+    """
+    if config.name in MATCHERS:
+        module, _, cls = MATCHERS[config.name].partition(":")
+        return getattr(import_module(module), cls)(config)
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if config.name in installed:
+        return installed[config.name].load()(config)
+    known = ", ".join([*MATCHERS, *installed])
+    raise ConfigError(f"matcher.name is '{config.name}', expected one of {known}; a package adds its own by an entry point "
+                      f"in the group {ENTRY_POINTS}")

@@ -104,6 +104,10 @@ class Matcher(nn.Module, ABC):
             keep_logits: fill `coarse_logits`.
         """
 
+    def points(self, features: Features) -> Tensor | None:
+        """The points (K, 2) raw px at which this matcher is best queried, best first; None where any corner will do."""
+        return None
+
     def forward(self, image: Tensor, uv: Tensor, targets: Tensor, predicted: Tensor | None = None,
                 radius_px: Tensor | float | None = None) -> Prediction:
         """The differentiable door: image (1, H, W), uv (N, 2), targets (T, 1, H, W) -> Prediction with gradients."""

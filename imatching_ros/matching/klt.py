@@ -1,0 +1,80 @@
+"""Pyramidal Lucas-Kanade tracking (Bouguet 2001) by OpenCV: the classic that follows points from frame to frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import MatcherConfig
+from .base import Features, Matcher, Prediction, Queries
+
+_WINDOW = (21, 21)  # px, OpenCV's default
+_LEVELS = 4
+_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
+_ROUND_TRIP_PX = 1.0  # a point tracked there and back must return within this distance
+_SIGMA_PX = 0.5
+
+
+class KltMatcher(Matcher):
+    """Features are the picture itself; the score falls from 1 to exp(-1) as the round trip error grows to 1 px."""
+
+    name = "klt"
+    trainable = False
+    wide_baseline = False
+
+    def __init__(self, config: MatcherConfig | None = None) -> None:
+        super().__init__()
+
+    def extract(self, images: Tensor) -> list[Features]:
+        """(B, 1, H, W) float32 in 0..1 -> B features."""
+        return [self._features(image) for image in (images * 255).round().clamp(0, 255).to(torch.uint8).cpu()]
+
+    @torch.no_grad()
+    def observe(self, image: Tensor) -> Features:
+        """(1, H, W) uint8 -> features, without the detour over float."""
+        return self._features(image.cpu())
+
+    def describe(self, features: Features, uv: Tensor) -> Queries:
+        """Points (N, 2) raw px -> N queries that remember their picture."""
+        return Queries(uv.float(), {}, self.weights_version, (features,), torch.zeros(len(uv), dtype=torch.int64))
+
+    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
+              radius_px: Tensor | float | None = None, *, keep_logits: bool = False) -> Prediction:
+        """Tracks every query into every target, there and back; `predicted` is where the search starts."""
+        count = len(queries)
+        uv = torch.empty(len(targets), count, 2)
+        score = torch.zeros(len(targets), count)
+        origin = queries.uv.cpu().float()
+        for t, target in enumerate(targets):
+            guess = origin.clone() if predicted is None else predicted[t].float().cpu()
+            guess = torch.where(torch.isfinite(guess), guess, origin)
+            for s, source in enumerate(queries.sources):
+                rows = (queries.source_idx == s).nonzero()[:, 0]
+                if len(rows):
+                    uv[t, rows], score[t, rows] = _track(source, target, origin[rows], guess[rows])
+            if radius_px is not None and predicted is not None:
+                radius = radius_px[t] if isinstance(radius_px, Tensor) else radius_px
+                score[t] *= (uv[t] - guess).norm(dim=-1) <= radius
+        return Prediction(uv, score, torch.full((len(targets), count), _SIGMA_PX))
+
+    def _features(self, image: Tensor) -> Features:
+        return Features({"image": image[0].contiguous()}, image.shape[-2], image.shape[-1], self.weights_version)
+
+
+def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (N, 2) px of `source` -> their place in `target` (N, 2) px, and score (N,)."""
+    a, b = source.maps["image"].numpy(), target.maps["image"].numpy()
+    start = np.ascontiguousarray(uv.numpy())
+    options = dict(winSize=_WINDOW, maxLevel=_LEVELS, criteria=_CRITERIA, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)
+    there, ok_there, _ = cv2.calcOpticalFlowPyrLK(a, b, start, np.ascontiguousarray(guess.numpy()).copy(), **options)
+    # The way back starts where the way there would have been undone: the same search, mirrored.
+    back, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, there, there + (uv - guess).numpy(), **options)
+    error = np.linalg.norm(back - start, axis=1)
+    inside = ((there >= 0) & (there <= (target.width - 1, target.height - 1))).all(1)
+    ok = (ok_there[:, 0] > 0) & (ok_back[:, 0] > 0) & inside & (error <= _ROUND_TRIP_PX)
+    there = np.where(np.isfinite(there), there, start)
+    return torch.from_numpy(there), torch.from_numpy(np.where(ok, np.exp(-(error / _ROUND_TRIP_PX) ** 2), 0.0).astype(np.float32))
