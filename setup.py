@@ -1,0 +1,34 @@
+"""For `pip install .`: the core, without building messages. colcon builds with CMakeLists.txt and does not read this file."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="imatching_ros",
+    version="0.1.0",
+    description="Visual odometry whose feature matcher learns online from its own bundle adjustment, without ground truth",
+    license="BSD-3-Clause",
+    packages=find_packages(include=["imatching_ros", "imatching_ros.*"]),
+    package_data={"imatching_ros": ["**/*.safetensors", "**/*.json", "**/*.md"]},
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "torch>=2.1",
+        "pypose>=0.6.8",
+        "safetensors>=0.4",
+        "rosbags>=0.10.5",
+        "rosbags-image>=0.9",
+        "evo>=1.28",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "matplotlib>=3.8",
+        "PyYAML>=6.0",
+    ],
+    extras_require={
+        # python3-opencv of a ROS installation or the wheel: one of them, never both. OpenCV 5 breaks cv_bridge.
+        "opencv": ["opencv-python-headless>=4.8,<5"],
+        # Python packages of a ROS 2 installation, not on PyPI under these names: with ROS sourced, pip sees them as installed.
+        "ros": ["rclpy", "cv_bridge", "sensor_msgs_py", "sensor_msgs", "nav_msgs", "geometry_msgs", "std_srvs", "diagnostic_msgs",
+                "tf2_ros", "launch", "launch_ros"],
+        "test": ["pytest==8.3.*"],
+    },
+    entry_points={"console_scripts": ["imatching_ros = imatching_ros.__main__:main"]},
+)
