@@ -64,14 +64,43 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """Where a matcher looked and how much it believed each place; auxiliary losses are taken on it."""
+
+    logits: Tensor  # (T, N, h, w)
+    origin_px: Tensor  # (2,) or (T, N, 2): raw px of the centre of the first cell
+    stride_px: int
+
+    def cross_entropy(self, uv: Tensor) -> tuple[Tensor, Tensor]:
+        """Against points (T, N, 2) raw px, whose mass lies on the four cells around them.
+
+        Returns:
+            The loss (T, N), zero where the point lies outside the cells, and inside (T, N) bool.
+        """
+        height, width = self.logits.shape[-2:]
+        cell = (uv - self.origin_px) / self.stride_px
+        inside = ((cell >= 0) & (cell <= cell.new_tensor([width - 1, height - 1]))).all(-1)
+        log_p = torch.log_softmax(self.logits.flatten(-2), -1)
+        cell = torch.where(inside[..., None], cell, 0.0)
+        whole = cell.floor()
+        along_x, along_y = (cell - whole).unbind(-1)
+        x, y = whole.long().unbind(-1)
+        loss = torch.zeros_like(along_x)
+        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            weight = (along_x if dx else 1 - along_x) * (along_y if dy else 1 - along_y)
+            index = (y + dy).clamp_max(height - 1) * width + (x + dx).clamp_max(width - 1)
+            loss = loss - weight * log_p.gather(-1, index[..., None])[..., 0].clamp_min(-50.0)
+        return torch.where(inside, loss, 0.0), inside
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Where N queries lie in T targets."""
 
     uv: Tensor  # (T, N, 2) raw px; finite always, also where the point is not to be seen
     score: Tensor  # (T, N) probability that uv is right (visible and within a few px)
     sigma_px: Tensor  # (T, N) standard deviation of each coordinate of uv, given that the match is right
-    coarse_logits: Tensor | None = None  # (T, N, h, w): expectation matchers, for auxiliary losses; only from `forward`
-    coarse_stride: int = 0
+    distributions: tuple[Distribution, ...] = ()  # coarse to fine, of matchers that have them; only from `forward`
 
 
 class Matcher(nn.Module, ABC):
@@ -94,14 +123,14 @@ class Matcher(nn.Module, ABC):
 
     @abstractmethod
     def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, keep_logits: bool = False) -> Prediction:
+              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
         """Finds N queries in T targets.
 
         Args:
             predicted: (T, N, 2) raw px, where the points are expected; None searches the whole picture. NaN rows search the
                 whole picture too.
             radius_px: search only within this distance of `predicted` (a number, or (T, N)).
-            keep_logits: fill `coarse_logits`.
+            differentiable: keep what a loss needs, `distributions` included.
         """
 
     def points(self, features: Features) -> Tensor | None:
@@ -112,7 +141,7 @@ class Matcher(nn.Module, ABC):
                 radius_px: Tensor | float | None = None) -> Prediction:
         """The differentiable door: image (1, H, W), uv (N, 2), targets (T, 1, H, W) -> Prediction with gradients."""
         source, *others = self.extract(torch.cat([image[None], targets]))
-        return self.match(self.describe(source, uv), others, predicted, radius_px, keep_logits=True)
+        return self.match(self.describe(source, uv), others, predicted, radius_px, differentiable=True)
 
     @torch.no_grad()
     def estimate(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,

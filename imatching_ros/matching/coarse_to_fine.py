@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import MatcherConfig
 from ..errors import ImatchingError
 from .backbone import COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, Backbone, sample_map
-from .base import Features, Matcher, Prediction, Queries
+from .base import Distribution, Features, Matcher, Prediction, Queries
+from .weights import load_weights, resolve_weights
 
 PATCH = 3  # side of the query's fine patch, in fine cells
 WINDOW = 9  # side of the fine search window, in fine cells
+CHUNK = 128  # queries compared with a whole map at once on a CPU
 COARSE_WINDOW = 5  # side of the coarse local expectation, in coarse cells
 
 
@@ -35,10 +38,20 @@ class LocalSurface:
 class CoarseToFine(Matcher):
     """Base of `ExpectationMatcher` and `RegressionMatcher`."""
 
-    def __init__(self, batch_norm: bool = False) -> None:
+    def __init__(self, config: MatcherConfig | None = None, *, batch_norm: bool = False) -> None:
+        """With a configuration: weights loaded, on its device, in evaluation mode. Without: random weights, for training."""
         super().__init__()
         self.backbone = Backbone(batch_norm)
         self.coarse_log_temperature = nn.Parameter(torch.tensor(20.0).log())
+        self.fine_log_temperature = nn.Parameter(torch.tensor(30.0).log())
+        self._build()
+        if config is not None:
+            load_weights(self, resolve_weights(config))
+            self.to(config.device).eval()
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Adds the layers of the family; called before weights are loaded."""
 
     @abstractmethod
     def locate(self, surface: LocalSurface, evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +72,7 @@ class CoarseToFine(Matcher):
         return Queries(uv, {"coarse": coarse[0], "fine": fine[0]}, features.weights_version)
 
     def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, keep_logits: bool = False) -> Prediction:
+              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
         for target in targets:
             assert target.weights_version == queries.weights_version, "features made by different weights must not be mixed"
         coarse = torch.stack([t.maps["coarse"] for t in targets])
@@ -67,7 +80,7 @@ class CoarseToFine(Matcher):
         count = len(targets)
         query_coarse = queries.data["coarse"].expand(count, -1, -1)
         query_fine = queries.data["fine"].expand(count, -1, -1, -1)
-        return self.match_batch(query_coarse, query_fine, coarse, fine, predicted, radius_px, keep_logits=keep_logits)
+        return self.match_batch(query_coarse, query_fine, coarse, fine, predicted, radius_px, differentiable=differentiable)
 
     def describe_batch(self, coarse: Tensor, fine: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, C, h, w) at (B, N, 2) raw px -> coarse (B, N, C) and fine patch (B, N, PATCH**2, C)."""
@@ -78,57 +91,88 @@ class CoarseToFine(Matcher):
         return F.normalize(sample_map(coarse, uv, COARSE_STRIDE), dim=-1), sampled
 
     def match_batch(self, query_coarse: Tensor, query_fine: Tensor, coarse: Tensor, fine: Tensor, predicted: Tensor | None = None,
-                    radius_px: Tensor | float | None = None, *, keep_logits: bool = False,
-                    centre_uv: Tensor | None = None) -> Prediction:
-        """As `match`, for B pairs at once: queries (B, N, C) and (B, N, PATCH**2, C), target maps (B, C, h, w).
-
-        `centre_uv` (B, N, 2) overrides where the fine window is placed; training uses it, so that the fine stage learns from
-        every query and not only from those that the coarse stage finds.
-        """
-        logits = self.coarse_logits(query_coarse, coarse, predicted, radius_px)
-        uv, evidence = self.coarse_estimate(logits)
-        surface = self.correlate(query_fine, fine, uv.detach() if centre_uv is None else centre_uv)
-        uv, score, sigma_px = self.locate(surface, evidence)
-        return Prediction(uv, score, sigma_px, logits if keep_logits else None, COARSE_STRIDE if keep_logits else 0)
-
-    def coarse_logits(self, query: Tensor, coarse: Tensor, predicted: Tensor | None, radius_px: Tensor | float | None) -> Tensor:
-        """(B, N, C) against (B, C, h, w) -> (B, N, h, w); -inf outside the square search region."""
-        height, width = coarse.shape[-2:]
-        logits = torch.baddbmm(query.new_zeros(1, 1, 1), query * self.coarse_log_temperature.exp(), coarse.flatten(2), beta=0)
-        logits = logits.unflatten(-1, (height, width))
+                    radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+        """As `match`, for B pairs at once: queries (B, N, C) and (B, N, PATCH**2, C), target maps (B, C, h, w)."""
         if predicted is None or radius_px is None:
-            return logits
-        # A cell belongs to the region when any part of it does; a region off the picture is pulled back onto its border.
-        reach = torch.as_tensor(radius_px, device=logits.device).expand(predicted.shape[:-1])[..., None] + COARSE_STRIDE / 2
+            search = None
+        else:
+            search = (predicted, torch.as_tensor(radius_px, dtype=predicted.dtype, device=predicted.device)
+                      .expand(predicted.shape[:-1]))
+        if differentiable or query_coarse.is_cuda:
+            logits = self.coarse_logits(query_coarse, coarse)
+            uv, evidence = self.coarse_estimate(logits, search)
+        else:  # never all logits at once: on a CPU they would fall out of its cache
+            logits = None
+            parts = []
+            for b in range(len(query_coarse)):
+                for start in range(0, query_coarse.shape[1], CHUNK):
+                    at = (slice(b, b + 1), slice(start, start + CHUNK))
+                    near = None if search is None else (search[0][at], search[1][at])
+                    parts.append(self.coarse_estimate(self.coarse_logits(query_coarse[at], coarse[b : b + 1]), near))
+            uv, evidence = (torch.cat(p, 1).view(*query_coarse.shape[:2], -1) for p in zip(*parts))
+        surface = self.correlate(query_fine, fine, uv.detach())
+        return Prediction(*self.locate(surface, evidence), self.distributions(logits, surface) if differentiable else ())
 
-        def outside(size: int, centre: Tensor) -> Tensor:
-            cells = COARSE_STRIDE * torch.arange(size, device=logits.device) + (COARSE_STRIDE - 1) / 2
-            centre = centre.clamp(cells[0], cells[-1])[..., None]
-            penalty = torch.zeros(*centre.shape[:-1], size, device=logits.device, dtype=logits.dtype)
-            return penalty.masked_fill((cells - centre).abs() > reach, -torch.inf)  # NaN compares false: searched everywhere
+    def distributions(self, logits: Tensor, surface: LocalSurface) -> tuple[Distribution, ...]:
+        """The coarse and the fine matching distribution, for auxiliary losses."""
+        start = (surface.centre - WINDOW // 2) * FINE_STRIDE + (FINE_STRIDE - 1) / 2
+        return (Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),
+                Distribution(surface.similarity * self.fine_log_temperature.exp(), start, FINE_STRIDE))
 
-        return logits + outside(width, predicted[..., 0])[..., None, :] + outside(height, predicted[..., 1])[..., :, None]
+    def coarse_logits(self, query: Tensor, coarse: Tensor) -> Tensor:
+        """(B, N, C) against (B, C, h, w) -> (B, N, h, w)."""
+        logits = torch.bmm(query * self.coarse_log_temperature.exp(), coarse.flatten(2))
+        return logits.unflatten(-1, coarse.shape[-2:])
 
-    def coarse_estimate(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, h, w) -> uv (B, N, 2) raw px by local expectation around the peak, evidence (B, N, 3) for the score."""
+    def coarse_estimate(self, logits: Tensor, search: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The peak's position by local expectation, and how much it stands out.
+
+        Args:
+            logits: (B, N, h, w).
+            search: predicted (B, N, 2) raw px and radius (B, N) px; only the square around it is looked at. Where the
+                prediction is NaN the whole map is.
+
+        Returns:
+            uv (B, N, 2) raw px, evidence (B, N, 3): log share of the probability near the peak, cosine similarity, spread.
+        """
+        if search is None:
+            return self._peak(logits, torch.zeros(2, dtype=torch.long, device=logits.device))
+        predicted, radius = search
         height, width = logits.shape[-2:]
-        flat = logits.flatten(2)
-        peak, best = flat.max(-1)
+        cells = int(2 * torch.ceil((radius.max() + COARSE_STRIDE / 2) / COARSE_STRIDE)) + 1 if radius.numel() else 1
+        if 2 * cells > min(height, width) or predicted.isnan().any():
+            limit = radius.masked_fill(predicted.isnan().any(-1), torch.inf)
+            origin = torch.zeros(2, dtype=torch.long, device=logits.device)
+            return self._peak(_keep_near(logits, origin, predicted.nan_to_num(), limit), origin)
+        size = torch.tensor([width, height], device=logits.device)
+        centre = ((predicted - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE).round().long()
+        origin = torch.minimum((centre - cells // 2).clamp_min(0), size - cells)
+        steps = torch.arange(cells, device=logits.device)
+        index = (origin[..., 1:, None] + steps[:, None]) * width + origin[..., :1, None] + steps
+        window = logits.flatten(2).gather(-1, index.flatten(2)).unflatten(-1, (cells, cells))
+        return self._peak(_keep_near(window, origin, predicted, radius), origin)
+
+    def _peak(self, logits: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+        """`coarse_estimate` on (B, N, h, w) whose first cell is `origin` (..., 2), x before y."""
+        height, width = logits.shape[-2:]
+        rows = logits.amax(-1)
+        best_y = rows.argmax(-1)
+        best_x = logits.gather(2, best_y[..., None, None].expand(-1, -1, 1, width))[:, :, 0].argmax(-1)
         reach = COARSE_WINDOW // 2
         steps = torch.arange(-reach, reach + 1, device=logits.device)
-        x = (best % width)[..., None] + steps
-        y = (best // width)[..., None] + steps
+        x, y = best_x[..., None] + steps, best_y[..., None] + steps
         index = (y.clamp(0, height - 1)[..., :, None] * width + x.clamp(0, width - 1)[..., None, :]).flatten(2)
         inside = ((y >= 0) & (y < height))[..., :, None] & ((x >= 0) & (x < width))[..., None, :]
+        flat = logits.flatten(2)
         local = flat.gather(-1, index).masked_fill(~inside.flatten(2), -torch.inf)
         weight = torch.softmax(local, -1).unflatten(-1, (COARSE_WINDOW, COARSE_WINDOW))
-        cell = torch.stack([(weight.sum(-2) * x).sum(-1), (weight.sum(-1) * y).sum(-1)], -1)
+        in_x, in_y = weight.sum(-2), weight.sum(-1)
+        cell = torch.stack([(in_x * x).sum(-1), (in_y * y).sum(-1)], -1)
+        spread = ((in_x * (x - cell[..., :1]) ** 2).sum(-1) + (in_y * (y - cell[..., 1:]) ** 2).sum(-1)) / 2
         log_mass = torch.logsumexp(local, -1) - torch.logsumexp(flat, -1)
-        similarity = peak / self.coarse_log_temperature.exp()
-        spread = torch.stack([(weight.sum(-2) * (x - cell[..., :1]) ** 2).sum(-1),
-                              (weight.sum(-1) * (y - cell[..., 1:]) ** 2).sum(-1)], -1).mean(-1)
-        evidence = torch.stack([log_mass, similarity, spread], -1)
-        return cell * COARSE_STRIDE + (COARSE_STRIDE - 1) / 2, evidence
+        similarity = rows.amax(-1) / self.coarse_log_temperature.exp()
+        uv = (cell + origin) * COARSE_STRIDE + (COARSE_STRIDE - 1) / 2
+        return uv, torch.stack([log_mass, similarity, spread], -1)
 
     def correlate(self, query: Tensor, fine: Tensor, uv: Tensor) -> LocalSurface:
         """Patches (B, N, PATCH**2, C) against maps (B, C, h, w) in the window around uv (B, N, 2) raw px."""
@@ -147,3 +191,17 @@ class CoarseToFine(Matcher):
         # Sum the patch's products along the diagonal: offset o of the patch looks at window position + o.
         similarity = sum(products[:, i, j, i : i + WINDOW, j : j + WINDOW] for i in range(PATCH) for j in range(PATCH))
         return LocalSurface((similarity / PATCH**2).view(batch, -1, WINDOW, WINDOW), centre)
+
+
+def _keep_near(logits: Tensor, origin: Tensor, predicted: Tensor, radius: Tensor) -> Tensor:
+    """-inf where a cell lies wholly outside the square of `radius` px around `predicted`, pulled back onto the map."""
+
+    def far(size: int, first: Tensor, centre: Tensor) -> Tensor:
+        cells = COARSE_STRIDE * (first[..., None] + torch.arange(size, device=logits.device)) + (COARSE_STRIDE - 1) / 2
+        centre = torch.maximum(torch.minimum(centre[..., None], cells[..., -1:]), cells[..., :1])
+        return (cells - centre).abs() > radius[..., None] + COARSE_STRIDE / 2
+
+    height, width = logits.shape[-2:]
+    outside_x = far(width, origin[..., 0], predicted[..., 0])[..., None, :]
+    outside_y = far(height, origin[..., 1], predicted[..., 1])[..., :, None]
+    return logits.masked_fill(outside_x | outside_y, -torch.inf)

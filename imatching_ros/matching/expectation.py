@@ -22,9 +22,7 @@ class ExpectationMatcher(CoarseToFine):
 
     name: ClassVar[str] = "expectation"
 
-    def __init__(self, batch_norm: bool = False) -> None:
-        super().__init__(batch_norm)
-        self.fine_log_temperature = nn.Parameter(torch.tensor(30.0).log())
+    def _build(self) -> None:
         self.refine_log_temperature = nn.Parameter(torch.tensor(30.0).log())
         self.confidence = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
 
@@ -53,10 +51,6 @@ class ExpectationMatcher(CoarseToFine):
         # Confidence describes the match and must not bend the features that make it: no gradient goes back from here.
         logit, log_sigma = self.confidence(torch.cat([evidence, shape], -1).detach()).unbind(-1)
         return uv, torch.sigmoid(logit), log_sigma.clamp(-4, 4).exp()
-
-    def wide_logits(self, surface: LocalSurface) -> Tensor:
-        """(B, N, WINDOW**2) logits of the first fine distribution, for a cross-entropy in training."""
-        return surface.similarity.flatten(2) * self.fine_log_temperature.exp()
 
 
 def _slide(surface: Tensor, start: Tensor) -> Tensor:
