@@ -34,6 +34,11 @@ class BundleConfig:
     max_iterations: int = setting(20, "accepted and rejected Levenberg-Marquardt steps", low=1, high=1000)
     cost_tolerance: float = setting(1e-4, "relative decrease of the cost below which BA has converged", low=0.0, high=1.0)
     precision: str = setting("float64", "number type of the solver", choices=("float32", "float64"))
+    inlier_gate: float = setting(3.0, "whitened residual up to which an observation counts as an inlier of a refined pose", unit="sigma",
+                                 low=0.1, high=100.0)
+    min_parallax: float = setting(3.0, "median parallax of a mono window below which it is degenerate", unit="sigma", low=0.0, high=1000.0)
+    min_support: float = setting(0.3, "part of the observations with a weight of at least 0.5 below which a window is degenerate",
+                                 low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,34 @@ class OdometryConfig:
 @dataclass(frozen=True)
 class LearningConfig:
     mode: str = setting("thread", "off, sync (in line, deterministic) or thread (in the background)", choices=("off", "sync", "thread"))
+    guard: bool = setting(True, "try candidates before use; false promotes every candidate, for experiments only")
+    budget: float = setting(0.5, "largest share of time that the background thread works", low=0.01, high=1.0, live=True)
+    queue: int = setting(4, "windows waiting for the background thread; the oldest is dropped", low=1, high=100)
+    learning_rate: float = setting(2e-4, "step size of Adam", low=1e-7, high=1e-1, live=True)
+    clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3)
+    anchor: float = setting(0.02, "part of the way back to the shipped weights taken with each step, times the learning rate / 1e-3",
+                            low=0.0, high=1.0)
+    residual_weight: float = setting(1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0)
+    auxiliary_weight: float = setting(0.5, "weight of the cross-entropy of the matching distributions at the reprojected landmark "
+                                      "(an approximation: it pulls the wrong cells that the residual cannot see)", low=0.0, high=100.0)
+    steps_per_window: int = setting(3, "steps between two solutions of a window with the candidate's own matches", low=1, high=100)
+    targets_per_step: int = setting(2, "keyframes that the queries of one keyframe are matched into, per step", low=1, high=10)
+    replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000)
+    replay_share: float = setting(0.5, "share of steps on replayed windows", low=0.0, high=1.0)
+    candidate_steps: int = setting(45, "steps of a candidate before it is tried", low=1, high=100000)
+    trial_windows: int = setting(5, "fewest windows of a trial", low=3, high=100)
+    trial_windows_max: int = setting(10, "a trial without a verdict ends after so many windows", low=3, high=1000)
+    probation_windows: int = setting(6, "windows after a promotion in which the previous weights may come back", low=3, high=1000)
+    confidence: float = setting(0.95, "one-sided confidence of the paired t-test that a candidate must pass", low=0.5, high=0.9999)
+    search_radius: float = setting(0.05, "search around the reprojected landmark", unit="image widths", low=0.005, high=1.0)
+    min_score: float = setting(0.3, "matches below this score do not enter the window", low=0.0, high=1.0)
+    error_cap_px: float = setting(4.0, "held-out errors count up to this; a missing match counts as this", unit="px", low=0.5, high=100.0)
+    min_landmarks: int = setting(40, "gate: landmarks seen in three or more keyframes", low=8, high=10000)
+    min_parallax_deg: float = setting(0.5, "gate: median parallax of the landmarks", unit="deg", low=0.0, high=45.0)
+    min_baseline: float = setting(0.02, "gate: extent of the keyframes over the median depth (no pure rotation, no standing still)",
+                                  low=0.0, high=10.0)
+    min_inlier_share: float = setting(0.6, "gate: observations with a robust weight above one half", low=0.0, high=1.0)
+    max_residual_px: float = setting(2.0, "gate: median reprojection residual", unit="px", low=0.1, high=100.0)
 
 
 @dataclass(frozen=True)

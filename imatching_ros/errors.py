@@ -19,3 +19,7 @@ class WeightsError(ImatchingError):
 
 class CameraError(ImatchingError):
     """A camera calibration that is missing, impossible, or disagrees with the pictures."""
+
+
+class BundleError(ImatchingError):
+    """A bundle adjustment window whose arrays contradict each other or whose poses are not finite."""

@@ -1,0 +1,1 @@
+"""Measurements of speed against other solvers and of the whole pipeline."""

@@ -1,0 +1,7 @@
+"""Bundle adjustment, the LOWER level: `solve` for windows, `refine_pose` for one frame. Pure functions on flat arrays."""
+
+from .pose import PoseResult, refine_pose
+from .priors import MarginalPrior, PointPrior, PosePrior
+from .solver import solve
+
+__all__ = ["MarginalPrior", "PointPrior", "PosePrior", "PoseResult", "refine_pose", "solve"]

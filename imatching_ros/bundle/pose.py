@@ -1,0 +1,178 @@
+"""Motion-only refinement: one camera pose against fixed landmarks, for every frame."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import geometry
+from ..camera import Camera
+from ..config import BundleConfig
+from ..datatypes import BAStatus, ObservationKind
+from ..errors import BundleError
+from ..residuals import MIN_DEPTH, kernel_cost, kernel_weight, third_number
+from .priors import PosePrior, pose_error
+from .spread import measure_spread
+
+
+@dataclass(frozen=True)
+class PoseResult:
+    """One refined pose and what its observations say of it."""
+
+    T_WC: Tensor  # (7,) float64
+    covariance: Tensor | None  # (6, 6) float64 of T_WC * Exp([rho, phi]), scaled by the measured residuals; None when degenerate
+    residual_px: Tensor  # (N, 2) float64, observed minus reprojected, ideal px; NaN where the landmark is not in front
+    weight: Tensor  # (N,) float64, the kernel's weight; 0 where the observation cannot be used
+    inlier: Tensor  # (N,) bool: whitened residual within config.inlier_gate
+    cost_before: float
+    cost_after: float
+    iterations: int
+    status: BAStatus
+    reason: str  # why not CONVERGED; empty otherwise
+
+
+@torch.no_grad()
+def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kind: Tensor, sigma: Tensor, config: BundleConfig,
+                prior: PosePrior | None = None) -> PoseResult:
+    """The pose that minimises the robust reprojection cost of `bundle.solve` with the landmarks held.
+
+    Args:
+        T_WC: (7,) start. points_W: (N, 3). obs, sigma: (N, 3) as in WindowSnapshot, ideal px. kind: (N,) int64.
+        prior: knowledge of this pose; its `keyframe` is ignored.
+
+    Observations that are not finite or behind the camera at the start are set aside. Fewer than 3 usable ones without a prior,
+    or a singular system, come back DEGENERATE with the start pose.
+
+    Raises:
+        BundleError: a start that is not finite, or arrays that disagree in length.
+    """
+    N, device = len(points_W), points_W.device
+    if not (obs.shape == sigma.shape == (N, 3) and kind.shape == (N,) and T_WC.shape == (7,)):
+        raise BundleError(f"refine_pose got T_WC {tuple(T_WC.shape)}, points {tuple(points_W.shape)}, obs {tuple(obs.shape)}, kind "
+                          f"{tuple(kind.shape)}, sigma {tuple(sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)")
+    T = T_WC.double()
+    X, obs, sigma = points_W.double().T, obs.double(), sigma.double()
+    alpha, beta = third_number(camera, kind, torch.float64)
+    mono = kind == ObservationKind.MONO
+    all_mono = bool(mono.all())
+    D = 2 if all_mono else 3
+    observed = obs.T[:D].contiguous()
+    inv_sigma = 1 / sigma.T[:D]
+    if not all_mono:
+        inv_sigma[2] = torch.where(mono, 0.0, inv_sigma[2])
+        observed[2] = torch.where(mono, 0.0, observed[2])
+    focal = T.new_tensor([[camera.fx], [camera.fy]])
+    centre = T.new_tensor([[camera.cx], [camera.cy]])
+    R, t = geometry.rotation_matrix(T[3:] / T[3:].norm()), T[:3, None]
+    z = R[:, 2] @ (X - t)
+    usable = (z > MIN_DEPTH) & (observed * inv_sigma).isfinite().all(0) & (inv_sigma[:2] > 0).all(0)
+    numbers = torch.stack([usable.sum().double(), T.isfinite().all().double()]).tolist()
+    if not numbers[1]:
+        raise BundleError(f"refine_pose needs a finite start pose, got {T.tolist()}")
+    num_usable = int(numbers[0])
+    inv_sigma = torch.where(usable, inv_sigma, 0.0)
+    observed = torch.where(usable, observed, 0.0)
+    X = torch.where(usable, X, 0.0)
+    kernel, width = config.kernel, config.kernel_width
+    if prior is not None:
+        T_prior, information = prior.T_WC.double()[None], prior.information.double()
+
+    def evaluate(R: Tensor, t: Tensor):
+        P = R.T @ (X - t)
+        iz = P[2].clamp_min(MIN_DEPTH).reciprocal()
+        h = P[:2] * iz
+        predicted = torch.addcmul(centre, h, focal)
+        if not all_mono:
+            predicted = torch.cat([predicted, torch.addcmul(alpha * predicted[0], beta, iz)[None]])
+        r = (observed - predicted) * inv_sigma
+        s = (r * r).sum(0)
+        cost = 0.5 * kernel_cost(kernel, s, width).sum()
+        if prior is not None:
+            e = pose_error(R[None], t.T, T_prior)[0]
+            cost = cost + 0.5 * e @ (information @ e)
+        return P, iz, h, r, s, cost
+
+    def normal_equations(R: Tensor, t: Tensor, P: Tensor, iz: Tensor, h: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        root = kernel_weight(kernel, s, width).sqrt()
+        gain = (inv_sigma[:2] * focal) * (root * iz)
+        k = gain * h
+        x, y, z = P
+        # Row of a = gain * (e_d - h_d e_z): [-a, a x P].
+        J = P.new_empty(6, D, P.shape[1])
+        J[0, 0], J[1, 0], J[2, 0] = -gain[0], 0, k[0]
+        J[0, 1], J[1, 1], J[2, 1] = 0, -gain[1], k[1]
+        J[3, :2] = k * y
+        J[4, :2] = -k * x
+        J[5, 0], J[5, 1] = gain[0] * y, -gain[1] * x
+        J[4, 0] -= gain[0] * z
+        J[3, 1] += gain[1] * z
+        if not all_mono:
+            a0 = (inv_sigma[2] * root) * alpha * camera.fx * iz
+            a2 = -(inv_sigma[2] * root) * torch.addcmul(alpha * camera.fx * h[0], beta, iz) * iz
+            J[0, 2], J[1, 2], J[2, 2] = -a0, 0, -a2
+            J[3, 2], J[4, 2], J[5, 2] = -a2 * y, a2 * x - a0 * z, a0 * y
+        J = J.view(6, -1)
+        H, g = J @ J.T, J @ (r * root).flatten()
+        if prior is not None:
+            B = torch.block_diag(R, R)
+            H = H + B.T @ information @ B
+            g = g - B.T @ (information @ pose_error(R[None], t.T, T_prior)[0])
+        return H, g
+
+    current = evaluate(R, t)
+    cost_before = cost = float(current[-1])
+    status, reason, iteration = BAStatus.MAX_ITER, f"{config.max_iterations} iterations were not enough", 0
+    covariance = None
+    if num_usable < 3 and prior is None:
+        status, reason = BAStatus.DEGENERATE, f"{num_usable} usable observations, a pose needs at least 3"
+    else:
+        damping = 1e-6
+        H, g = normal_equations(R, t, *current[:-1])
+        for iteration in range(1, config.max_iterations + 1):
+            step = torch.linalg.solve_ex(H + torch.diag(H.diagonal() * damping + 1e-300), g)[0]
+            gain = 0.5 * float(step @ g)
+            move = geometry.exp(step)
+            R_new, t_new = R @ geometry.rotation_matrix(move[3:]), t + R @ move[:3, None]
+            trial = evaluate(R_new, t_new)
+            trial_cost = float(trial[-1])
+            floor = config.cost_tolerance * cost + 1e-14 * N
+            if math.isfinite(trial_cost) and trial_cost <= cost:
+                decrease, cost = cost - trial_cost, trial_cost
+                R, t, current = R_new, t_new, trial
+                H, g = normal_equations(R, t, *current[:-1])
+                damping = max(damping * 0.1, 1e-12)
+                if decrease <= floor and gain <= 4 * floor:
+                    status, reason = BAStatus.CONVERGED, ""
+                    break
+                continue
+            if 0 <= gain <= floor:
+                status, reason = BAStatus.CONVERGED, ""
+                break
+            damping = max(damping * 10, 1e-4)
+            if damping > 1e6 or not math.isfinite(gain):
+                reason = "no step lowers the cost any more"
+                break
+        scale = H.diagonal().clamp_min(1e-300).rsqrt()
+        factor, info = torch.linalg.cholesky_ex(H * scale[:, None] * scale)
+        inverse = torch.cholesky_inverse(factor)
+        if int(info) or not float(inverse.diagonal().max()) < 1e12:
+            status, reason = BAStatus.DEGENERATE, "the observations do not determine the pose: the system is singular"
+        else:
+            covariance = inverse * scale[:, None] * scale
+    s = current[4]
+    usable = usable & (current[0][2] > MIN_DEPTH)
+    weight = torch.where(usable, kernel_weight(kernel, s, width), 0.0)
+    if covariance is not None:
+        size = torch.where(mono, 2.0, 3.0)[usable]
+        covariance = covariance * measure_spread(s[usable], weight[usable], size, 6 if prior is None else 0, config)
+    residual = torch.where(usable, current[3][:2] / inv_sigma[:2], torch.nan).T
+    if status is BAStatus.DEGENERATE:
+        pose = T
+    else:
+        pose = geometry.from_matrix(torch.cat([R, t], 1))
+        pose[3:] = torch.where((pose[3:] * T[3:]).sum() < 0, -pose[3:], pose[3:])
+    return PoseResult(pose, covariance, residual, weight, usable & (s <= config.inlier_gate**2), cost_before, cost, iteration, status,
+                      reason)
