@@ -1,0 +1,79 @@
+"""`python -m imatching_ros COMMAND`: one line of help per command; a command's own module is imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from importlib import import_module
+
+from .errors import ImatchingError
+
+# A spinning OpenMP pool is what makes frames late on a busy CPU; it has to be told before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+COMMANDS = {
+    "replay": ("imatching_ros.commands.replay", "run visual odometry, with or without learning, over a recording"),
+    "online": ("imatching_ros.ros.node", "run the ROS 2 node (ROS arguments follow)"),
+    "match-eval": ("imatching_ros.commands.match_eval", "score matchers on a recording by depth and poses"),
+    "compare": ("imatching_ros.commands.compare", "frozen against adapted weights on a recording"),
+    "report": ("imatching_ros.commands.report", "write report.html of a replay"),
+    "weights": ("imatching_ros.commands.weights", "list, show, compare and export weights"),
+    "simulate": ("imatching_ros.sources.simulation.command", "render a recording with exact truth"),
+    "train": ("imatching_ros.training.command", "train default weights"),
+    "bench ba": ("imatching_ros.bench.ba.command", "time bundle adjustment"),
+    "bench matcher": ("imatching_ros.bench.matcher.command", "time matchers"),
+    "bench odometry": ("imatching_ros.bench.odometry.command", "time odometry frame by frame"),
+    "bench interference": ("imatching_ros.bench.interference.command", "time odometry beside the learner"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command. Exit codes: 0 done, 1 an expected error (one line on stderr), 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from . import __version__
+
+        print(__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name == "bench":
+        if not rest or rest[0] in ("-h", "--help"):
+            print(usage("bench "))
+            return 0 if rest else 2
+        name, rest = f"bench {rest[0]}", rest[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        print(f"error: unknown command '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help"), file=sys.stderr)
+        return 2
+    try:
+        module = import_module(COMMANDS[name][0])
+        if name == "online":
+            return module.main(rest) or 0
+        parser = argparse.ArgumentParser(f"python -m imatching_ros {name}", description=module.__doc__,
+                                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(parser)
+        return module.run(parser.parse_args(rest)) or 0
+    except ImatchingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again while it exits
+        return 1
+
+
+def usage(prefix: str = "") -> str:
+    """The commands that start with `prefix`, one line each."""
+    lines = [f"  {name:<20}{text}" for name, (_, text) in COMMANDS.items() if name.startswith(prefix)]
+    return "\n".join([f"usage: python -m imatching_ros {prefix}COMMAND [options]; COMMAND --help tells more", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Runs visual odometry over a recording: rosbag2 (folder, .mcap, .db3), ROS 1 .bag, TUM RGB-D, EuRoC, KITTI odometry, frames.csv.
+
+Every frame is processed, however long it takes. The output folder gets trajectory.txt (TUM format, camera to world, one line
+per tracked frame, as published and never revised), keyframes.txt (refined), metrics.json, events.jsonl, frames.csv,
+config.yaml and weights/ (promoted weights).
+
+examples:
+  python -m imatching_ros replay my_bag/ --out run
+  python -m imatching_ros replay rgbd_dataset_freiburg1_desk --out run --mode mono --learning off
+  python -m imatching_ros replay run.mcap --out run --groundtruth truth.txt --learning sync --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .arguments import add_config_options, add_source_options, read_config, source_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="bag file or folder, or a data set's sequence folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    parser.add_argument("--report", action="store_true", help="also write report.html")
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_config_options(parser)
+    add_source_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    options = source_options(args)
+    config = read_config(args)
+    metrics = replay(args.source, args.out, config, options, quiet=args.quiet)
+    if args.report:
+        from ..evaluation.report import write_report
+
+        write_report(args.out, args.out / "report.html")
+    print(json.dumps(metrics, indent=2) if args.json else summary(metrics))
+    if not args.json:
+        print(f"results are in {args.out}")
+    return 130 if metrics["interrupted"] else 0
+
+
+def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False) -> dict[str, Any]:
+    """Runs odometry over a recording and returns what metrics.json holds. Ctrl-C ends it early with all files in place.
+
+    Raises:
+        ImatchingError: the recording, its calibration or the weights cannot be used.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from ..evaluation.run_writer import RunWriter
+    from ..pipeline import Pipeline
+    from ..sources.opening import open_source
+    from .progress import Progress
+
+    torch.set_num_threads(config.matcher.threads)
+    if options.mode == "auto" and config.odometry.mode != "auto":
+        options = replace(options, mode=config.odometry.mode)
+    source = open_source(path, options)
+    config = config.with_values({"odometry.mode": source.mode})
+    writer = RunWriter(out, config)
+    for text in source.warnings:
+        writer.add_event({"stamp_ns": None, "event": "warning", "text": text})
+    stamp = 0
+
+    def warn(stamp_ns: int | None, text: str) -> None:
+        writer.add_event({"stamp_ns": stamp_ns, "event": "warning", "text": text})
+        print(f"\nwarning: {text}", file=sys.stderr)
+
+    source.on_warning = warn
+    interrupted = False
+    start = time.perf_counter()
+    pipeline = Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights")
+    try:
+        with Progress(f"replay {source.name}", source.length, stream=open(os.devnull, "w") if quiet else None) as progress:
+            for frame in source:
+                clock = time.perf_counter()
+                output = pipeline.process(frame)
+                writer.add_frame(output, (time.perf_counter() - clock) * 1e3)
+                stamp = frame.stamp_ns
+                progress.update(frame.id + 1, output.state.value)
+    except KeyboardInterrupt:
+        interrupted = True
+        writer.add_event({"stamp_ns": stamp, "event": "interrupted"})
+    finally:
+        # Whatever goes wrong in the middle, the results so far are worth keeping.
+        pipeline.close()
+        metrics = writer.finish(source.groundtruth(), pipeline.keyframes(), _provenance(path, source, config, pipeline) | {
+            "wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings})
+    return metrics
+
+
+def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str, Any]:
+    return {
+        "source": {"path": str(path.resolve()), "name": source.name, "mode": source.mode,
+                   "camera": {k: getattr(source.camera, k) for k in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion",
+                                                                     "baseline_m")}},
+        "learning": pipeline.learning_status(),
+        "weights": pipeline.weights(),
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .. import __version__
+
+    found = {"imatching_ros": __version__, "python": platform.python_version(), "machine": platform.platform()}
+    for name in ("torch", "pypose", "numpy", "opencv-python-headless", "evo", "rosbags"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # OpenCV has several names, and apt's packages have none
+            continue
+    return found
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """A small table."""
+    learning, latency = metrics["learning"], metrics["latency_ms"]
+    ate = metrics["ate"]
+    number = "{:.1f}".format
+    rows = [
+        ("frames", f"{metrics['frames']}, tracked {metrics['tracked_frames']}, lost {metrics['lost_frames']}, keyframes {metrics['keyframes']}"),
+        ("initialised", f"at frame {metrics['initialized_at_frame']}, then {100 * metrics['tracked_share_after_initialization']:.1f} % tracked"),
+        ("ATE", f"{ate['rmse']:.4f} m ({ate['percent_of_path'] or 0:.2f} % of {ate['path_length_m']:.1f} m), {ate['alignment']}, scale {ate['scale']:.4g}"
+         if ate else metrics["no_truth_because"]),
+        ("latency", " / ".join(number(latency[k] or 0) for k in ("p50", "p95", "p99", "max")) + " ms (p50/p95/p99/max)"),
+        ("learning", f"{learning.get('mode')}: {learning.get('steps', 0)} steps, {learning.get('promotions', 0)} promotions, "
+                     f"{learning.get('rollbacks', 0)} rollbacks"),
+        ("weights", f"{metrics['weights'].get('matcher')} version {metrics['weights'].get('version')}"),
+    ]
+    return "\n".join(f"{name:<12} {text}" for name, text in rows)

@@ -1,0 +1,154 @@
+"""The folder that a run leaves behind, written line by line so that an interrupted run loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..config import Config
+from ..datatypes import OdometryOutput, TrackingState
+from ..sources.truth import Trajectory, tum_line, write_tum
+from .trajectory import TrajectoryScore, score_trajectory
+
+FRAME_COLUMNS = ("frame", "stamp_ns", "state", "inliers", "matches", "residual_px", "latency_ms", "keyframe", "map", "weights_version")
+RESIDUAL_EDGES_PX = np.round(np.arange(0, 5.01, 0.1), 2)
+
+
+class RunWriter:
+    """Writes trajectory.txt, frames.csv and events.jsonl while the run goes on, the rest at its end.
+
+    Events may come from several threads; everything else is called from one.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        self._trajectory = (folder / "trajectory.txt").open("w", buffering=1)
+        self._trajectory.write("# timestamp tx ty tz qx qy qz qw\n")
+        self._frames = (folder / "frames.csv").open("w", buffering=1)
+        self._frames.write(",".join(FRAME_COLUMNS) + "\n")
+        self._events = (folder / "events.jsonl").open("w", buffering=1)
+        self._lock = threading.Lock()
+        self._stamps: list[int] = []
+        self._poses: list[list[float]] = []
+        self._states: list[TrackingState] = []
+        self._latencies_ms: list[float] = []
+        self._inliers: list[int] = []
+        self._histogram = np.zeros(len(RESIDUAL_EDGES_PX), np.int64)  # the last bin is everything beyond
+        self._keyframes = 0
+        self._maps: set[int] = set()
+        self.metric = False
+
+    def add_frame(self, output: OdometryOutput, latency_ms: float) -> None:
+        """One processed frame; only a pose that the frame's own matches support enters the trajectory."""
+        self._states.append(output.state)
+        self._latencies_ms.append(latency_ms)
+        self._keyframes += output.is_keyframe
+        residual = math.nan
+        matches = 0
+        if output.matches is not None:
+            matches = len(output.matches.uv_i)
+            residuals = output.matches.residual_px[output.matches.inlier].double().cpu().numpy()
+            residuals = residuals[np.isfinite(residuals)]
+            if len(residuals):
+                residual = float(np.median(residuals))
+                index = np.minimum(residuals / RESIDUAL_EDGES_PX[1], len(self._histogram) - 1).astype(int)
+                self._histogram += np.bincount(index, minlength=len(self._histogram))
+        if output.T_WC is not None:
+            self.metric = output.metric
+            self._maps.add(output.map_id)
+            self._inliers.append(output.inliers)
+            pose = output.T_WC.tolist()
+            self._stamps.append(output.stamp_ns)
+            self._poses.append(pose)
+            self._trajectory.write(tum_line(output.stamp_ns, pose))
+        row = (output.frame_id, output.stamp_ns, output.state.value, output.inliers, matches, f"{residual:.4f}", f"{latency_ms:.3f}",
+               int(output.is_keyframe), output.map_id, output.weights_version)
+        self._frames.write(",".join(map(str, row)) + "\n")
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """One JSON object per line; numbers that are not finite become null."""
+        line = json.dumps(plain(event))
+        with self._lock:
+            if not self._events.closed:
+                self._events.write(line + "\n")
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The poses so far, as published."""
+        return Trajectory(np.array(self._stamps, np.int64), np.array(self._poses, float).reshape(-1, 7))
+
+    def finish(self, truth: Trajectory | None, keyframes: list[tuple[int, Any]], more: dict[str, Any]) -> dict[str, Any]:
+        """Writes keyframes.txt, groundtruth.txt and metrics.json, and returns the metrics.
+
+        Args:
+            keyframes: (stamp_ns, T_WC (7,)) of the refined keyframes.
+            more: further entries of metrics.json.
+        """
+        estimate = self.trajectory
+        stamps = np.array([stamp for stamp, _ in keyframes], np.int64)
+        poses = np.array([np.asarray(T, float) for _, T in keyframes]).reshape(-1, 7)
+        write_tum(self.folder / "keyframes.txt", Trajectory(stamps, poses))
+        metrics: dict[str, Any] = self._counts()
+        score = "the recording has no truth" if truth is None else score_trajectory(estimate, truth, self.metric)
+        if truth is not None:
+            write_tum(self.folder / "groundtruth.txt", truth)
+        if isinstance(score, TrajectoryScore):
+            metrics |= {"path_length_m": score.ate["path_length_m"], "ate": score.ate, "rpe": score.rpe}
+        else:
+            metrics |= {"path_length_m": estimate.path_length_m, "ate": None, "rpe": None, "no_truth_because": score}
+        metrics |= {"path_length_is": "true, over the tracked frames" if isinstance(score, TrajectoryScore) else
+                    "estimated" if self.metric else "estimated, in map units", **more}
+        metrics = plain(metrics)
+        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        self.close()
+        return metrics
+
+    def close(self) -> None:
+        """Closes the files; `add_event` of a late thread is ignored from here on."""
+        with self._lock:
+            for file in (self._trajectory, self._frames, self._events):
+                file.close()
+
+    def _counts(self) -> dict[str, Any]:
+        first = next((k for k, s in enumerate(self._states) if s in (TrackingState.TRACKING, TrackingState.DEGRADED)), None)
+        after = len(self._states) - first if first is not None else 0
+        latencies = np.array(self._latencies_ms or [math.nan])
+        p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
+        spent_s = latencies.sum() / 1e3
+        return {
+            "frames": len(self._states),
+            "tracked_frames": len(self._stamps),
+            "lost_frames": sum(s is TrackingState.LOST for s in self._states),
+            "initialized_at_frame": first,
+            "tracked_share_after_initialization": len(self._stamps) / after if after else 0.0,
+            "keyframes": self._keyframes,
+            "maps": len(self._maps),
+            "metric": self.metric,
+            "min_inliers": min(self._inliers, default=None),
+            "fps": len(self._states) / spent_s if spent_s > 0 else None,
+            "latency_ms": {"p50": p50, "p95": p95, "p99": p99, "max": latencies.max()},
+            "residual_histogram": {"edges_px": RESIDUAL_EDGES_PX.tolist(), "counts": self._histogram.tolist()},
+        }
+
+
+def plain(value: Any) -> Any:
+    """Numbers, strings, lists and dictionaries that JSON knows; what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return value.value if hasattr(value, "value") else str(value)
