@@ -1,0 +1,142 @@
+"""Starting without depth: two-view geometry from the first frames, checked for parallax, then poses of the frames between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import geometry
+from .config import OdometryConfig
+from .corners import detect
+from .datatypes import Frame, as_grey
+from .matching.base import Features, Matcher
+from .tracking import locate
+
+_VIEWS = 6  # frames between reference and newest that are kept
+_THRESHOLD_PX = 1.0
+_PLANAR = 0.95  # a homography that explains so much of what the essential matrix explains leaves the pose ambiguous
+_MIN_SHARE = 0.4  # of the reference's points still followed; below, the newest frame becomes the reference
+
+
+@dataclass(frozen=True)
+class View:
+    frame: Frame
+    image: Tensor  # (1, H, W) uint8 grey
+    features: Features
+    uv: Tensor  # (N, 2) float32 raw px of the reference's points
+    ok: Tensor  # (N,) bool
+    sigma_px: Tensor  # (N,)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first keyframes of a map, in the frame of the first one, up to scale."""
+
+    views: tuple[View, ...]
+    T_WC: Tensor  # (V, 7) float64
+    inlier: Tensor  # (N,) bool: points that support it
+
+
+class MonoStart:
+    """Collects frames until two of them, with parallax, agree on an essential matrix."""
+
+    def __init__(self, config: OdometryConfig, matcher: Matcher) -> None:
+        self._config = config
+        self._matcher = matcher
+        self._views: list[View] = []
+
+    def offer(self, frame: Frame, features: Features) -> Start | str:
+        """Takes the next frame; returns the start, or why there is none yet."""
+        image = as_grey(frame.image)
+        if not self._views:
+            return self._restart(frame, image, features)
+        reference, last = self._views[0], self._views[-1]
+        wide = self._matcher.wide_baseline
+        source = reference if wide else last
+        width = frame.camera.width
+        found = self._matcher.estimate(self._matcher.describe(source.features, source.uv), [features],
+                                       last.uv[None].to(self._matcher.device), self._config.new_search_radius * width)
+        uv, score = found.uv[0].cpu().float(), found.score[0].cpu()
+        ok = (score >= self._config.min_score) & (last.ok | wide)
+        self._views.append(View(frame, image, features, torch.where(ok[:, None], uv, last.uv), ok, found.sigma_px[0].cpu()))
+        if int(ok.sum()) < max(self._config.start_landmarks, _MIN_SHARE * len(ok)):
+            count = int(ok.sum())
+            self._restart(frame, image, features)
+            return f"only {count} of {len(ok)} points could be followed; starting again from this frame"
+        result = self._solve()
+        if isinstance(result, str) and len(self._views) > _VIEWS + 1:
+            # Every second one goes: the views stay spread over the whole time since the reference.
+            self._views = [self._views[0], *self._views[2:-1:2], self._views[-1]]
+        return result
+
+    def _restart(self, frame: Frame, image: Tensor, features: Features) -> str:
+        c = self._config
+        uv = detect(self._matcher, features, image, torch.zeros(0, 2), c.landmarks_per_frame, c.corner_distance * frame.camera.width,
+                    c.corner_quality)
+        self._views = []
+        if len(uv) < c.start_landmarks:
+            return f"{len(uv)} corners in the picture, {c.start_landmarks} are needed: too dark, covered or without texture"
+        self._views = [View(frame, image, features, uv, torch.ones(len(uv), dtype=torch.bool), torch.ones(len(uv)))]
+        return "waiting for parallax"
+
+    def _solve(self) -> Start | str:
+        c = self._config
+        first, last = self._views[0], self._views[-1]
+        camera = last.frame.camera
+        K = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+        a, b = camera.undistort(first.uv.double()), camera.undistort(last.uv.double())
+        rows = (last.ok & torch.isfinite(a).all(1) & torch.isfinite(b).all(1)).nonzero()[:, 0]
+        needed = c.start_parallax * camera.width
+        if float((a[rows] - b[rows]).norm(dim=1).median()) < needed:
+            return "waiting for parallax"
+        pa, pb = a[rows].numpy(), b[rows].numpy()
+        cv2.setRNGSeed(0)
+        E, mask = cv2.findEssentialMat(pa, pb, K, method=cv2.USAC_MAGSAC, prob=0.9999, threshold=_THRESHOLD_PX, maxIters=2000)
+        if E is None or E.shape != (3, 3):
+            return "no essential matrix fits the matches"
+        support = mask[:, 0] > 0
+        _, R, t, front = cv2.recoverPose(E, pa, pb, K, mask=mask.copy())
+        in_front = front[:, 0] > 0
+        rotated = geometry.project(camera, geometry.rays(camera, a[rows]) @ torch.from_numpy(R).T)
+        parallax = float((rotated - b[rows]).norm(dim=1)[torch.from_numpy(support)].median()) if support.any() else 0.0
+        if parallax < needed:
+            return f"no parallax: {parallax:.1f} px after rotation, {needed:.1f} are needed; move the camera sideways"
+        _, flat = cv2.findHomography(pa, pb, cv2.USAC_MAGSAC, 2 * _THRESHOLD_PX)
+        if flat is not None and flat.sum() >= _PLANAR * support.sum():
+            return "the scene is one plane from these views: the motion is ambiguous; move on"
+        if in_front.sum() < 0.7 * support.sum() or in_front.sum() < c.start_landmarks:
+            return f"only {int(in_front.sum())} points agree on the motion"
+        T_last = geometry.inverse(geometry.from_matrix(torch.from_numpy(np.hstack([R, t]))))
+        return self._with_between(rows[torch.from_numpy(in_front)], T_last)
+
+    def _with_between(self, rows: Tensor, T_last: Tensor) -> Start | str:
+        """Adds the frames between, located on the two-view points, so that the first bundle adjustment has more than two views."""
+        c = self._config
+        first, last = self._views[0], self._views[-1]
+        camera = last.frame.camera
+        poses = torch.stack([geometry.identity(), T_last])
+        obs = torch.cat([camera.undistort(first.uv[rows].double()), camera.undistort(last.uv[rows].double())])
+        count = len(rows)
+        both = torch.arange(2 * count)
+        found = geometry.triangulate(camera, poses, both // count, both % count, obs, count)
+        good = found.valid & (found.rms_px < c.inlier_px) & (found.parallax_rad * camera.fx >= c.min_parallax_px)
+        if int(good.sum()) < c.start_landmarks:
+            return f"{int(good.sum())} points have enough parallax, {c.start_landmarks} are needed; move the camera sideways"
+        rows, points = rows[good], found.points_W[good]
+        between, T_between = [], []
+        for view in self._views[1:-1]:
+            seen = view.ok[rows]
+            located = locate(camera, camera.undistort(view.uv[rows][seen].double()), points[seen], view.sigma_px[rows][seen], None, c)
+            if located is not None:
+                between.append(view)
+                T_between.append(located.T_WC)
+        inlier = torch.zeros(len(first.uv), dtype=torch.bool)
+        inlier[rows] = True
+        # A frame that is alike its neighbour adds nothing but work.
+        chosen = list(range(len(between)))[:: max(1, len(between) // 3)][:4]
+        views = (first, *(between[i] for i in chosen), last)
+        return Start(views, torch.stack([poses[0], *(T_between[i] for i in chosen), poses[1]]), inlier)

@@ -1,0 +1,206 @@
+"""Keyframe work: a new keyframe joins the window, new landmarks are found and triangulated, bundle adjustment, culling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import depths, geometry
+from .bundle import solve
+from .config import Config
+from .corners import detect
+from .datatypes import BAResult, BAStatus, Frame
+from .initialization import Start
+from .matching.base import Features, Matcher
+from .recovery import Places, place_of
+from .samples import Solved
+from .window import Keyframe, Window
+
+_RECENT = 3  # keyframes in which new points are searched
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Landmarks of the window found in one frame."""
+
+    rows: Tensor  # (N,) int64, rows of the window
+    uv: Tensor  # (N, 2) float32 raw px
+    score: Tensor  # (N,)
+    sigma_px: Tensor  # (N,)
+    missed: Tensor  # (K,) int64, rows searched in vain
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A located frame that becomes a keyframe; `sighting` is None when it is in the window already."""
+
+    frame: Frame
+    image: Tensor  # (1, H, W) uint8 grey
+    features: Features
+    T_WC: Tensor  # (7,)
+    sighting: Sighting | None
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """What keyframe work found out."""
+
+    result: BAResult
+    solved: Solved
+
+
+class Mapper:
+    """Builds and extends a window; holds no state of its own but the settings."""
+
+    def __init__(self, config: Config, matcher: Matcher) -> None:
+        self._all = config
+        self._config = config.odometry
+        self._matcher = matcher
+
+    def start_metric(self, frame: Frame, image: Tensor, features: Features, mode: str) -> Window | str:
+        """A window of one keyframe at the origin whose landmarks have a measured depth; or why not."""
+        window = Window()
+        row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, image, features), geometry.identity())
+        self._add_corners(window, row, frame, image, features, mode)
+        window.triangulate(frame.camera, self._config.min_parallax_px, self._config.inlier_px)
+        known = int(window.landmarks.resolved.sum())
+        if known < self._config.start_landmarks:
+            return f"{known} corners with a measured depth, {self._config.start_landmarks} are needed"
+        return window
+
+    def start_mono(self, start: Start, median_depth: float | None) -> Window | str:
+        """A window from the first views; or why not. Its scale: the given median depth, else the known first baseline, else a
+        median depth of 1."""
+        c, camera = self._config, start.views[-1].frame.camera
+        window = Window()
+        for view, T_WC in zip(start.views, start.T_WC):
+            window.add_keyframe(Keyframe(view.frame.id, view.frame.stamp_ns, view.image, view.features), T_WC)
+        inlier = start.inlier.nonzero()[:, 0]
+        reference = start.views[0]
+        rows = self._add_landmarks(window, 0, reference.features, reference.uv[inlier])
+        window.observe(camera, 0, rows, reference.uv[inlier], torch.ones(len(rows)) * self._config.corner_sigma_px)
+        for row, view in enumerate(start.views[1:], 1):
+            seen = view.ok[inlier]
+            window.observe(camera, row, rows[seen], view.uv[inlier[seen]], view.sigma_px[inlier[seen]])
+        window.triangulate(camera, c.min_parallax_px, c.inlier_px)
+        for _ in range(2):  # outliers of the two-view geometry go after the first round
+            adjusted = self._adjust(window, camera)
+            if adjusted is None or adjusted.result.status is BAStatus.DEGENERATE:
+                return "bundle adjustment of the first views is degenerate: " + (adjusted.result.reason if adjusted else "no landmarks")
+        known = int(window.landmarks.resolved.sum())
+        if known < c.start_landmarks:
+            return f"{known} landmarks agree with the first views, {c.start_landmarks} are needed"
+        if c.first_baseline_m > 0 and median_depth is None:
+            window.rescale(c.first_baseline_m / float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm().clamp_min(1e-9)))
+        else:
+            window.rescale((median_depth or 1.0) / window.median_depth(len(window.keyframes) - 1))
+        return window
+
+    def extend(self, window: Window, places: Places, fresh: Fresh, mode: str) -> Adjusted | None:
+        """All that a new keyframe needs, in order."""
+        frame, camera = fresh.frame, fresh.frame.camera
+        if fresh.sighting is None:
+            row = len(window.keyframes) - 1
+        else:
+            row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, fresh.image, fresh.features), fresh.T_WC)
+            self._observe(window, row, frame, fresh.sighting.rows, fresh.sighting.uv, fresh.sighting.sigma_px, mode)
+            if self._matcher.wide_baseline:
+                self._search_pending(window, row, frame, fresh.features, mode)
+        new = self._add_corners(window, row, frame, fresh.image, fresh.features, mode)
+        if self._matcher.wide_baseline:
+            self._search_backwards(window, row, frame, new)
+        window.triangulate(camera, self._config.min_parallax_px, self._config.inlier_px)
+        if len(window.keyframes) > self._config.window_keyframes:
+            places.remember(place_of(window, 0))
+            window.drop_keyframe(0)
+        return self._adjust(window, camera)
+
+    # -- landmarks ----------------------------------------------------------------------------------------------------
+
+    def _add_landmarks(self, window: Window, row: int, features: Features, uv: Tensor) -> Tensor:
+        queries = self._matcher.describe(features, uv.to(self._matcher.device)) if self._matcher.wide_baseline else None
+        return window.add_landmarks(row, uv, queries)
+
+    def _observe(self, window: Window, row: int, frame: Frame, rows: Tensor, uv: Tensor, sigma_px: Tensor, mode: str) -> None:
+        measured = depths.measure(frame, mode, uv, self._config)
+        if measured is None:
+            window.observe(frame.camera, row, rows, uv, sigma_px)
+        else:
+            window.observe(frame.camera, row, rows, uv, sigma_px, measured.third, measured.sigma, measured.kind)
+
+    def _add_corners(self, window: Window, row: int, frame: Frame, image: Tensor, features: Features, mode: str) -> Tensor:
+        """Fills the picture up with new corners as landmarks; returns their rows."""
+        c = self._config
+        o = window.observations
+        taken = o.uv[o.kf == row]
+        wanted = c.landmarks_per_frame - len(taken)
+        if wanted <= 0:
+            return torch.zeros(0, dtype=torch.int64)
+        uv = detect(self._matcher, features, image, taken, wanted, c.corner_distance * frame.camera.width, c.corner_quality)
+        rows = self._add_landmarks(window, row, features, uv)
+        self._observe(window, row, frame, rows, uv, torch.full((len(rows),), self._config.corner_sigma_px), mode)
+        return rows
+
+    def _search_pending(self, window: Window, row: int, frame: Frame, features: Features, mode: str) -> None:
+        """Looks for landmarks without a position in the new keyframe; their depth is taken to be that of the scene."""
+        rows = (~window.landmarks.resolved).nonzero()[:, 0]
+        if len(rows) == 0:
+            return
+        anchors = {keyframe.id: k for k, keyframe in enumerate(window.keyframes)}
+        known = torch.tensor([anchors.get(a, -1) for a in window.landmarks.anchor[rows].tolist()])
+        rows, known = rows[known >= 0], known[known >= 0]
+        uv = frame.camera.undistort(window.landmarks.uv_anchor[rows].double())
+        points_C = geometry.back_project(frame.camera, uv, torch.full((len(rows),), window.median_depth(row), dtype=torch.float64))
+        self._search(window, rows, torch.tensor([row]), geometry.act(window.T_WC[known], points_C), frame, mode)
+
+    def _search_backwards(self, window: Window, row: int, frame: Frame, rows: Tensor) -> None:
+        """Looks for new landmarks in the keyframes before, at the depth of their nearest neighbours in the picture."""
+        others = torch.arange(max(0, row - _RECENT), row)
+        if len(rows) == 0 or len(others) == 0:
+            return
+        landmarks, o = window.landmarks, window.observations
+        uv = landmarks.uv_anchor[rows]
+        depth = torch.full((len(rows),), window.median_depth(row), dtype=torch.float64)
+        mine = ((o.kf == row) & landmarks.resolved[o.lm]).nonzero()[:, 0]
+        if len(mine):
+            points_C = geometry.act(geometry.inverse(window.T_WC[row]), landmarks.points_W[o.lm[mine]])
+            depth = points_C[torch.cdist(uv, o.uv[mine]).argmin(1), 2]
+        points_C = geometry.back_project(frame.camera, frame.camera.undistort(uv.double()), depth)
+        self._search(window, rows, others, geometry.act(window.T_WC[row], points_C), frame, "mono")
+
+    def _search(self, window: Window, rows: Tensor, targets: Tensor, points_W: Tensor, frame: Frame, mode: str) -> None:
+        """Matches landmarks into keyframes near where `points_W` would be seen; adds what is found as observations."""
+        c, camera = self._config, frame.camera
+        points_C = geometry.act(geometry.inverse(window.T_WC[targets])[:, None], points_W[None])
+        predicted = geometry.project(camera, points_C)
+        inside = (points_C[..., 2] > 0) & ((predicted >= 0) & (predicted <= predicted.new_tensor([camera.width - 1, camera.height - 1]))).all(-1)
+        predicted = torch.where(inside[..., None], camera.distort(predicted), torch.nan)
+        some = inside.any(0).nonzero()[:, 0]
+        if len(some) == 0:
+            return
+        found = self._matcher.estimate(
+            window.queries.select(rows[some].to(self._matcher.device)), [window.keyframes[k].features for k in targets.tolist()],
+            predicted[:, some].float().to(self._matcher.device), c.new_search_radius * camera.width)
+        good = (found.score.cpu() >= c.min_score) & inside[:, some]
+        t, n = good.nonzero().unbind(1)
+        uv, sigma = found.uv.cpu().float()[t, n], found.sigma_px.cpu()[t, n]
+        if mode == "mono" or len(targets) > 1:
+            window.observe(camera, targets[t], rows[some][n], uv, sigma)
+        else:
+            self._observe(window, int(targets[0]), frame, rows[some][n], uv, sigma, mode)
+
+    # -- bundle adjustment --------------------------------------------------------------------------------------------
+
+    def _adjust(self, window: Window, camera) -> Adjusted | None:
+        problem = window.snapshot(camera)
+        if problem is None:
+            return None
+        snapshot, used, rows = problem
+        result = solve(snapshot, self._all.bundle)
+        solved = Solved.of(window, snapshot, result, used, rows)
+        if result.status is not BAStatus.DEGENERATE:
+            window.absorb(result, rows)
+            window.cull(camera, self._config.inlier_px)
+        return Adjusted(result, solved)

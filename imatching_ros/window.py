@@ -1,0 +1,323 @@
+"""The sliding window: keyframes, landmarks and observations as flat arrays (structure of arrays), on the CPU.
+
+A landmark is found as a corner of one keyframe, its anchor, where its query was described. It is `resolved` once its
+position is known. Rows are compacted when landmarks or keyframes leave; `id` names a landmark for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import geometry
+from .camera import Camera
+from .datatypes import BAResult, ObservationKind, WindowSnapshot
+from .matching.base import Features, Matcher, Queries
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    id: int  # of its frame
+    stamp_ns: int
+    image: Tensor  # (1, H, W) uint8 grey
+    features: Features
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """P landmarks."""
+
+    id: Tensor  # (P,) int64
+    points_W: Tensor  # (P, 3) float64, NaN until resolved
+    resolved: Tensor  # (P,) bool
+    anchor: Tensor  # (P,) int64, frame id of the keyframe where its query was described
+    uv_anchor: Tensor  # (P, 2) float32 raw px there
+    uv_last: Tensor  # (P, 2) float32 raw px where it was seen last
+    seen: Tensor  # (P,) int64, frame id where it was seen last
+    misses: Tensor  # (P,) int64, frames in a row in which it was searched in vain
+
+    @staticmethod
+    def empty() -> Landmarks:
+        whole, px = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2)
+        return Landmarks(whole, torch.zeros(0, 3, dtype=torch.float64), whole.bool(), whole, px, px, whole, whole)
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """O observations, in the order in which they were made."""
+
+    kf: Tensor  # (O,) int64, row of the keyframe
+    lm: Tensor  # (O,) int64, row of the landmark
+    uv: Tensor  # (O, 2) float32 raw px
+    obs: Tensor  # (O, 3) float64, as in WindowSnapshot
+    kind: Tensor  # (O,) int64, ObservationKind
+    sigma: Tensor  # (O, 3) float64
+
+    @staticmethod
+    def empty() -> Observations:
+        whole, three = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.float64)
+        return Observations(whole, whole, torch.zeros(0, 2), three, whole, three)
+
+    def __len__(self) -> int:
+        return len(self.kf)
+
+
+def _each(table, change):
+    return replace(table, **{name: change(value) for name, value in vars(table).items()})
+
+
+class Window:
+    """Owned by one thread; everything that leaves it is cloned."""
+
+    def __init__(self) -> None:
+        self.keyframes: list[Keyframe] = []
+        self.T_WC = torch.zeros(0, 7, dtype=torch.float64)
+        self.landmarks = Landmarks.empty()
+        self.observations = Observations.empty()
+        self.queries: Queries | None = None  # one per landmark; None with matchers that are queried from the previous frame
+        self.slid = False  # a keyframe has left: the oldest poses carry what it knew
+        self._next_id = 0
+
+    # -- growing ------------------------------------------------------------------------------------------------------
+
+    def add_keyframe(self, keyframe: Keyframe, T_WC: Tensor) -> int:
+        """Appends a keyframe with its pose (7,); returns its row."""
+        self.keyframes.append(keyframe)
+        self.T_WC = torch.cat([self.T_WC, T_WC[None].double()])
+        return len(self.keyframes) - 1
+
+    def add_landmarks(self, kf: int, uv: Tensor, queries: Queries | None) -> Tensor:
+        """New unresolved landmarks at raw px `uv` (N, 2) of keyframe `kf`, their anchor; returns their rows.
+
+        `queries` were described there; None with matchers that are queried from the previous frame.
+        """
+        count, table = len(uv), self.landmarks
+        anchor = torch.full((count,), self.keyframes[kf].id)
+        uv = uv.cpu().float()
+        fresh = Landmarks(
+            id=torch.arange(self._next_id, self._next_id + count), points_W=torch.full((count, 3), torch.nan, dtype=torch.float64),
+            resolved=torch.zeros(count, dtype=torch.bool), anchor=anchor, uv_anchor=uv, uv_last=uv, seen=anchor,
+            misses=torch.zeros(count, dtype=torch.int64),
+        )
+        self._next_id += count
+        self.landmarks = replace(table, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(table).items()})
+        if queries is not None:
+            self.queries = queries if self.queries is None or len(table) == 0 else Queries.cat([self.queries, queries])
+        return torch.arange(len(table), len(table) + count)
+
+    def observe(self, camera: Camera, kf: Tensor | int, rows: Tensor, uv: Tensor, sigma_px: Tensor,
+                third: Tensor | None = None, third_sigma: Tensor | None = None, kind: ObservationKind = ObservationKind.MONO) -> None:
+        """Adds observations of landmarks `rows` (N,) at raw px `uv` (N, 2) in keyframe(s) `kf`; where `third` (N,) is given and
+        finite, it is the third number of that kind of observation, else the observation is MONO."""
+        count = len(rows)
+        ideal = camera.undistort(uv.double())
+        third = torch.full((count,), torch.nan, dtype=torch.float64) if third is None else third.double()
+        third_sigma = torch.ones(count, dtype=torch.float64) if third_sigma is None else third_sigma.double()
+        known = torch.isfinite(third) & torch.isfinite(third_sigma)
+        sigma = sigma_px.double().cpu()
+        fresh = Observations(
+            kf=torch.as_tensor(kf).expand(count).clone(), lm=rows, uv=uv.float(),
+            obs=torch.cat([ideal, torch.where(known, third, 0.0)[:, None]], 1),
+            kind=torch.where(known, int(kind), int(ObservationKind.MONO)),
+            sigma=torch.stack([sigma, sigma, torch.where(known, third_sigma, 1.0)], 1),
+        )
+        fresh = _each(fresh, lambda v: v[torch.isfinite(ideal).all(1)])
+        self.observations = replace(self.observations, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(self.observations).items()})
+
+    def mark(self, frame_id: int, rows: Tensor, uv: Tensor, missed: Tensor) -> None:
+        """Notes where landmarks were seen in a frame, and which were searched in vain."""
+        table = self.landmarks
+        uv_last, seen, misses = table.uv_last.clone(), table.seen.clone(), table.misses.clone()
+        uv_last[rows], seen[rows], misses[rows] = uv.float(), frame_id, 0
+        misses[missed] += 1
+        self.landmarks = replace(table, uv_last=uv_last, seen=seen, misses=misses)
+
+    def place(self, rows: Tensor, points_W: Tensor) -> None:
+        """Resolves landmarks at known positions (N, 3)."""
+        points, resolved = self.landmarks.points_W.clone(), self.landmarks.resolved.clone()
+        points[rows], resolved[rows] = points_W.double(), True
+        self.landmarks = replace(self.landmarks, points_W=points, resolved=resolved)
+
+    # -- geometry -----------------------------------------------------------------------------------------------------
+
+    def views(self) -> Tensor:
+        """Number of observations of each landmark, (P,) int64."""
+        return torch.bincount(self.observations.lm, minlength=len(self.landmarks))
+
+    def seen_at(self, kf: int) -> tuple[Tensor, int]:
+        """The row of each landmark's observation in keyframe `kf` (P,), -1 where there is none; how many of them are resolved."""
+        at = torch.full((len(self.landmarks),), -1)
+        mine = (self.observations.kf == kf).nonzero()[:, 0]
+        at[self.observations.lm[mine]] = mine
+        return at, int(((at >= 0) & self.landmarks.resolved).sum())
+
+    def residuals(self, camera: Camera) -> tuple[Tensor, Tensor]:
+        """Distance between observation and reprojection (O,) in ideal px, and depth of the landmark in that keyframe (O,).
+
+        NaN for landmarks that are not resolved.
+        """
+        return self._residuals(camera, self.landmarks.points_W[self.observations.lm])
+
+    def _residuals(self, camera: Camera, points_W: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        o = self.observations
+        points_C = geometry.act(geometry.inverse(self.T_WC)[o.kf[rows]], points_W)
+        return (geometry.project(camera, points_C) - o.obs[rows, :2]).norm(dim=1), points_C[:, 2]
+
+    def _measured(self) -> Tensor:
+        """(P,) bool: an observation measures its depth."""
+        o = self.observations
+        return torch.bincount(o.lm[o.kind != int(ObservationKind.MONO)], minlength=len(self.landmarks)) > 0
+
+    def triangulate(self, camera: Camera, min_parallax_px: float, gate_px: float) -> Tensor:
+        """Resolves landmarks whose rays have enough parallax and agree within the gate; returns their rows.
+
+        A measured depth counts as parallax. Observations that disagree with their landmark are dropped; a landmark that is
+        still pending keeps all of its own, for with more views the wrong one may stand out.
+        """
+        o = self.observations
+        keep = torch.ones(len(o), dtype=torch.bool)
+        pending = ~self.landmarks.resolved
+        rows = (pending & ((self.views() >= 2) | self._measured())).nonzero()[:, 0]
+        if len(rows) == 0:
+            return rows
+        index = torch.full((len(self.landmarks),), -1)
+        index[rows] = torch.arange(len(rows))
+        for _ in range(2):
+            used = ((index[o.lm] >= 0) & keep).nonzero()[:, 0]
+            lm = index[o.lm[used]]
+            found = geometry.triangulate(camera, self.T_WC, o.kf[used], lm, o.obs[used], len(rows), o.kind[used], o.sigma[used])
+            residual = self._residuals(camera, found.points_W[lm], used)[0]
+            keep[used] = residual < gate_px
+            if bool(keep.all()):
+                break
+        enough = found.parallax_rad * camera.fx >= min_parallax_px
+        good = found.valid & (found.rms_px < gate_px) & (enough | self._measured()[rows])
+        self.place(rows[good], found.points_W[good])
+        self._keep_observations(keep | ~self.landmarks.resolved[o.lm])
+        return rows[good]
+
+    def median_depth(self, kf: int) -> float:
+        """Median depth of the resolved landmarks that keyframe `kf` observes; 1 where it observes none."""
+        o = self.observations
+        rows = o.lm[(o.kf == kf) & self.landmarks.resolved[o.lm]]
+        if len(rows) == 0:
+            return 1.0
+        return float(geometry.act(geometry.inverse(self.T_WC[kf]), self.landmarks.points_W[rows])[:, 2].median())
+
+    # -- bundle adjustment --------------------------------------------------------------------------------------------
+
+    def snapshot(self, camera: Camera) -> tuple[WindowSnapshot, Tensor, Tensor] | None:
+        """The window as a problem, with the rows of its observations (O,) and of its landmarks (P,); None without a problem.
+
+        The oldest keyframe is held; once keyframes have left, the two oldest, which also holds the scale in mono.
+        """
+        if len(self.keyframes) < 2:
+            return None
+        good = self.landmarks.resolved & (self.views() >= 2)
+        used = good[self.observations.lm].nonzero()[:, 0]
+        rows = good.nonzero()[:, 0]
+        if len(rows) == 0:
+            return None
+        index = torch.full((len(self.landmarks),), -1)
+        index[rows] = torch.arange(len(rows))
+        o = _each(self.observations, lambda v: v[used])
+        fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
+        fixed[: 2 if self.slid and len(self.keyframes) > 3 else 1] = True
+        snapshot = WindowSnapshot(camera, self.T_WC.clone(), self.landmarks.points_W[rows], o.kf, index[o.lm], o.obs, o.kind, o.sigma, fixed)
+        return snapshot, used, rows
+
+    def absorb(self, result: BAResult, rows: Tensor) -> None:
+        """Takes over poses and landmark positions."""
+        self.T_WC = result.T_WC.clone().double()
+        self.place(rows, result.points_W)
+
+    def rescale(self, factor: float) -> None:
+        """Scales the map about the centre of its oldest keyframe."""
+        origin = self.T_WC[0, :3].clone()
+        self.T_WC = torch.cat([origin + (self.T_WC[:, :3] - origin) * factor, self.T_WC[:, 3:]], 1)
+        self.landmarks = replace(self.landmarks, points_W=origin + (self.landmarks.points_W - origin) * factor)
+
+    def move(self, T: Tensor) -> None:
+        """Moves the whole map by the pose T (7,): what was at the origin is then at T."""
+        self.T_WC = geometry.compose(T.expand(len(self.T_WC), 7), self.T_WC)
+        self.landmarks = replace(self.landmarks, points_W=geometry.act(T, self.landmarks.points_W))
+
+    # -- shrinking ----------------------------------------------------------------------------------------------------
+
+    def cull(self, camera: Camera, gate_px: float) -> None:
+        """Drops observations that disagree with their landmark, and landmarks that are behind a camera or no longer supported.
+
+        A resolved landmark needs two observations, or one whose kind measures depth.
+        """
+        residual, depth = self.residuals(camera)
+        o = self.observations
+        known = self.landmarks.resolved[o.lm]
+        self._keep_observations(~known | ((residual < gate_px) & (depth > 0)))
+        support = self.views() + self._measured().long()
+        self._keep_landmarks(torch.where(self.landmarks.resolved, support >= 2, support >= 1))
+
+    def drop_keyframe(self, row: int) -> Keyframe:
+        """Removes a keyframe with its observations, and landmarks that nothing observes any more."""
+        self.slid = True
+        o = self.observations
+        self._keep_observations(o.kf != row)
+        o = self.observations
+        self.observations = replace(o, kf=o.kf - (o.kf > row).long())
+        self.T_WC = torch.cat([self.T_WC[:row], self.T_WC[row + 1:]])
+        gone = self.keyframes.pop(row)
+        self._keep_landmarks(self.views() > 0)
+        return gone
+
+    def drop_landmarks(self, rows: Tensor) -> None:
+        keep = torch.ones(len(self.landmarks), dtype=torch.bool)
+        keep[rows] = False
+        self._keep_landmarks(keep)
+
+    def renew_features(self, matcher: Matcher, features: Mapping[int, Features]) -> None:
+        """Replaces features and queries after a change of weights; features that are not given are computed.
+
+        A landmark is described at its anchor; where that has left the window, the newest keyframe that saw it becomes its
+        anchor. A landmark that no keyframe saw is dropped.
+        """
+        version = matcher.weights_version
+        self.keyframes = [
+            replace(k, features=features[k.id] if k.id in features and features[k.id].weights_version == version else matcher.observe(k.image))
+            for k in self.keyframes]
+        if self.queries is None:
+            return
+        ids = torch.tensor([k.id for k in self.keyframes])
+        o = self.observations
+        # Of each landmark's observations, the one at the anchor comes last, else the newest.
+        order = torch.where(ids[o.kf] == self.landmarks.anchor[o.lm], len(ids), o.kf) * len(o) + torch.arange(len(o))
+        best = torch.full((len(self.landmarks),), -1).scatter_reduce(0, o.lm, order, "amax")
+        self._keep_landmarks(best >= 0)
+        best = best[best >= 0] % max(1, len(o))
+        uv, kf = o.uv[best], o.kf[best]
+        parts, rows = [], []
+        for k, keyframe in enumerate(self.keyframes):
+            mine = (kf == k).nonzero()[:, 0]
+            if len(mine):
+                parts.append(matcher.describe(keyframe.features, uv[mine].to(matcher.device)))
+                rows.append(mine)
+        self.queries = Queries.cat(parts).select(torch.cat(rows).argsort().to(matcher.device)) if parts else None
+        self.landmarks = replace(self.landmarks, anchor=ids[kf], uv_anchor=uv)
+
+    def _keep_observations(self, keep: Tensor) -> None:
+        if not bool(keep.all()):
+            self.observations = _each(self.observations, lambda v: v[keep])
+
+    def _keep_landmarks(self, keep: Tensor) -> None:
+        if bool(keep.all()):
+            return
+        self._keep_observations(keep[self.observations.lm])
+        index = keep.long().cumsum(0) - 1
+        self.observations = replace(self.observations, lm=index[self.observations.lm])
+        self.landmarks = _each(self.landmarks, lambda v: v[keep])
+        if self.queries is not None:
+            self.queries = self.queries.select(keep.nonzero()[:, 0].to(self.queries.uv.device))
