@@ -87,8 +87,9 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
         with Progress(f"replay {source.name}", source.length, stream=open(os.devnull, "w") if quiet else None) as progress:
             for frame in source:
                 clock = time.perf_counter()
-                output = pipeline.process(frame)
-                writer.add_frame(output, (time.perf_counter() - clock) * 1e3)
+                posed: list[float] = []
+                output = pipeline.process(frame, on_tracked=lambda _: posed.append(time.perf_counter()))
+                writer.add_frame(output, (posed[0] - clock) * 1e3, (time.perf_counter() - clock) * 1e3)
                 stamp = frame.stamp_ns
                 progress.update(frame.id + 1, output.state.value)
     except KeyboardInterrupt:
@@ -103,12 +104,15 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
 
 
 def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str, Any]:
+    from ..matching.weights import hash_state
+
     return {
         "source": {"path": str(path.resolve()), "name": source.name, "mode": source.mode,
                    "camera": {k: getattr(source.camera, k) for k in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion",
                                                                      "baseline_m")}},
         "learning": pipeline.learning_status(),
-        "weights": pipeline.weights(),
+        "weights": {"matcher": pipeline.matcher.name, "version": pipeline.matcher.weights_version,
+                    "hash": hash_state(pipeline.matcher.state_dict())},
         "seed": config.seed,
         "versions": versions(),
     }

@@ -16,7 +16,7 @@ from ..datatypes import OdometryOutput, TrackingState
 from ..sources.truth import Trajectory, tum_line, write_tum
 from .trajectory import TrajectoryScore, score_trajectory
 
-FRAME_COLUMNS = ("frame", "stamp_ns", "state", "inliers", "matches", "residual_px", "latency_ms", "keyframe", "map", "weights_version")
+FRAME_COLUMNS = ("frame", "stamp_ns", "state", "inliers", "matches", "residual_px", "latency_ms", "processing_ms", "keyframe", "map", "weights_version")
 RESIDUAL_EDGES_PX = np.round(np.arange(0, 5.01, 0.1), 2)
 
 
@@ -40,16 +40,22 @@ class RunWriter:
         self._poses: list[list[float]] = []
         self._states: list[TrackingState] = []
         self._latencies_ms: list[float] = []
+        self._processing_ms: list[float] = []
         self._inliers: list[int] = []
         self._histogram = np.zeros(len(RESIDUAL_EDGES_PX), np.int64)  # the last bin is everything beyond
         self._keyframes = 0
         self._maps: set[int] = set()
         self.metric = False
 
-    def add_frame(self, output: OdometryOutput, latency_ms: float) -> None:
-        """One processed frame; only a pose that the frame's own matches support enters the trajectory."""
+    def add_frame(self, output: OdometryOutput, latency_ms: float, processing_ms: float) -> None:
+        """One processed frame; only a pose that the frame's own matches support enters the trajectory.
+
+        Args:
+            latency_ms: from the picture to its pose. processing_ms: until the next picture could be taken.
+        """
         self._states.append(output.state)
         self._latencies_ms.append(latency_ms)
+        self._processing_ms.append(processing_ms)
         self._keyframes += output.is_keyframe
         residual = math.nan
         matches = 0
@@ -69,7 +75,7 @@ class RunWriter:
             self._stamps.append(output.stamp_ns)
             self._poses.append(pose)
             self._trajectory.write(tum_line(output.stamp_ns, pose))
-        row = (output.frame_id, output.stamp_ns, output.state.value, output.inliers, matches, f"{residual:.4f}", f"{latency_ms:.3f}",
+        row = (output.frame_id, output.stamp_ns, output.state.value, output.inliers, matches, f"{residual:.4f}", f"{latency_ms:.3f}", f"{processing_ms:.3f}",
                int(output.is_keyframe), output.map_id, output.weights_version)
         self._frames.write(",".join(map(str, row)) + "\n")
 
@@ -120,9 +126,7 @@ class RunWriter:
     def _counts(self) -> dict[str, Any]:
         first = next((k for k, s in enumerate(self._states) if s in (TrackingState.TRACKING, TrackingState.DEGRADED)), None)
         after = len(self._states) - first if first is not None else 0
-        latencies = np.array(self._latencies_ms or [math.nan])
-        p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
-        spent_s = latencies.sum() / 1e3
+        spent_s = sum(self._processing_ms) / 1e3
         return {
             "frames": len(self._states),
             "tracked_frames": len(self._stamps),
@@ -134,9 +138,15 @@ class RunWriter:
             "metric": self.metric,
             "min_inliers": min(self._inliers, default=None),
             "fps": len(self._states) / spent_s if spent_s > 0 else None,
-            "latency_ms": {"p50": p50, "p95": p95, "p99": p99, "max": latencies.max()},
+            "latency_ms": _percentiles(self._latencies_ms),
+            "processing_ms": _percentiles(self._processing_ms),
             "residual_histogram": {"edges_px": RESIDUAL_EDGES_PX.tolist(), "counts": self._histogram.tolist()},
         }
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    array = np.array(values or [math.nan])
+    return {"p50": np.percentile(array, 50), "p95": np.percentile(array, 95), "p99": np.percentile(array, 99), "max": array.max()}
 
 
 def plain(value: Any) -> Any:
