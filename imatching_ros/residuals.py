@@ -88,3 +88,21 @@ def kernel_weight(kernel: str, s: Tensor, width: float) -> Tensor:
     if kernel == "geman_mcclure":
         return (1 + s / k2) ** -2
     raise ConfigError(f"unknown robust kernel '{kernel}', expected huber, cauchy, geman_mcclure or none")
+
+
+def kernel_bend(kernel: str, s: Tensor, width: float) -> Tensor:
+    """-2 s rho''(s) / rho'(s), same shape as s: the part of the curvature along the residual that reweighting overstates.
+
+    0 for a quadratic cost; 1 where the cost has no curvature along the residual, as in Huber's linear part; above 1 where it
+    curves downwards.
+    """
+    k2 = width * width
+    if kernel == "none":
+        return torch.zeros_like(s)
+    if kernel == "huber":
+        return (s > k2).to(s.dtype)
+    if kernel == "cauchy":
+        return 2 * s / (k2 + s)
+    if kernel == "geman_mcclure":
+        return 4 * s / (k2 + s)
+    raise ConfigError(f"unknown robust kernel '{kernel}', expected huber, cauchy, geman_mcclure or none")

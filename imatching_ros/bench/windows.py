@@ -24,13 +24,15 @@ class SyntheticWindow:
 
 def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: ObservationKind = ObservationKind.MONO, track: float = 4.4,
                 noise_px: float = 1.0, outliers: float = 0.0, pose_noise: float = 0.02, point_noise: float = 0.05,
-                motion: str = "sideways", newest_only: bool = False) -> SyntheticWindow:
+                motion: str = "sideways", shortest_track: int = 3, step_m: float = 0.5, newest_only: bool = False) -> SyntheticWindow:
     """A window of a 640 x 480 camera with f = 500 px.
 
     Args:
-        track: mean number of keyframes that see a landmark (consecutive ones).
+        track: mean number of keyframes that see a landmark (consecutive ones). shortest_track: the least of them; landmarks seen
+            twice, once wrongly, may have their best place at infinity or behind the cameras, where solvers disagree.
         noise_px: standard deviation of the pixels. outliers: part of the observations that are off by up to 50 px.
         pose_noise: start error of the free poses, in metres and, a quarter of it, radians. point_noise: relative to depth.
+        step_m: way between keyframes; the landmarks are 2 to 10 m away.
         motion: sideways, forward or rotation (about the optical centre, no translation).
         newest_only: only the newest pose starts off the truth (a warm start).
     """
@@ -40,10 +42,10 @@ def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: Observat
     step = torch.arange(keyframes, dtype=torch.float64)
     twist = torch.zeros(keyframes, 6, dtype=torch.float64)
     if motion == "sideways":
-        twist[:, 0], twist[:, 2] = 0.3 * step, 0.1 * step
+        twist[:, 0], twist[:, 2] = step_m * step, 0.2 * step_m * step
         twist[:, 4] = -0.02 * step
     elif motion == "forward":
-        twist[:, 2] = 0.3 * step
+        twist[:, 2] = step_m * step
     else:
         twist[:, 4] = 0.03 * step
     twist += torch.randn(keyframes, 6, **real) * torch.tensor([0.02, 0.02, 0.02, 0.01, 0.01, 0.01])
@@ -53,7 +55,8 @@ def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: Observat
     T = geometry.compose(geometry.inverse(T[:1]), T)
 
     # Every landmark is placed in the view of the middle keyframe of its track.
-    length = (torch.rand(landmarks, **real) * 2 * (track - 2) + 2).round().clamp(2, keyframes).long()
+    spread = 2 * (track - shortest_track)
+    length = (torch.rand(landmarks, **real) * spread + shortest_track).round().clamp(2, keyframes).long()
     first = (torch.rand(landmarks, **real) * (keyframes - length + 1)).long()
     uv = torch.rand(landmarks, 2, **real) * torch.tensor([520.0, 360.0]) + 60
     depth = 2 + 8 * torch.rand(landmarks, **real)

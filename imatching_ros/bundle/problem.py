@@ -37,6 +37,7 @@ class Problem:
     R: Tensor  # (M, 3, 3) start
     t: Tensor  # (M, 3)
     X: Tensor  # (3, P)
+    centre: Tensor  # (3, P) mean place of the cameras that see each landmark, at the start
     gauge: Tensor | None  # (6F,) unit vector over the free poses' steps that must stay zero: the scale of a mono window
     set_aside: str  # what was left out and why, for people
     degenerate: str  # why there is nothing to solve; empty if there is
@@ -124,6 +125,8 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
         observed, weights = table[:2], table[2:4]
     cell = point + torch.arange(M, device=device).repeat_interleave(N) * P
     cell = (cell[None] + torch.arange(6, device=device)[:, None] * (M * P)).flatten()
+    views = torch.zeros(P, dtype=torch.float64, device=device).index_add_(0, pt, used.double()).clamp_min(1)
+    centre_sum = torch.zeros(P, 3, dtype=torch.float64, device=device).index_add_(0, pt, t[kf] * used[:, None])
     priors = [p for p in window.priors if not isinstance(p, PointPrior)]
     gauge = None
     if gauge_vector is not None:
@@ -131,7 +134,8 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
         gauge = (gauge / gauge.norm()).to(dtype)
     return Problem(order, num_fixed, point, cell, observed.contiguous(), weights.contiguous(), alpha, beta, slot, used, P,
                    PosePriors(priors, row_of, dtype), [p for p in window.priors if isinstance(p, PointPrior)],
-                   R[order].to(dtype), t[order].to(dtype), X.T.contiguous().to(dtype), gauge, set_aside, degenerate, mono)
+                   R[order].to(dtype), t[order].to(dtype), X.T.contiguous().to(dtype),
+                   (centre_sum / views[:, None]).T.contiguous().to(dtype), gauge, set_aside, degenerate, mono)
 
 
 def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Tensor, str]:

@@ -14,11 +14,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..residuals import MIN_DEPTH, kernel_cost, kernel_weight
+from ..residuals import MIN_DEPTH, kernel_bend, kernel_cost, kernel_weight
 from .problem import Problem
 
 # The order of the six numbers of C and of the products of Y.
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0))
+
+# A landmark's distance grows at most by 1 / (1 - this) in one step; those whose rays meet behind the cameras move away at this rate.
+_MOST_GROWTH = 0.9
 
 
 @cache
@@ -93,8 +96,12 @@ class Linearisation:
     Y: Tensor  # (F, 3, P)
 
 
-def linearise(problem: Problem, state: State, kernel: str, width: float) -> Linearisation:
-    """Analytic Jacobians, IRLS weights, sums into blocks."""
+def linearise(problem: Problem, state: State, kernel: str, width: float, bend: float = 0.0) -> Linearisation:
+    """Analytic Jacobians, IRLS weights, sums into blocks.
+
+    `bend` in 0..1 moves from reweighted least squares (0), which is safe far from the optimum but overstates the curvature of
+    outliers and so creeps at the end, towards the true second derivative of the kernel (1; Triggs 2000, section 4.3).
+    """
     M, _, N = state.Y.shape
     P = problem.num_points
     F = M - problem.num_fixed
@@ -122,6 +129,16 @@ def linearise(problem: Problem, state: State, kernel: str, width: float) -> Line
             sums[:, 3:5].addcmul_(J[:, 0:2], J[:, 1:3])
             sums[:, 5].addcmul_(J[:, 2], J[:, 0])
             sums[:, 6:9].addcmul_(J, r[d][:, None])
+
+    if bend and kernel != "none":
+        # Take back a part of the curvature along each residual: C -= (r . J)^T (r . J) bend / s.
+        share = (kernel_bend(kernel, state.s, width).clamp_max(1) * bend / state.s.clamp_min(1e-12)).sqrt() * state.residual
+        along = torch.addcmul(share[0][:, None] * rows[0], share[1][:, None], rows[1])
+        if len(rows) == 3:
+            along.addcmul_(share[2][:, None], rows[2])
+        sums[:, 0:3].addcmul_(along, along, value=-1)
+        sums[:, 3:5].addcmul_(along[:, 0:2], along[:, 1:3], value=-1)
+        sums[:, 5].addcmul_(along[:, 2], along[:, 0], value=-1)
 
     # Landmark blocks.
     flat = sums.transpose(0, 1).reshape(9, M * N)
@@ -238,3 +255,14 @@ def rotate_small(phi: Tensor) -> Tensor:
     o = torch.ones_like(x)
     A = torch.stack([o, z, -y, -z, o, x, y, -x, o], 1).view(-1, 3, 3)  # I - [phi / 2]x
     return torch.linalg.solve_ex(A, A.mT)[0]
+
+
+def move_landmarks(X: Tensor, centre: Tensor, step: Tensor) -> Tensor:
+    """Landmarks (3, P) after a step: equal to X + step to first order, but linear in the inverse distance from `centre`.
+
+    Pixels are nearly linear in the inverse distance and far from linear in the distance, so longer steps stay true; and a
+    step towards the cameras only ever approaches them, it cannot carry a landmark behind them.
+    """
+    v = X - centre
+    along = (v * step).sum(0) / (v * v).sum(0).clamp_min(1e-30)
+    return centre + (v + step - along * v) / (1 - along.clamp_max(_MOST_GROWTH))

@@ -11,15 +11,17 @@ from torch import Tensor
 from .. import geometry
 from ..config import BundleConfig
 from ..datatypes import BAResult, BAStatus, ObservationKind, WindowSnapshot
-from ..residuals import kernel_weight, reproject, squared
+from ..residuals import MIN_DEPTH, kernel_weight, reproject, squared
 from .problem import Problem, compile_window
-from .schur import State, back_substitute, constrain, eliminate, evaluate, linearise, rotate_small
+from .schur import State, back_substitute, constrain, eliminate, evaluate, linearise, move_landmarks, rotate_small
 from .spread import measure_spread
 
 # Damping: where it starts, its range, and how it changes; with these a warm start needs as few steps as undamped Gauss-Newton.
 _DAMPING_START, _DAMPING_LOW, _DAMPING_HIGH = 1e-4, 1e-9, 1e6
-# A landmark whose depth would shrink below this part of its value in one step is about to flip behind its camera.
-_LEAST_DEPTH_RATIO = 0.1
+
+
+# Once a step lowers the cost by less than this part, half of the kernel's second derivative is used: fewer steps at the end.
+_LATE, _LATE_BEND = 0.05, 0.5
 
 
 @torch.no_grad()
@@ -61,10 +63,10 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
     cost_before = cost = None
     damping, growth = _DAMPING_START, 4.0
     caution: Tensor | float = 1.0
-    lin = None
+    lin, bend = None, 0.0
     for iteration in range(1, config.max_iterations + 1):
         if lin is None:
-            lin = linearise(problem, state, kernel, width)
+            lin = linearise(problem, state, kernel, width, bend)
         reduced = eliminate(lin, damping, caution)
         S, rhs = constrain(reduced.S, reduced.rhs, problem.gauge)
         factor, _ = torch.linalg.cholesky_ex(S)
@@ -75,11 +77,11 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
         if F:
             R = torch.cat([R[: problem.num_fixed], rotate_small(moves[:, 3:]) @ R[free]])
             t = torch.cat([t[: problem.num_fixed], t[free] + moves[:, :3]])
-        trial = evaluate(problem, R, t, state.X + point_step, kernel, width)
+        trial = evaluate(problem, R, t, move_landmarks(state.X, problem.centre, point_step), kernel, width)
         # What the linear model promises: half of step times (gradient + damping * step).
         promised = 0.5 * (pose_step @ rhs + (point_step * lin.landmark_rhs).sum()
                           + (pose_step**2) @ reduced.pose_damping + (point_step**2 * reduced.landmark_damping).sum())
-        flips = (trial.depth < _LEAST_DEPTH_RATIO * state.depth) & (problem.inv_sigma[0] > 0)
+        flips = (trial.depth <= MIN_DEPTH) & (problem.inv_sigma[0] > 0)
         numbers = torch.stack([state.cost, trial.cost, promised, flips.sum().to(promised.dtype)])
         cost, trial_cost, gain, num_flips = numbers.tolist()  # the one synchronisation
         if cost_before is None:
@@ -92,6 +94,7 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
             state, lin, caution = trial, None, 1.0
             good = decrease > 0.25 * gain
             damping = max(damping * (0.1 if good else 1.0), _DAMPING_LOW)
+            bend = _LATE_BEND if good and decrease < _LATE * cost else 0.0
             growth = 4.0
             if decrease <= floor and gain <= 4 * floor and damping < 1e-2:
                 return _Run(state, cost_before, iteration, True, "")
@@ -104,6 +107,8 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
             caution = caution * torch.where(flipped > 0, 100.0, 1.0)
         if not num_flips or iteration % 2 == 0:
             damping, growth = damping * growth, growth * 2
+        if bend:
+            lin, bend = None, 0.0
         if damping > _DAMPING_HIGH:
             return _Run(state, cost_before, iteration, False, "no step lowers the cost any more")
     return _Run(state, cost_before, config.max_iterations, False, f"{config.max_iterations} iterations were not enough")
