@@ -14,6 +14,7 @@ from .datatypes import Frame, OdometryOutput, TrackingState
 from .errors import SourceError
 from .matching import create_matcher
 from .odometry import Clock, Odometry
+from .window import Window
 
 Event = dict[str, Any]
 
@@ -57,6 +58,15 @@ class Pipeline:
                        status=None if result is None else result.status.value)
             output = replace(output, bundle=result, timings_ms={**output.timings_ms, **clock.laps})
         return output
+
+    @property
+    def window(self) -> Window:
+        """Keyframes and landmarks as they are now; of the thread that owns the pipeline."""
+        return self.odometry.window
+
+    def configure(self, config: Config) -> None:
+        """Takes over settings that may change while running (`live` in the configuration); others keep their effect of the start."""
+        self.config = self.odometry.config = config
 
     def reset(self) -> None:
         """Starts again with an empty map; the weights stay."""
