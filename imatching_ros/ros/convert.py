@@ -1,0 +1,141 @@
+"""Types of the core -> ROS messages. Every number is cast: rclpy sends a numpy scalar in a message field as garbage."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose, PoseArray, PoseStamped, PoseWithCovarianceStamped, TransformStamped
+from nav_msgs.msg import Odometry, Path
+from sensor_msgs.msg import Image, PointCloud2, PointField
+from std_msgs.msg import Header
+from torch import Tensor
+
+from imatching_ros.msg import LearningStatus as LearningStatusMsg
+from imatching_ros.msg import Matches as MatchesMsg
+
+from ..datatypes import Matches
+from . import transforms
+from .robot_pose import RobotPose
+
+try:  # where ROS is installed, its own packing of clouds
+    from sensor_msgs_py import point_cloud2
+except ImportError:
+    point_cloud2 = None
+
+# What stands in a covariance for "not known" where NaN would poison a filter that listens.
+_UNKNOWN_VARIANCE = 1e6
+
+
+def make_stamp(stamp_ns: int) -> Time:
+    return Time(sec=int(stamp_ns // 10**9), nanosec=int(stamp_ns % 10**9))
+
+
+def stamp_ns(stamp: Any) -> int:
+    """builtin_interfaces/Time -> nanoseconds."""
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
+def make_header(stamp: int, frame_id: str) -> Header:
+    return Header(stamp=make_stamp(stamp), frame_id=frame_id)
+
+
+def make_pose(T: np.ndarray) -> Pose:
+    pose = Pose()
+    pose.position.x, pose.position.y, pose.position.z = (float(v) for v in T[:3, 3])
+    pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = transforms.quaternion(T[:3, :3])
+    return pose
+
+
+def make_covariance(covariance: np.ndarray) -> array:
+    """(6, 6) -> 36 doubles; one that is not known becomes a diagonal of 1e6."""
+    known = np.isfinite(covariance).all()
+    return array("d", np.ascontiguousarray(covariance if known else np.eye(6) * _UNKNOWN_VARIANCE, dtype=np.float64).tobytes())
+
+
+def make_odometry(stamp: int, pose: RobotPose, odom_frame: str, base_frame: str) -> Odometry:
+    msg = Odometry(header=make_header(stamp, odom_frame), child_frame_id=base_frame)
+    msg.pose.pose = make_pose(pose.T_OB)
+    msg.pose.covariance = make_covariance(pose.covariance)
+    linear, angular = msg.twist.twist.linear, msg.twist.twist.angular
+    linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = (float(v) for v in pose.twist)
+    msg.twist.covariance = make_covariance(pose.twist_covariance)
+    return msg
+
+
+def make_pose_with_covariance(stamp: int, pose: RobotPose, odom_frame: str) -> PoseWithCovarianceStamped:
+    msg = PoseWithCovarianceStamped(header=make_header(stamp, odom_frame))
+    msg.pose.pose = make_pose(pose.T_OB)
+    msg.pose.covariance = make_covariance(pose.covariance)
+    return msg
+
+
+def make_transform(stamp: int, T: np.ndarray, parent: str, child: str) -> TransformStamped:
+    msg = TransformStamped(header=make_header(stamp, parent), child_frame_id=child)
+    pose = make_pose(T)
+    msg.transform.translation.x, msg.transform.translation.y, msg.transform.translation.z = pose.position.x, pose.position.y, pose.position.z
+    msg.transform.rotation = pose.orientation
+    return msg
+
+
+def make_path(poses: Iterable[PoseStamped], odom_frame: str) -> Path:
+    poses = list(poses)
+    msg = Path(poses=poses)
+    msg.header.frame_id = odom_frame
+    if poses:
+        msg.header.stamp = poses[-1].header.stamp
+    return msg
+
+
+def make_keyframes(stamp: int, transforms_OC: Iterable[np.ndarray], odom_frame: str) -> PoseArray:
+    return PoseArray(header=make_header(stamp, odom_frame), poses=[make_pose(T) for T in transforms_OC])
+
+
+def make_cloud(stamp: int, points: np.ndarray, frame_id: str) -> PointCloud2:
+    """(P, 3) -> a cloud of float32 x, y, z."""
+    header, points = make_header(stamp, frame_id), np.ascontiguousarray(points, np.float32).reshape(-1, 3)
+    return pack_cloud(header, points) if point_cloud2 is None else point_cloud2.create_cloud_xyz32(header, points)
+
+
+def pack_cloud(header: Header, points: np.ndarray) -> PointCloud2:
+    """What sensor_msgs_py.point_cloud2.create_cloud_xyz32 makes, for machines without it. (P, 3) float32."""
+    fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate("xyz")]
+    return PointCloud2(header=header, height=1, width=len(points), fields=fields, is_bigendian=False, point_step=12,
+                       row_step=12 * len(points), data=array("B", points.tobytes()), is_dense=False)
+
+
+def make_image(stamp: int, frame_id: str, image: np.ndarray, encoding: str) -> Image:
+    """(H, W, C) or (H, W) uint8 -> Image."""
+    return Image(header=make_header(stamp, frame_id), height=image.shape[0], width=image.shape[1], encoding=encoding, is_bigendian=0,
+                 step=image.strides[0], data=array("B", image.tobytes()))
+
+
+def make_matches(matches: Matches, frame_id: str) -> MatchesMsg:
+    msg = MatchesMsg(header=make_header(matches.stamp_j_ns, frame_id), stamp_i=make_stamp(matches.stamp_i_ns), frame_id_i=frame_id,
+                     id_i=int(matches.id_i), id_j=int(matches.id_j), weights_version=int(matches.weights_version))
+    msg.u_i, msg.v_i = _floats(matches.uv_i[:, 0]), _floats(matches.uv_i[:, 1])
+    msg.u_j, msg.v_j = _floats(matches.uv_j[:, 0]), _floats(matches.uv_j[:, 1])
+    msg.score, msg.sigma_px, msg.residual_px = _floats(matches.score), _floats(matches.sigma_px), _floats(matches.residual_px)
+    msg.inlier = matches.inlier.cpu().tolist()
+    msg.landmark_id = array("q", matches.landmark_id.cpu().numpy().astype(np.int64).tobytes())
+    return msg
+
+
+def make_learning_status(stamp: int, status: Any, mode: str, matcher: str) -> LearningStatusMsg:
+    """From the LearningStatus of the pipeline."""
+    msg = LearningStatusMsg(header=make_header(stamp, ""), mode=mode, state=str(status.state), step=int(status.step), matcher=matcher)
+    msg.samples, msg.loss = int(status.samples), float(status.loss)
+    msg.probe_before, msg.probe_after = float(status.probe_before), float(status.probe_after)
+    msg.rejected_reason = [str(reason) for reason in status.rejected]
+    msg.rejected_count = array("Q", [int(count) for count in status.rejected.values()])
+    msg.promotions, msg.rollbacks = int(status.promotions), int(status.rollbacks)
+    msg.weights_version, msg.weights_hash = int(status.weights_version), str(status.weights_hash)
+    msg.busy_s, msg.memory_mb = float(status.busy_s), float(status.memory_mb)
+    return msg
+
+
+def _floats(values: Tensor) -> array:
+    return array("f", np.ascontiguousarray(values.detach().cpu().numpy(), np.float32).tobytes())

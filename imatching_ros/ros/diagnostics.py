@@ -1,0 +1,90 @@
+"""/diagnostics: is the node well, at which rates does it run, what does it use."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What diagnostics wants to know at one moment."""
+
+    lifecycle: str
+    received: int
+    dropped: int
+    processed: int
+    tracked: int
+    lost: int
+    rejected: int
+    tracking: str
+    reason: str
+    latency_ms: float
+    processing_ms: float
+    problem: str  # the newest reason for which a picture could not be used; empty when the newest could
+    learning: Any  # LearningStatus of the pipeline, or None
+
+
+class Diagnostics:
+    """Publishes once a second. Rates are over the time since the last message."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._last: tuple[float, int, int] | None = None
+
+    def publish(self, now: Snapshot) -> None:
+        t = time.monotonic()
+        last_t, received, processed = self._last or (t, now.received, now.processed)
+        # After a reset the counts start again.
+        span = t - last_t if now.received >= received and now.processed >= processed else 0.0
+        input_hz = (now.received - received) / span if span > 0 else 0.0
+        output_hz = (now.processed - processed) / span if span > 0 else 0.0
+        self._last = (t, now.received, now.processed)
+        level, text = judge(now, input_hz)
+        values = {
+            "lifecycle": now.lifecycle, "tracking": now.tracking, "input rate [Hz]": f"{input_hz:.1f}", "output rate [Hz]": f"{output_hz:.1f}",
+            "latency [ms]": f"{now.latency_ms:.1f}", "processing [ms]": f"{now.processing_ms:.1f}", "pictures received": now.received,
+            "pictures dropped": now.dropped, "pictures rejected": now.rejected, "pictures lost": now.lost,
+            "memory [MB]": f"{resident_mb():.0f}",
+        }
+        if torch.cuda.is_initialized():
+            values["device memory [MB]"] = f"{torch.cuda.memory_allocated() / 2**20:.0f}"
+        if now.learning is not None:
+            values |= {"learning": now.learning.state, "learning steps": now.learning.step, "promotions": now.learning.promotions,
+                       "rollbacks": now.learning.rollbacks, "weights": f"{now.learning.weights_version} ({now.learning.weights_hash})",
+                       "learning time [s]": f"{now.learning.busy_s:.1f}"}
+        status = DiagnosticStatus(level=level, name=f"{self._node.get_fully_qualified_name()}: odometry", message=text,
+                                  hardware_id="", values=[KeyValue(key=k, value=str(v)) for k, v in values.items()])
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(array)
+
+
+def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
+    """Level and one line."""
+    if now.lifecycle != "active":
+        return DiagnosticStatus.OK, f"node is {now.lifecycle}"
+    if now.problem:
+        return DiagnosticStatus.ERROR, now.problem
+    if input_hz == 0:
+        return DiagnosticStatus.STALE, "no pictures arrive"
+    if now.tracking == "lost":
+        return DiagnosticStatus.ERROR, f"lost: {now.reason}"
+    if now.tracking in ("degraded", "initializing"):
+        return DiagnosticStatus.WARN, f"{now.tracking}: {now.reason}"
+    return DiagnosticStatus.OK, now.tracking
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in RAM; NaN where /proc does not exist."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+    except OSError:
+        return float("nan")

@@ -1,0 +1,75 @@
+"""The hand-over from the ROS thread to the thread that owns the odometry: commands in order, pictures newest first."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Inbox:
+    """Holds at most one picture, the newest, and any number of commands. Commands go first.
+
+    Attributes:
+        received: pictures put in.
+        dropped: pictures that were replaced by a newer one before anybody took them.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._picture: Any = None
+        self._commands: deque[tuple[Callable[[], Any], Future]] = deque()
+        self._closed = False
+        self.received = 0
+        self.dropped = 0
+
+    def put(self, picture: Any) -> None:
+        """Leaves a picture; one that still waits is dropped."""
+        with self._condition:
+            self.received += 1
+            self.dropped += self._picture is not None
+            self._picture = picture
+            self._condition.notify()
+
+    def call(self, command: Callable[[], Any]) -> Future:
+        """Has a function run by the owner of the odometry, between two pictures."""
+        future: Future = Future()
+        with self._condition:
+            if self._closed:
+                future.set_exception(RuntimeError("the node is shutting down"))
+            else:
+                self._commands.append((command, future))
+                self._condition.notify()
+        return future
+
+    def discard(self) -> None:
+        """Forgets the picture that waits."""
+        with self._condition:
+            self._picture = None
+
+    def close(self) -> None:
+        """Ends `take`; commands that still wait fail."""
+        with self._condition:
+            self._closed = True
+            self._picture = None
+            while self._commands:
+                self._commands.popleft()[1].set_exception(RuntimeError("the node is shutting down"))
+            self._condition.notify_all()
+
+    def take(self) -> Any:
+        """Waits for a picture, runs commands meanwhile; None once closed."""
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._closed or self._commands or self._picture is not None)
+                if self._closed:
+                    return None
+                if not self._commands:
+                    picture, self._picture = self._picture, None
+                    return picture
+                command, future = self._commands.popleft()
+            try:
+                future.set_result(command())
+            except Exception as error:
+                future.set_exception(error)

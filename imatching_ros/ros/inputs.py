@@ -1,0 +1,182 @@
+"""Camera topics: which ones, with which QoS, paired by stamp, and a word when nothing arrives."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import (
+    QoSCompatibility,
+    QoSDurabilityPolicy,
+    QoSProfile,
+    QoSReliabilityPolicy,
+    qos_check_compatible,
+    qos_profile_sensor_data,
+)
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from .convert import stamp_ns
+from .params import NodeConfig
+from .synchronizer import Synchronizer
+
+# Names of the picture topics of each mode, the leading one first, and of their CameraInfo.
+TOPICS = {
+    "mono": {"image": "camera_info"},
+    "stereo": {"left/image": "left/camera_info", "right/image": "right/camera_info"},
+    "rgbd": {"image": "camera_info", "depth/image": ""},
+}
+
+_INFO_GRACE_S = 1.0  # the first pictures may overtake the first CameraInfo
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the cameras delivered at one instant: undecoded messages by topic name, and the CameraInfo of each picture topic."""
+
+    stamp_ns: int
+    frame_id: str
+    images: dict[str, Any]
+    infos: dict[str, CameraInfo]
+    rectified: bool
+
+
+@dataclass
+class _Topic:
+    name: str
+    type: type
+    subscription: Any
+    last_s: float  # monotonic time of the newest message, or of the subscription
+    count: int = 0
+
+
+class CameraInputs:
+    """Subscribes while it exists. Its callbacks only store messages; `on_picture` must do no more than that either.
+
+    Attributes:
+        topics: by relative name.
+        missing_info: pictures that could not be used because no CameraInfo has arrived.
+    """
+
+    def __init__(self, node: Node, config: NodeConfig, on_picture: Callable[[Picture], None], warn: Callable[[str, str], None]) -> None:
+        self._node, self._config, self._on_picture, self._warn = node, config, on_picture, warn
+        self._infos: dict[str, CameraInfo] = {}
+        self._warned_s: dict[str, float] = {}
+        self.topics: dict[str, _Topic] = {}
+        self.missing_info = 0
+        self._first_missing_s: float | None = None
+        images = TOPICS[config.mode]
+        leader = next(iter(images))
+        self._leader = leader
+        slop_ns = round(config.sync_slop_s * 1e9) if config.sync == "approximate" else 0
+        self.synchronizer = Synchronizer(tuple(images), slop_ns, self._deliver) if len(images) > 1 else None
+        for name, info_name in images.items():
+            topic = node.resolve_topic_name(name)
+            compressed = config.image_transport == "compressed"
+            self._subscribe(name, f"{topic}/compressed" if compressed else topic, CompressedImage if compressed else Image,
+                            lambda message, name=name: self._take(name, message))
+            if info_name:
+                self._subscribe(info_name, find_info_topic(node, name, info_name), CameraInfo,
+                                lambda message, name=name: self._infos.__setitem__(name, message))
+        last_part = node.resolve_topic_name(leader).rsplit("/", 1)[-1]
+        self.rectified = config.rectified == "yes" or (config.rectified == "auto" and "rect" in last_part)
+
+    def close(self) -> None:
+        for topic in self.topics.values():
+            self._node.destroy_subscription(topic.subscription)
+        self.topics = {}
+
+    @property
+    def received(self) -> int:
+        """Pictures of the leading camera so far."""
+        return self.topics[self._leader].count if self.topics else 0
+
+    def check_silence(self) -> None:
+        """Warns of every topic that has been silent for too long, with all that is known about why."""
+        now = time.monotonic()
+        for topic in self.topics.values():
+            silent_s = now - topic.last_s
+            if silent_s >= self._config.no_data_warning_s and now - self._warned_s.get(topic.name, -1e9) >= 15.0:
+                self._warned_s[topic.name] = now
+                self._node.get_logger().warning(f"nothing received on {topic.name} for {silent_s:.0f} s: {self._explain(topic)}")
+
+    def _subscribe(self, name: str, topic: str, kind: type, take: Callable[[Any], None]) -> None:
+        entry = _Topic(topic, kind, None, time.monotonic())
+
+        def receive(message: Any) -> None:
+            entry.last_s = time.monotonic()
+            entry.count += 1
+            take(message)
+
+        # A copy, because rclpy writes the overrides into the profile that it is given.
+        entry.subscription = self._node.create_subscription(
+            kind, topic, receive, copy.copy(qos_profile_sensor_data), qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        self.topics[name] = entry
+
+    def _take(self, name: str, message: Any) -> None:
+        if self.synchronizer is None:
+            self._deliver({name: message})
+        else:
+            self.synchronizer.add(name, stamp_ns(message.header.stamp), message)
+
+    def _deliver(self, images: dict[str, Any]) -> None:
+        wanted = [name for name, info in TOPICS[self._config.mode].items() if info]
+        for name in wanted:
+            if name not in self._infos:
+                self.missing_info += 1
+                self._first_missing_s = self._first_missing_s or time.monotonic()
+                if time.monotonic() - self._first_missing_s < _INFO_GRACE_S:
+                    return
+                info = self.topics[TOPICS[self._config.mode][name]]
+                self._warn("camera_info", f"pictures arrive on {self.topics[name].name}, but no CameraInfo on {info.name}: "
+                           f"{self._explain(info)}")
+                return
+        header = images[self._leader].header
+        self._on_picture(Picture(stamp_ns(header.stamp), header.frame_id, images, {name: self._infos[name] for name in wanted},
+                                 self.rectified))
+
+    def _explain(self, topic: _Topic) -> str:
+        publishers = self._node.get_publishers_info_by_topic(topic.name)
+        wanted_type = f"{topic.type.__module__.split('.')[0]}/msg/{topic.type.__name__}"
+        if not publishers:
+            others = sorted(name for name, types in self._node.get_topic_names_and_types() if wanted_type in types and name != topic.name
+                            and not name.startswith(self._node.get_fully_qualified_name()))
+            relative = next(name for name, entry in self.topics.items() if entry is topic)
+            hint = f"topics of type {wanted_type}: {', '.join(others)}; remap with -r {relative}:=TOPIC" if others else \
+                f"no topic of type {wanted_type} exists; is the camera running, in the same ROS_DOMAIN_ID ({self._domain()})?"
+            return f"nobody publishes it; {hint}"
+        reasons = []
+        requested = topic.subscription.qos_profile
+        for publisher in publishers:
+            node_name = f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
+            if publisher.topic_type != wanted_type:
+                reasons.append(f"{node_name} publishes {publisher.topic_type}, expected {wanted_type} "
+                               "(see the parameter image_transport)")
+                continue
+            verdict, reason = qos_check_compatible(publisher.qos_profile, requested)
+            offers = f"offered {describe_qos(publisher.qos_profile)}, requested {describe_qos(requested)}"
+            if verdict != QoSCompatibility.ERROR:
+                reasons.append(f"{node_name} publishes it with fitting QoS ({offers}), but sends nothing")
+            else:
+                reasons.append(f"{node_name} publishes it, QoS does not fit ({offers}): {reason.rstrip(';')}; set for example "
+                               f"qos_overrides.{topic.name}.subscription.reliability:=best_effort")
+        return "; ".join(reasons)
+
+    def _domain(self) -> int:
+        return self._node.context.get_domain_id()
+
+
+def describe_qos(qos: QoSProfile) -> str:
+    return f"{QoSReliabilityPolicy(qos.reliability).name} {QoSDurabilityPolicy(qos.durability).name}"
+
+
+def find_info_topic(node: Node, image: str, info: str) -> str:
+    """The CameraInfo topic: as remapped, else the sibling `camera_info` of the (remapped) picture topic."""
+    resolved = node.resolve_topic_name(info)
+    if resolved != node.resolve_topic_name(info, only_expand=True):
+        return resolved
+    return node.resolve_topic_name(image).rsplit("/", 1)[0] + "/camera_info"

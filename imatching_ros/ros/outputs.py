@@ -1,0 +1,139 @@
+"""Everything the node publishes about a picture. What nobody hears is not computed."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from geometry_msgs.msg import PoseArray, PoseStamped, PoseWithCovarianceStamped
+from nav_msgs.msg import Odometry, Path
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image, PointCloud2
+
+from imatching_ros.msg import LearningStatus as LearningStatusMsg
+from imatching_ros.msg import Matches as MatchesMsg
+from imatching_ros.msg import Status
+
+from ..datatypes import Frame, OdometryOutput, TrackingState
+from . import convert
+from .params import NodeConfig
+from .robot_pose import RobotPose, RobotPoseTracker
+
+try:
+    from tf2_msgs.msg import TFMessage
+except ImportError:
+    TFMessage = None
+
+_STATES = {TrackingState.INITIALIZING: Status.INITIALIZING, TrackingState.TRACKING: Status.TRACKING,
+           TrackingState.DEGRADED: Status.DEGRADED, TrackingState.LOST: Status.LOST}
+_PATH_PERIOD_S = 0.5  # a whole path is a large message
+
+
+@dataclass
+class Counters:
+    """Pictures since activation. Written by the thread of the odometry, read by diagnostics."""
+
+    processed: int = 0
+    tracked: int = 0
+    lost: int = 0
+    rejected: int = 0
+
+
+class Outputs:
+    """The publishers of the node. Used by the thread that owns the odometry."""
+
+    def __init__(self, node: LifecycleNode, config: NodeConfig) -> None:
+        self._node = node
+        self.config = config
+        publisher = node.create_lifecycle_publisher
+        self._odometry = publisher(Odometry, "odom", 10)
+        self._pose = publisher(PoseWithCovarianceStamped, "~/pose", 10)
+        self._path = publisher(Path, "~/path", 1)
+        self._matches = publisher(MatchesMsg, "~/matches", 5)
+        self._matches_image = publisher(Image, "~/matches/image", 1)
+        self._landmarks = publisher(PointCloud2, "~/landmarks", 1)
+        self._keyframes = publisher(PoseArray, "~/keyframes", 1)
+        self._status = publisher(Status, "~/status", 10)
+        self._learning = publisher(LearningStatusMsg, "~/learning/status", 10)
+        self._tf = publisher(TFMessage, "/tf", QoSProfile(depth=100)) if TFMessage is not None else None
+        if self._tf is None and config.publish_tf:
+            node.get_logger().warning("tf2_msgs is not installed: no TF is published (apt install ros-$ROS_DISTRO-tf2-msgs)")
+        self._poses: deque[PoseStamped] = deque(maxlen=config.path_length)
+        self._path_s = 0.0
+
+    def reset(self) -> None:
+        self._poses.clear()
+
+    def close(self) -> None:
+        for publisher in (self._odometry, self._pose, self._path, self._matches, self._matches_image, self._landmarks, self._keyframes,
+                          self._status, self._learning, self._tf):
+            if publisher is not None:
+                self._node.destroy_lifecycle_publisher(publisher)
+
+    def publish_pose(self, stamp_ns: int, pose: RobotPose) -> None:
+        """Odometry, pose and TF: at once when the pose is known."""
+        c = self.config
+        self._odometry.publish(convert.make_odometry(stamp_ns, pose, c.odom_frame, c.base_frame))
+        if self._tf is not None and c.publish_tf:
+            self._tf.publish(TFMessage(transforms=[convert.make_transform(stamp_ns, pose.T_OB, c.odom_frame, c.base_frame)]))
+        if self._heard(self._pose):
+            self._pose.publish(convert.make_pose_with_covariance(stamp_ns, pose, c.odom_frame))
+        if self._poses.maxlen != c.path_length:
+            self._poses = deque(self._poses, c.path_length)
+        self._poses.append(PoseStamped(header=convert.make_header(stamp_ns, c.odom_frame), pose=convert.make_pose(pose.T_OB)))
+        if self._heard(self._path) and time.monotonic() - self._path_s >= _PATH_PERIOD_S:
+            self._path_s = time.monotonic()
+            self._path.publish(convert.make_path(self._poses, c.odom_frame))
+
+    def publish_details(self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker) -> None:
+        """Matches always; keyframes and landmarks with each keyframe."""
+        if output.matches is not None:
+            if self._heard(self._matches):
+                self._matches.publish(convert.make_matches(output.matches, camera_frame))
+            if self._heard(self._matches_image):
+                self._matches_image.publish(convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8"))
+        if output.is_keyframe:
+            if self._heard(self._keyframes):
+                poses = [tracker.camera_pose(T) for T in window.T_WC.numpy()]
+                self._keyframes.publish(convert.make_keyframes(output.stamp_ns, poses, self.config.odom_frame))
+            if self._heard(self._landmarks):
+                points = window.landmarks.points_W[window.landmarks.resolved].numpy()
+                self._landmarks.publish(convert.make_cloud(output.stamp_ns, tracker.points(points), self.config.odom_frame))
+
+    def publish_status(self, output: OdometryOutput, camera_frame: str, window: Any, counters: Counters, received: int, dropped: int,
+                       latency_ms: float, processing_ms: float) -> None:
+        msg = Status(header=convert.make_header(output.stamp_ns, camera_frame), state=_STATES[output.state], reason=output.reason,
+                     mode=self.config.mode, metric=bool(output.metric), map_id=int(output.map_id), is_keyframe=bool(output.is_keyframe),
+                     inliers=int(output.inliers), matches=0 if output.matches is None else len(output.matches.uv_j),
+                     keyframes=len(window.keyframes), landmarks=int(window.landmarks.resolved.sum()), frames_received=received,
+                     frames_processed=counters.processed, frames_tracked=counters.tracked, frames_lost=counters.lost,
+                     frames_dropped=dropped, frames_rejected=counters.rejected, latency_ms=float(latency_ms),
+                     processing_ms=float(processing_ms), weights_version=int(output.weights_version))
+        self._status.publish(msg)
+
+    def publish_learning(self, stamp_ns: int, status: Any, mode: str, matcher: str) -> None:
+        self._learning.publish(convert.make_learning_status(stamp_ns, status, mode, matcher))
+
+    @staticmethod
+    def _heard(publisher: Any) -> bool:
+        return publisher.get_subscription_count() > 0
+
+
+def draw_matches(frame: Frame, output: OdometryOutput) -> np.ndarray:
+    """The picture with the way of every matched point from where it was seen before: (H, W, 3) uint8 RGB.
+
+    Green supports the pose, red does not.
+    """
+    image = np.ascontiguousarray(frame.image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    matches = output.matches
+    before, now = (np.rint(uv.cpu().numpy()).astype(int).tolist() for uv in (matches.uv_i, matches.uv_j))
+    for p, q, inlier in zip(before, now, matches.inlier.tolist()):
+        colour = (0, 220, 0) if inlier else (230, 40, 40)
+        cv2.line(image, p, q, colour, 1, cv2.LINE_AA)
+        cv2.circle(image, q, 2, colour, -1, cv2.LINE_AA)
+    return image

@@ -1,0 +1,156 @@
+"""ROS parameters made from the settings of the core and of the node: name, type, default, range and description, each once."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, ParameterType
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from ..config import Config, check, setting, walk
+from ..errors import ConfigError
+
+
+_TYPES = {bool: ParameterType.PARAMETER_BOOL, int: ParameterType.PARAMETER_INTEGER, float: ParameterType.PARAMETER_DOUBLE,
+          str: ParameterType.PARAMETER_STRING, tuple: ParameterType.PARAMETER_DOUBLE_ARRAY}
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """Settings that only the node has."""
+
+    mode: str = setting("mono", "cameras in use", choices=("mono", "stereo", "rgbd"))
+    image_transport: str = setting("raw", "how pictures arrive; 'compressed' listens to <image topic>/compressed",
+                                   choices=("raw", "compressed"))
+    rectified: str = setting("auto", "whether pictures are rectified (P of CameraInfo holds, not K and D); auto: when the topic's "
+                             "name has 'rect' in its last part", choices=("auto", "yes", "no"))
+    sync: str = setting("approximate", "how pictures of two cameras are paired by stamp", choices=("exact", "approximate"))
+    sync_slop_s: float = setting(0.01, "largest difference of two stamps that approximate synchronisation pairs", unit="s",
+                                 low=0.0, high=1.0)
+    odom_frame: str = setting("odom", "frame of the published poses")
+    base_frame: str = setting("base_link", "frame of the robot, whose pose is published")
+    publish_tf: bool = setting(True, "publish odom_frame -> base_frame on /tf", live=True)
+    base_from_camera: tuple = setting((), "pose of the camera's optical frame in base_frame: x y z qx qy qz qw; empty: from TF")
+    tf_timeout_s: float = setting(2.0, "how long to wait for TF from base_frame to the camera before the camera itself is taken "
+                                  "as the base, looking along +x", unit="s", low=0.0, high=3600.0)
+    path_length: int = setting(2000, "poses kept in ~/path", low=1, high=1000000, live=True)
+    no_data_warning_s: float = setting(5.0, "silence of an input after which a warning says why", unit="s", low=0.5, high=3600.0)
+    backward_jump_s: float = setting(0.5, "a stamp that is older than the last by more than this resets odometry (a bag that "
+                                     "loops); by less, the picture is dropped", unit="s", low=0.0, high=3600.0, live=True)
+    weights_dir: str = setting("", "folder of the saved weights; empty: $ROS_HOME/imatching_ros, else ~/.ros/imatching_ros")
+    weights_profile: str = setting("", "name of a site's weights: resumed at start when they exist, saved at shutdown; empty: none")
+    autostart: bool = setting(True, "configure and activate at start; false waits for a lifecycle manager")
+
+
+def declare(node: Node) -> list[str]:
+    """Declares every setting of the core and of the node as a parameter; returns a warning for each name that nothing reads.
+
+    Raises:
+        ConfigError: a value given at start that has the wrong type or is out of bounds.
+    """
+    overrides = node._parameter_overrides  # rclpy has no public way to ask what was given at start
+    for name, default, meta in settings():
+        value = list(default) if isinstance(default, tuple) else default
+        descriptor = make_descriptor(default, meta)
+        if "off" in meta["choices"] and name in overrides and overrides[name].value is False:
+            overrides[name] = Parameter(name, value="off")  # YAML reads the word off as false
+        try:
+            if value == []:  # whose type rclpy would not guess
+                node.declare_parameter(name, Parameter.Type(descriptor.type), descriptor)
+            else:
+                node.declare_parameter(name, value, descriptor)
+        except (InvalidParameterTypeException, InvalidParameterValueException):
+            bounds = describe_bounds(meta)
+            raise ConfigError(f"parameter {name} is {overrides[name].value!r}, expected {describe_type(default)}"
+                              f"{' (written with a decimal point)' if isinstance(default, float) else ''} {bounds}".rstrip()) from None
+    known = [name for name, _, _ in settings()]
+    unknown = [name for name in overrides if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
+    return [f"parameter '{name}' is not known and changes nothing{suggest(name, known)}" for name in unknown]
+
+
+def settings() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """(name, default, metadata) of every parameter; those of the node first."""
+    yield from walk(NodeConfig())
+    # Which cameras there are is decided by the node's `mode`, before the first picture.
+    yield from (entry for entry in walk(Config()) if entry[0] != "odometry.mode")
+
+
+def suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def make_descriptor(default: Any, meta: dict[str, Any]) -> ParameterDescriptor:
+    """What `ros2 param describe` tells of a setting."""
+    descriptor = ParameterDescriptor()
+    descriptor.description = meta["doc"] + (f" [{meta['unit']}]" if meta["unit"] else "")
+    descriptor.additional_constraints = "one of " + ", ".join(meta["choices"]) if meta["choices"] else ""
+    descriptor.read_only = not meta["live"]
+    descriptor.type = _TYPES[type(default)]
+    low, high = meta["low"], meta["high"]
+    if low is None and high is None:
+        return descriptor
+    if isinstance(default, float):
+        descriptor.floating_point_range = [FloatingPointRange(from_value=-sys.float_info.max if low is None else float(low),
+                                                              to_value=sys.float_info.max if high is None else float(high))]
+    else:
+        descriptor.integer_range = [IntegerRange(from_value=-2**63 if low is None else int(low),
+                                                 to_value=2**63 - 1 if high is None else int(high), step=0)]
+    return descriptor
+
+
+def describe_type(default: Any) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of numbers"}[type(default)]
+
+
+def describe_bounds(meta: dict[str, Any]) -> str:
+    if meta["choices"]:
+        return "one of " + ", ".join(meta["choices"])
+    if meta["low"] is not None or meta["high"] is not None:
+        return f"from {meta['low']} to {meta['high']} {meta['unit']}".strip()
+    return f"in {meta['unit']}" if meta["unit"] else ""
+
+
+def read_configs(node: Node) -> tuple[NodeConfig, Config]:
+    """Both configurations as the node's parameters state them.
+
+    Raises:
+        ConfigError: a value out of bounds, or settings that contradict each other.
+    """
+    return make_configs({name: value_of(node, name) for name, _, _ in settings()})
+
+
+def make_configs(values: dict[str, Any]) -> tuple[NodeConfig, Config]:
+    """Both configurations from a value for every parameter.
+
+    Raises:
+        ConfigError: a value out of bounds, or settings that contradict each other.
+    """
+    own = {f.name: values[f.name] for f in fields(NodeConfig)}
+    config = NodeConfig(**{name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in own.items()})
+    for name, value, meta in walk(config):
+        check(name, value, meta)
+    if len(config.base_from_camera) not in (0, 7):
+        raise ConfigError(f"base_from_camera has {len(config.base_from_camera)} numbers, expected 7 (x y z qx qy qz qw) or none")
+    core = {name: value for name, value in values.items() if name not in own}
+    return config, Config.from_dict({**core, "odometry.mode": config.mode})
+
+
+def value_of(node: Node, name: str) -> Any:
+    """The value of a parameter; () for an empty list, which ROS cannot tell from a parameter that is not set."""
+    parameter = node.get_parameter_or(name, Parameter(name))
+    if parameter.type_ == Parameter.Type.NOT_SET:
+        return ()
+    return list(parameter.value) if parameter.type_ == Parameter.Type.DOUBLE_ARRAY else parameter.value
+
+
+def changed(node: Node, parameters: list[Parameter]) -> dict[str, Any]:
+    """The value of every parameter once `parameters` are set."""
+    values = {name: value_of(node, name) for name, _, _ in settings()}
+    return {**values, **{p.name: p.value for p in parameters if p.name in values}}

@@ -1,0 +1,98 @@
+"""Messages of the cameras -> frames of the core: decoding, calibration, rectification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo
+
+from ..camera import Camera
+from ..datatypes import Frame
+from ..errors import CameraError, SourceError
+from ..sources.calibration import camera_from_info, stereo_baseline_m
+from ..sources.pictures import decode_depth, decode_image
+from ..sources.rectification import Rectification
+from .inputs import Picture
+
+
+class PictureDecoder:
+    """Decodes pictures; keeps the calibration until a CameraInfo says something else.
+
+    Attributes:
+        T_optical_camera: (4, 4) pose of the frames' camera in the optical frame that the messages name: a small rotation when
+            stereo pictures are rectified here, else the identity.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._key: tuple | None = None
+        self._camera: Camera | None = None
+        self._rectification: Rectification | None = None
+        self._count = 0
+        self.T_optical_camera = np.eye(4)
+
+    def decode(self, picture: Picture) -> Frame:
+        """One frame; ids count up.
+
+        Raises:
+            CameraError: no usable calibration, or pictures of another size.
+            SourceError: an encoding that cannot be read.
+        """
+        camera = self._calibrate(picture)
+        messages = list(picture.images.values())
+        image = decode_image(messages[0])
+        depth = right = None
+        if self._mode == "stereo":
+            right = decode_image(messages[1])
+            if right.shape != image.shape:
+                raise SourceError(f"the left picture has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same")
+        elif self._mode == "rgbd":
+            depth = decode_depth(messages[1])
+            if depth.shape != image.shape[1:]:
+                raise SourceError(f"the depth picture is {depth.shape[1]} x {depth.shape[0]}, the colour picture {image.shape[2]} x "
+                                  f"{image.shape[1]}; expected depth registered to colour (see depth_image_proc)")
+        height, width = image.shape[1:]
+        if (width, height) != (camera.width, camera.height):
+            raise CameraError(f"the picture is {width} x {height}, CameraInfo says {camera.width} x {camera.height}; expected the same: "
+                              "calibrate at this resolution, or let the driver publish the CameraInfo that belongs to it")
+        if self._rectification is not None:
+            image, right = self._rectification.apply(image, right)
+        self._count += 1
+        return Frame(self._count - 1, picture.stamp_ns, image, camera, depth, right)
+
+    def _calibrate(self, picture: Picture) -> Camera:
+        key = tuple(_contents(info) for info in picture.infos.values())
+        if self._camera is None or key != self._key:
+            self._camera = None
+            self._rectification = None
+            self.T_optical_camera = np.eye(4)
+            if self._mode == "stereo":
+                self._camera = self._calibrate_stereo(*picture.infos.values(), picture.rectified)
+            else:
+                (info,) = picture.infos.values()
+                self._camera = camera_from_info(info, rectified=picture.rectified)
+            self._key = key
+        return self._camera
+
+    def _calibrate_stereo(self, left: CameraInfo, right: CameraInfo, rectified: bool) -> Camera:
+        baseline = stereo_baseline_m(right)
+        if baseline is None:
+            raise CameraError(f"the right CameraInfo has P = {[round(float(p), 3) for p in right.p]}, which states no baseline; expected "
+                              "P[3] = -fx * baseline (ros2 run camera_calibration cameracalibrator --approximate 0.1 ...)")
+        camera = camera_from_info(left, rectified=True)
+        if rectified:
+            return Camera(camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, baseline_m=baseline)
+        R_left, R_right = (np.asarray(info.r, float).reshape(3, 3) for info in (left, right))
+        T_left_right = np.eye(4)
+        T_left_right[:3, :3] = R_left.T @ R_right
+        T_left_right[:3, 3] = R_left.T @ [baseline, 0, 0]
+        self._rectification = Rectification(camera_from_info(left), camera_from_info(right), T_left_right)
+        self.T_optical_camera = self._rectification.T_left_rectified
+        return self._rectification.camera
+
+
+def _contents(info: Any) -> tuple:
+    roi = info.roi
+    return (info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k), tuple(info.r), tuple(info.p), info.binning_x,
+            info.binning_y, roi.x_offset, roi.y_offset, roi.width, roi.height)

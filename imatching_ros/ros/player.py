@@ -1,0 +1,118 @@
+"""Plays a rosbag2 over DDS at its own speed, for machines without `ros2 bag`.
+
+Prints one line of JSON at the end: messages per topic, and by how much stamps were moved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rosbags.highlevel import AnyReader
+from rosgraph_msgs.msg import Clock
+
+from ..commands.progress import Progress
+from ..errors import ImatchingError, SourceError
+from .convert import make_stamp
+from .serialized import find_type, move_stamp, starts_with_header
+from .transport import use_shipped_profile
+
+_CLOCK_PERIOD_S = 0.005
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bag", type=Path, help="rosbag2: a folder, .mcap or .db3")
+    parser.add_argument("--topics", nargs="*", metavar="TOPIC", help="only these")
+    parser.add_argument("--rate", type=float, default=1.0, help="times real time (default 1)")
+    parser.add_argument("--clock", action="store_true", help="publish /clock, for nodes with use_sim_time")
+    parser.add_argument("--restamp", action="store_true", help="move all header stamps so that they are of now")
+    parser.add_argument("--wait-for", nargs="*", default=[], metavar="TOPIC", help="start when these have a subscriber")
+    parser.add_argument("--wait-s", type=float, default=30.0, help="for so long at most")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plays once.
+
+    Raises:
+        SourceError: no bag, none of the topics, or nobody listens in time.
+    """
+    if args.rate <= 0:
+        raise SourceError(f"--rate is {args.rate}, expected above zero")
+    with AnyReader([args.bag]) as reader:
+        wanted = [c for c in reader.connections if args.topics is None or c.topic in args.topics]
+        if not wanted:
+            raise SourceError(f"{args.bag} has none of the topics {args.topics}; it has {', '.join(sorted({c.topic for c in reader.connections}))}")
+        rclpy.init(args=[])
+        node = rclpy.create_node("player")
+        try:
+            _play(node, reader, wanted, args)
+        finally:
+            node.destroy_node()
+            rclpy.try_shutdown()
+    return 0
+
+
+def _play(node: Node, reader: AnyReader, wanted: list, args: argparse.Namespace) -> None:
+    kinds = {c.topic: find_type(c.msgtype) for c in wanted}
+    publishers = {topic: node.create_publisher(kind, topic, QoSProfile(depth=20)) for topic, kind in kinds.items()}
+    clock = node.create_publisher(Clock, "/clock", 10) if args.clock else None
+    wait_for_subscribers(node, publishers, args.wait_for, args.wait_s)
+    counts = dict.fromkeys(kinds, 0)
+    first_ns = start_s = last_clock_s = None
+    shift_ns = 0
+    with Progress("playing", sum(c.msgcount for c in wanted), "messages") as progress:
+        for connection, stamp_ns, data in reader.messages(wanted):
+            if first_ns is None:
+                first_ns, start_s = stamp_ns, time.monotonic()
+                shift_ns = time.time_ns() - stamp_ns if args.restamp else 0
+            due_s = start_s + (stamp_ns - first_ns) / 1e9 / args.rate
+            while True:
+                now_s = time.monotonic()
+                if clock is not None and (last_clock_s is None or now_s - last_clock_s >= _CLOCK_PERIOD_S):
+                    last_clock_s = now_s
+                    clock.publish(Clock(clock=make_stamp(min(first_ns + round((now_s - start_s) * 1e9 * args.rate), stamp_ns) + shift_ns)))
+                if now_s >= due_s:
+                    break
+                time.sleep(min(due_s - now_s, _CLOCK_PERIOD_S if clock is not None else 0.1))
+            data = bytes(data)
+            publishers[connection.topic].publish(move_stamp(data, shift_ns) if shift_ns and starts_with_header(kinds[connection.topic]) else data)
+            counts[connection.topic] += 1
+            progress.update(sum(counts.values()))
+    time.sleep(0.2)  # what is on its way
+    print(json.dumps({"messages": counts, "shift_ns": shift_ns}))
+
+
+def wait_for_subscribers(node: Node, publishers: dict, topics: list[str], timeout_s: float) -> None:
+    """Raises SourceError when one of the topics is not played, or has no subscriber in time."""
+    unknown = [topic for topic in topics if topic not in publishers]
+    if unknown:
+        raise SourceError(f"{', '.join(unknown)} is not among the topics that are played: {', '.join(publishers)}")
+    deadline = time.monotonic() + timeout_s
+    while missing := [t for t in topics if publishers[t].get_subscription_count() == 0]:
+        if time.monotonic() > deadline:
+            raise SourceError(f"nobody listens to {', '.join(missing)} after {timeout_s:g} s")
+        rclpy.spin_once(node, timeout_sec=0.05)
+
+
+def main() -> int:
+    """Runs the player; exit codes as `python -m imatching_ros`."""
+    use_shipped_profile()
+    parser = argparse.ArgumentParser("python -m imatching_ros.ros.player", description=__doc__)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args())
+    except ImatchingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

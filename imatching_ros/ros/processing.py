@@ -1,0 +1,161 @@
+"""The thread that owns the odometry: takes pictures from the inbox, drives the pipeline, publishes."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rclpy.lifecycle import LifecycleNode
+
+from ..config import Config
+from ..datatypes import OdometryOutput
+from ..errors import ImatchingError
+from ..pipeline import Pipeline
+from . import transforms
+from .frames import TransformTree
+from .inbox import Inbox
+from .inputs import Picture
+from .outputs import Counters, Outputs
+from .params import NodeConfig
+from .pictures import PictureDecoder
+from .robot_pose import RobotPoseTracker
+
+_CLOCK_MISMATCH_S = 60.0  # a stamp farther from now is of another clock
+
+
+class Processor:
+    """One picture after another, until closed. All methods but `run` and `close` are called by the thread itself.
+
+    Attributes:
+        counters: pictures so far.
+        last: the newest output.
+        problem: why the newest picture could not be used; empty when it could.
+    """
+
+    def __init__(self, node: LifecycleNode, config: NodeConfig, core: Config, pipeline: Pipeline, outputs: Outputs,
+                 tree: TransformTree | None, warn: Callable[[str, str], None]) -> None:
+        self._node, self._core, self._outputs, self._tree, self._warn = node, core, outputs, tree, warn
+        self.config = config
+        self.pipeline = pipeline
+        self.inbox = Inbox()
+        self.counters = Counters()
+        self.last: OdometryOutput | None = None
+        self.learning: Any = pipeline.learning_status()
+        self.problem = ""
+        self.latency_ms = self.processing_ms = float("nan")
+        self._decoder = PictureDecoder(config.mode)
+        self._tracker: RobotPoseTracker | None = None
+        self._camera: Any = None
+        self._last_stamp_ns: int | None = None
+        self._first_s: float | None = None
+        self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
+
+    def run(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Ends the thread after the picture that it is at."""
+        self.inbox.close()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def reset(self) -> None:
+        """Starts again at the origin, as if the node had just been activated; weights stay."""
+        self.pipeline.reset()
+        self.inbox.discard()
+        self._outputs.reset()
+        self._tracker = None
+        self._camera = None
+        self._last_stamp_ns = None
+        self._first_s = None
+
+    def _work(self) -> None:
+        while (picture := self.inbox.take()) is not None:
+            try:
+                self._process(picture)
+                self.problem = ""
+            except ImatchingError as error:
+                self.counters.rejected += 1
+                self.problem = str(error)
+                self._warn(type(error).__name__, f"picture not used: {error}")
+            except Exception as error:  # a bug: say all about it, start again with a clean map, keep the robot's node alive
+                self.counters.rejected += 1
+                self.problem = f"internal error: {error!r}"
+                self._node.get_logger().error(f"internal error, odometry is reset:\n{traceback.format_exc()}")
+                self.pipeline.reset()
+                if self._tracker is not None:
+                    self._tracker.restart()
+
+    def _process(self, picture: Picture) -> None:
+        if not self._in_order(picture.stamp_ns):
+            return
+        frame = self._decoder.decode(picture)
+        if self._camera is not None and frame.camera != self._camera:
+            self._node.get_logger().warning(f"the camera has changed from {self._camera} to {frame.camera}: a new map is started")
+            self.pipeline.reset()
+            if self._tracker is not None:
+                self._tracker.restart()
+        self._camera = frame.camera
+        if self._tracker is None:  # until TF is there, odometry runs without publishing poses
+            T_BC = self._find_camera(picture.frame_id)
+            if T_BC is not None:
+                self._tracker = RobotPoseTracker(T_BC @ self._decoder.T_optical_camera)
+        start = time.perf_counter()
+
+        def publish(output: OdometryOutput) -> None:
+            self.processing_ms = (time.perf_counter() - start) * 1e3
+            pose = self._tracker.update(output) if self._tracker is not None else None
+            if pose is not None:
+                self._outputs.publish_pose(frame.stamp_ns, pose)
+            age_s = self._node.get_clock().now().nanoseconds / 1e9 - frame.stamp_ns / 1e9
+            self.latency_ms = age_s * 1e3 if abs(age_s) < _CLOCK_MISMATCH_S else float("nan")
+
+        output = self.pipeline.process(frame, on_tracked=publish)
+        self.last = output
+        self.counters.processed += 1
+        self.counters.tracked += output.T_WC is not None
+        self.counters.lost += output.state.value == "lost"
+        if self._tracker is not None:
+            self._outputs.publish_details(output, frame, picture.frame_id, self.pipeline.window, self._tracker)
+        self._outputs.publish_status(output, picture.frame_id, self.pipeline.window, self.counters, self.inbox.received, self.inbox.dropped,
+                                     self.latency_ms, self.processing_ms)
+        self.learning = self.pipeline.learning_status()
+        self._outputs.publish_learning(frame.stamp_ns, self.learning, self._core.learning.mode, self._core.matcher.name)
+
+    def _in_order(self, stamp_ns: int) -> bool:
+        last, self._last_stamp_ns = self._last_stamp_ns, stamp_ns
+        if last is None or stamp_ns > last:
+            return True
+        if last - stamp_ns > self.config.backward_jump_s * 1e9:
+            self._node.get_logger().warning(f"stamps jumped back by {(last - stamp_ns) / 1e9:.3f} s (a bag that loops?): odometry is reset")
+            self.reset()
+            self._last_stamp_ns = stamp_ns
+            return True
+        self._last_stamp_ns = last
+        self.counters.rejected += 1
+        self._warn("order", f"picture not used: its stamp is {(last - stamp_ns) / 1e9:.6f} s before the last one; expected ascending stamps")
+        return False
+
+    def _find_camera(self, frame_id: str) -> np.ndarray | None:
+        """T_BC, or None while TF may still come."""
+        c = self.config
+        if c.base_from_camera:
+            return transforms.from_pose(np.array(c.base_from_camera))
+        if frame_id == c.base_frame:
+            return np.eye(4)
+        T = self._tree.lookup(c.base_frame, frame_id) if self._tree is not None else None
+        if T is not None:
+            return T
+        if self._first_s is None:
+            self._first_s = time.monotonic()
+        if time.monotonic() - self._first_s < c.tf_timeout_s:
+            self._warn("tf wait", f"waiting for TF from {c.base_frame} to {frame_id or '(the pictures name no frame)'}")
+            return None
+        self._node.get_logger().warning(
+            f"no TF from {c.base_frame} to {frame_id or '(the pictures name no frame)'} within {c.tf_timeout_s:g} s: {c.base_frame} is taken to "
+            f"be at the camera, x along its view. Publish the transform (ros2 run tf2_ros static_transform_publisher) or set base_from_camera")
+        return transforms.T_BODY_OPTICAL

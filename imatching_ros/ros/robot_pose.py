@@ -1,0 +1,92 @@
+"""Poses of the camera in the map -> poses of the robot's base in the odometry frame, with twist and covariances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..datatypes import OdometryOutput
+from . import transforms
+
+# What is not known of a rotation during a gap without tracking, rad.
+_GAP_ROTATION_RAD = 0.1
+
+
+@dataclass(frozen=True)
+class RobotPose:
+    """What nav_msgs/Odometry wants to know. Covariances are (6, 6), translation first, in the axes that the message defines."""
+
+    T_OB: np.ndarray  # (4, 4)
+    T_OC: np.ndarray  # (4, 4)
+    covariance: np.ndarray  # position and rotation about the axes of the odometry frame
+    twist: np.ndarray  # (6,) m/s and rad/s in the base frame; zero in the first pose
+    twist_covariance: np.ndarray
+
+
+class RobotPoseTracker:
+    """Keeps the odometry frame continuous.
+
+    The odometry frame O is where the base was when the first map began. The core places a map that starts again at its last
+    pose; after `restart` (the core was reset) the same is done here. What happened in between is not known: the covariance
+    grows by the distance that the last twist would have covered.
+    """
+
+    def __init__(self, T_BC: np.ndarray) -> None:
+        self._T_BC = T_BC
+        self._T_CB = transforms.inverse(T_BC)
+        self._T_OW = T_BC
+        self._map_id: int | None = None
+        self._restarted = False
+        self._gap_covariance = np.zeros((6, 6))  # of the base, body axes
+        self._last: tuple[int, RobotPose, np.ndarray] | None = None  # stamp, pose, body covariance
+
+    def restart(self) -> None:
+        """The core was reset: its next pose is the last pose published."""
+        self._restarted = self._last is not None
+
+    def camera_pose(self, T_WC: np.ndarray) -> np.ndarray:
+        """(7,) pose of a camera in the map -> its pose (4, 4) in the odometry frame."""
+        return self._T_OW @ transforms.from_pose(T_WC)
+
+    def points(self, points_W: np.ndarray) -> np.ndarray:
+        """(P, 3) in the map -> in the odometry frame."""
+        return points_W @ self._T_OW[:3, :3].T + self._T_OW[:3, 3]
+
+    def update(self, output: OdometryOutput) -> RobotPose | None:
+        """The robot's pose at an output with a pose, else None."""
+        if output.T_WC is None:
+            return None
+        T_WC = transforms.from_pose(output.T_WC.cpu().numpy())
+        if self._last is not None and (self._restarted or output.map_id != self._map_id):
+            if self._restarted:
+                self._T_OW = self._last[1].T_OC @ transforms.inverse(T_WC)
+            self._add_gap(output.stamp_ns)
+        self._map_id, self._restarted = output.map_id, False
+        T_OC = self._T_OW @ T_WC
+        T_OB = T_OC @ self._T_CB
+        covariance_C = np.full((6, 6), np.nan) if output.covariance is None else output.covariance.cpu().numpy().astype(float)
+        covariance_B = transforms.body_covariance(covariance_C, self._T_BC) + self._gap_covariance
+        twist, twist_covariance = self._twist(output.stamp_ns, T_OB, covariance_B)
+        pose = RobotPose(T_OB, T_OC, transforms.fixed_axis_covariance(covariance_B, T_OB[:3, :3]), twist, twist_covariance)
+        self._last = (output.stamp_ns, pose, covariance_B)
+        return pose
+
+    def _twist(self, stamp_ns: int, T_OB: np.ndarray, covariance_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._last is None or stamp_ns <= self._last[0]:
+            return np.zeros(6), np.full((6, 6), np.nan)
+        last_ns, last, last_covariance = self._last
+        dt = (stamp_ns - last_ns) / 1e9
+        R = T_OB[:3, :3]
+        linear = R.T @ (T_OB[:3, 3] - last.T_OB[:3, 3]) / dt
+        angular = transforms.rotation_vector(last.T_OB[:3, :3].T @ R) / dt
+        # The errors of neighbouring poses are correlated, so this is an upper bound.
+        return np.concatenate([linear, angular]), (covariance_B + last_covariance) / dt**2
+
+    def _add_gap(self, stamp_ns: int) -> None:
+        last_ns, pose, _ = self._last
+        gap_s = (stamp_ns - last_ns) / 1e9
+        sigma = np.repeat([np.linalg.norm(pose.twist[:3]), np.linalg.norm(pose.twist[3:])], 3) * gap_s
+        sigma[3:] += _GAP_ROTATION_RAD
+        self._gap_covariance = self._gap_covariance + np.diag(sigma**2)
+        self._last = None  # no twist across the gap
