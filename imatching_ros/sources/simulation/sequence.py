@@ -1,0 +1,128 @@
+"""A rendered video: a scene, a path through it and a camera, as frames with exact truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...camera import Camera
+from ...datatypes import Frame
+from ...errors import ConfigError
+from .kinds import make_scene
+from .renderer import render
+from .scene import Scene
+from .shifts import SHIFTS, Shift, find_shift, shaken, shifted_camera, take_picture
+from .textures import build_bank
+from .trajectories import MOTIONS, make_trajectory
+
+__all__ = ["SimulatedSequence", "simulated_frames", "SHIFTS", "MOTIONS"]
+
+_TARGET_BRIGHTNESS = 0.45
+
+
+@dataclass(frozen=True)
+class SimulatedSequence:
+    """What decides a rendered video; the same values give the same pictures (on one device and torch version).
+
+    Scene seeds of training start at `pairs.TRAINING_SCENES`: smaller ones are never seen in training.
+    """
+
+    kind: str = "room"
+    frames: int = 100
+    seed: int = 0
+    width: int = 640
+    height: int = 480
+    rate_hz: float = 10.0
+    shift: str = "none"
+    motion: str = "tour"
+    low_texture: bool | None = None
+    path_seed: int | None = None  # another path through the same scene; `seed` if None
+    supersample: int = 2
+    start_s: float = 0.0  # stamp of the first frame
+    camera: Camera | None = None  # a pinhole with a horizontal view of 64 degrees if None; the shift may zoom it
+    device: str = "cpu"
+    speed_mps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("frames", 1, 10**6), ("width", 16, 8192), ("height", 16, 8192), ("rate_hz", 0.01, 1000), ("supersample", 1, 4)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}, expected {low} to {high}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed is {self.seed}, expected 0 to {2**31 - 1}")
+        find_shift(self.shift)
+
+    @property
+    def shifted_camera(self) -> Camera:
+        """The camera of the frames."""
+        camera = self.camera
+        if camera is None:
+            focal = 0.8 * self.width
+            camera = Camera(self.width, self.height, focal, focal, (self.width - 1) / 2, (self.height - 1) / 2)
+        return shifted_camera(camera, find_shift(self.shift))
+
+    def stamps_ns(self) -> list[int]:
+        return [round((self.start_s + i / self.rate_hz) * 1e9) for i in range(self.frames)]
+
+    def scene(self) -> Scene:
+        """The scene, exposed so that its pictures along the path have a middling brightness."""
+        shift = find_shift(self.shift)
+        bank = build_bank(self.seed, variants=2, held_out=shift.held_out_textures)
+        scene = make_scene(self.kind, self.seed, bank, self.low_texture)
+        if shift.haze > 0:
+            distance = shift.haze_distance_m * (10 if self.kind == "outdoor" else 1)
+            density = -np.log(1 - shift.haze) / distance
+            scene = scene.with_values(fog_density=density, fog_colour=0.72)
+        poses = self.trajectory(scene)[:: max(1, self.frames // 6)]
+        K = self.shifted_camera
+        probe, _ = render(scene, K.scaled(64 / K.width), poses, self.device, shadows=0)
+        return scene.with_values(exposure=float(np.clip(_TARGET_BRIGHTNESS / max(float(probe.mean()), 0.02), 0.4, 5.0)))
+
+    def trajectory(self, scene: Scene, offset_s: float = 0.0) -> Tensor:
+        """(frames, 7) float64 poses, at the stamps plus an offset."""
+        stamps = np.arange(self.frames) / self.rate_hz + offset_s
+        seed = self.seed if self.path_seed is None else self.path_seed
+        return make_trajectory(scene, self.kind, self.frames / self.rate_hz, stamps, seed, self.motion, self.speed_mps)
+
+    def read(self) -> Iterator[tuple[Frame, Tensor]]:
+        """Yields (frame with RGB picture and exact depth, T_WC (7,) float64), all on the CPU."""
+        shift: Shift = find_shift(self.shift)
+        camera = self.shifted_camera
+        scene = self.scene().to(self.device)
+        at_cpu = scene.to("cpu")
+        half_open = shift.shutter / 2 / self.rate_hz
+        mid, opened, closed = (self.trajectory(at_cpu, t).to(self.device) for t in (0.0, -half_open, half_open))
+        rng = np.random.default_rng((self.seed, 31))
+        drift = _wander(rng, self.frames, self.rate_hz)
+        lamps = np.stack([_wander(rng, self.frames, self.rate_hz) for _ in range(scene.light_colour.shape[1])], 1)
+        for i, stamp_ns in enumerate(self.stamps_ns()):
+            lit = scene
+            if shift.lamp_drift > 0:
+                factor = torch.as_tensor(np.exp(shift.lamp_drift * lamps[i]), dtype=torch.float32, device=scene.light_colour.device)
+                lit = scene.with_values(light_colour=scene.light_colour * factor[None, :, None])
+            image, depth = render(lit, camera, mid[i:i + 1], self.device, self.supersample)
+            shake = np.random.default_rng((self.seed, 37, i)).integers(2**31)
+            before, after = (shaken(pose[i], shift, share, np.random.default_rng(shake)) for pose, share in ((opened, -0.5), (closed, 0.5)))
+            exposure = float(np.exp(shift.exposure_drift * drift[i]))
+            picture = take_picture(image[0], depth[0], camera, before, mid[i], after, shift, exposure, seed=self.seed * 100_003 + i)
+            yield Frame(i, stamp_ns, picture.cpu(), camera, depth[0].cpu()), mid[i].cpu()
+
+
+def simulated_frames(kind: str = "room", frames: int = 100, seed: int = 0, size: tuple[int, int] = (480, 640),
+                     **options) -> Iterator[tuple[Frame, Tensor]]:
+    """Yields (Frame, T_WC (7,)) of `SimulatedSequence(kind, frames, seed, ...)`; size is (height, width)."""
+    return SimulatedSequence(kind=kind, frames=frames, seed=seed, height=size[0], width=size[1], **options).read()
+
+
+def _wander(rng: np.random.Generator, frames: int, rate_hz: float) -> np.ndarray:
+    """(frames,) slow wandering about zero, of about unit deviation, within some seconds."""
+    keep = np.exp(-1 / (3.0 * rate_hz))
+    value, out = 0.0, []
+    for shock in rng.normal(0, 1, frames):
+        value = keep * value + np.sqrt(1 - keep**2) * shock
+        out.append(value)
+    return np.array(out)
