@@ -24,7 +24,7 @@ class Problem:
     order: Tensor  # (M,) int64: snapshot row of each of the solver's keyframes
     num_fixed: int
     point: Tensor  # (M * N,) int64 landmark of each slot
-    cell: Tensor  # (6 * M * N,) int64: where the six numbers of a slot go in a (6, M, P) array
+    cell: Tensor  # (M * 9 * N,) int64: where the nine numbers of a slot, (M, 9, N), go in a (M, 9, P) array
     observed: Tensor  # (D, M, N) on the plane z = 1; D is 2 if all observations are mono, else 3
     inv_sigma: Tensor  # (D, M, N)
     alpha: Tensor | None  # (M, N) third number = alpha * x/z + beta / z; None if D is 2
@@ -123,8 +123,8 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
         alpha, beta = table[6], table[7]
     else:
         observed, weights = table[:2], table[2:4]
-    cell = point + torch.arange(M, device=device).repeat_interleave(N) * P
-    cell = (cell[None] + torch.arange(6, device=device)[:, None] * (M * P)).flatten()
+    block = torch.arange(9 * M, device=device).view(M, 9, 1) * P
+    cell = (block + point.view(M, 1, N)).flatten()
     views = torch.zeros(P, dtype=torch.float64, device=device).index_add_(0, pt, used.double()).clamp_min(1)
     centre_sum = torch.zeros(P, 3, dtype=torch.float64, device=device).index_add_(0, pt, t[kf] * used[:, None])
     priors = [p for p in window.priors if not isinstance(p, PointPrior)]

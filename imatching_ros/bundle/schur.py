@@ -84,6 +84,19 @@ def evaluate(problem: Problem, R: Tensor, t: Tensor, X: Tensor, kernel: str, wid
     return State(R, t, X, Y, depth, inv_depth, ratio, residual, s, cost)
 
 
+class Workspace:
+    """The large arrays of an iteration, made once per solve: fresh ones cost more in page faults than the arithmetic in them."""
+
+    def __init__(self, problem: Problem) -> None:
+        M, _, N = problem.R.shape[0], 3, problem.observed.shape[2]
+        P, F = problem.num_points, M - problem.num_fixed
+        new = problem.observed.new_empty
+        self.sums = new(M, 9, N)
+        self.products = new(M, 10, N)
+        self.dense = new(M, 9, P)
+        self.W = new(F, 6, 3, P)
+
+
 @dataclass
 class Linearisation:
     """Normal equations at a State: H = [[pose, coupling], [coupling^T, landmark]], all positive, right hand side = descent."""
@@ -92,18 +105,18 @@ class Linearisation:
     pose_rhs: Tensor  # (F, 6)
     landmark: Tensor  # (6, P) in the order of _PAIRS
     landmark_rhs: Tensor  # (3, P)
-    C: Tensor  # (6, F, P)
+    C: Tensor  # (F, 6, P)
     Y: Tensor  # (F, 3, P)
 
 
-def linearise(problem: Problem, state: State, kernel: str, width: float, bend: float = 0.0) -> Linearisation:
+def linearise(problem: Problem, state: State, kernel: str, width: float, work: Workspace,
+              bend: float = 0.0) -> Linearisation:
     """Analytic Jacobians, IRLS weights, sums into blocks.
 
     `bend` in 0..1 moves from reweighted least squares (0), which is safe far from the optimum but overstates the curvature of
     outliers and so creeps at the end, towards the true second derivative of the kernel (1; Triggs 2000, section 4.3).
     """
-    M, _, N = state.Y.shape
-    P = problem.num_points
+    M = len(state.R)
     F = M - problem.num_fixed
     root = kernel_weight(kernel, state.s, width).sqrt()
     gain = problem.inv_sigma * (root * state.inv_depth)  # (D, M, N)
@@ -117,7 +130,7 @@ def linearise(problem: Problem, state: State, kernel: str, width: float, bend: f
     if problem.alpha is not None:
         x_part, z_part = gain[2] * problem.alpha, gain[2] * torch.addcmul(problem.alpha * state.ratio[0], problem.beta, state.inv_depth)
         rows.append(torch.addcmul(x_part[:, None] * columns[0], z_part[:, None], columns[2], value=-1))
-    sums = state.Y.new_empty(M, 9, N)
+    sums = work.sums
     for d, J in enumerate(rows):
         if d == 0:
             torch.mul(J, J, out=sums[:, 0:3])
@@ -141,21 +154,19 @@ def linearise(problem: Problem, state: State, kernel: str, width: float, bend: f
         sums[:, 5].addcmul_(along[:, 2], along[:, 0], value=-1)
 
     # Landmark blocks.
-    flat = sums.transpose(0, 1).reshape(9, M * N)
-    C = flat.new_zeros(6 * M * P).index_add_(0, problem.cell, flat[:6].reshape(-1)).view(6, M, P)
-    landmark = C.sum(1)
-    index = problem.cell[: M * N] % P if P else problem.cell[:0]
-    landmark_rhs = torch.stack([flat.new_zeros(P).index_add_(0, index, row) for row in flat[6:]])
+    dense = work.dense.zero_()
+    dense.view(-1).index_add_(0, problem.cell, sums.view(-1))
+    landmark, landmark_rhs = dense.sum(0).split((6, 3))
     for prior in problem.point_priors:
-        info, k = prior.information.to(flat), prior.points
+        info, k = prior.information.to(sums), prior.points
         for n, (i, j) in enumerate(_PAIRS):
             landmark[n].index_add_(0, k, info[:, i, j])
-        e = prior.points_W.to(flat) - state.X.T[k]
+        e = prior.points_W.to(sums) - state.X.T[k]
         landmark_rhs.index_add_(1, k, (info @ e[..., None]).squeeze(-1).T)
 
     # Pose blocks.
     Y = state.Y
-    products = Y.new_empty(M, 10, N)
+    products = work.products
     products[:, 0] = 1
     products[:, 1:4] = Y
     torch.mul(Y, Y, out=products[:, 4:7])
@@ -169,7 +180,7 @@ def linearise(problem: Problem, state: State, kernel: str, width: float, bend: f
         problem.pose_priors.add(pose, pose_rhs, state.R, state.t)
     free = slice(M - F, M)
     dense_Y = state.X[None] - state.t[free, :, None]
-    return Linearisation(pose[free, :, free], pose_rhs[free], landmark, landmark_rhs, C[:, free], dense_Y)
+    return Linearisation(pose[free, :, free], pose_rhs[free], landmark, landmark_rhs, dense[free, :6], dense_Y)
 
 
 @dataclass
@@ -185,7 +196,7 @@ class Reduced:
     landmark_damping: Tensor  # (3, P)
 
 
-def eliminate(lin: Linearisation, damping: Tensor | float, caution: Tensor | float = 1.0) -> Reduced:
+def eliminate(lin: Linearisation, work: Workspace, damping: Tensor | float, caution: Tensor | float = 1.0) -> Reduced:
     """Schur complement of H + damping * diag(H); `caution` (P,) multiplies the damping of single landmarks."""
     F, _, P = lin.Y.shape
     dtype = lin.Y.dtype
@@ -206,19 +217,18 @@ def eliminate(lin: Linearisation, damping: Tensor | float, caution: Tensor | flo
     h2 = (lin.landmark_rhs[2] - l20 * h0 - l21 * h1) / l22
     half = torch.stack([h0, h1, h2])
 
-    W = lin.Y.new_empty(6, 3, F, P)
-    top = W[:3]  # (row, column, F, P): C L^-T, column by column
-    c00, c11, c22, c01, c12, c20 = lin.C
+    W = work.W  # (F, row, column, P); upper rows C L^-T, lower rows Y x (C L^-T), made column by column
+    c00, c11, c22, c01, c12, c20 = lin.C.unbind(1)
     i00, i11, i22 = 1 / l00, 1 / l11, 1 / l22
     for row, (c0, c1, c2) in enumerate(((c00, c01, c20), (c01, c11, c12), (c20, c12, c22))):
-        first, second, third = top[row]
+        first, second, third = W[:, row].unbind(1)
         torch.mul(c0, i00, out=first)
         torch.addcmul(c1, first, l10, value=-1, out=second).mul_(i11)
         torch.addcmul(c2, first, l20, value=-1, out=third).addcmul_(second, l21, value=-1).mul_(i22)
-    y0, y1, y2 = lin.Y.unbind(1)
+    y0, y1, y2 = lin.Y[:, :, None].unbind(1)
     for row, (ya, b, yb, a) in enumerate(((y1, 2, y2, 1), (y2, 0, y0, 2), (y0, 1, y1, 0))):
-        torch.mul(ya, top[b], out=W[3 + row]).addcmul_(yb, top[a], value=-1)
-    W = W.permute(2, 0, 1, 3).reshape(6 * F, 3 * P)
+        torch.mul(ya, W[:, b], out=W[:, 3 + row]).addcmul_(yb, W[:, a], value=-1)
+    W = W.view(6 * F, 3 * P)
     H = lin.pose.reshape(6 * F, 6 * F)
     pose_damping = H.diagonal() * damping + tiny
     S = torch.addmm(H, W, W.mT, alpha=-1)

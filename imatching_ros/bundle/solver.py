@@ -13,7 +13,7 @@ from ..config import BundleConfig
 from ..datatypes import BAResult, BAStatus, ObservationKind, WindowSnapshot
 from ..residuals import MIN_DEPTH, kernel_weight, reproject, squared
 from .problem import Problem, compile_window
-from .schur import State, back_substitute, constrain, eliminate, evaluate, linearise, move_landmarks, rotate_small
+from .schur import State, Workspace, back_substitute, constrain, eliminate, evaluate, linearise, move_landmarks, rotate_small
 from .spread import measure_spread
 
 # Damping: where it starts, its range, and how it changes; with these a warm start needs as few steps as undamped Gauss-Newton.
@@ -53,6 +53,7 @@ class _Run:
     iterations: int
     converged: bool
     reason: str
+    work: Workspace
 
 
 def _minimise(problem: Problem, config: BundleConfig) -> _Run:
@@ -63,11 +64,11 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
     cost_before = cost = None
     damping, growth = _DAMPING_START, 4.0
     caution: Tensor | float = 1.0
-    lin, bend = None, 0.0
+    lin, bend, work = None, 0.0, Workspace(problem)
     for iteration in range(1, config.max_iterations + 1):
         if lin is None:
-            lin = linearise(problem, state, kernel, width, bend)
-        reduced = eliminate(lin, damping, caution)
+            lin = linearise(problem, state, kernel, width, work, bend)
+        reduced = eliminate(lin, work, damping, caution)
         S, rhs = constrain(reduced.S, reduced.rhs, problem.gauge)
         factor, _ = torch.linalg.cholesky_ex(S)
         pose_step = torch.cholesky_solve(rhs[:, None], factor).squeeze(1)
@@ -87,7 +88,7 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
         if cost_before is None:
             cost_before = cost
         if not math.isfinite(cost):
-            return _Run(state, cost_before, iteration, False, "the cost of the start is not finite")
+            return _Run(state, cost_before, iteration, False, "the cost of the start is not finite", work)
         floor = config.cost_tolerance * cost + 1e-14 * problem.observed[0].numel()
         if num_flips == 0 and trial_cost <= cost and math.isfinite(trial_cost):
             decrease = cost - trial_cost
@@ -97,10 +98,10 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
             bend = _LATE_BEND if good and decrease < _LATE * cost else 0.0
             growth = 4.0
             if decrease <= floor and gain <= 4 * floor and damping < 1e-2:
-                return _Run(state, cost_before, iteration, True, "")
+                return _Run(state, cost_before, iteration, True, "", work)
             continue
         if math.isfinite(gain) and 0 <= gain <= floor and damping < 1e-2:
-            return _Run(state, cost_before, iteration, True, "")
+            return _Run(state, cost_before, iteration, True, "", work)
         if num_flips:
             flipped = torch.zeros(problem.num_points, dtype=trial.cost.dtype, device=trial.cost.device)
             flipped.index_add_(0, problem.point, flips.flatten().to(flipped.dtype))
@@ -110,8 +111,8 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
         if bend:
             lin, bend = None, 0.0
         if damping > _DAMPING_HIGH:
-            return _Run(state, cost_before, iteration, False, "no step lowers the cost any more")
-    return _Run(state, cost_before, config.max_iterations, False, f"{config.max_iterations} iterations were not enough")
+            return _Run(state, cost_before, iteration, False, "no step lowers the cost any more", work)
+    return _Run(state, cost_before, config.max_iterations, False, f"{config.max_iterations} iterations were not enough", work)
 
 
 def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: BundleConfig) -> BAResult:
@@ -128,7 +129,7 @@ def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: Bundl
     points_W = torch.where(lost[:, None], window.points_W.double(), points_W)
     residual, s, weight = _residuals(window, problem, T_WC, points_W, config)
 
-    covariance, why = _covariance_newest(window, problem, state, s, weight, config)
+    covariance, why = _covariance_newest(window, problem, run, s, weight, config)
     why = _find_degeneracy(window, problem, T_WC, points_W, weight, config) or why
     if why:
         status, covariance = BAStatus.DEGENERATE, None
@@ -158,18 +159,18 @@ def _residuals(window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W:
     return residual, s, weight
 
 
-def _covariance_newest(window: WindowSnapshot, problem: Problem, state: State, s: Tensor, weight: Tensor,
+def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: Tensor, weight: Tensor,
                        config: BundleConfig) -> tuple[Tensor | None, str]:
     """(6, 6) of the last pose's perturbation T_WC * Exp([rho, phi]) and why it does not exist.
 
     Inverse of the undamped Schur complement, times the spread of the residuals as measured and not as assumed.
     """
-    M, F = len(problem.R), len(problem.R) - problem.num_fixed
+    state, M, F = run.state, len(problem.R), len(problem.R) - problem.num_fixed
     newest = int((problem.order == M - 1).nonzero()) - problem.num_fixed
     if F == 0 or newest < 0:
         return None, ""
-    lin = linearise(problem, state, config.kernel, config.kernel_width)
-    reduced = eliminate(lin, 0.0)
+    lin = linearise(problem, state, config.kernel, config.kernel_width, run.work)
+    reduced = eliminate(lin, run.work, 0.0)
     S, _ = constrain(reduced.S, reduced.rhs, problem.gauge)
     S = S.double()
     scale = S.diagonal().clamp_min(1e-300).rsqrt()
