@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..datatypes import Frame, as_grey
 from ..matching.base import Features, Matcher
+from .pairs import sample_queries
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,52 @@ class OwnKeypoints(Contestant):
         # One keypoint with two orientations is one place.
         places = list(dict.fromkeys(k.pt for k in strongest))[: self._budget]
         return super().answer(frames, torch.tensor(places, dtype=torch.float32).reshape(-1, 2))
+
+
+class SiftCorners(Contestant):
+    """SIFT descriptors at the common queries, matched to those at the corners of the other picture: ratio test and mutual best.
+
+    Upright, at one size: between neighbouring frames this loses nothing, and a corner need not be a blob to be described. Size
+    and ratio are the best of a search over both; refining the corners to fractions of a pixel gained nothing.
+    """
+
+    _SIZE_PX = 8.0
+    _RATIO = 0.95
+    _TARGETS = 2000
+
+    def __init__(self, name: str, matcher: Matcher) -> None:
+        super().__init__(name, matcher)
+        self._sift = cv2.SIFT_create()
+
+    def answer(self, frames: Sequence[Frame], uv: Tensor) -> Answer:
+        (uv_t, described_t), image = self._corners(frames[-1]), as_grey(frames[0].image)[0].numpy()
+        start = time.perf_counter()
+        rows, described = self._describe(image, uv)
+        uv_j, score = uv.clone(), torch.zeros(len(uv))
+        if len(rows) >= 1 and len(uv_t) >= 2:
+            distance = torch.cdist(described, described_t)
+            best, index = distance.topk(2, 1, largest=False)
+            mutual = distance.argmin(0)[index[:, 0]] == torch.arange(len(rows))
+            ratio = best[:, 0] / best[:, 1].clamp_min(1e-6)
+            good = mutual & (ratio < self._RATIO)
+            uv_j[rows[good]], score[rows[good]] = uv_t[index[good, 0]], 1.0
+        return Answer(uv, uv_j, score, torch.full((len(uv),), 0.7), (time.perf_counter() - start) * 1e3)
+
+    def _corners(self, frame: Frame) -> tuple[Tensor, Tensor]:
+        if frame.id not in self._cache:
+            start = time.perf_counter()
+            image = as_grey(frame.image)[0].numpy()
+            uv = sample_queries(frame.image, self._TARGETS)
+            rows, described = self._describe(image, uv)
+            self._cache[frame.id] = uv[rows], described
+            self.features_ms.append((time.perf_counter() - start) * 1e3)
+        return self._cache[frame.id]
+
+    def _describe(self, image: np.ndarray, uv: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows that could be described (not too near the border), and their unit descriptors (Hellinger)."""
+        keypoints = [cv2.KeyPoint(float(u), float(v), self._SIZE_PX, 0.0, 0.0, 0, k) for k, (u, v) in enumerate(uv)]
+        kept, values = self._sift.compute(image, keypoints)
+        if not kept:
+            return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 128)
+        values = torch.from_numpy(values)
+        return torch.tensor([k.class_id for k in kept]), (values / values.sum(1, keepdim=True).clamp_min(1e-6)).sqrt()

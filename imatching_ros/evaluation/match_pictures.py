@@ -1,0 +1,64 @@
+"""What each matcher finds on one pair of a recording, as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import torch
+from torch import Tensor
+
+from .. import geometry
+from ..datatypes import Frame
+from ..sources.base import Source
+from .contestants import Answer, Contestant
+from .drawing import draw_matches
+from .matching import MIN_SCORE, iterate_pairs
+from .pairs import PairTruth, find_truth, sample_queries
+
+
+def write_match_pictures(folder: Path, contestants: Sequence[Contestant], source: Source, gaps: Sequence[int]) -> list[Path]:
+    """Draws every contestant on the middle pair of each gap; returns the files."""
+    files = []
+    for frames, T_WC in middle_pairs(source, gaps):
+        uv = sample_queries(frames[0].image)
+        truth = find_truth(frames[0], frames[-1], *T_WC, uv)
+        for contestant in contestants:
+            answer = contestant.answer(frames, uv)
+            own = find_truth(frames[0], frames[-1], *T_WC, answer.uv_i) if contestant.own_queries else truth
+            error, kind = match_error(answer, own, frames[0], frames[-1])
+            used = answer.score >= MIN_SCORE
+            known = used & error.isfinite()
+            within = float((error[known] <= 3).float().mean()) if known.any() else float("nan")
+            title = f"{contestant.name}, gap {len(frames) - 1}: {int(used.sum())} matches, {100 * within:.0f} % within 3 px ({kind})"
+            picture = draw_matches(frames[0], frames[-1], answer.uv_i[used], answer.uv_j[used], error[used], title)
+            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(contestant.name).stem)
+            files.append(folder / f"gap{len(frames) - 1:02d}_{name}.jpg")
+            cv2.imwrite(str(files[-1]), picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
+            contestant.forget(frames[-1].id + 1)
+    return files
+
+
+def middle_pairs(source: Source, gaps: Sequence[int]) -> list[tuple[list[Frame], tuple]]:
+    """One pair per gap, from the middle of the recording where its length is known, else the first."""
+    start = (source.length or 0) // 2
+    found: dict[int, tuple[list[Frame], tuple]] = {}
+    for frames, T_WC in iterate_pairs(source, gaps, 1 << 30):
+        gap = len(frames) - 1
+        if gap not in found and frames[0].id >= start:
+            found[gap] = frames, T_WC
+        if len(found) == len(gaps):
+            break
+    return [found[gap] for gap in gaps if gap in found]
+
+
+def match_error(answer: Answer, truth: PairTruth, i: Frame, j: Frame) -> tuple[Tensor, str]:
+    """(N,) px from the true place, or from the true epipolar line where there is no depth; NaN where nothing is known."""
+    if truth.visible.any():
+        error = (answer.uv_j.double() - truth.uv_j).norm(dim=1)
+        return torch.where(truth.uv_j.isfinite().all(1), error, torch.nan), "of the true place"
+    if truth.T_ij is not None:
+        ideal = (i.camera.undistort(answer.uv_i.double()), j.camera.undistort(answer.uv_j.double()))
+        return geometry.sampson(i.camera, j.camera, truth.T_ij, *ideal), "of the epipolar line"
+    return torch.full((len(answer.uv_i),), torch.nan), "unknown"
