@@ -12,14 +12,12 @@ from torch import Tensor
 from ...camera import Camera
 from ...datatypes import Frame
 from ...errors import ConfigError
-from .kinds import make_scene
+from .kinds import KINDS, make_scene
 from .renderer import render
 from .scene import Scene
-from .shifts import SHIFTS, Shift, find_shift, shaken, shifted_camera, take_picture
+from .shifts import Shift, find_shift, shaken, shifted_camera, take_picture
 from .textures import build_bank
 from .trajectories import MOTIONS, make_trajectory
-
-__all__ = ["SimulatedSequence", "simulated_frames", "SHIFTS", "MOTIONS"]
 
 _TARGET_BRIGHTNESS = 0.45
 
@@ -42,7 +40,7 @@ class SimulatedSequence:
     low_texture: bool | None = None
     path_seed: int | None = None  # another path through the same scene; `seed` if None
     supersample: int = 2
-    start_s: float = 0.0  # stamp of the first frame
+    start_ns: int = 1_700_000_000_000_000_000  # stamp of the first frame
     camera: Camera | None = None  # a pinhole with a horizontal view of 64 degrees if None; the shift may zoom it
     device: str = "cpu"
     speed_mps: float | None = None
@@ -55,6 +53,10 @@ class SimulatedSequence:
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed is {self.seed}, expected 0 to {2**31 - 1}")
         find_shift(self.shift)
+        if self.kind not in KINDS:
+            raise ConfigError(f"unknown kind of scene '{self.kind}'; known are {', '.join(KINDS)}")
+        if self.motion not in MOTIONS:
+            raise ConfigError(f"unknown motion '{self.motion}'; known are {', '.join(MOTIONS)}")
 
     @property
     def shifted_camera(self) -> Camera:
@@ -66,7 +68,7 @@ class SimulatedSequence:
         return shifted_camera(camera, find_shift(self.shift))
 
     def stamps_ns(self) -> list[int]:
-        return [round((self.start_s + i / self.rate_hz) * 1e9) for i in range(self.frames)]
+        return [self.start_ns + round(i * 1e9 / self.rate_hz) for i in range(self.frames)]
 
     def scene(self) -> Scene:
         """The scene, exposed so that its pictures along the path have a middling brightness."""
