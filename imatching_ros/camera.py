@@ -70,7 +70,10 @@ class Camera:
         with torch.no_grad():
             xy = self._initial_guess(distorted.double())
             for _ in range(20):
-                xy = xy - self._newton_step(xy, self._distort(xy) - distorted.double())
+                step = self._newton_step(xy, self._distort(xy) - distorted.double())
+                xy = xy - step
+                if float(step.abs().nan_to_num(0.0).max() if step.numel() else 0.0) < 1e-12:
+                    break
             error_px = (self._distort(xy) - distorted.double()).norm(dim=-1) * max(self.fx, self.fy)
             xy = torch.where((error_px < 1e-3)[..., None], xy, torch.nan).to(uv.dtype)
         xy = xy - self._newton_step(xy, self._distort(xy) - distorted)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import geometry
-from .config import OdometryConfig
+from .config import BundleConfig, OdometryConfig
 from .corners import detect
 from .datatypes import Frame, as_grey
 from .matching.base import Features, Matcher
@@ -19,7 +19,7 @@ from .tracking import locate
 _VIEWS = 6  # frames between reference and newest that are kept
 _THRESHOLD_PX = 1.0
 _PLANAR = 0.95  # a homography that explains so much of what the essential matrix explains leaves the pose ambiguous
-_MIN_SHARE = 0.4  # of the reference's points still followed; below, the newest frame becomes the reference
+_MIN_SHARE = 0.4  # of the points still followed from frame to frame; below, the newest frame becomes the reference
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Start:
 class MonoStart:
     """Collects frames until two of them, with parallax, agree on an essential matrix."""
 
-    def __init__(self, config: OdometryConfig, matcher: Matcher) -> None:
+    def __init__(self, config: OdometryConfig, bundle: BundleConfig, matcher: Matcher) -> None:
         self._config = config
+        self._bundle = bundle
         self._matcher = matcher
         self._views: list[View] = []
 
@@ -63,7 +64,7 @@ class MonoStart:
         uv, score = found.uv[0].cpu().float(), found.score[0].cpu()
         ok = (score >= self._config.min_score) & (last.ok | wide)
         self._views.append(View(frame, image, features, torch.where(ok[:, None], uv, last.uv), ok, found.sigma_px[0].cpu()))
-        if int(ok.sum()) < max(self._config.start_landmarks, _MIN_SHARE * len(ok)):
+        if int(ok.sum()) < max(self._config.start_landmarks, 0 if wide else _MIN_SHARE * len(ok)):
             count = int(ok.sum())
             self._restart(frame, image, features)
             return f"only {count} of {len(ok)} points could be followed; starting again from this frame"
@@ -130,7 +131,7 @@ class MonoStart:
         between, T_between = [], []
         for view in self._views[1:-1]:
             seen = view.ok[rows]
-            located = locate(camera, camera.undistort(view.uv[rows][seen].double()), points[seen], view.sigma_px[rows][seen], None, c)
+            located = locate(camera, camera.undistort(view.uv[rows][seen].double()), points[seen], view.sigma_px[rows][seen], None, c, self._bundle)
             if located is not None:
                 between.append(view)
                 T_between.append(located.T_WC)

@@ -71,7 +71,7 @@ class Odometry:
         self.window = Window()
         self._mode = ""
         self._places = Places(self.config.odometry.stored_keyframes)
-        self._mono = MonoStart(self.config.odometry, self.matcher)
+        self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
         self._last: Tracked | None = None
         self._twist = torch.zeros(6, dtype=torch.float64)  # per second
         self._drift = torch.zeros(6, 6, dtype=torch.float64)  # covariance that restarts have added
@@ -201,7 +201,7 @@ class Odometry:
         points_C = geometry.act(geometry.inverse(T_WC), self.window.landmarks.points_W[rows])
         self._last = Tracked(frame.id, frame.stamp_ns, features, T_WC, uv, points_C[:, 2])
         self._lost = 0
-        self._mono = MonoStart(self.config.odometry, self.matcher)
+        self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
 
     def _progress(self, frame: Frame, sighting: Sighting, located: Located) -> Progress:
         camera, o = frame.camera, self.window.observations
@@ -309,7 +309,7 @@ class Odometry:
         self.matcher.weights_version = state.version
         self._solved = None
         self.window.renew_features(self.matcher, features)
-        self._mono = MonoStart(self.config.odometry, self.matcher)
+        self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
 
     # -- what is published --------------------------------------------------------------------------------------------
 

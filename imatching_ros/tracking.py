@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from . import geometry
+from .bundle import refine_pose
 from .camera import Camera
 from .config import BundleConfig, OdometryConfig
+from .datatypes import BAStatus, ObservationKind
 
 _TRUST_GUESS = 0.6  # share of inliers above which the pose refined from the guess is not questioned by RANSAC
 _RANSAC_ITERATIONS = 300
@@ -26,17 +28,17 @@ class Located:
 
 
 def locate(camera: Camera, uv: Tensor, points_W: Tensor, sigma_px: Tensor, T_guess: Tensor | None, config: OdometryConfig,
-           bundle: BundleConfig | None = None) -> Located | None:
+           bundle: BundleConfig) -> Located | None:
     """Pose from N landmarks at ideal px `uv` (N, 2) float64; None when too few of them agree on one."""
     count = len(uv)
     if count < config.min_inliers:
         return None
     best = None
     if T_guess is not None:
-        best = _refine(camera, uv, points_W, sigma_px, T_guess, config)
+        best = _refine(camera, uv, points_W, sigma_px, T_guess, config, bundle)
     if best is None or int(best.inlier.sum()) < _TRUST_GUESS * count:
         T = _ransac(camera, uv, points_W, config.inlier_px)
-        other = None if T is None else _refine(camera, uv, points_W, sigma_px, T, config)
+        other = None if T is None else _refine(camera, uv, points_W, sigma_px, T, config, bundle)
         if best is None or (other is not None and int(other.inlier.sum()) > int(best.inlier.sum())):
             best = other
     if best is None or int(best.inlier.sum()) < max(config.min_inliers, config.min_inlier_share * count):
@@ -54,38 +56,20 @@ def _ransac(camera: Camera, uv: Tensor, points_W: Tensor, threshold_px: float) -
     return geometry.inverse(geometry.from_matrix(torch.cat([R, torch.from_numpy(tvec)], 1)))
 
 
-def _refine(camera: Camera, uv: Tensor, points_W: Tensor, sigma_px: Tensor, T_WC: Tensor, config: OdometryConfig) -> Located | None:
-    """Gauss-Newton with Huber weights on all matches, then once more on the inliers of that."""
-    weight = torch.ones(len(uv), dtype=torch.float64)
-    w = 1 / sigma_px.double() ** 2
-    focal = uv.new_tensor([camera.fx, camera.fy])
-    for it in range(8):
-        Tcw = geometry.inverse(T_WC)
-        X = geometry.act(Tcw, points_W)
-        z = X[:, 2].clamp_min(1e-6)
-        r = uv - geometry.project(camera, torch.cat([X[:, :2], z[:, None]], 1))
-        n = r.norm(dim=1)
-        ok = (X[:, 2] > 1e-6)
-        k = 2.0 * sigma_px.double() if it >= 4 else torch.full_like(n, 8.0)
-        rob = torch.where(n < k, 1.0, k / n) * ok
-        if it >= 4:
-            rob = rob * (n < 3 * config.inlier_px)
-        ww = w * rob
-        Jp = torch.zeros(len(uv), 2, 3, dtype=torch.float64)
-        Jp[:, 0, 0] = focal[0] / z; Jp[:, 1, 1] = focal[1] / z
-        Jp[:, 0, 2] = -focal[0] * X[:, 0] / z**2; Jp[:, 1, 2] = -focal[1] * X[:, 1] / z**2
-        # X_C = Exp(-d) X: dX = -rho + X x phi... = [-I, skew(X)]
-        D = torch.cat([-torch.eye(3, dtype=torch.float64).expand(len(uv), 3, 3), geometry.skew(X)], 2)
-        J = Jp @ D
-        H = torch.einsum("nij,n,nik->jk", J, ww, J)
-        g = torch.einsum("nij,n,ni->j", J, ww, r)
-        step = torch.linalg.solve(H + 1e-9 * torch.eye(6, dtype=torch.float64) * H.diagonal().max(), g)
-        T_WC = geometry.retract(T_WC, step)
-        if it >= 4 and step.norm() < 1e-8:
-            break
-    X = geometry.act(geometry.inverse(T_WC), points_W)
-    residual = (uv - geometry.project(camera, X)).norm(dim=1)
-    inlier = (residual < config.inlier_px) & (X[:, 2] > 1e-6)
-    if not torch.isfinite(T_WC).all():
-        return None
-    return Located(T_WC, inlier, residual, torch.linalg.inv(H + 1e-12 * torch.eye(6, dtype=torch.float64)))
+def _refine(camera: Camera, uv: Tensor, points_W: Tensor, sigma_px: Tensor, T_WC: Tensor, config: OdometryConfig,
+            bundle: BundleConfig) -> Located | None:
+    """Motion-only refinement on all matches, then on the inliers of that: the kernel bends outliers, it does not remove them."""
+    obs = torch.cat([uv, torch.zeros_like(uv[:, :1])], 1)
+    sigma = sigma_px.double()[:, None].expand(-1, 3)
+    kind = torch.full((len(uv),), int(ObservationKind.MONO))
+    used = torch.arange(len(uv))
+    for _ in range(2):
+        refined = refine_pose(camera, T_WC, points_W[used], obs[used], kind[used], sigma[used], bundle)
+        if refined.status is BAStatus.DEGENERATE:
+            return None
+        T_WC = refined.T_WC
+        points_C = geometry.act(geometry.inverse(T_WC), points_W)
+        residual = (uv - geometry.project(camera, points_C)).norm(dim=1)
+        inlier = (residual < config.inlier_px) & (points_C[:, 2] > 0)
+        used = inlier.nonzero()[:, 0]
+    return Located(T_WC, inlier, residual, refined.covariance)

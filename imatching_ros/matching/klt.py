@@ -17,6 +17,7 @@ _LEVELS = 4
 _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
 _ROUND_TRIP_PX = 1.0  # a point tracked there and back must return within this distance
 _SIGMA_PX = 0.5
+_JUMP = 4.0  # grey levels between the means of two pictures above which they are brought to one exposure
 
 
 class KltMatcher(Matcher):
@@ -68,6 +69,7 @@ class KltMatcher(Matcher):
 def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
     """Points (N, 2) px of `source` -> their place in `target` (N, 2) px, and score (N,)."""
     a, b = source.maps["image"].numpy(), target.maps["image"].numpy()
+    b = _alike(a, b)
     start = np.ascontiguousarray(uv.numpy())
     options = dict(winSize=_WINDOW, maxLevel=_LEVELS, criteria=_CRITERIA, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)
     there, ok_there, _ = cv2.calcOpticalFlowPyrLK(a, b, start, np.ascontiguousarray(guess.numpy()).copy(), **options)
@@ -78,3 +80,12 @@ def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tup
     ok = (ok_there[:, 0] > 0) & (ok_back[:, 0] > 0) & inside & (error <= _ROUND_TRIP_PX)
     there = np.where(np.isfinite(there), there, start)
     return torch.from_numpy(there), torch.from_numpy(np.where(ok, np.exp(-(error / _ROUND_TRIP_PX) ** 2), 0.0).astype(np.float32))
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Picture `b` with the exposure of `a`, as one gain and offset: Lucas-Kanade takes brightness to be constant."""
+    (mean_a, std_a), (mean_b, std_b) = ([float(x[0, 0]) for x in cv2.meanStdDev(picture)] for picture in (a, b))
+    if abs(mean_a - mean_b) < _JUMP:
+        return b
+    levels = (np.arange(256) - mean_b) * (std_a / max(std_b, 1.0)) + mean_a
+    return cv2.LUT(b, levels.round().clip(0, 255).astype(np.uint8))
