@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from .shading import Hits, shade
 _TILE = 32  # pixels; edge of the square of rays that is culled together
 _NEAR_M = 1e-3
 _LARGE = 1e9
+_EDGE_GROUP = 64  # pixels
 
 
 def render(scene: Scene, camera: Camera, T_WC: Tensor, device: torch.device | str = "cpu", supersample: int = 1,
@@ -30,7 +32,7 @@ def render(scene: Scene, camera: Camera, T_WC: Tensor, device: torch.device | st
         camera: its distortion is honoured.
         T_WC: (B, 7) float64 poses.
         device: where to compute; everything needed is moved there.
-        supersample: n x n rays for every pixel of the image; depth is always that of the ray through the pixel's centre.
+        supersample: n x n rays for pixels at the edge of a surface or shadow; depth is always that of the ray through the centre.
         shadows: the number of lights that cast shadows, first lights first.
 
     Returns:
@@ -59,35 +61,74 @@ def render_views(scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]],
     Returns:
         image (B, 3, H, W) float32, depth (B, H, W) float32.
     """
+    B, device = len(T_WC), T_WC.device
     origin, rotation = T_WC[:, :3].double(), quaternion_to_matrix(T_WC[:, 3:].double())
+    rays_C, inside, pixel_size = camera_rays(camera, B, 0.0, 0.0, device)
+    tiles, shape = _to_tiles(_rotate(rotation, rays_C))
+    view = torch.arange(B, device=device).repeat_interleave(len(tiles) // B)
+    hits = _cast(scenes, scene_index[view], origin[view], tiles)
+    colour, surface = _shade(scenes, hits, pixel_size[view], shadows)
+    image = _from_tiles(colour, shape)
+    if supersample > 1:
+        _smooth_edges(image, _from_tiles(surface, shape), scenes, camera, scene_index, origin, rotation, supersample, shadows)
+    image = torch.where(inside[..., None], image, 0.0).permute(0, 3, 1, 2).clamp(0, 1).contiguous()
+    return image, _masked(_from_tiles(hits.t, shape), inside)
+
+
+def _smooth_edges(image: Tensor, surface: Tensor, scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]], scene_index: Tensor,
+                  origin: Tensor, rotation: Tensor, supersample: int, shadows: int) -> None:
+    """Renders the pixels where two surfaces (or light and shadow) meet again, with supersample^2 rays, into `image` (B, H, W, 3).
+
+    Only there: textures are filtered already.
+    """
+    B, H, W = surface.shape
+    edge = torch.zeros_like(surface, dtype=torch.bool)
+    for a, b in ((np.s_[:, :, 1:], np.s_[:, :, :-1]), (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[:, 1:, 1:], np.s_[:, :-1, :-1]),
+                 (np.s_[:, 1:, :-1], np.s_[:, :-1, 1:])):
+        differs = surface[a] != surface[b]
+        edge[a] |= differs
+        edge[b] |= differs
+    # Pixels in the order of the tiles, cut into groups of neighbours; the last group of a view repeats its last pixel.
+    numbers, _ = _to_tiles(torch.arange(H * W, device=edge.device).view(1, H, W, 1).expand(B, -1, -1, -1))
+    within, _ = _to_tiles(edge[..., None])
+    numbers, within = numbers[..., 0].view(B, -1), within[..., 0].view(B, -1)
+    counts = within.sum(1)
+    if not counts.any():
+        return
+    groups = (counts + _EDGE_GROUP - 1) // _EDGE_GROUP
+    view = torch.arange(B, device=edge.device).repeat_interleave(groups)
+    rank = torch.arange(len(view), device=edge.device) - (groups.cumsum(0) - groups)[view]
+    place = rank[:, None] * _EDGE_GROUP + torch.arange(_EDGE_GROUP, device=edge.device)
+    place = torch.minimum(place, counts[view, None] - 1) + (counts.cumsum(0) - counts)[view, None]
+    pixel = numbers[within][place]  # (G, _EDGE_GROUP)
+    rays = []
     offsets = [(i + 0.5) / supersample - 0.5 for i in range(supersample)]
-    image = None
-    centre = None
     for dv in offsets:
         for du in offsets:
-            rays_C, inside, pixel_size = camera_rays(camera, len(T_WC), du, dv, T_WC.device)
-            hits = cast(scenes, scene_index, origin, rotation, rays_C)
-            colour = _shade(scenes, scene_index, origin, hits, pixel_size / supersample, shadows)
-            colour = torch.where(inside[..., None], colour, 0.0)
-            image = colour if image is None else image + colour
-            if du == dv == 0.0:
-                centre = hits.t, inside
-    if centre is None:  # an even supersample has no ray through the centre
-        centre = _depth(scenes, camera, scene_index, origin, rotation)
-    t, inside = centre
-    depth = torch.where(torch.isfinite(t) & inside, t, 0.0)
-    return (image / supersample**2).permute(0, 3, 1, 2).clamp(0, 1), depth
+            rays_C, _, pixel_size = camera_rays(camera, B, du, dv, edge.device)
+            rays.append(_rotate(rotation, rays_C).view(B, -1, 3)[view[:, None], pixel])
+    hits = _cast(scenes, scene_index[view], origin[view], torch.cat(rays, 1))
+    colour, _ = _shade(scenes, hits, pixel_size[view] / supersample, shadows)
+    image.view(B, -1, 3)[view[:, None], pixel] = colour.clamp(0, 1).view(len(view), supersample**2, _EDGE_GROUP, 3).mean(1)
 
 
 def render_depth(scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]], T_WC: Tensor, scene_index: Tensor) -> Tensor:
     """Depth alone, (B, H, W) float32; arguments as in `render_views`."""
-    t, inside = _depth(scenes, camera, scene_index, T_WC[:, :3].double(), quaternion_to_matrix(T_WC[:, 3:].double()))
+    rotation = quaternion_to_matrix(T_WC[:, 3:].double())
+    rays_C, inside, _ = camera_rays(camera, len(T_WC), 0.0, 0.0, T_WC.device)
+    tiles, shape = _to_tiles(_rotate(rotation, rays_C))
+    view = torch.arange(len(T_WC), device=T_WC.device).repeat_interleave(len(tiles) // len(T_WC))
+    t, _ = nearest(scenes, scene_index[view], T_WC[view, :3].double(), tiles)
+    return _masked(_from_tiles(t, shape), inside)
+
+
+def _masked(t: Tensor, inside: Tensor) -> Tensor:
     return torch.where(torch.isfinite(t) & inside, t, 0.0)
 
 
-def _depth(scenes, camera, scene_index, origin, rotation):
-    rays_C, inside, _ = camera_rays(camera, len(origin), 0.0, 0.0, origin.device)
-    return cast(scenes, scene_index, origin, rotation, rays_C).t, inside
+def _rotate(rotation: Tensor, rays_C: Tensor) -> Tensor:
+    B, H, W, _ = rays_C.shape
+    return (rays_C.reshape(B, H * W, 3) @ rotation.transpose(1, 2)).view(B, H, W, 3).float()
 
 
 def camera_rays(camera: Camera | tuple[Tensor, tuple[int, int]], views: int, du: float, dv: float,
@@ -115,31 +156,26 @@ def camera_rays(camera: Camera | tuple[Tensor, tuple[int, int]], views: int, du:
     return (x.expand(views, *x.shape[1:]) for x in (rays, inside, pixel_size))
 
 
-def cast(scenes: Scene, scene_index: Tensor, origin: Tensor, rotation: Tensor, rays_C: Tensor) -> Hits:
-    """First hits of all camera rays; t is the depth along the optical axis."""
-    B, H, W, _ = rays_C.shape
-    rays_W = (rotation[:, None, None] @ rays_C[..., None])[..., 0].float()
-    tiles, shape = _to_tiles(rays_W)
-    per_view = tiles.shape[0] // B
-    view = torch.arange(B, device=origin.device).repeat_interleave(per_view)
-    t, index = nearest(scenes, scene_index[view], origin[view], tiles)
-    return Hits(_from_tiles(t, shape), _from_tiles(index, shape), rays_W)
+def _cast(scenes: Scene, scene: Tensor, origin: Tensor, rays_W: Tensor) -> Hits:
+    t, index = nearest(scenes, scene, origin, rays_W)
+    return Hits(scene, origin, rays_W, t, index)
 
 
-def _shade(scenes: Scene, scene_index: Tensor, origin: Tensor, hits: Hits, pixel_size: Tensor, shadows: int) -> Tensor:
-    def lit(light: int) -> Tensor:
-        """(B, H, W) float32, 1 where the light reaches the hit point."""
-        source = scenes.light_position[scene_index, light].double()
-        points = origin.float()[:, None, None] + hits.t.clamp_max(1e6)[..., None] * hits.rays_W
-        towards, shape = _to_tiles(points - source.float()[:, None, None])
-        view = torch.arange(len(origin), device=origin.device).repeat_interleave(towards.shape[0] // len(origin))
-        t, _ = nearest(scenes, scene_index[view], source[view], towards, skip_glowing=True)
-        slack = 0.01 / towards.norm(dim=-1).clamp_min(0.02)
-        return _from_tiles((t > 1 - slack).float(), shape)
-
+def _shade(scenes: Scene, hits: Hits, pixel_size: Tensor, shadows: int) -> tuple[Tensor, Tensor]:
+    """Colour (G, n, 3), and a number (G, n) that differs between surfaces, and between light and shadow."""
     lights = scenes.light_position.shape[1]
-    visible = [lit(i) if i < shadows else None for i in range(lights)]
-    return shade(scenes, scene_index, origin, hits, pixel_size, visible)
+    lit: list[Tensor | None] = [None] * lights
+    points = hits.origin.float()[:, None] + hits.t.clamp_max(1e6)[..., None] * hits.rays_W
+    surface = torch.zeros_like(hits.index)
+    for light in range(min(shadows, lights)):
+        source = scenes.light_position[hits.scene, light].double()
+        towards = points - source.float()[:, None]
+        t, _ = nearest(scenes, hits.scene, source, towards, skip_glowing=True)
+        lit[light] = (t > 1 - 0.01 / towards.norm(dim=-1).clamp_min(0.02)).float()
+        surface = surface * 2 + lit[light].long()
+    colour, face = shade(scenes, hits, pixel_size, lit)
+    surface = (surface * scenes.shape.shape[1] + hits.index) * 6 + face
+    return colour, torch.where(torch.isfinite(hits.t), surface, -1)
 
 
 def nearest(scenes: Scene, scene_of_group: Tensor, origin: Tensor, directions: Tensor, skip_glowing: bool = False) -> tuple[Tensor, Tensor]:
@@ -243,7 +279,7 @@ def _slab(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _to_tiles(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """(B, H, W, 3) -> (B * tiles, _TILE * _TILE, 3); the margin repeats the last row and column."""
+    """(B, H, W, C) -> (B * tiles, _TILE * _TILE, C); the margin repeats the last row and column."""
     B, H, W, C = x.shape
     ny, nx = -(-H // _TILE), -(-W // _TILE)
     rows = torch.arange(ny * _TILE, device=x.device).clamp_max(H - 1)
@@ -254,7 +290,9 @@ def _to_tiles(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 def _from_tiles(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     B, H, W, ny, nx = shape
-    return x.view(B, ny, nx, _TILE, _TILE).transpose(2, 3).reshape(B, ny * _TILE, nx * _TILE)[:, :H, :W]
+    rest = x.shape[2:]
+    x = x.view(B, ny, nx, _TILE, _TILE, *rest).transpose(2, 3)
+    return x.reshape(B, ny * _TILE, nx * _TILE, *rest)[:, :H, :W]
 
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:

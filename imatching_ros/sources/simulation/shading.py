@@ -14,38 +14,42 @@ _CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}  # rays shaded at once
 
 @dataclass(frozen=True)
 class Hits:
-    """First hits of B x H x W rays."""
+    """First hits of G groups of n rays; a group's rays start at one point and look at one scene."""
 
-    t: Tensor  # (B, H, W) float32, ray parameter, inf where the sky is seen
-    index: Tensor  # (B, H, W) int64, primitive
-    rays_W: Tensor  # (B, H, W, 3) float32, direction; its length is that of the ray at depth 1
+    scene: Tensor  # (G,) int64
+    origin: Tensor  # (G, 3) float64
+    rays_W: Tensor  # (G, n, 3) float32, direction; its length is that of the ray at depth 1
+    t: Tensor  # (G, n) float32, ray parameter, inf where the sky is seen
+    index: Tensor  # (G, n) int64, primitive
 
 
-def shade(scenes: Scene, scene_index: Tensor, origin: Tensor, hits: Hits, pixel_size: Tensor, lit: list[Tensor | None]) -> Tensor:
-    """(B, H, W, 3) float32 colour, before clipping.
+def shade(scenes: Scene, hits: Hits, pixel_size: Tensor, lit: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Colour of hits.
 
     Args:
-        scene_index: (B,) int64.
-        origin: (B, 3) float64.
-        pixel_size: (B,) float32, width of a pixel at depth 1.
-        lit: for every light (B, H, W) float32, 1 where it is seen from the hit, or None: it casts no shadows.
+        pixel_size: (G,) float32, width of a ray's footprint at depth 1.
+        lit: for every light (G, n) float32, 1 where it is seen from the hit, or None: it casts no shadows.
+
+    Returns:
+        colour (G, n, 3) float32 before clipping; face (G, n) int64, 0..5.
     """
-    B, H, W = hits.t.shape
-    view = torch.arange(B, device=origin.device).repeat_interleave(H * W)
+    G, n = hits.t.shape
+    group = torch.arange(G, device=hits.t.device).repeat_interleave(n)
     t, index, rays = hits.t.flatten(), hits.index.flatten(), hits.rays_W.reshape(-1, 3)
+    origin = hits.origin.float()
     lit = [None if seen is None else seen.flatten() for seen in lit]
-    out = torch.empty_like(rays)
-    step = _CHUNK[origin.device.type]
+    colour, face = torch.empty_like(rays), torch.empty_like(index)
+    step = _CHUNK[hits.t.device.type]
     for begin in range(0, len(t), step):
         part = slice(begin, begin + step)
         seen = [None if one is None else one[part] for one in lit]
-        out[part] = _shade_flat(scenes, scene_index[view[part]], origin.float()[view[part]], t[part], index[part], rays[part],
-                                pixel_size[view[part]], seen)
-    return out.view(B, H, W, 3)
+        of = group[part]
+        colour[part], face[part] = _shade_flat(scenes, hits.scene[of], origin[of], t[part], index[part], rays[part], pixel_size[of], seen)
+    return colour.view(G, n, 3), face.view(G, n)
 
 
 def _shade_flat(scenes: Scene, s: Tensor, origin: Tensor, t: Tensor, index: Tensor, ray: Tensor, pixel_size: Tensor,
-                lit: list[Tensor | None]) -> Tensor:
+                lit: list[Tensor | None]) -> tuple[Tensor, Tensor]:
     hit = torch.isfinite(t)
     depth = torch.where(hit, t, 1.0)
     point = origin + depth[:, None] * ray
@@ -88,7 +92,7 @@ def _shade_flat(scenes: Scene, s: Tensor, origin: Tensor, t: Tensor, index: Tens
     sky = torch.lerp(scenes.fog_colour[s], sky * scenes.sky_tint[s], haze)
     fog = torch.exp(-scenes.fog_density[s] * depth * view_length)[:, None]
     colour = torch.lerp(scenes.fog_colour[s], colour, fog)
-    return torch.where(hit[:, None], colour, sky) * scenes.exposure[s][:, None]
+    return torch.where(hit[:, None], colour, sky) * scenes.exposure[s][:, None], face
 
 
 def _surface(shape: Tensor, local: Tensor, half: Tensor) -> tuple[Tensor, Tensor, Tensor]:
