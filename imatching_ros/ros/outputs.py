@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,7 @@ except ImportError:
 
 _STATES = {TrackingState.INITIALIZING: Status.INITIALIZING, TrackingState.TRACKING: Status.TRACKING,
            TrackingState.DEGRADED: Status.DEGRADED, TrackingState.LOST: Status.LOST}
-_PATH_PERIOD_S = 0.5  # a whole path is a large message
+_PATH_PERIOD_NS = 500_000_000  # a whole path is a large message
 
 
 @dataclass
@@ -64,10 +63,11 @@ class Outputs:
         if self._tf is None and config.publish_tf:
             node.get_logger().warning("tf2_msgs is not installed: no TF is published (apt install ros-$ROS_DISTRO-tf2-msgs)")
         self._poses: deque[PoseStamped] = deque(maxlen=config.path_length)
-        self._path_s = 0.0
+        self._path_ns = 0
 
     def reset(self) -> None:
         self._poses.clear()
+        self._path_ns = 0
 
     def close(self) -> None:
         for publisher in (self._odometry, self._pose, self._path, self._matches, self._matches_image, self._landmarks, self._keyframes,
@@ -86,8 +86,8 @@ class Outputs:
         if self._poses.maxlen != c.path_length:
             self._poses = deque(self._poses, c.path_length)
         self._poses.append(PoseStamped(header=convert.make_header(stamp_ns, c.odom_frame), pose=convert.make_pose(pose.T_OB)))
-        if self._heard(self._path) and time.monotonic() - self._path_s >= _PATH_PERIOD_S:
-            self._path_s = time.monotonic()
+        if self._heard(self._path) and stamp_ns - self._path_ns >= _PATH_PERIOD_NS:
+            self._path_ns = stamp_ns
             self._path.publish(convert.make_path(self._poses, c.odom_frame))
 
     def publish_details(self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker) -> None:

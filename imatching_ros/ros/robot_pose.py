@@ -9,6 +9,9 @@ import numpy as np
 from ..datatypes import OdometryOutput
 from . import transforms
 
+# Added to every covariance: the origin is exact by definition, but a filter must be able to invert what it is given.
+_LEAST_VARIANCE = 1e-9
+
 # What is not known of a rotation during a gap without tracking, rad.
 _GAP_ROTATION_RAD = 0.1
 
@@ -38,7 +41,7 @@ class RobotPoseTracker:
         self._T_OW = T_BC
         self._map_id: int | None = None
         self._restarted = False
-        self._gap_covariance = np.zeros((6, 6))  # of the base, body axes
+        self._gap_covariance = np.eye(6) * _LEAST_VARIANCE  # of the base, body axes
         self._last: tuple[int, RobotPose, np.ndarray] | None = None  # stamp, pose, body covariance
 
     def restart(self) -> None:
