@@ -73,6 +73,12 @@ class PosePriors:
                 self.parts.append((row_of[p.keyframes.to(device)], p.T_WC.to(device, dtype), p.information.to(device, dtype),
                                    p.vector.to(device, dtype)))
 
+    def double(self) -> PosePriors:
+        """The same priors in float64."""
+        wide = PosePriors([], torch.zeros(0, dtype=torch.int64), torch.float64)
+        wide.parts = [(rows, *(x.double() for x in rest)) for rows, *rest in self.parts]
+        return wide
+
     def __bool__(self) -> bool:
         return bool(self.parts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,15 @@ class Problem:
     set_aside: str  # what was left out and why, for people
     degenerate: str  # why there is nothing to solve; empty if there is
     mono: bool  # no observation and no prior knows the metric scale
+    rounding: float  # cost below which residuals are rounding errors
+
+    def double(self) -> Problem:
+        """The same problem in float64."""
+        if self.observed.dtype == torch.float64:
+            return self
+        wide = {f.name: getattr(self, f.name).double() for f in fields(self)
+                if isinstance(getattr(self, f.name), Tensor) and getattr(self, f.name).is_floating_point()}
+        return replace(self, **wide, pose_priors=self.pose_priors.double())
 
 
 def check(window: WindowSnapshot) -> None:
@@ -83,6 +92,8 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     R, t = geometry.rotation_matrix(q), T[:, :3]
 
     used, set_aside = _select(window, R, t, X)
+    if P == 0:  # an empty table cannot be looked up in
+        P, X = 1, X.new_zeros(1, 3)
     X = torch.where(X.isfinite(), X, 0.0)
     fixed, gauge_vector, mono, degenerate = _choose_gauge(window, used, X)
     order = torch.argsort((~fixed).to(torch.int8), stable=True)
@@ -128,6 +139,8 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     views = torch.zeros(P, dtype=torch.float64, device=device).index_add_(0, pt, used.double()).clamp_min(1)
     centre_sum = torch.zeros(P, 3, dtype=torch.float64, device=device).index_add_(0, pt, t[kf] * used[:, None])
     priors = [p for p in window.priors if not isinstance(p, PointPrior)]
+    # A pixel on the plane z = 1 is near 1, so it is rounded by eps and its whitened residual by eps * inv_sigma.
+    rounding = 10 * float(((torch.finfo(dtype).eps * weights) ** 2).sum())
     gauge = None
     if gauge_vector is not None:
         gauge = gauge_vector[order][num_fixed:].flatten()
@@ -135,7 +148,7 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     return Problem(order, num_fixed, point, cell, observed.contiguous(), weights.contiguous(), alpha, beta, slot, used, P,
                    PosePriors(priors, row_of, dtype), [p for p in window.priors if isinstance(p, PointPrior)],
                    R[order].to(dtype), t[order].to(dtype), X.T.contiguous().to(dtype),
-                   (centre_sum / views[:, None]).T.contiguous().to(dtype), gauge, set_aside, degenerate, mono)
+                   (centre_sum / views[:, None]).T.contiguous().to(dtype), gauge, set_aside, degenerate, mono, rounding)
 
 
 def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Tensor, str]:

@@ -22,6 +22,8 @@ _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0))
 
 # A landmark's distance grows at most by 1 / (1 - this) in one step; those whose rays meet behind the cameras move away at this rate.
 _MOST_GROWTH = 0.9
+# Stiffness, relative to the best known direction of a landmark, that keeps directions nothing sees invertible.
+_LANDMARK_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 @cache
@@ -202,8 +204,7 @@ def eliminate(lin: Linearisation, work: Workspace, damping: Tensor | float, caut
     dtype = lin.Y.dtype
     tiny = torch.finfo(dtype).tiny ** 0.5
     diagonal = lin.landmark[:3]
-    # The floor keeps landmarks without observations, and directions nothing sees, invertible.
-    landmark_damping = (diagonal * damping + 1e-9 * diagonal.amax(0) * (1e6 if dtype == torch.float32 else 1.0) * 1e-3) * caution + tiny
+    landmark_damping = (diagonal * damping + _LANDMARK_FLOOR[dtype] * diagonal.amax(0)) * caution + tiny
     a00, a11, a22 = diagonal + landmark_damping
     a01, a12, a20 = lin.landmark[3:]
     small = torch.finfo(dtype).eps

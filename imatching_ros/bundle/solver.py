@@ -23,6 +23,9 @@ _DAMPING_START, _DAMPING_LOW, _DAMPING_HIGH = 1e-4, 1e-9, 1e6
 # Once a step lowers the cost by less than this part, half of the kernel's second derivative is used: fewer steps at the end.
 _LATE, _LATE_BEND = 0.05, 0.5
 
+# How much the elimination of landmarks and other poses may inflate a pose's variance before the system counts as singular.
+_WORST_INFLATION = 1e14
+
 
 @torch.no_grad()
 def solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
@@ -89,7 +92,7 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
             cost_before = cost
         if not math.isfinite(cost):
             return _Run(state, cost_before, iteration, False, "the cost of the start is not finite", work)
-        floor = config.cost_tolerance * cost + 1e-14 * problem.observed[0].numel()
+        floor = config.cost_tolerance * cost + problem.rounding
         if num_flips == 0 and trial_cost <= cost and math.isfinite(trial_cost):
             decrease = cost - trial_cost
             state, lin, caution = trial, None, 1.0
@@ -117,7 +120,7 @@ def _minimise(problem: Problem, config: BundleConfig) -> _Run:
 
 def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: BundleConfig) -> BAResult:
     state, device = run.state, window.T_WC.device
-    T_WC, points_W = window.T_WC.double().clone(), state.X.T.double().contiguous()
+    T_WC, points_W = window.T_WC.double().clone(), state.X.T[: len(window.points_W)].double().contiguous()
     rows = problem.order[problem.num_fixed:]
     if len(rows):
         M = len(rows)
@@ -130,7 +133,7 @@ def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: Bundl
     residual, s, weight = _residuals(window, problem, T_WC, points_W, config)
 
     covariance, why = _covariance_newest(window, problem, run, s, weight, config)
-    why = _find_degeneracy(window, problem, T_WC, points_W, weight, config) or why
+    why = _find_degeneracy(window, problem, T_WC, points_W, s, config) or why
     if why:
         status, covariance = BAStatus.DEGENERATE, None
     else:
@@ -169,24 +172,36 @@ def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: T
     newest = int((problem.order == M - 1).nonzero()) - problem.num_fixed
     if F == 0 or newest < 0:
         return None, ""
-    lin = linearise(problem, state, config.kernel, config.kernel_width, run.work)
-    reduced = eliminate(lin, run.work, 0.0)
+    work = run.work
+    if state.X.dtype != torch.float64:
+        # Landmarks of little parallax have no inverse in float32.
+        problem = problem.double()
+        state = evaluate(problem, state.R.double(), state.t.double(), state.X.double(), config.kernel, config.kernel_width)
+        work = Workspace(problem)
+    lin = linearise(problem, state, config.kernel, config.kernel_width, work)
+    reduced = eliminate(lin, work, 0.0)
     S, _ = constrain(reduced.S, reduced.rhs, problem.gauge)
-    S = S.double()
     scale = S.diagonal().clamp_min(1e-300).rsqrt()
     factor, info = torch.linalg.cholesky_ex(S * scale[:, None] * scale[None, :])
-    limit = 1e14 if state.X.dtype == torch.float64 else 1e7
     inverse = torch.cholesky_inverse(factor) * scale[:, None] * scale[None, :]
-    inflation = inverse.diagonal() * lin.pose.reshape(6 * F, 6 * F).diagonal().double()
+    inflation = inverse.diagonal() * lin.pose.reshape(6 * F, 6 * F).diagonal()
     if problem.gauge is not None:
-        inverse = inverse - torch.outer(problem.gauge, problem.gauge).double() * (problem.gauge.double() @ inverse @ problem.gauge.double())
+        inverse = inverse - torch.outer(problem.gauge, problem.gauge) * (problem.gauge @ inverse @ problem.gauge)
     worst = torch.where(info == 0, inflation.max(), torch.inf)
-    if not bool(worst < limit):
+    if not bool(worst < _WORST_INFLATION):
         return None, "the observations do not determine all poses: the reduced system is singular"
+    spread = _spread(window, problem, F, s, weight, config)
+    if problem.mono:
+        # A rotation that is taken for a translation of landmarks far away leaves this mark: the positions are loose against the baseline.
+        loose = inverse.diagonal().view(F, 6)[:, :3].sum(1).clamp_min(0).sqrt().median() * spread.sqrt()
+        baseline = (state.t - state.t[0]).norm(dim=1).max()
+        if not bool(loose < config.max_baseline_error * baseline):
+            return None, (f"no parallax: positions are known to {float(loose / baseline):.2f} of the longest baseline (median), "
+                          f"{config.max_baseline_error:g} is the limit")
     block = inverse[6 * newest: 6 * newest + 6, 6 * newest: 6 * newest + 6]
-    Rt = state.R[newest + problem.num_fixed].double().T
+    Rt = state.R[newest + problem.num_fixed].T
     to_body = torch.block_diag(Rt, Rt)
-    return to_body @ block @ to_body.T * _spread(window, problem, F, s, weight, config), ""
+    return to_body @ block @ to_body.T * spread, ""
 
 
 def _spread(window: WindowSnapshot, problem: Problem, F: int, s: Tensor, weight: Tensor, config: BundleConfig) -> Tensor:
@@ -199,15 +214,15 @@ def _spread(window: WindowSnapshot, problem: Problem, F: int, s: Tensor, weight:
     return measure_spread(s[used], weight[used], size, parameters, config)
 
 
-def _find_degeneracy(window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W: Tensor, weight: Tensor,
+def _find_degeneracy(window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W: Tensor, s: Tensor,
                      config: BundleConfig) -> str:
     """Why a finished solve must not be believed; empty if it may."""
     if not bool(T_WC.isfinite().all()):
         return "the poses are not finite"
     used = problem.used
     kf, pt = window.kf_idx[used], window.pt_idx[used]
-    support = float((weight[used] >= 0.5).double().mean()) if len(kf) else 0.0
-    if len(kf) and support < config.min_support:
+    support = float((s[used] <= (2 * config.kernel_width) ** 2).double().mean()) if len(kf) else 1.0
+    if support < config.min_support:
         return f"only {100 * support:.0f} % of the observations agree with the solution: nearly all are outliers"
     if problem.mono and len(kf):
         angles = geometry.parallax(T_WC, points_W, kf, pt)
