@@ -69,13 +69,12 @@ def score_trajectory(estimate: Trajectory, truth: Trajectory, metric: bool) -> T
 
 def _relative(reference: PoseTrajectory3D, estimate: PoseTrajectory3D, delta: int) -> tuple[np.ndarray, np.ndarray]:
     """Errors of motions over `delta` poses: metres and degrees; empty when the trajectory is too short."""
+    if reference.num_poses <= delta:
+        return np.zeros(0), np.zeros(0)
     errors = []
     for relation in (metrics.PoseRelation.translation_part, metrics.PoseRelation.rotation_angle_deg):
         rpe = metrics.RPE(relation, delta=delta, delta_unit=metrics.Unit.frames, all_pairs=True)
-        try:
-            rpe.process_data((reference, estimate))
-        except metrics.MetricsException:
-            return np.zeros(0), np.zeros(0)
+        rpe.process_data((reference, estimate))
         errors.append(np.asarray(rpe.error, float))
     return errors[0], errors[1]
 

@@ -136,7 +136,8 @@ def to_picture(image: np.ndarray, bgr: bool = False) -> Tensor:
     elif image.dtype != np.uint8:
         raise SourceError(f"a picture of {image.dtype} numbers cannot be used; expected 8 or 16 bit")
     if image.ndim == 2:
-        return torch.from_numpy(np.ascontiguousarray(image))[None]
+        # A message's bytes belong to the message.
+        return torch.from_numpy(np.ascontiguousarray(image) if image.flags.writeable else image.copy())[None]
     image = image[..., :3] if image.shape[2] >= 3 else image[..., :1]
     if bgr and image.shape[2] == 3:
         image = image[..., ::-1]

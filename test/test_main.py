@@ -1,0 +1,40 @@
+"""The command line's door."""
+
+import subprocess
+import sys
+
+import pytest
+
+from imatching_ros.__main__ import COMMANDS, main
+
+
+def call(*arguments, code="from imatching_ros.__main__ import main; main(['--help'])"):
+    return subprocess.run([sys.executable, *(arguments or ("-c", code))], capture_output=True, text=True, timeout=120)
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    done = call(code="import sys; from imatching_ros.__main__ import main; main(['--help']); "
+                     "print('LOADED', [m for m in ('torch', 'cv2', 'rosbags', 'evo', 'numpy') if m in sys.modules])")
+    assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS) and "LOADED []" in done.stdout
+
+
+def test_unknown_commands_get_a_hint(capsys):
+    assert main(["repaly"]) == 2
+    assert "did you mean 'replay'" in capsys.readouterr().err
+    assert main(["bench", "everything"]) == 2
+    assert main([]) == 2
+
+
+def test_expected_errors_are_one_line_and_code_1(capsys, tmp_path):
+    assert main(["replay", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "does not exist" in error
+    assert main(["replay", str(tmp_path), "--out", str(tmp_path / "out"), "--set", "odometry.windows=3"]) == 1
+    assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["replay", "match-eval"])
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and "examples:" in capsys.readouterr().out
