@@ -69,7 +69,9 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     if options.mode == "auto" and config.odometry.mode != "auto":
         options = replace(options, mode=config.odometry.mode)
     source = open_source(path, options)
+    truth = source.groundtruth()  # before the work, so that a wrong file is not found out after it
     config = config.with_values({"odometry.mode": source.mode})
+    _put_aside(out / "weights")
     writer = RunWriter(out, config)
     for text in source.warnings:
         writer.add_event({"stamp_ns": None, "event": "warning", "text": text})
@@ -98,24 +100,37 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     finally:
         # Whatever goes wrong in the middle, the results so far are worth keeping.
         pipeline.close()
-        metrics = writer.finish(source.groundtruth(), pipeline.keyframes(), _provenance(path, source, config, pipeline) | {
+        metrics = writer.finish(truth, pipeline.keyframes(), _provenance(path, source, config, pipeline) | {
             "wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings})
     return metrics
 
 
 def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from ..matching.weights import hash_state
 
+    status = asdict(pipeline.learning_status())
+    learned = pipeline.learning_status()
     return {
         "source": {"path": str(path.resolve()), "name": source.name, "mode": source.mode,
                    "camera": {k: getattr(source.camera, k) for k in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion",
                                                                      "baseline_m")}},
-        "learning": pipeline.learning_status(),
+        "learning": {"mode": config.learning.mode if pipeline.matcher.trainable else "off", "steps": learned.step,
+                     **{name: getattr(learned, name) for name in ("samples", "rejected", "dropped", "promotions", "rollbacks",
+                                                                  "probe_before", "probe_after", "busy_s")}},
         "weights": {"matcher": pipeline.matcher.name, "version": pipeline.matcher.weights_version,
                     "hash": hash_state(pipeline.matcher.state_dict())},
         "seed": config.seed,
         "versions": versions(),
     }
+
+
+def _put_aside(folder: Path) -> None:
+    """Renames weights of an earlier run: the pipeline would resume from them, and a replay starts from what it was told."""
+    if folder.is_dir() and any(folder.iterdir()):
+        number = next(n for n in range(1, 100_000) if not folder.with_name(f"{folder.name}.{n}").exists())
+        folder.rename(folder.with_name(f"{folder.name}.{number}"))
 
 
 def versions() -> dict[str, str]:
