@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -75,7 +77,8 @@ class Camera:
                 if float(step.abs().nan_to_num(0.0).max() if step.numel() else 0.0) < 1e-12:
                     break
             error_px = (self._distort(xy) - distorted.double()).norm(dim=-1) * max(self.fx, self.fy)
-            xy = torch.where((error_px < 1e-3)[..., None], xy, torch.nan).to(uv.dtype)
+            found = (error_px < 1e-3) & (xy.norm(dim=-1) <= _widest_radius(self.model, self.distortion))
+            xy = torch.where(found[..., None], xy, torch.nan).to(uv.dtype)
         xy = xy - self._newton_step(xy, self._distort(xy) - distorted)
         return self._to_pixels(xy)
 
@@ -100,6 +103,14 @@ class Camera:
     def _distort(self, xy: Tensor) -> Tensor:
         if not self.is_distorted:
             return xy
+        widest = _widest_radius(self.model, self.distortion)
+        if widest == math.inf:
+            return self._apply_model(xy)
+        # Past its turning point a polynomial folds what is outside the picture back into it; go on outwards instead.
+        excess = (xy.norm(dim=-1, keepdim=True) / widest).clamp_min(1)
+        return self._apply_model(xy / excess) * excess
+
+    def _apply_model(self, xy: Tensor) -> Tensor:
         x, y = xy.unbind(-1)
         r2 = x * x + y * y
         if self.model == "equidistant":
@@ -136,3 +147,21 @@ class Camera:
             det = a * d - b * c
         ex, ey = error.unbind(-1)
         return torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
+
+
+@lru_cache(maxsize=64)
+def _widest_radius(model: str, distortion: tuple[float, ...]) -> float:
+    """The radius on the plane z = 1 up to which the distorted radius grows; inf if it always does."""
+    if model == "equidistant":
+        k1, k2, k3, k4 = distortion
+        theta = torch.linspace(0, math.pi / 2, 20001, dtype=torch.float64)[1:]
+        t2 = theta * theta
+        distorted = theta * (1 + t2 * (k1 + t2 * (k2 + t2 * (k3 + t2 * k4))))
+        radius = torch.tan(theta)
+    else:
+        k1, k2, _, _, k3, k4, k5, k6 = (*distortion, *(0.0,) * 8)[:8]
+        radius = torch.linspace(0, 20, 40001, dtype=torch.float64)[1:]  # 20: seen at 87 degrees from the axis
+        r2 = radius * radius
+        distorted = radius * (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
+    shrinks = (distorted[1:] <= distorted[:-1]).nonzero()
+    return float(radius[int(shrinks[0])]) if len(shrinks) else math.inf

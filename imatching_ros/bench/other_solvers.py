@@ -47,11 +47,14 @@ def measure_cost(window: WindowSnapshot, T_WC: Tensor, points_W: Tensor, kernel:
     return float(0.5 * kernel_cost(kernel, s, width).sum()) if bool(s.isfinite().all()) else float("inf")
 
 
-def _check(window: WindowSnapshot) -> float:
-    sigma = window.sigma[:, :2]
-    if bool((window.kind != ObservationKind.MONO).any()) or float(sigma.max() - sigma.min()) > 1e-9 or window.priors:
-        raise BundleError("the comparison takes mono windows with one sigma for all pixels and no priors")
-    return float(sigma[0, 0])
+def _sigmas(window: WindowSnapshot) -> list[float]:
+    """The sigma of each keyframe's pixels."""
+    sigma, kf = window.sigma[:, :2], window.kf_idx
+    per_keyframe = torch.ones(len(window.T_WC), dtype=torch.float64)
+    per_keyframe[kf] = sigma[:, 0]
+    if bool((window.kind != ObservationKind.MONO).any()) or window.priors or float((sigma - per_keyframe[kf][:, None]).abs().max()) > 1e-9:
+        raise BundleError("the comparison takes mono windows with one sigma for all pixels of a keyframe and no priors")
+    return per_keyframe.tolist()
 
 
 class Ceres:
@@ -64,22 +67,24 @@ class Ceres:
     def __init__(self, window: WindowSnapshot, kernel: str, width: float, threads: int = 1) -> None:
         import pycolmap
 
-        sigma = _check(window)
-        self.window, self.kernel, self.width, self.threads, self.scale = window, kernel, width, threads, sigma
+        self.sigmas = _sigmas(window)
+        self.window, self.kernel, self.width, self.threads = window, kernel, width, threads
         c = window.camera
         r = pycolmap.Reconstruction()
-        # A sigma of 1: pixels are measured in sigmas.
-        r.add_camera_with_trivial_rig(pycolmap.Camera(
-            model="PINHOLE", width=c.width, height=c.height, camera_id=1,
-            params=[c.fx / sigma, c.fy / sigma, c.cx / sigma, c.cy / sigma]))
+        # Pixels are measured in sigmas, so each sigma needs its camera.
+        self.cameras = {sigma: n + 1 for n, sigma in enumerate(sorted(set(self.sigmas)))}
+        for sigma, n in self.cameras.items():
+            r.add_camera_with_trivial_rig(pycolmap.Camera(
+                model="PINHOLE", width=c.width, height=c.height, camera_id=n,
+                params=[c.fx / sigma, c.fy / sigma, c.cx / sigma, c.cy / sigma]))
         kf, pt = window.kf_idx.numpy(), window.pt_idx.numpy()
-        uv = window.obs[:, :2].numpy() / sigma
+        uv = window.obs[:, :2].numpy() / np.array(self.sigmas)[kf][:, None]
         T_CW = geometry.inverse(window.T_WC).numpy()
         place = np.empty(len(kf), dtype=int)
         for k in range(len(T_CW)):
             mine = np.nonzero(kf == k)[0]
             place[mine] = np.arange(len(mine))
-            image = pycolmap.Image(name=str(k), keypoints=uv[mine], camera_id=1, image_id=k + 1)
+            image = pycolmap.Image(name=str(k), keypoints=uv[mine], camera_id=self.cameras[self.sigmas[k]], image_id=k + 1)
             r.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pycolmap.Rotation3d(T_CW[k, 3:]), T_CW[k, :3]))
         tracks: list[list] = [[] for _ in range(len(window.points_W))]
         for o in range(len(kf)):
@@ -117,7 +122,8 @@ class Ceres:
         config = pycolmap.BundleAdjustmentConfig()
         for k in range(len(self.start_T_CW)):
             config.add_image(k + 1)
-        config.set_constant_cam_intrinsics(1)
+        for n in self.cameras.values():
+            config.set_constant_cam_intrinsics(n)
         for k in torch.nonzero(window.fixed).flatten().tolist():
             config.set_constant_rig_from_world_pose(k + 1)
         begin = time.perf_counter()
@@ -140,7 +146,7 @@ class Gtsam:
     """GTSAM's Levenberg-Marquardt with its default elimination, first pose fixed; the graph is built in every solve, as in use."""
 
     def __init__(self, window: WindowSnapshot, kernel: str, width: float) -> None:
-        self.sigma = _check(window)
+        self.sigmas = _sigmas(window)
         self.window, self.kernel, self.width = window, kernel, width
 
     def solve(self, max_iterations: int = 100, tolerance: float = 1e-9) -> OtherResult:
@@ -150,16 +156,17 @@ class Gtsam:
         kf, pt, uv = window.kf_idx.tolist(), window.pt_idx.tolist(), window.obs[:, :2].numpy()
         matrices, X = geometry.to_matrix(window.T_WC).numpy(), window.points_W.numpy()
         begin = time.perf_counter()
-        noise = gtsam.noiseModel.Isotropic.Sigma(2, self.sigma)
+        noise = {sigma: gtsam.noiseModel.Isotropic.Sigma(2, sigma) for sigma in set(self.sigmas)}
         estimator = gtsam.noiseModel.mEstimator
         if self.kernel != "none":
             robust = {"huber": estimator.Huber, "cauchy": estimator.Cauchy}[self.kernel]
-            noise = gtsam.noiseModel.Robust.Create(robust.Create(self.width), noise)
+            noise = {sigma: gtsam.noiseModel.Robust.Create(robust.Create(self.width), plain) for sigma, plain in noise.items()}
+        noise = [noise[sigma] for sigma in self.sigmas]
         K = gtsam.Cal3_S2(c.fx, c.fy, 0.0, c.cx, c.cy)
         graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
         M = len(matrices)
         for o in range(len(kf)):
-            graph.add(gtsam.GenericProjectionFactorCal3_S2(uv[o], noise, kf[o], M + pt[o], K))
+            graph.add(gtsam.GenericProjectionFactorCal3_S2(uv[o], noise[kf[o]], kf[o], M + pt[o], K))
         for k in range(M):
             values.insert(k, gtsam.Pose3(matrices[k]))
         for k in torch.nonzero(window.fixed).flatten().tolist():
