@@ -61,6 +61,7 @@ class OdometryConfig:
     degraded_inliers: int = setting(30, "TRACKING becomes DEGRADED below so many inliers", low=6, high=1000)
     min_parallax_px: float = setting(3.0, "a landmark is triangulated from so much parallax", unit="px", low=0.5, high=100.0)
     start_parallax: float = setting(0.015, "median parallax at which mono starts", unit="image widths", low=0.001, high=0.5)
+    start_precision: float = setting(0.02, "mono starts when the first motion is known to this share of itself", low=0.001, high=1.0)
     start_landmarks: int = setting(50, "landmarks that a start needs", low=8, high=1000)
     keyframe_share: float = setting(0.7, "new keyframe when fewer of the newest keyframe's landmarks are tracked", low=0.1, high=1.0)
     keyframe_parallax: float = setting(0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0)

@@ -19,6 +19,9 @@ from .tracking import locate
 _VIEWS = 6  # frames between reference and newest that are kept
 _THRESHOLD_PX = 1.0
 _PLANAR = 0.95  # a homography that explains so much of what the essential matrix explains leaves the pose ambiguous
+_PATIENCE = 12  # frames over which the wanted parallax falls
+_FADING = 0.7  # share of the wanted parallax that is enough when the reference is about to be lost
+_LEAST_PARALLAX = 0.4  # share of the wanted parallax below which nothing starts
 _MIN_SHARE = 0.4  # of the points still followed from frame to frame; below, the newest frame becomes the reference
 
 
@@ -49,6 +52,7 @@ class MonoStart:
         self._bundle = bundle
         self._matcher = matcher
         self._views: list[View] = []
+        self._waited = 0
 
     def offer(self, frame: Frame, features: Features) -> Start | str:
         """Takes the next frame; returns the start, or why there is none yet."""
@@ -64,12 +68,18 @@ class MonoStart:
         uv, score = found.uv[0].cpu().float(), found.score[0].cpu()
         ok = (score >= self._config.min_score) & (last.ok | wide)
         self._views.append(View(frame, image, features, torch.where(ok[:, None], uv, last.uv), ok, found.sigma_px[0].cpu()))
-        if int(ok.sum()) < max(self._config.start_landmarks, 0 if wide else _MIN_SHARE * len(ok)):
-            count = int(ok.sum())
+        count, fading = int(ok.sum()), not wide and int(ok.sum()) < _MIN_SHARE * len(ok)
+        self._waited += 1
+        # Much parallax makes a good start; who waits long or is about to lose the reference takes less.
+        patience = 1 - self._waited / _PATIENCE
+        patience = min(patience, _FADING) if fading else patience
+        result = self._solve(max(patience, _LEAST_PARALLAX)) if count >= self._config.start_landmarks else ""
+        if isinstance(result, Start):
+            return result
+        if fading or count < self._config.start_landmarks:
             self._restart(frame, image, features)
             return f"only {count} of {len(ok)} points could be followed; starting again from this frame"
-        result = self._solve()
-        if isinstance(result, str) and len(self._views) > _VIEWS + 1:
+        if len(self._views) > _VIEWS + 1:
             # Every second one goes: the views stay spread over the whole time since the reference.
             self._views = [self._views[0], *self._views[2:-1:2], self._views[-1]]
         return result
@@ -84,14 +94,15 @@ class MonoStart:
         self._views = [View(frame, image, features, uv, torch.ones(len(uv), dtype=torch.bool), torch.ones(len(uv)))]
         return "waiting for parallax"
 
-    def _solve(self) -> Start | str:
+    def _solve(self, share: float) -> Start | str:
+        """Two-view geometry from the reference to the newest view, if it has that share of the wanted parallax."""
         c = self._config
         first, last = self._views[0], self._views[-1]
         camera = last.frame.camera
         K = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
         a, b = camera.undistort(first.uv.double()), camera.undistort(last.uv.double())
         rows = (last.ok & torch.isfinite(a).all(1) & torch.isfinite(b).all(1)).nonzero()[:, 0]
-        needed = c.start_parallax * camera.width
+        needed = share * c.start_parallax * camera.width
         if float((a[rows] - b[rows]).norm(dim=1).median()) < needed:
             return "waiting for parallax"
         pa, pb = a[rows].numpy(), b[rows].numpy()

@@ -92,6 +92,12 @@ class Mapper:
         known = int(window.landmarks.resolved.sum())
         if known < c.start_landmarks:
             return f"{known} landmarks agree with the first views, {c.start_landmarks} are needed"
+        if adjusted.result.covariance_newest is None:
+            return f"bundle adjustment of the first views: {adjusted.result.reason}"
+        baseline = float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm())
+        error = float(adjusted.result.covariance_newest[:3, :3].trace().sqrt())
+        if not error <= c.start_precision * baseline:
+            return f"the first motion is known to {100 * error / baseline:.1f} % only, {100 * c.start_precision:.1f} % are needed"
         if c.first_baseline_m > 0 and median_depth is None:
             window.rescale(c.first_baseline_m / float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm().clamp_min(1e-9)))
         else:
