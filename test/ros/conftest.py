@@ -14,6 +14,9 @@ pytest.importorskip("imatching_ros.msg", reason="the messages are not built; run
 from peers import NodeProcess, Peer, own_domain  # noqa: E402
 
 from imatching_ros.camera import Camera  # noqa: E402
+from imatching_ros.ros.transport import use_shipped_profile  # noqa: E402
+
+use_shipped_profile()
 
 
 @dataclass(frozen=True)

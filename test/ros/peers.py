@@ -52,6 +52,18 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str 
     return answer
 
 
+def send_until(send: Callable[[], None], condition: Callable[[], Any], what: str = "", tries: int = 8, patience_s: float = 5.0) -> Any:
+    """Sends again while nothing happens: a best-effort subscriber may not have met a publisher that has already met it."""
+    for _ in range(tries):
+        send()
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if answer := condition():
+                return answer
+            time.sleep(0.02)
+    raise AssertionError(f"sent {tries} times in vain: {what}")
+
+
 class NodeProcess:
     """`python -m imatching_ros online` with parameters and remappings."""
 
@@ -143,8 +155,9 @@ def make_stamp(stamp_ns: int) -> Time:
 
 def image_message(stamp_ns: int, image: np.ndarray, encoding: str, frame_id: str = "optical") -> Image:
     """(H, W) or (H, W, C) -> Image."""
+    image = np.ascontiguousarray(image)
     return Image(header=Header(stamp=make_stamp(stamp_ns), frame_id=frame_id), height=image.shape[0], width=image.shape[1],
-                 encoding=encoding, step=image.strides[0], data=array("B", np.ascontiguousarray(image).tobytes()))
+                 encoding=encoding, step=image.strides[0], data=array("B", image.tobytes()))
 
 
 def info_message(stamp_ns: int, camera: Any, frame_id: str = "optical", baseline_m: float = 0.0) -> CameraInfo:

@@ -11,7 +11,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry, Path
-from peers import Peer, image_message, info_message, wait_until
+from peers import Peer, image_message, info_message, send_until
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
@@ -44,9 +44,11 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     images = peer.publisher(Image, "/front/image_raw")
     node.wait_for("active")
     for count, shot in enumerate(tour, 1):
-        infos.publish(info_message(shot.stamp_ns, shot.camera))
-        images.publish(image_message(shot.stamp_ns, shot.image, "rgb8"))
-        wait_until(lambda: len(seen["status"]) == count, what=f"the status of picture {count}:\n{node.output}")
+        def send(shot=shot) -> None:
+            infos.publish(info_message(shot.stamp_ns, shot.camera))
+            images.publish(image_message(shot.stamp_ns, shot.image, "rgb8"))
+
+        send_until(send, lambda count=count: len(seen["status"]) == count, f"picture {count}")
     time.sleep(1.2)  # one more message of diagnostics
     code = node.stop(signal.SIGINT)
     return SimpleNamespace(**seen, code=code, log=node.output)
@@ -161,5 +163,5 @@ def test_diagnostics(run):
     statuses = [m.status[0] for m in run.diagnostics]
     assert statuses[-1].name == "/imatching: odometry"
     values = {entry.key: entry.value for entry in statuses[-1].values}
-    assert values["lifecycle"] == "active" and values["tracking"] == "tracking" and values["pictures received"] == "30"
+    assert values["lifecycle"] == "active" and values["tracking"] == "tracking" and int(values["pictures received"]) >= 30
     assert any(s.level == DiagnosticStatus.OK and s.message == "tracking" for s in statuses) or len(statuses) < 4
