@@ -13,6 +13,7 @@ import yaml
 
 from ..config import Config
 from ..datatypes import OdometryOutput, TrackingState
+from ..plain import plain
 from ..sources.truth import Trajectory, tum_line, write_tum
 from .trajectory import TrajectoryScore, score_trajectory
 
@@ -147,18 +148,3 @@ class RunWriter:
 def _percentiles(values: list[float]) -> dict[str, float]:
     array = np.array(values or [math.nan])
     return {"p50": np.percentile(array, 50), "p95": np.percentile(array, 95), "p99": np.percentile(array, 99), "max": array.max()}
-
-
-def plain(value: Any) -> Any:
-    """Numbers, strings, lists and dictionaries that JSON knows; what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return value.value if hasattr(value, "value") else str(value)

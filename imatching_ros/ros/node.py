@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from imatching_ros.srv import Weights
 
+from ..config import Config
 from ..errors import ConfigError, ImatchingError
 from ..pipeline import Pipeline
 from . import params
@@ -50,6 +52,7 @@ class OdometryNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._take_parameters)
         self._pipeline: Pipeline | None = None
+        self._profile = ""
         self._outputs: Outputs | None = None
         self._tree: Any = None
         self._inputs: CameraInputs | None = None
@@ -69,11 +72,9 @@ class OdometryNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.config, self.core = params.read_configs(self)
         directory = weights_directory(self.config.weights_dir)
+        self._profile = self.config.weights_profile or default_profile(self.core)
         try:
-            pipeline = Pipeline(self.core, on_event=self._on_event, weights_dir=directory)
-            profile = self.config.weights_profile
-            if profile and (directory / f"{profile}.safetensors").exists():
-                self.get_logger().info(f"weights profile: {pipeline.load_weights(profile)}")
+            pipeline = Pipeline(self.core, self._on_event, directory, self._profile)
         except ImatchingError as error:
             self.get_logger().error(str(error))
             return _FAILURE
@@ -116,8 +117,6 @@ class OdometryNode(LifecycleNode):
 
     def _free(self) -> None:
         if self._pipeline is not None:
-            if self.config.weights_profile:
-                self._keep_profile(self.config.weights_profile)
             self._pipeline.close()
             self._pipeline = None
         if self._tree is not None:
@@ -127,12 +126,6 @@ class OdometryNode(LifecycleNode):
             self._outputs.close()
             self._outputs = None
 
-    def _keep_profile(self, profile: str) -> None:
-        try:
-            self.get_logger().info(self._pipeline.save_weights(profile))
-        except (ImatchingError, OSError) as error:
-            self.get_logger().error(f"the weights profile '{profile}' is not saved: {error}")
-
     # -- services -----------------------------------------------------------------------------------------------------
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -141,10 +134,6 @@ class OdometryNode(LifecycleNode):
         return response
 
     def _on_set_learning(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if request.data and self.core.learning.mode == "off":
-            response.success, response.message = False, "the node was started with learning.mode off; start it with thread or sync"
-            return response
-
         def switch() -> str:
             self._pipeline.set_learning(request.data)
             return f"learning is {'on' if request.data else 'off'}"
@@ -153,7 +142,7 @@ class OdometryNode(LifecycleNode):
         return response
 
     def _on_save_weights(self, request: Weights.Request, response: Weights.Response) -> Weights.Response:
-        name = request.name or self.config.weights_profile
+        name = request.name or self._profile
         return self._answer_weights(response, name, lambda: self._pipeline.save_weights(name))
 
     def _on_load_weights(self, request: Weights.Request, response: Weights.Response) -> Weights.Response:
@@ -222,8 +211,8 @@ class OdometryNode(LifecycleNode):
             self._processor.inbox.call(self._processor.reset)
 
     def _on_event(self, event: dict) -> None:
-        if event.get("event") in ("promotion", "rollback"):
-            self.get_logger().info(", ".join(f"{k}: {v}" for k, v in event.items()))
+        if self._outputs is not None:
+            self._outputs.publish_event(event)
 
     def warn_throttled(self, key: str, text: str) -> None:
         """A warning, at most every 5 s for the same key."""
@@ -239,6 +228,11 @@ def weights_directory(given: str) -> Path:
         return Path(given).expanduser()
     home = os.environ.get("ROS_HOME")
     return (Path(home).expanduser() if home else Path.home() / ".ros") / "imatching_ros"
+
+
+def default_profile(core: Config) -> str:
+    """Weights learned from the shipped ones and from a file of the user's are kept apart, and those of every network."""
+    return core.matcher.name if core.matcher.weights == "default" else re.sub(r"\W", "_", Path(core.matcher.weights).stem) + "_adapted"
 
 
 class _RosLog(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,14 @@ from nav_msgs.msg import Odometry, Path
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import String
 
 from imatching_ros.msg import LearningStatus as LearningStatusMsg
 from imatching_ros.msg import Matches as MatchesMsg
 from imatching_ros.msg import Status
 
 from ..datatypes import Frame, OdometryOutput, TrackingState
+from ..plain import plain
 from . import convert
 from .params import NodeConfig
 from .robot_pose import RobotPose, RobotPoseTracker
@@ -59,6 +62,7 @@ class Outputs:
         self._keyframes = publisher(PoseArray, "~/keyframes", 1)
         self._status = publisher(Status, "~/status", 10)
         self._learning = publisher(LearningStatusMsg, "~/learning/status", 10)
+        self._events = publisher(String, "~/events", 100)
         self._tf = publisher(TFMessage, "/tf", QoSProfile(depth=100)) if TFMessage is not None else None
         if self._tf is None and config.publish_tf:
             node.get_logger().warning("tf2_msgs is not installed: no TF is published (apt install ros-$ROS_DISTRO-tf2-msgs)")
@@ -71,7 +75,7 @@ class Outputs:
 
     def close(self) -> None:
         for publisher in (self._odometry, self._pose, self._path, self._matches, self._matches_image, self._landmarks, self._keyframes,
-                          self._status, self._learning, self._tf):
+                          self._status, self._learning, self._events, self._tf):
             if publisher is not None:
                 self._node.destroy_lifecycle_publisher(publisher)
 
@@ -118,6 +122,10 @@ class Outputs:
 
     def publish_learning(self, stamp_ns: int, status: Any, mode: str, matcher: str) -> None:
         self._learning.publish(convert.make_learning_status(stamp_ns, status, mode, matcher))
+
+    def publish_event(self, event: dict[str, Any]) -> None:
+        """A keyframe, a loss, a decision of learning: one JSON object, as in the events.jsonl of a replay."""
+        self._events.publish(String(data=json.dumps(plain(event))))
 
     @staticmethod
     def _heard(publisher: Any) -> bool:

@@ -44,7 +44,8 @@ class NodeConfig:
     backward_jump_s: float = setting(0.5, "a stamp that is older than the last by more than this resets odometry (a bag that "
                                      "loops); by less, the picture is dropped", unit="s", low=0.0, high=3600.0, live=True)
     weights_dir: str = setting("", "folder of the saved weights; empty: $ROS_HOME/imatching_ros, else ~/.ros/imatching_ros")
-    weights_profile: str = setting("", "name of a site's weights: resumed at start when they exist, saved at shutdown; empty: none")
+    weights_profile: str = setting("", "name of a site's weights: resumed at start when they exist, kept with every "
+                                 "promotion; empty: named after the matcher")
     autostart: bool = setting(True, "configure and activate at start; false waits for a lifecycle manager")
 
 

@@ -52,6 +52,7 @@ class Processor:
         self._camera: Any = None
         self._last_stamp_ns: int | None = None
         self._first_s: float | None = None
+        self._dropped = 0
         self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
 
     def run(self) -> None:
@@ -114,7 +115,9 @@ class Processor:
             age_s = self._node.get_clock().now().nanoseconds / 1e9 - frame.stamp_ns / 1e9
             self.latency_ms = age_s * 1e3 if abs(age_s) < _CLOCK_MISMATCH_S else float("nan")
 
-        output = self.pipeline.process(frame, on_tracked=publish)
+        dropped = self.inbox.dropped
+        output = self.pipeline.process(frame, publish, behind=dropped > self._dropped)
+        self._dropped = dropped
         self.last = output
         self.counters.processed += 1
         self.counters.tracked += output.T_WC is not None
