@@ -87,11 +87,10 @@ class LearningConfig:
     residual_weight: float = setting(1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0)
     auxiliary_weight: float = setting(0.5, "weight of the cross-entropy of the matching distributions at the reprojected landmark "
                                       "(an approximation: it pulls the wrong cells that the residual cannot see)", low=0.0, high=100.0)
-    steps_per_window: int = setting(3, "steps between two solutions of a window with the candidate's own matches", low=1, high=100)
-    targets_per_step: int = setting(2, "keyframes that the queries of one keyframe are matched into, per step", low=1, high=10)
+    keyframes_per_step: int = setting(3, "keyframes of a window whose matches carry the gradient of a step", low=1, high=30)
     replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000)
     replay_share: float = setting(0.5, "share of steps on replayed windows", low=0.0, high=1.0)
-    candidate_steps: int = setting(45, "steps of a candidate before it is tried", low=1, high=100000)
+    candidate_steps: int = setting(16, "steps of a candidate before it is tried", low=1, high=100000)
     trial_windows: int = setting(5, "fewest windows of a trial", low=3, high=100)
     trial_windows_max: int = setting(10, "a trial without a verdict ends after so many windows", low=3, high=1000)
     probation_windows: int = setting(6, "windows after a promotion in which the previous weights may come back", low=3, high=1000)

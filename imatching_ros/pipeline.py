@@ -2,42 +2,65 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .config import Config
-from .datatypes import Frame, OdometryOutput, TrackingState
-from .errors import SourceError
+from .datatypes import Frame, OdometryOutput, TrackingState, WeightsSnapshot
+from .errors import ConfigError, SourceError, WeightsError
+from .learning.learner import LearningStatus, WeightsUpdate
+from .learning.store import CURRENT, WeightsStore
+from .learning.worker import start_learning
 from .matching import create_matcher
+from .matching.weights import DEFAULT_DIR, hash_state, load_weights, write_weights
 from .odometry import Clock, Odometry
 from .window import Window
 
 Event = dict[str, Any]
+MOST_KEYFRAMES = 20_000  # remembered poses of keyframes; a run of any length has bounded memory
 
 
 class Pipeline:
     """Owned by one thread; only the learner, when its mode is `thread`, works in another."""
 
-    def __init__(self, config: Config, on_event: Callable[[Event], None] | None = None, weights_dir: str | Path | None = None) -> None:
-        """`on_event` is called with one dict per event: `stamp_ns`, `event`, and what belongs to it. Promoted weights are written
-        to `weights_dir`."""
+    def __init__(self, config: Config, on_event: Callable[[Event], None] | None = None, weights_dir: str | Path | None = None,
+                 profile: str = CURRENT) -> None:
+        """Ready for the first frame; weights of `profile` are resumed from `weights_dir` when it holds some.
+
+        Args:
+            on_event: called, by the owning thread, with one dict per event: `stamp_ns`, `event`, and what belongs to it.
+            weights_dir: promoted weights are written here; None keeps nothing.
+            profile: name under which the weights in use are kept, for example of a site.
+        """
         torch.set_num_threads(config.matcher.threads)
         torch.manual_seed(config.seed)
         self.config = config
         self._on_event = on_event
-        self._weights_dir = None if weights_dir is None else Path(weights_dir)
+        self._store = None if weights_dir is None else WeightsStore(Path(weights_dir), profile)
         self.matcher = create_matcher(config.matcher)
+        if self._store is not None and self.matcher.trainable:
+            self._store.resume(self.matcher)
         self.odometry = Odometry(config, self.matcher)
+        # Events of the background thread wait here until the owning thread passes them on.
+        self._learning_events: deque[Event] = deque(maxlen=10_000)
+        self._learning = start_learning(self.matcher, config, self._learning_events.append)
+        self._ended = LearningStatus(weights_version=self.matcher.weights_version, weights_hash=hash_state(self.matcher.state_dict()))
+        self._previous: WeightsSnapshot | None = None
         self._state: TrackingState | None = None
         self._map_id = 0
         self._stamp_ns: int | None = None
+        self._refined: dict[int, tuple[int, Tensor]] = {}
 
-    def process(self, frame: Frame, on_tracked: Callable[[OdometryOutput], None] | None = None) -> OdometryOutput:
+    def process(self, frame: Frame, on_tracked: Callable[[OdometryOutput], None] | None = None, behind: bool = False) -> OdometryOutput:
         """One frame. `on_tracked` gets the pose before the keyframe work; the returned output also holds its result.
+
+        `behind`: frames are waiting or were dropped; learning in the background rests until odometry has caught up.
 
         Raises:
             SourceError: the stamp does not lie after that of the frame before; the frame is not used.
@@ -46,7 +69,13 @@ class Pipeline:
             raise SourceError(f"frame {frame.id} has the stamp {frame.stamp_ns} ns, which is not after the one before "
                               f"({self._stamp_ns} ns); frames must come in order of time; call reset when time starts again")
         self._stamp_ns = frame.stamp_ns
+        clock = Clock()
+        if self._adopt_update():
+            clock.lap("adopt")
+        if self._learning is not None:
+            self._learning.pause(behind)
         output = self.odometry.track(frame)
+        output = replace(output, timings_ms={**output.timings_ms, **clock.laps})
         self._tell_state(output)
         if on_tracked is not None:
             on_tracked(output)
@@ -57,7 +86,19 @@ class Pipeline:
             self._tell(frame.stamp_ns, "keyframe", frame_id=frame.id, landmarks=len(self.odometry.window.landmarks),
                        status=None if result is None else result.status.value)
             output = replace(output, bundle=result, timings_ms={**output.timings_ms, **clock.laps})
+            self._remember_keyframes()
+            self._teach()
         return output
+
+    def keyframes(self) -> list[tuple[int, Tensor]]:
+        """(stamp_ns, T_WC (7,)) of every keyframe of the run, oldest first, as bundle adjustment last left it."""
+        return sorted(self._refined.values(), key=lambda keyframe: keyframe[0])
+
+    def _remember_keyframes(self) -> None:
+        for keyframe, T_WC in zip(self.window.keyframes, self.window.T_WC):
+            self._refined[keyframe.id] = (keyframe.stamp_ns, T_WC.clone())
+        while len(self._refined) > MOST_KEYFRAMES:
+            del self._refined[next(iter(self._refined))]
 
     @property
     def window(self) -> Window:
@@ -72,9 +113,102 @@ class Pipeline:
         """Starts again with an empty map; the weights stay."""
         self.odometry.reset()
         self._state, self._map_id, self._stamp_ns = None, 0, None
+        self._refined.clear()
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def learning_status(self) -> LearningStatus:
+        """How learning stands; while it is off, how it stood at its end, with the state `off`."""
+        return self._ended if self._learning is None else self._learning.status()
+
+    def set_learning(self, on: bool) -> None:
+        """Starts learning, from the weights in use, or ends it. ConfigError where the settings or the matcher rule it out."""
+        if not on:
+            self._end_learning()
+        elif self._learning is None:
+            self._learning = start_learning(self.matcher, self.config, self._learning_events.append)
+            if self._learning is None:
+                raise ConfigError(f"learning cannot be switched on: learning.mode is '{self.config.learning.mode}' and the matcher "
+                                  f"'{self.matcher.name}' {'can' if self.matcher.trainable else 'cannot'} learn; start with "
+                                  "learning.mode thread or sync and a matcher that learns")
+
+    def save_weights(self, name: str) -> str:
+        """Writes the weights in use as a profile, or as a file when the name ends in .safetensors. Returns what it did."""
+        path = self._path(name)
+        write_weights(path, self.matcher.name, self.matcher.state_dict(), self.matcher.weights_version, {"kind": "saved by request"})
+        return f"wrote version {self.matcher.weights_version} to {path}"
+
+    def load_weights(self, name: str) -> str:
+        """Takes a profile, a .safetensors file, `default` or `previous` into use. Returns what it did.
+
+        Raises:
+            WeightsError: no such weights, or they do not fit; the weights in use stay.
+        """
+        if name == "previous":
+            if self._previous is None:
+                raise WeightsError("there are no previous weights: nothing was promoted or loaded yet")
+            state, origin = self._previous.state, f"version {self._previous.version}"
+        else:
+            path = DEFAULT_DIR / f"{self.matcher.name}.safetensors" if name == "default" else self._path(name)
+            loaded = create_matcher(replace(self.config.matcher, device="cpu"))
+            load_weights(loaded, path)
+            state, origin = loaded.state_dict(), str(path)
+        learned = self._learning is not None
+        self._end_learning()
+        version = max(self.matcher.weights_version, 0 if self._previous is None else self._previous.version) + 1
+        self._take(WeightsUpdate(WeightsSnapshot(version, hash_state(state), {k: v.clone() for k, v in state.items()}), {},
+                                 self.matcher.weights_version))
+        self.set_learning(learned)
+        return f"took {origin} into use as version {version}"
 
     def close(self) -> None:
         """Ends what runs in the background."""
+        self._end_learning()
+        self._pass_events_on()
+
+    def _teach(self) -> None:
+        """Hands the newest converged window to the learner."""
+        sample = self.odometry.sample()
+        if self._learning is not None and sample is not None:
+            self._learning.submit(sample)
+        self._pass_events_on()
+
+    def _adopt_update(self) -> bool:
+        """Between two frames: takes weights into use that learning offers, if there are any."""
+        update = None if self._learning is None else self._learning.poll()
+        if update is None:
+            return False
+        self._take(update)
+        if self._store is not None:
+            self._store.write(self.matcher.name, update.snapshot,
+                              {"kind": "rollback" if update.rollback else "promotion", "stamp_ns": self._stamp_ns, "seed": self.config.seed})
+        return True
+
+    def _take(self, update: WeightsUpdate) -> None:
+        self._previous = WeightsSnapshot(self.matcher.weights_version, hash_state(self.matcher.state_dict()),
+                                         {k: v.detach().clone() for k, v in self.matcher.state_dict().items()})
+        self.odometry.adopt(update.snapshot, update.features)
+
+    def _end_learning(self) -> None:
+        if self._learning is not None:
+            self._learning.close()
+            self._ended = replace(self._learning.status(), state="off")
+            self._learning = None
+
+    def _path(self, name: str) -> Path:
+        if name.endswith(".safetensors"):
+            return Path(name).expanduser()
+        if self._store is None:
+            raise WeightsError(f"a profile needs a weights directory, and none was given; give '{name}' as a .safetensors file")
+        return self._store.path(name)
+
+    def _pass_events_on(self) -> None:
+        while self._learning_events:
+            event = self._learning_events.popleft()
+            if self._on_event is not None:
+                self._on_event({"stamp_ns": self._stamp_ns, **event})
+
+    # -- what is told -------------------------------------------------------------------------------------------------
 
     def _tell_state(self, output: OdometryOutput) -> None:
         if output.map_id != self._map_id:

@@ -8,7 +8,6 @@ the robot is plain convolutions with biases, so there are no statistics that cou
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -23,6 +23,7 @@ from .weights import load_weights, resolve_weights
 
 PATCH = 3  # side of the query's fine patch, in fine cells
 WINDOW = 9  # side of the fine search window, in fine cells
+REFINE_WINDOW = 5  # side of the second, re-centred fine window, in fine cells
 CHUNK = 128  # queries compared with a whole map at once on a CPU
 COARSE_WINDOW = 5  # side of the coarse local expectation, in coarse cells
 
@@ -205,3 +206,18 @@ def _keep_near(logits: Tensor, origin: Tensor, predicted: Tensor, radius: Tensor
     outside_x = far(width, origin[..., 0], predicted[..., 0])[..., None, :]
     outside_y = far(height, origin[..., 1], predicted[..., 1])[..., :, None]
     return logits.masked_fill(outside_x | outside_y, -torch.inf)
+
+
+def slide(surface: Tensor, start: Tensor) -> Tensor:
+    """Bilinear sub-window (B, N, R, R) of (B, N, W, W) whose first cell lies at `start` (B, N, 2), not whole numbers.
+
+    A product with an interpolated descriptor is the interpolated product, so no map needs to be sampled again.
+    """
+    whole = start.floor()
+    x, y = whole.long().unbind(-1)
+    along_x, along_y = (start - whole)[..., None, None].unbind(-3)
+    steps = torch.arange(REFINE_WINDOW + 1, device=surface.device)
+    index = (y[..., None, None] + steps[:, None]) * WINDOW + x[..., None, None] + steps
+    block = surface.flatten(2).gather(-1, index.flatten(2)).unflatten(-1, (REFINE_WINDOW + 1, REFINE_WINDOW + 1))
+    block = block[..., :-1] * (1 - along_x) + block[..., 1:] * along_x
+    return block[..., :-1, :] * (1 - along_y) + block[..., 1:, :] * along_y

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import FINE_STRIDE
-from .coarse_to_fine import WINDOW, CoarseToFine, LocalSurface
-
-REFINE_WINDOW = 5  # side of the second fine expectation, in fine cells
+from .coarse_to_fine import REFINE_WINDOW, WINDOW, CoarseToFine, LocalSurface, slide
 
 
 class ExpectationMatcher(CoarseToFine):
@@ -34,7 +32,7 @@ class ExpectationMatcher(CoarseToFine):
         # The second window slides over the first one's surface; it is kept inside it.
         reach = REFINE_WINDOW // 2
         start = (first.detach() + (WINDOW // 2 - reach)).clamp(0, WINDOW - REFINE_WINDOW - 1e-3)
-        narrow = _slide(surface.similarity, start)
+        narrow = slide(surface.similarity, start)
         weight = torch.softmax(narrow.flatten(2) * self.refine_log_temperature.exp(), -1).unflatten(-1, (REFINE_WINDOW,) * 2)
         inner = torch.arange(REFINE_WINDOW, device=steps.device, dtype=steps.dtype)
         in_x, in_y = weight.sum(-2), weight.sum(-1)
@@ -51,17 +49,3 @@ class ExpectationMatcher(CoarseToFine):
         # Confidence describes the match and must not bend the features that make it: no gradient goes back from here.
         logit, log_sigma = self.confidence(torch.cat([evidence, shape], -1).detach()).unbind(-1)
         return uv, torch.sigmoid(logit), log_sigma.clamp(-4, 4).exp()
-
-
-def _slide(surface: Tensor, start: Tensor) -> Tensor:
-    """Bilinear sub-window (B, N, R, R) of (B, N, W, W) whose first cell lies at `start` (B, N, 2), not whole numbers."""
-    whole = start.floor()
-    x, y = whole[..., 0].long(), whole[..., 1].long()
-    fx, fy = (start - whole).unbind(-1)
-    steps = torch.arange(REFINE_WINDOW + 1, device=surface.device)
-    rows, columns = y[..., None] + steps, x[..., None] + steps
-    index = (rows[..., :, None] * WINDOW + columns[..., None, :]).flatten(2)
-    block = surface.flatten(2).gather(-1, index).unflatten(-1, (REFINE_WINDOW + 1, REFINE_WINDOW + 1))
-    fx, fy = fx[..., None, None], fy[..., None, None]
-    block = block[..., :-1] * (1 - fx) + block[..., 1:] * fx
-    return block[..., :-1, :] * (1 - fy) + block[..., 1:, :] * fy

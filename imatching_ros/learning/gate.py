@@ -1,0 +1,35 @@
+"""Which windows may teach: a wrong or empty geometry teaches a wrong or empty lesson."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import geometry
+from ..config import LearningConfig
+from ..datatypes import BAStatus, LearningSample
+
+
+def refuse(sample: LearningSample, config: LearningConfig) -> str | None:
+    """The reason why a window is not learned from, or None. Pure."""
+    window, result = sample.window, sample.result
+    if not sample.tracking_healthy:
+        return "tracking not healthy"
+    if result.status is not BAStatus.CONVERGED:
+        return f"bundle adjustment {result.status.value}"
+    trusted = result.weight > 0.5
+    if trusted.float().mean() < config.min_inlier_share:
+        return "too few inliers"
+    views = torch.zeros(len(window.points_W), dtype=torch.long).index_add_(0, window.pt_idx, trusted.long())
+    if int((views >= 3).sum()) < config.min_landmarks:
+        return "too few landmarks"
+    if float(result.residual_px[trusted].norm(dim=-1).median()) > config.max_residual_px:
+        return "residual too large"
+    T_CW = geometry.inverse(result.T_WC)
+    depth = geometry.act(T_CW[window.kf_idx], result.points_W[window.pt_idx])[:, 2].median()
+    extent = (result.T_WC[:, None, :3] - result.T_WC[None, :, :3]).norm(dim=-1).max()
+    if float(extent / depth) < config.min_baseline:
+        return "no translation"
+    angles = geometry.parallax(result.T_WC, result.points_W, window.kf_idx, window.pt_idx)
+    if float(torch.rad2deg(angles.nanmedian())) < config.min_parallax_deg:
+        return "no parallax"
+    return None

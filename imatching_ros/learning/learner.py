@@ -1,0 +1,197 @@
+"""The life of a candidate: it learns from windows, is tried on later ones, is promoted, and stays on probation.
+
+Synchronous and single-threaded; `worker.LearningWorker` runs it in the background, `pipeline.Pipeline` in line.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from ..config import Config
+from ..datatypes import LearningSample, WeightsSnapshot
+from ..matching.base import Features, Matcher
+from ..matching.weights import hash_state
+from .gate import refuse
+from .rematching import extract
+from .replay import ReplayBuffer
+from .step import Stepper
+from .trial import Score, Verdict, judge, score
+
+
+@dataclass(frozen=True)
+class WeightsUpdate:
+    """New weights together with the window's features, computed with them; adopted at a frame boundary."""
+
+    snapshot: WeightsSnapshot
+    features: dict[int, Features]  # by frame id of the keyframe
+    previous_version: int
+    rollback: bool = False
+
+
+@dataclass
+class LearningStatus:
+    """What is published about learning."""
+
+    state: str = "off"  # off, learning, trial, failed
+    step: int = 0
+    loss: float = float("nan")
+    probe_before: float = float("nan")
+    probe_after: float = float("nan")
+    samples: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+    promotions: int = 0
+    rollbacks: int = 0
+    weights_version: int = 0
+    weights_hash: str = ""
+    busy_s: float = 0.0
+    memory_mb: float = 0.0
+
+
+class Learner:
+    """Consumes windows one by one; returns an update when odometry should change its weights."""
+
+    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None]) -> None:
+        """`matcher` is the active one; it is copied, never touched."""
+        self.config, self.settings, self.on_event = config, config.learning, on_event
+        self.shipped = {k: v.detach().clone() for k, v in matcher.state_dict().items()}
+        self.active = self._copy(matcher)
+        self.previous: Matcher | None = None
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.replay = ReplayBuffer(self.settings.replay_windows)
+        self.version = matcher.weights_version
+        self.status = LearningStatus("learning", weights_version=self.version, weights_hash=hash_state(self.shipped))
+        self.rejected: Counter[str] = Counter()
+        self.probation: list[tuple[Score, Score]] = []
+        self._begin_candidate(self.active)
+
+    def consume(self, sample: LearningSample) -> WeightsUpdate | None:
+        """Learns from a window, or tries on it what was learned."""
+        begin = time.perf_counter()
+        try:
+            if self.previous is not None and not sample.tracking_healthy:
+                verdict = Verdict("better", "tracking was lost on probation", float("nan"), float("nan"), len(self.probation))
+                return self._roll_back(sample, verdict)
+            reason = refuse(sample, self.settings)
+            if reason is not None:
+                self._reject(reason)
+                return None
+            self.status.samples += 1
+            update = self._watch(sample)
+            if update is None:
+                if self.steps < self.settings.candidate_steps:
+                    self._learn(sample)
+                else:
+                    update = self._try(sample)
+            return update
+        finally:
+            self.status.busy_s += time.perf_counter() - begin
+
+    def _learn(self, sample: LearningSample) -> None:
+        self.status.state = "learning"
+        self.replay.add(sample)
+        windows = [sample]
+        if len(self.replay) > 1:
+            # Expected share of replayed windows among those learned from.
+            share = self.settings.replay_share / max(1 - self.settings.replay_share, 1e-3)
+            extra = int(share) + (float(torch.rand((), generator=self.generator)) < share - int(share))
+            windows += [self.replay.draw(self.generator) for _ in range(min(extra, 4))]
+        for window in windows:
+            result = self.stepper.step(window, self.generator)
+            if isinstance(result, str):
+                self._reject(result)
+                continue
+            self.steps += 1
+            self.status.step += 1
+            self.status.loss = result.residual
+            self.on_event({"event": "learning_step", "stamp_ns": sample.stamp_ns, "step": self.status.step, "residual": result.residual,
+                           "auxiliary": result.auxiliary, "observations": result.observations, "gradient_norm": result.gradient_norm})
+
+    def _reject(self, reason: str) -> None:
+        self.rejected[reason] += 1
+        self.status.rejected = dict(self.rejected)
+
+    def _try(self, sample: LearningSample) -> WeightsUpdate | None:
+        self.status.state = "trial"
+        if not self.settings.guard:
+            return self._promote(sample, Verdict("better", "no guard", float("nan"), float("nan"), 0))
+        seed = self.config.seed + sample.stamp_ns % 1_000_003
+        self.scores_active.append(score(self.active, sample, self.settings, self.config.bundle, seed))
+        self.scores_candidate.append(score(self.candidate, sample, self.settings, self.config.bundle, seed))
+        self.tried.append(sample)
+        verdict = judge(self.scores_active, self.scores_candidate, self.settings)
+        self.status.probe_before, self.status.probe_after = verdict.before_px, verdict.after_px
+        if verdict.outcome == "pending":
+            return None
+        self.on_event({"event": "trial", "stamp_ns": sample.stamp_ns, "outcome": verdict.outcome, "reason": verdict.reason,
+                       "before_px": verdict.before_px, "after_px": verdict.after_px, "windows": verdict.windows,
+                       "step": self.status.step})
+        for tried in self.tried:  # the trial is over: its windows may teach from now on
+            self.replay.add(tried)
+        if verdict.outcome == "better":
+            return self._promote(sample, verdict)
+        # Undecided candidates learn on; those that lost something start again from the active weights.
+        self._begin_candidate(self.active if verdict.outcome == "worse" else self.candidate)
+        return None
+
+    def _promote(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
+        self.previous = self.active if self.settings.guard else None
+        self.active = self._copy(self.candidate)
+        self.probation = []
+        self.status.promotions += 1
+        self._begin_candidate(self.active)
+        return self._update(sample, "promotion", verdict)
+
+    def _watch(self, sample: LearningSample) -> WeightsUpdate | None:
+        """Probation: the previous weights are tried against the promoted ones, and come back when they are better."""
+        if self.previous is None:
+            return None
+        seed = self.config.seed + sample.stamp_ns % 1_000_003
+        self.probation.append((score(self.active, sample, self.settings, self.config.bundle, seed),
+                               score(self.previous, sample, self.settings, self.config.bundle, seed)))
+        verdict = judge([a for a, _ in self.probation], [p for _, p in self.probation], self.settings)
+        if verdict.outcome == "better":
+            return self._roll_back(sample, verdict)
+        if len(self.probation) >= self.settings.probation_windows:
+            self.previous = None
+        return None
+
+    def _roll_back(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
+        self.active, self.previous = self.previous, None
+        self.status.rollbacks += 1
+        self._begin_candidate(self.active)
+        return self._update(sample, "rollback", verdict)
+
+    def _update(self, sample: LearningSample, event: str, verdict: Verdict) -> WeightsUpdate:
+        before = self.version
+        self.version += 1
+        self.active.weights_version = self.version
+        state = {k: v.detach().clone() for k, v in self.active.state_dict().items()}
+        snapshot = WeightsSnapshot(self.version, hash_state(state), state, verdict.before_px, verdict.after_px, self.status.step)
+        self.status.weights_version, self.status.weights_hash = snapshot.version, snapshot.hash
+        self.on_event({"event": event, "stamp_ns": sample.stamp_ns, "version": snapshot.version, "hash": snapshot.hash,
+                       "reason": verdict.reason, "before_px": verdict.before_px, "after_px": verdict.after_px,
+                       "step": self.status.step})
+        features = dict(zip(sample.keyframe_ids, extract(self.active, sample)))
+        return WeightsUpdate(snapshot, features, before, event == "rollback")
+
+    def _begin_candidate(self, origin: Matcher) -> None:
+        self.candidate = self._copy(origin)
+        self.stepper = Stepper(self.candidate, self.shipped, self.settings, self.config.bundle)
+        self.steps = 0
+        self.scores_active: list[Score] = []
+        self.scores_candidate: list[Score] = []
+        self.tried: list[LearningSample] = []
+
+    @staticmethod
+    def _copy(matcher: Matcher) -> Matcher:
+        twin = copy.deepcopy(matcher)
+        twin.weights_version = matcher.weights_version
+        return twin.eval()
+

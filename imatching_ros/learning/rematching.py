@@ -1,0 +1,125 @@
+"""Matching a recorded window again with other weights, and the bundle adjustment problem that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .. import geometry
+from ..bundle import solve
+from ..config import BundleConfig, LearningConfig
+from ..datatypes import BAResult, LearningSample, WindowSnapshot
+from ..matching.base import Features, Matcher, Prediction, Queries
+
+
+@dataclass(frozen=True)
+class Rematch:
+    """What a set of weights says of every observation of a window; anchors keep the detector's word."""
+
+    uv: Tensor  # (O, 2) float32 raw px; with gradients when asked for
+    score: Tensor  # (O,)
+    sigma_px: Tensor  # (O,)
+    predictions: tuple[tuple[Tensor, Prediction], ...]  # per live keyframe: its observations, and the prediction (1, n, ...)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """T*, p* of a window for one set of weights: the lower level's optimum, a constant of the upper level."""
+
+    T_WC: Tensor  # (M, 7)
+    points_W: Tensor  # (P, 3); rows of landmarks without a solution are NaN
+    weight: Tensor  # (O,) the kernel's weight; 0 where the observation took no part
+    result: BAResult
+
+
+def expected_uv(sample: LearningSample, T_WC: Tensor, points_W: Tensor) -> Tensor:
+    """Where every landmark reprojects in every keyframe, (M, P, 2) float32 raw px; NaN behind the camera."""
+    points_C = geometry.act(geometry.inverse(T_WC)[:, None], points_W[None])
+    ideal = geometry.project(sample.window.camera, points_C)
+    ideal = torch.where(points_C[..., 2:] > 1e-6, ideal, torch.nan)
+    return sample.window.camera.distort(ideal).float()
+
+
+def extract(matcher: Matcher, sample: LearningSample) -> list[Features]:
+    """Features of every keyframe, without gradients."""
+    return [matcher.observe(image) for image in sample.images]
+
+
+def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig,
+            live: Collection[int] = ()) -> Rematch:
+    """Matches every landmark from its anchor into the keyframes that observed it, searching around its reprojection.
+
+    Matches into the keyframes `live` keep gradients and distributions.
+    """
+    window = sample.window
+    queries, order = _describe(matcher, sample, features)
+    expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
+    at_anchor = torch.zeros(len(window.obs), dtype=torch.bool)
+    at_anchor[sample.anchor_obs] = True
+    uv, sigma = sample.uv_px.clone(), window.sigma[:, 0].float().clone()
+    score = torch.ones(len(uv))
+    predictions = []
+    for k, target in enumerate(features):
+        observations = torch.nonzero((window.kf_idx == k) & ~at_anchor)[:, 0]
+        if len(observations) == 0:
+            continue
+        points = window.pt_idx[observations]
+        with torch.set_grad_enabled(k in live):
+            prediction = matcher.match(queries.select(order[points].to(matcher.device)), [target],
+                                       expected[k, points][None].to(matcher.device), config.search_radius * window.camera.width,
+                                       differentiable=k in live)
+        if k in live:
+            predictions.append((observations, prediction))
+        uv = uv.index_put((observations,), prediction.uv[0].cpu())
+        score[observations], sigma[observations] = prediction.score[0].detach().cpu(), prediction.sigma_px[0].detach().cpu()
+    return Rematch(uv, score, sigma, tuple(predictions))
+
+
+def _describe(matcher: Matcher, sample: LearningSample, features: list[Features]) -> tuple[Queries, Tensor]:
+    """Every landmark at its anchor, and for each landmark its row among the queries."""
+    anchor_kf = sample.window.kf_idx[sample.anchor_obs]
+    parts, points = [], []
+    for k in anchor_kf.unique().tolist():
+        mine = torch.nonzero(anchor_kf == k)[:, 0]
+        parts.append(matcher.describe(features[k], sample.uv_px[sample.anchor_obs[mine]]))
+        points.append(mine)
+    order = torch.empty(len(anchor_kf), dtype=torch.long)
+    order[torch.cat(points)] = torch.arange(len(anchor_kf))
+    return Queries.cat(parts), order
+
+
+def window_of(sample: LearningSample, found: Rematch, config: LearningConfig) -> tuple[WindowSnapshot, Tensor]:
+    """The bundle adjustment problem of a rematch and which observations entered it (O,) bool.
+
+    Held-out observations and weak matches stay outside, and so do landmarks left with a single view.
+    """
+    window = sample.window
+    ideal = window.camera.undistort(found.uv.detach().double())
+    keep = ~sample.held_out & (found.score >= config.min_score) & ideal.isfinite().all(-1)
+    keep[sample.anchor_obs] = True
+    views = torch.zeros(len(window.points_W), dtype=torch.long).index_add_(0, window.pt_idx, keep.long())
+    keep &= views[window.pt_idx] >= 2
+    obs = window.obs.clone()
+    # In stereo the third number is u in the right picture: the disparity was measured and stays.
+    shift = ideal[:, 0] - obs[:, 0]
+    obs[:, :2] = ideal
+    obs[:, 2] += torch.where(window.kind == 1, shift, 0.0)
+    sigma = window.sigma.clone()
+    sigma[:, :2] = found.sigma_px.double()[:, None].clamp_min(1e-2)
+    return replace(window, T_WC=sample.result.T_WC, points_W=sample.result.points_W, kf_idx=window.kf_idx[keep],
+                   pt_idx=window.pt_idx[keep], obs=obs[keep], kind=window.kind[keep], sigma=sigma[keep]), keep
+
+
+def solve_again(sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
+    """The lower level's optimum for a rematch."""
+    window, keep = window_of(sample, found, config)
+    used, index = window.pt_idx.unique(return_inverse=True)
+    result = solve(replace(window, points_W=window.points_W[used], pt_idx=index), bundle)
+    points = torch.full_like(sample.window.points_W, torch.nan)
+    points[used] = result.points_W
+    weight = torch.zeros(len(keep), dtype=result.weight.dtype)
+    weight[keep] = result.weight
+    return Solution(result.T_WC, points, weight, result)

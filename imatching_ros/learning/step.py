@@ -1,0 +1,123 @@
+"""The upper level: one step of the matcher on the reprojection residual, with T* and p* held constant.
+
+One forward pass matches the window with the candidate's weights, bundle adjustment (the lower level) finds T* and p* for just
+these matches, and the residual flows back into the weights: dR/dtheta = dR/df * df/dtheta (iMatching, arXiv 2312.02141).
+The terms through T* and p* vanish, because both levels share one residual and one robust kernel (`residuals`) and the lower
+level has converged. T* and p* are always those of the weights being updated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import residuals
+from ..config import BundleConfig, LearningConfig
+from ..datatypes import BAStatus, LearningSample
+from ..matching.base import Matcher
+from .rematching import Rematch, Solution, expected_uv, rematch, solve_again
+
+MIN_WEIGHT = 0.25  # observations that the robust kernel trusts less than this teach nothing
+MIN_OBSERVATIONS = 30  # fewer make a step of noise
+
+
+@dataclass(frozen=True)
+class StepResult:
+    residual: float  # mean robust cost of the observations used, in squared sigmas
+    auxiliary: float
+    observations: int
+    gradient_norm: float
+
+
+def teaching_observations(sample: LearningSample, solution: Solution) -> Tensor:
+    """(O,) bool: matched (not detected) observations of landmarks with three or more trusted views, never held out."""
+    window = sample.window
+    trusted = solution.weight > MIN_WEIGHT
+    views = torch.zeros(len(window.points_W), dtype=torch.long).index_add_(0, window.pt_idx, trusted.long())
+    teach = trusted & ~sample.held_out & (views[window.pt_idx] >= 3)
+    teach[sample.anchor_obs] = False
+    return teach
+
+
+def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfig, live: list[int]) -> Rematch:
+    """The window's matches; those between the keyframes `live` have gradients, from both of their pictures."""
+    features = [matcher.observe(image) if k not in live else None for k, image in enumerate(sample.images)]
+    pictures = torch.stack([sample.images[k] for k in live]).to(matcher.device).float() / 255
+    for k, extracted in zip(live, matcher.extract(pictures)):
+        features[k] = extracted
+    return rematch(matcher, sample, features, config, live)
+
+
+def residual_loss(sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor, bundle: BundleConfig) -> Tensor:
+    """Mean of rho(s) / 2 over the observations `teach` (O,), exactly the summand of the lower level's cost; T*, p* constant."""
+    window = sample.window
+    observations = torch.nonzero(teach)[:, 0]
+    uv = window.camera.undistort(found.uv[observations].double())
+    target = residuals.reproject(window.camera, solution.T_WC, solution.points_W, window.kf_idx[observations],
+                                 window.pt_idx[observations], window.kind[observations])
+    r = (uv - target[:, :2]) / found.sigma_px[observations, None].double().clamp_min(1e-2)
+    return residuals.kernel_cost(bundle.kernel, (r**2).sum(-1), bundle.kernel_width).mean() / 2
+
+
+def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor) -> Tensor:
+    """Mean cross-entropy of the matching distributions at the reprojected landmarks.
+
+    Not the gradient of anything that bundle adjustment minimises: an approximation, which pulls where the residual is blind, in a
+    wrong coarse cell. Zero for matchers without distributions.
+    """
+    expected = expected_uv(sample, solution.T_WC, solution.points_W)
+    total, count = torch.zeros(()), 0
+    for observations, prediction in found.predictions:
+        chosen = teach[observations]
+        at = expected[sample.window.kf_idx[observations], sample.window.pt_idx[observations]].nan_to_num(-1e6)
+        for distribution in prediction.distributions:
+            loss, inside = distribution.cross_entropy(at[None].to(prediction.uv))
+            total = total + (loss[0] * (chosen.to(inside.device) & inside[0])).sum().cpu()
+        count += int(chosen.sum())
+    return total / max(count, 1)
+
+
+class Stepper:
+    """Owns the optimiser of a candidate."""
+
+    def __init__(self, matcher: Matcher, shipped: dict[str, Tensor], config: LearningConfig, bundle: BundleConfig) -> None:
+        self.matcher, self.config, self.bundle = matcher, config, bundle
+        # What judges a match stays as shipped: the residual alone could lower itself by turning sigma up.
+        named = [(n, p) for n, p in matcher.named_parameters() if not n.startswith("confidence.")]
+        self.parameters = [p for _, p in named]
+        self.shipped = [shipped[n].to(matcher.device) for n, _ in named]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
+
+    def step(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
+        """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
+        Adam's momentum).
+
+        All of the window is matched and solved; the gradient is taken through the matches into a few keyframes, drawn by lot,
+        which is an unbiased share of it at a part of the price.
+        """
+        count = len(sample.images)
+        live = torch.randperm(count, generator=generator)[: self.config.keyframes_per_step].tolist()
+        found = match_window(self.matcher, sample, self.config, live)
+        solution = solve_again(sample, found, self.config, self.bundle)
+        if solution.result.status is not BAStatus.CONVERGED:
+            return f"candidate's bundle adjustment {solution.result.status.value}"
+        teach = teaching_observations(sample, solution)
+        teach &= torch.isin(sample.window.kf_idx, torch.tensor(live))
+        if int(teach.sum()) < MIN_OBSERVATIONS:
+            return "too few teaching observations"
+        residual = residual_loss(sample, found, solution, teach, self.bundle)
+        auxiliary = auxiliary_loss(sample, found, solution, teach)
+        loss = self.config.residual_weight * residual + self.config.auxiliary_weight * auxiliary
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], self.config.clip_norm)
+        if not torch.isfinite(norm):
+            return "gradient not finite"
+        self.optimizer.step()
+        with torch.no_grad():
+            pull = self.config.anchor * self.config.learning_rate / 1e-3
+            for parameter, home in zip(self.parameters, self.shipped):
+                parameter.lerp_(home, pull)
+        return StepResult(float(residual.detach()), float(auxiliary.detach()), int(teach.sum()), float(norm))

@@ -1,0 +1,149 @@
+"""The trial of a candidate: both sets of weights match the same queries of windows that neither has learned from.
+
+Held-out observations are judged against landmarks that come from the other views, each set of weights with its own bundle
+adjustment. Since wrong geometry improves its own held-out points, two checks do not pass through bundle adjustment: known
+synthetic warps of the live picture, and forward-backward consistency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+import cv2
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from .. import geometry
+from ..config import BundleConfig, LearningConfig
+from ..datatypes import LearningSample
+from ..matching.base import Features, Matcher
+from .rematching import Rematch, extract, rematch, solve_again
+
+CHECK_QUERIES = 200
+COVERAGE_GRID = (6, 8)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one set of weights did on one window. Errors are means in px, capped; lower is better."""
+
+    held_out_px: float
+    warp_px: float
+    forward_backward_px: float
+    matches: int
+    coverage: float  # share of the picture's cells that hold a match, mean over keyframes
+    within_sigma: float  # share of held-out coordinate errors below one sigma; 0.683 is calibrated
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """PENDING asks for more windows."""
+
+    outcome: str  # better, worse, no_better, pending
+    reason: str
+    before_px: float  # mean held-out error of the active weights
+    after_px: float  # of the candidate
+    windows: int
+
+
+def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bundle: BundleConfig, seed: int) -> Score:
+    """Scores one set of weights on one window. The seed chooses the synthetic warp: give both contestants the same."""
+    features = extract(matcher, sample)
+    found = rematch(matcher, sample, features, config)
+    solution = solve_again(sample, found, config, bundle)
+    window, cap = sample.window, config.error_cap_px
+
+    held = torch.nonzero(sample.held_out)[:, 0]
+    kf, pt = window.kf_idx[held], window.pt_idx[held]
+    points_C = geometry.act(geometry.inverse(solution.T_WC)[kf], solution.points_W[pt])
+    reprojected = torch.where(points_C[:, 2:] > 1e-6, geometry.project(window.camera, points_C), torch.nan)
+    error = window.camera.undistort(found.uv[held].double()) - reprojected
+    matched = (found.score[held] >= config.min_score) & error.isfinite().all(-1)
+    distance = torch.where(matched, error.norm(dim=-1).clamp_max(cap), cap)
+    calibrated = (error[matched].abs() < found.sigma_px[held][matched, None]).double().mean()
+    return Score(float(distance.mean()), _warp_error(matcher, sample, features, config, seed),
+                 _forward_backward_error(matcher, sample, features, config), int((found.score >= config.min_score).sum()),
+                 _coverage(sample, found, config), float(calibrated.nan_to_num()))
+
+
+def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -> Verdict:
+    """Paired comparison over windows: better by a one-sided t-test, and nothing else lost. Pure."""
+    n = len(active)
+    gain = np.array([a.held_out_px - c.held_out_px for a, c in zip(active, candidate)])
+    before, after = float(np.mean([a.held_out_px for a in active])), float(np.mean([c.held_out_px for c in candidate]))
+
+    def verdict(outcome: str, reason: str) -> Verdict:
+        return Verdict(outcome, reason, before, after, n)
+
+    if n < config.trial_windows:
+        return verdict("pending", "too few windows")
+
+    def mean(scores: list[Score], name: str) -> float:
+        return float(np.mean([getattr(s, name) for s in scores]))
+
+    for name, tolerance in (("warp_px", 0.01), ("forward_backward_px", 0.02)):
+        if mean(candidate, name) > mean(active, name) * (1 + tolerance) + 0.005:
+            return verdict("worse", f"{name} rose from {mean(active, name):.3f} to {mean(candidate, name):.3f}")
+    for name in ("matches", "coverage"):
+        if mean(candidate, name) < 0.98 * mean(active, name):
+            return verdict("worse", f"{name} fell from {mean(active, name):.3g} to {mean(candidate, name):.3g}")
+    off = abs(mean(candidate, "within_sigma") - 0.683) - abs(mean(active, "within_sigma") - 0.683)
+    if off > 0.05:
+        return verdict("worse", f"calibration is off by {off:.2f} more")
+    spread = float(gain.std(ddof=1))
+    t = float(gain.mean()) / max(spread / sqrt(n), 1e-9)
+    limit = float(stats.t.ppf(config.confidence, n - 1))
+    if t > limit:
+        return verdict("better", f"t = {t:.2f} > {limit:.2f}")
+    if t < -limit:
+        return verdict("worse", f"t = {t:.2f} < {-limit:.2f}")
+    if n < config.trial_windows_max:
+        return verdict("pending", f"t = {t:.2f} is undecided")
+    return verdict("no_better", f"t = {t:.2f} after {n} windows")
+
+
+def _warp_error(matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig, seed: int) -> float:
+    """Mean capped error against a known homography and change of light of the newest picture."""
+    image = sample.images[-1]
+    height, width = image.shape[-2:]
+    rng = np.random.default_rng(seed)
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    moved = corners + rng.uniform(-0.06, 0.06, (4, 2)).astype(np.float32) * [width, height]
+    H = cv2.getPerspectiveTransform(corners, moved.astype(np.float32))
+    picture = cv2.warpPerspective(image[0].cpu().numpy(), H, (width, height), borderMode=cv2.BORDER_REFLECT)
+    picture = np.clip(picture * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15), 0, 255).astype(np.uint8)
+    uv = _newest_points(sample)
+    truth = cv2.perspectiveTransform(uv[None].numpy().astype(np.float64), H)[0]
+    inside = ((truth >= 0) & (truth <= [width - 1, height - 1])).all(-1)
+    if not inside.any():
+        return config.error_cap_px
+    found = matcher.estimate(matcher.describe(features[-1], uv), [matcher.observe(torch.from_numpy(picture)[None])])
+    error = (found.uv[0].cpu() - torch.from_numpy(truth)).norm(dim=-1).clamp_max(config.error_cap_px)
+    return float(error[torch.from_numpy(inside)].mean())
+
+
+def _forward_backward_error(matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig) -> float:
+    """Mean capped distance after matching from the newest keyframe to the one before, and back."""
+    uv = _newest_points(sample)
+    there = matcher.estimate(matcher.describe(features[-1], uv), [features[-2]]).uv[0]
+    back = matcher.estimate(matcher.describe(features[-2], there), [features[-1]]).uv[0]
+    return float((back.cpu() - uv).norm(dim=-1).clamp_max(config.error_cap_px).mean())
+
+
+def _newest_points(sample: LearningSample) -> Tensor:
+    """Up to CHECK_QUERIES pixels of the newest keyframe at which landmarks were observed."""
+    newest = sample.uv_px[sample.window.kf_idx == len(sample.images) - 1]
+    return newest[:: max(1, len(newest) // CHECK_QUERIES)]
+
+
+def _coverage(sample: LearningSample, found: Rematch, config: LearningConfig) -> float:
+    camera = sample.window.camera
+    rows, columns = COVERAGE_GRID
+    good = found.score >= config.min_score
+    cell = (found.uv / torch.tensor([camera.width, camera.height]) * torch.tensor([columns, rows])).long()
+    cell = cell.clamp(min=torch.tensor([0, 0]), max=torch.tensor([columns - 1, rows - 1]))
+    key = (sample.window.kf_idx * rows + cell[:, 1]) * columns + cell[:, 0]
+    return len(key[good].unique()) / (len(sample.images) * rows * columns)

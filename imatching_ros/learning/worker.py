@@ -1,0 +1,143 @@
+"""The two ways a learner runs beside odometry: in line (deterministic) and in a background thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+
+from ..config import Config
+from ..datatypes import LearningSample
+from ..matching.base import Matcher
+from .learner import Learner, LearningStatus, WeightsUpdate
+
+LONGEST_REST_S = 5.0
+
+
+class InlineLearning:
+    """Learns inside `submit`: slow, but two runs with one seed are identical."""
+
+    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None]) -> None:
+        self._learner = Learner(matcher, config, on_event)
+        self._update: WeightsUpdate | None = None
+
+    def submit(self, sample: LearningSample) -> None:
+        self._update = self._learner.consume(sample) or self._update
+
+    def poll(self) -> WeightsUpdate | None:
+        """The newest update that was not handed out yet."""
+        update, self._update = self._update, None
+        return update
+
+    def status(self) -> LearningStatus:
+        return self._learner.status
+
+    def pause(self, odometry_behind: bool) -> None:
+        """In line there is nobody to wait for."""
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class LearningWorker:
+    """Learns in its own thread, on its own copy of the weights, for a share of the time; odometry never waits for it.
+
+    Whatever goes wrong in the thread ends learning, not odometry: the state becomes `failed`, an event says why, and the
+    weights in use stay.
+    """
+
+    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None]) -> None:
+        self._config, self._on_event = config, on_event
+        self._learner = Learner(matcher, config, on_event)
+        self._device = matcher.device
+        self._waiting: deque[LearningSample] = deque(maxlen=config.learning.queue)
+        self._changed = threading.Condition()
+        self._update: WeightsUpdate | None = None
+        self._status = replace(self._learner.status)
+        self._dropped = 0
+        self._behind = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="imatching-learning", daemon=True)
+        self._thread.start()
+
+    def submit(self, sample: LearningSample) -> None:
+        """Never blocks; the oldest waiting window is dropped, and counted, when there are too many."""
+        with self._changed:
+            self._dropped += len(self._waiting) == self._waiting.maxlen
+            self._waiting.append(sample)
+            self._changed.notify()
+
+    def poll(self) -> WeightsUpdate | None:
+        """The newest update that was not handed out yet."""
+        with self._changed:
+            update, self._update = self._update, None
+            return update
+
+    def status(self) -> LearningStatus:
+        with self._changed:
+            return replace(self._status, dropped=self._dropped)
+
+    def pause(self, odometry_behind: bool) -> None:
+        """Told before every frame whether odometry is late; the thread takes no new window while it is."""
+        with self._changed:
+            self._behind = odometry_behind
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends the thread after the window at hand."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # Two OMP threads on a busy CPU spin at barriers and stall everybody; one each costs odometry next to nothing.
+        torch.set_num_threads(1)
+        on_cuda = self._device.type == "cuda"
+        # Odometry runs on a high-priority stream; this one has the default, lowest priority.
+        stream = torch.cuda.Stream(self._device) if on_cuda else None
+        try:
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
+                while (sample := self._next()) is not None:
+                    begin = time.monotonic()
+                    update = self._learner.consume(sample)
+                    if stream is not None:
+                        stream.synchronize()  # what is handed over must be finished
+                    with self._changed:
+                        self._update = update or self._update
+                        self._status = replace(self._learner.status)
+                    self._rest(time.monotonic() - begin)
+        except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
+            with self._changed:
+                self._status = replace(self._learner.status, state="failed")
+            self._on_event({"event": "learning_failed", "error": f"{type(error).__name__}: {error}",
+                            "traceback": traceback.format_exc()})
+
+    def _next(self) -> LearningSample | None:
+        """Waits for a window; the newest is taken first, since the trial needs windows after the last lesson."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or (self._waiting and not self._behind))
+            return None if self._closed else self._waiting.popleft()
+
+    def _rest(self, worked_s: float) -> None:
+        """Sleeps so that the share of time worked stays within the budget."""
+        rest = min(worked_s * (1 / self._config.learning.budget - 1), LONGEST_REST_S)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed, timeout=rest)
+
+
+Learning = InlineLearning | LearningWorker
+
+
+def start_learning(matcher: Matcher, config: Config, on_event: Callable[[dict], None]) -> Learning | None:
+    """What the settings ask for: None when learning is off or the matcher cannot learn."""
+    if config.learning.mode == "off" or not matcher.trainable:
+        return None
+    return (InlineLearning if config.learning.mode == "sync" else LearningWorker)(matcher, config, on_event)
