@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 _DATA = Path(os.environ["IMATCHING_DATA"]) if os.environ.get("IMATCHING_DATA") else None
 _HAS_DATA = _DATA is not None and _DATA.is_dir()
@@ -24,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("data") and not _HAS_DATA:
             item.add_marker(pytest.mark.skip(reason="the real sequences are not here; name their folder in IMATCHING_DATA"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("ros") and not has_ros:
             item.add_marker(pytest.mark.skip(reason="rclpy is not installed; run scripts/test"))
 

@@ -1,0 +1,306 @@
+"""The solver against autograd, PyPose's dense Levenberg-Marquardt, and itself under changes that must not matter."""
+
+import dataclasses
+
+import pypose as pp
+import pytest
+import torch
+from torch import nn
+
+from imatching_ros import bundle, geometry, residuals
+from imatching_ros.bench.windows import make_window
+from imatching_ros.bundle.problem import compile_window
+from imatching_ros.bundle.schur import Workspace, back_substitute, constrain, eliminate, evaluate, linearise
+from imatching_ros.config import BundleConfig
+from imatching_ros.datatypes import BAStatus, ObservationKind
+
+KINDS = list(ObservationKind)
+EXACT = dict(cost_tolerance=1e-12, max_iterations=200)
+
+
+def cost_of(window, T_WC, points_W, kernel="huber", width=2.0):
+    s = residuals.squared(window.camera, T_WC, points_W, window.kf_idx, window.pt_idx, window.obs, window.kind, window.sigma)
+    return 0.5 * residuals.kernel_cost(kernel, s, width).sum()
+
+
+def move(T, step):
+    """The solver's step in world axes: t + rho, Exp(phi) R."""
+    return torch.cat([T[:, :3] + step[:, :3], geometry.quaternion_multiply(geometry.exp_so3(step[:, 3:]), T[:, 3:])], 1)
+
+
+def mixed_window(**options):
+    made = make_window(4, 25, kind=ObservationKind.STEREO, outliers=0.1, **options)
+    w = made.window
+    kind = torch.arange(len(w.kf_idx)) % 3
+    obs, sigma = w.obs.clone(), w.sigma.clone()
+    z = geometry.act(geometry.inverse(made.T_WC)[w.kf_idx], made.points_W[w.pt_idx])[:, 2]
+    obs[kind == 2, 2] = 1 / z[kind == 2] + 0.003
+    sigma[kind == 2, 2] = 0.01
+    sigma[:, 0] *= 1.5
+    return dataclasses.replace(w, kind=kind, obs=obs, sigma=sigma)
+
+
+@pytest.mark.parametrize("kernel", ("huber", "cauchy", "geman_mcclure", "none"))
+@pytest.mark.parametrize("bend", (0.0, 0.5, 1.0))
+def test_normal_equations_are_those_of_autograd(kernel, bend):
+    window = mixed_window()
+    M, P = len(window.T_WC), len(window.points_W)
+    T, X = window.T_WC, window.points_W
+
+    def whitened(step):
+        moved = move(T, torch.cat([step.new_zeros(1, 6), step[: 6 * (M - 1)].view(M - 1, 6)]))
+        points = X + step[6 * (M - 1):].view(P, 3)
+        predicted = residuals.reproject(window.camera, moved, points, window.kf_idx, window.pt_idx, window.kind)
+        return residuals.whiten(window.obs - predicted, window.sigma, window.kind)
+
+    zero = torch.zeros(6 * (M - 1) + 3 * P, dtype=torch.float64)
+    r, J = whitened(zero), torch.autograd.functional.jacobian(whitened, zero)
+    s = (r * r).sum(1)
+    w = residuals.kernel_weight(kernel, s, 2.0)
+    flatten = residuals.kernel_bend(kernel, s, 2.0).clamp_max(1) * bend / s
+    middle = w[:, None, None] * (torch.eye(3, dtype=torch.float64) - flatten[:, None, None] * r[:, :, None] * r[:, None, :])
+    H = torch.einsum("oai,oab,obj->ij", J, middle, J)
+    g = -torch.einsum("oai,o,oa->i", J, w, r)
+
+    problem = compile_window(window, torch.float64)
+    assert problem.gauge is None
+    work = Workspace(problem)
+    state = evaluate(problem, problem.R, problem.t, problem.X, kernel, 2.0)
+    lin = linearise(problem, state, kernel, 2.0, work, bend)
+    F = 6 * (M - 1)
+    scale = H.diagonal().sqrt()
+    close = lambda a, b, rows, columns: ((a - b) / scale[rows][:, None] / scale[columns][None]).abs().max() < 1e-9
+    assert close(lin.pose.reshape(F, F), H[:F, :F], slice(0, F), slice(0, F))
+    c00, c11, c22, c01, c12, c20 = lin.landmark
+    blocks = torch.stack([c00, c01, c20, c01, c11, c12, c20, c12, c22], 1).view(P, 3, 3)
+    assert close(torch.block_diag(*blocks), H[F:, F:], slice(F, None), slice(F, None))
+    assert ((torch.cat([lin.pose_rhs.flatten(), lin.landmark_rhs.T.flatten()]) - g) / scale).abs().max() < 1e-9
+    assert abs(float(state.cost - 0.5 * residuals.kernel_cost(kernel, s, 2.0).sum())) < 1e-8 * float(state.cost)
+    (gradient,) = torch.autograd.grad(0.5 * residuals.kernel_cost(kernel, (whitened(z := zero.clone().requires_grad_()) ** 2).sum(1), 2.0).sum(), z)
+    assert ((g + gradient) / scale).abs().max() < 1e-9  # the right hand side is minus the gradient of the cost
+
+    # The eliminated, damped system gives the step of the full one.
+    damping = 1e-3
+    full = torch.linalg.solve(H + damping * torch.diag(H.diagonal()), g)
+    reduced = eliminate(lin, work, damping)
+    pose_step = torch.linalg.solve(*constrain(reduced.S, reduced.rhs, None))
+    step = torch.cat([pose_step, back_substitute(reduced, pose_step).T.flatten()])
+    assert (step - full).abs().max() < 1e-8 * full.abs().max()
+
+
+class Dense(nn.Module):
+    """The same residual for PyPose; what is held is a buffer."""
+
+    def __init__(self, window):
+        super().__init__()
+        self.window = window
+        self.free = pp.Parameter(pp.SE3(window.T_WC[1:]))
+        self.points = nn.Parameter(window.points_W.clone())
+
+    def forward(self, *_):
+        w, c = self.window, self.window.camera
+        # PyPose differentiates its own operations only: the first pose is kept apart instead of being concatenated.
+        first = (w.kf_idx == 0)[:, None]
+        X = self.points[w.pt_idx]
+        x, y, z = torch.where(first, pp.SE3(w.T_WC[:1]).Inv().Act(X),
+                              self.free[(w.kf_idx - 1).clamp_min(0)].Inv().Act(X)).unbind(1)
+        u, v = c.fx * x / z + c.cx, c.fy * y / z + c.cy
+        third = {0: lambda: w.obs[:, 2], 1: lambda: u - c.fx * c.baseline_m / z, 2: lambda: 1 / z}[int(w.kind[0])]()
+        return (w.obs - torch.stack([u, v, third], 1)) / w.sigma
+
+
+@pytest.mark.parametrize("kernel", ("none", "huber"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_optimum_as_pypose(kind, kernel):
+    window = make_window(4, 25, kind=kind, outliers=0.05 if kernel == "huber" else 0.0).window
+    model = Dense(window)
+    robust = dict(kernel=pp.optim.kernel.Huber(2.0), corrector=pp.optim.corrector.FastTriggs(pp.optim.kernel.Huber(2.0)))
+    optimizer = pp.optim.LM(model, strategy=pp.optim.strategy.Adaptive(damping=1e-4), **(robust if kernel == "huber" else {}))
+    for _ in range(25):
+        optimizer.step(input=())
+    T = torch.cat([window.T_WC[:1], model.free.detach().tensor()])
+    theirs = float(cost_of(window, T, model.points.detach(), kernel))
+    ours = bundle.solve(window, BundleConfig(kernel=kernel, **EXACT))
+    assert ours.status is BAStatus.CONVERGED
+    assert ours.cost_after <= theirs * (1 + 1e-6)
+    assert ours.cost_after >= theirs * (1 - 1e-3)
+    if kind != ObservationKind.MONO:  # where the scale is known, the solution is too
+        assert geometry.local(T, ours.T_WC).norm(dim=1).max() < 1e-3
+
+
+@pytest.mark.parametrize("tolerance, limit", ((1e-4, 3e-2), (1e-12, 1e-5)))
+@pytest.mark.parametrize("kernel", ("huber", "cauchy", "none"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_vanishes_where_it_says_converged(kind, kernel, tolerance, limit):
+    """Measured as learning uses it: by autograd, through the shared residual. The unit is that of the start's gradient."""
+    window = make_window(6, 150, kind=kind, outliers=0.05 if kernel != "none" else 0.0).window
+    result = bundle.solve(window, BundleConfig(kernel=kernel, cost_tolerance=tolerance, max_iterations=200))
+    assert result.status is BAStatus.CONVERGED
+
+    def gradient(T, X):
+        step = torch.zeros(len(T), 6, dtype=torch.float64, requires_grad=True)
+        X = X.clone().requires_grad_()
+        g_T, g_X = torch.autograd.grad(cost_of(window, move(T, step), X, kernel), (step, X))
+        return torch.cat([g_T[1:].flatten(), g_X.flatten()])
+
+    assert gradient(result.T_WC, result.points_W).norm() < limit * gradient(window.T_WC, window.points_W).norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("motion", ("sideways", "forward"))
+def test_finds_the_truth_without_noise(kind, motion):
+    made = make_window(6, 200, kind=kind, motion=motion, noise_px=1e-6, pose_noise=0.05, point_noise=0.1)
+    window = dataclasses.replace(made.window, sigma=torch.full_like(made.window.sigma, 1.0))
+    result = bundle.solve(window, BundleConfig(**EXACT))
+    scale = 1.0
+    if kind == ObservationKind.MONO:
+        scale = made.T_WC[-1, :3].norm() / result.T_WC[-1, :3].norm()
+    assert result.status is BAStatus.CONVERGED
+    assert (result.T_WC[:, :3] * scale - made.T_WC[:, :3]).abs().max() < 1e-6
+    assert (result.points_W * scale - made.points_W).abs().max() < 1e-4
+    assert geometry.local(result.T_WC, made.T_WC)[:, 3:].abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("motion", ("sideways", "forward"))
+def test_scale_gauge_does_not_change_the_mono_optimum(motion):
+    """The start's scale is arbitrary: scaled starts end at the scaled solution with the same cost and the same residuals."""
+    made = make_window(6, 200, motion=motion, outliers=0.05)
+    w = made.window
+    config = BundleConfig(**EXACT)
+    plain = bundle.solve(w, config)
+    for scale in (0.01, 30.0):
+        T = w.T_WC.clone()
+        T[:, :3] *= scale
+        scaled = bundle.solve(dataclasses.replace(w, T_WC=T, points_W=w.points_W * scale), config)
+        assert abs(scaled.cost_after / plain.cost_after - 1) < 1e-8
+        assert (scaled.residual_px - plain.residual_px).abs().max() < 1e-3
+        assert (scaled.T_WC[:, :3] / scale - plain.T_WC[:, :3]).abs().max() < 1e-4
+        length = (w.T_WC[0, :3] - w.T_WC[:, :3]).norm(dim=1).max() * scale
+        assert abs((scaled.T_WC[0, :3] - scaled.T_WC[:, :3]).norm(dim=1).max() / length - 1) < 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moving_the_world_moves_the_solution(kind):
+    made = make_window(5, 150, kind=kind, outliers=0.05)
+    w = made.window
+    G = geometry.exp(torch.tensor([3.0, -40.0, 7.0, 0.5, -1.2, 0.8], dtype=torch.float64))
+    config = BundleConfig(**EXACT)
+    plain = bundle.solve(w, config)
+    moved = bundle.solve(dataclasses.replace(w, T_WC=geometry.compose(G.expand(5, 7), w.T_WC), points_W=geometry.act(G, w.points_W)), config)
+    assert abs(moved.cost_after / plain.cost_after - 1) < 1e-9
+    assert geometry.local(geometry.compose(G.expand(5, 7), plain.T_WC), moved.T_WC).norm(dim=1).max() < 1e-5
+    assert torch.allclose(moved.covariance_newest, plain.covariance_newest, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision, limit", (("float64", 1e-9), ("float32", 1e-3)))
+def test_order_of_observations_landmarks_and_keyframes_does_not_matter(precision, limit):
+    w = make_window(5, 150, kind=ObservationKind.STEREO, outliers=0.05).window
+    g = torch.Generator().manual_seed(5)
+    config = BundleConfig(precision=precision, cost_tolerance=1e-10 if precision == "float64" else 1e-5, max_iterations=100)
+    plain = bundle.solve(w, config)
+    o, p, k = torch.randperm(len(w.kf_idx), generator=g), torch.randperm(150, generator=g), torch.tensor([2, 0, 3, 1, 4])
+    shuffled = bundle.solve(dataclasses.replace(
+        w, T_WC=w.T_WC[k], fixed=w.fixed[k], points_W=w.points_W[p], kf_idx=torch.argsort(k)[w.kf_idx[o]],
+        pt_idx=torch.argsort(p)[w.pt_idx[o]], obs=w.obs[o], kind=w.kind[o], sigma=w.sigma[o]), config)
+    assert abs(shuffled.cost_after / plain.cost_after - 1) < limit
+    assert (shuffled.T_WC - plain.T_WC[k]).abs().max() < limit
+    assert (shuffled.points_W - plain.points_W[p]).abs().max() < 1e3 * limit
+    assert (shuffled.weight - plain.weight[o]).abs().max() < 1e2 * limit
+
+
+def test_seeing_a_landmark_twice_in_one_picture_counts_twice():
+    w = make_window(4, 60, kind=ObservationKind.STEREO).window
+    twice = lambda x: torch.cat([x, x])
+    doubled = dataclasses.replace(w, kf_idx=twice(w.kf_idx), pt_idx=twice(w.pt_idx), obs=twice(w.obs), kind=twice(w.kind),
+                                  sigma=twice(w.sigma))
+    config = BundleConfig(**EXACT)
+    one, two = bundle.solve(w, config), bundle.solve(doubled, config)
+    assert abs(two.cost_after - 2 * one.cost_after) < 1e-6 * one.cost_after
+    assert (one.T_WC - two.T_WC).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_lands_where_float64_does(kind):
+    made = make_window(8, 400, kind=kind, outliers=0.05)
+    wide = bundle.solve(made.window, BundleConfig(cost_tolerance=1e-6, max_iterations=100))
+    narrow = bundle.solve(made.window, BundleConfig(cost_tolerance=1e-6, max_iterations=100, precision="float32"))
+    assert narrow.T_WC.dtype == narrow.points_W.dtype == torch.float64
+    assert abs(narrow.cost_after / wide.cost_after - 1) < 1e-4
+    assert geometry.local(wide.T_WC, narrow.T_WC).norm(dim=1).max() < 1e-3
+
+
+def test_fixed_poses_stay_and_the_result_shares_no_memory_with_the_window():
+    made = make_window(6, 150)
+    fixed = torch.tensor([True, False, True, False, False, False])
+    w = dataclasses.replace(made.window, fixed=fixed)
+    before = [t.clone() for t in (w.T_WC, w.points_W, w.obs)]
+    result = bundle.solve(w, BundleConfig())
+    assert torch.equal(result.T_WC[fixed], w.T_WC[fixed]) and (result.T_WC[~fixed] != w.T_WC[~fixed]).any(1).all()
+    result.T_WC.zero_(), result.points_W.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(before, (w.T_WC, w.points_W, w.obs), strict=True))
+
+
+def test_residuals_and_weights_are_those_of_the_shared_residual():
+    w = make_window(5, 150, outliers=0.1).window
+    result = bundle.solve(w, BundleConfig())
+    predicted = residuals.reproject(w.camera, result.T_WC, result.points_W, w.kf_idx, w.pt_idx, w.kind)
+    s = residuals.squared(w.camera, result.T_WC, result.points_W, w.kf_idx, w.pt_idx, w.obs, w.kind, w.sigma)
+    assert torch.equal(result.residual_px, (w.obs - predicted)[:, :2])
+    assert torch.equal(result.weight, residuals.kernel_weight("huber", s, 2.0))
+    assert abs(float(cost_of(w, result.T_WC, result.points_W)) - result.cost_after) < 1e-9 * result.cost_after
+
+
+def test_outliers_get_little_weight_and_do_little_harm():
+    made = make_window(6, 300, kind=ObservationKind.STEREO, outliers=0.1)
+    robust = bundle.solve(made.window, BundleConfig(kernel="cauchy", max_iterations=50))
+    plain = bundle.solve(made.window, BundleConfig(kernel="none", max_iterations=50))
+    far = made.outlier & (robust.residual_px.norm(dim=1) > 10)
+    assert robust.weight[far].max() < 0.3 < 0.7 < robust.weight[~made.outlier].median()
+    error = lambda r: geometry.local(made.T_WC, r.T_WC).norm(dim=1).max()
+    assert error(robust) < 0.5 * error(plain)
+
+
+@pytest.mark.parametrize("kind", (ObservationKind.MONO, ObservationKind.DEPTH))
+def test_pose_prior_pulls(kind):
+    made = make_window(4, 100, kind=kind)
+    target = geometry.retract(made.T_WC[3], torch.tensor([0.3, 0, 0, 0, 0.1, 0], dtype=torch.float64))
+    weak = bundle.PosePrior(3, target, 1e-6 * torch.eye(6, dtype=torch.float64))
+    strong = bundle.PosePrior(3, target, 1e12 * torch.eye(6, dtype=torch.float64))
+    free = bundle.solve(made.window, BundleConfig(**EXACT))
+    for prior, near in ((weak, free.T_WC[3]), (strong, target)):
+        if kind == ObservationKind.MONO and prior is weak:
+            continue  # the weak prior is what chooses the scale
+        result = bundle.solve(dataclasses.replace(made.window, priors=(prior,)), BundleConfig(min_support=0.0, **EXACT))
+        assert geometry.local(near, result.T_WC[3]).norm() < 1e-4
+
+
+def test_pose_prior_alone_can_hold_the_window():
+    made = make_window(4, 100, kind=ObservationKind.STEREO)
+    free = dataclasses.replace(made.window, fixed=torch.zeros(4, dtype=torch.bool))
+    prior = bundle.PosePrior(0, made.T_WC[0], 1e8 * torch.eye(6, dtype=torch.float64))
+    held = bundle.solve(dataclasses.replace(made.window, T_WC=torch.cat([made.T_WC[:1], made.window.T_WC[1:]])), BundleConfig(**EXACT))
+    result = bundle.solve(dataclasses.replace(free, priors=(prior,)), BundleConfig(**EXACT))
+    assert result.status is BAStatus.CONVERGED
+    assert geometry.local(held.T_WC, result.T_WC).norm(dim=1).max() < 1e-5
+
+
+def test_point_prior_pulls():
+    made = make_window(4, 100, kind=ObservationKind.STEREO)
+    points = torch.tensor([3, 50])
+    prior = bundle.PointPrior(points, made.points_W[points] + 0.5, 1e12 * torch.eye(3, dtype=torch.float64).expand(2, 3, 3))
+    result = bundle.solve(dataclasses.replace(made.window, priors=(prior,)), BundleConfig(min_support=0.0, **EXACT))
+    assert (result.points_W[points] - made.points_W[points] - 0.5).abs().max() < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ("float64", "float32"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_cuda_lands_where_the_cpu_does(kind, precision):
+    window = make_window(8, 400, kind=kind, outliers=0.05).window
+    moved = dataclasses.replace(window, **{f.name: getattr(window, f.name).cuda() for f in dataclasses.fields(window)
+                                           if isinstance(getattr(window, f.name), torch.Tensor)})
+    config = BundleConfig(precision=precision, cost_tolerance=1e-6, max_iterations=100)
+    cpu, gpu = bundle.solve(window, config), bundle.solve(moved, config)
+    assert gpu.T_WC.is_cuda and gpu.status is cpu.status
+    assert abs(gpu.cost_after / cpu.cost_after - 1) < 1e-4
+    assert geometry.local(cpu.T_WC, gpu.T_WC.cpu()).norm(dim=1).max() < 1e-3
