@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import fields
 
+import torch
+
+from .kinds import KINDS
 from .recording import DEPTHS, FORMATS, write_recording
 from .sequence import SimulatedSequence
-from .kinds import KINDS
 from .shifts import SHIFTS
 from .trajectories import MOTIONS
 
@@ -36,12 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         default = _DEFAULTS[name.replace("-", "_")]
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default {default})")
+    cores = min(os.cpu_count() or 1, 4)
+    parser.add_argument(
+        "--workers", type=int, default=cores, metavar="N", help=f"frames rendered at the same time (default {cores})"
+    )
     parser.add_argument("--path-seed", type=int, metavar="N", help="another path through the same scene")
     parser.add_argument("--speed", type=float, metavar="M_PER_S", dest="speed_mps", help="mean speed (default: by kind)")
     walls = parser.add_mutually_exclusive_group()
-    walls.add_argument("--low-texture", action="store_true", default=None, dest="low_texture", help="nearly white walls (room, corridor)")
-    walls.add_argument("--rich-texture", action="store_false", default=None, dest="low_texture", help="patterned walls (room, corridor)")
-    parser.add_argument("--depth", choices=DEPTHS, default="16UC1", help="depth images of a bag: millimetres, metres, or none (default 16UC1)")
+    walls.add_argument(
+        "--low-texture", action="store_true", default=None, dest="low_texture", help="nearly white walls (room, corridor)"
+    )
+    walls.add_argument(
+        "--rich-texture", action="store_false", default=None, dest="low_texture", help="patterned walls (room, corridor)"
+    )
+    parser.add_argument(
+        "--depth", choices=DEPTHS, default="16UC1", help="depth images of a bag: millimetres, metres, or none (default 16UC1)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT")
 
 
@@ -49,8 +62,12 @@ def run(args: argparse.Namespace) -> int:
     """Renders; exit code 0."""
     from ...commands.progress import Progress
 
+    torch.set_num_threads(1)  # the workers share the cores by frames
     sequence = SimulatedSequence(**{name: getattr(args, name) for name in _DEFAULTS if hasattr(args, name)})
     with Progress(f"simulate {sequence.kind}", sequence.frames) as bar:
         path = write_recording(args.out, sequence, args.format, args.depth, args.overwrite, bar.update)
-    print(f"{path}: {sequence.frames} frames, {sequence.width} x {sequence.height}, {sequence.kind}, shift {sequence.shift}", file=sys.stderr)
+    print(
+        f"{path}: {sequence.frames} frames, {sequence.width} x {sequence.height}, {sequence.kind}, shift {sequence.shift}",
+        file=sys.stderr,
+    )
     return 0

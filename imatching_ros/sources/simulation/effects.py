@@ -17,7 +17,7 @@ def blur(images: Tensor, sigma_along: Tensor, sigma_across: Tensor, angle: Tenso
 
     Args:
         images: (N, C, H, W).
-        sigma_along, sigma_across: (N,) px; below 0.2 px means none in that direction. A linear motion of L px is about L / sqrt(12).
+        sigma_along, sigma_across: (N,) px; below 0.2 px means none. A linear motion of L px is about L / sqrt(12).
         angle: (N,) rad, direction of `along` from the u axis.
     """
     N, C = images.shape[:2]
@@ -34,9 +34,11 @@ def blur(images: Tensor, sigma_along: Tensor, sigma_across: Tensor, angle: Tenso
 
 
 def vignette(images: Tensor, strength: Tensor, centre: Tensor | None = None) -> Tensor:
-    """Darkens towards the corners by cos^4-like fall-off; strength (N,) 0..1 is the light lost in the corners, centre (N, 2) in -1..1."""
+    """Darkens towards the corners; strength (N,) 0..1 is the light lost there, centre (N, 2) in -1..1 of the picture."""
     H, W = images.shape[-2:]
-    v, u = torch.meshgrid(torch.linspace(-1, 1, H, device=images.device), torch.linspace(-1, 1, W, device=images.device), indexing="ij")
+    v, u = torch.meshgrid(
+        torch.linspace(-1, 1, H, device=images.device), torch.linspace(-1, 1, W, device=images.device), indexing="ij"
+    )
     if centre is not None:
         u, v = u[None] - centre[:, 0, None, None], v[None] - centre[:, 1, None, None]
     radius2 = ((u * u + v * v) / 2).clamp_max(1.5)
@@ -71,7 +73,9 @@ def augment(images: Tensor, seed: int) -> Tensor:
 
     # Light that differs across the picture: a lamp switched on, sun through a window.
     H, W = images.shape[-2:]
-    v, u = torch.meshgrid(torch.linspace(-1, 1, H, device=images.device), torch.linspace(-1, 1, W, device=images.device), indexing="ij")
+    v, u = torch.meshgrid(
+        torch.linspace(-1, 1, H, device=images.device), torch.linspace(-1, 1, W, device=images.device), indexing="ij"
+    )
     slope = wide(draw(-0.3, 0.3, 0.3)) * u + wide(draw(-0.3, 0.3, 0.3)) * v
     images = images * (1 + slope)
     images = vignette(images, draw(0.1, 0.8, 0.3), torch.stack([draw(-0.2, 0.2), draw(-0.2, 0.2)], -1))

@@ -29,8 +29,16 @@ TRAINING_SCENES = 10_000_000  # seeds of training scenes start here; tests and l
 class PairRenderer:
     """Renders training pairs; keeps the textures on the device between calls."""
 
-    def __init__(self, device: torch.device | str = "cpu", photos: Sequence[Tensor] | None = None, *, variants: int = 8, texture_size: int = 512,
-                 held_out: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        photos: Sequence[Tensor] | None = None,
+        *,
+        variants: int = 8,
+        texture_size: int = 512,
+        held_out: bool = False,
+        seed: int = 0,
+    ) -> None:
         """
         Args:
             photos: (3 or 1, H, W) pictures, uint8 or float 0..1, used as textures too.
@@ -39,10 +47,20 @@ class PairRenderer:
         """
         self.device = torch.device(device)
         self.held_out = held_out
-        self.bank: TextureBank = build_bank(seed, variants=variants, size=texture_size, held_out=held_out, photos=photos, device=self.device)
+        self.bank: TextureBank = build_bank(
+            seed, variants=variants, size=texture_size, held_out=held_out, photos=photos, device=self.device
+        )
 
-    def pairs(self, seed: int, count: int, size: tuple[int, int] = (240, 320), *, supersample: int = 1, pairs_per_scene: int = 8,
-              effects: bool = True) -> dict[str, Tensor]:
+    def pairs(
+        self,
+        seed: int,
+        count: int,
+        size: tuple[int, int] = (240, 320),
+        *,
+        supersample: int = 1,
+        pairs_per_scene: int = 8,
+        effects: bool = True,
+    ) -> dict[str, Tensor]:
         """`count` pairs of pictures of (height, width) `size`; the same seed gives the same pairs.
 
         Returns:
@@ -64,8 +82,14 @@ class PairRenderer:
         grey = augment(grey, seed) if effects else grey.clamp(0, 1)
         depth = torch.cat(depths)
         return {
-            "image_A": grey[:count], "image_B": grey[count:], "depth_A": depth[:count], "depth_B": depth[count:],
-            "K": K.float(), "T_WA": T_WA, "T_WB": T_WB, "difficulty": difficulty,
+            "image_A": grey[:count],
+            "image_B": grey[count:],
+            "depth_A": depth[:count],
+            "depth_B": depth[count:],
+            "K": K.float(),
+            "T_WA": T_WA,
+            "T_WB": T_WB,
+            "difficulty": difficulty,
         }
 
     def _scenes(self, rng: np.random.Generator, count: int) -> tuple[Scene, np.ndarray]:
@@ -75,8 +99,9 @@ class PairRenderer:
         scenes = stack([make_scene(str(kind), int(s), self.bank) for kind, s in zip(kinds, seeds)])
         return scenes.to(self.device), kinds == "outdoor"
 
-    def _views(self, rng: np.random.Generator, scenes: Scene, is_outdoor: np.ndarray, count: int,
-               size: tuple[int, int]) -> tuple[Tensor, ...]:
+    def _views(
+        self, rng: np.random.Generator, scenes: Scene, is_outdoor: np.ndarray, count: int, size: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
         """Draws more candidates than needed and keeps those that look at enough of the same surfaces, none of them too near."""
         tries = 4
         level = np.repeat(rng.choice(len(DIFFICULTIES), count, p=[row[0] for row in DIFFICULTIES.values()]), tries)
@@ -115,7 +140,9 @@ class PairRenderer:
         returns = rng.random(n) < np.array([row[4] for row in rows])[level]
         offset = (R_A.transpose(0, 2, 1) @ move[..., None])[..., 0]
         towards = np.stack([np.zeros(n), np.zeros(n), middle], 1) - offset
-        back = _rotation_y(np.arctan2(towards[:, 0], towards[:, 2])) @ _rotation_x(-np.arctan2(towards[:, 1], np.hypot(towards[:, 0], towards[:, 2])))
+        back = _rotation_y(np.arctan2(towards[:, 0], towards[:, 2])) @ _rotation_x(
+            -np.arctan2(towards[:, 1], np.hypot(towards[:, 0], towards[:, 2]))
+        )
         R_B = R_A @ np.where(returns[:, None, None], back, np.eye(3)) @ R_turn
         T_B = torch.cat([tensor(position + move), tensor(matrix_to_quaternion(R_B))], 1)
         depth_B = _depth_in_parts(scenes, (K_small, small), T_B, scene_t)
@@ -130,8 +157,13 @@ class PairRenderer:
 _renderers: dict[tuple, PairRenderer] = {}
 
 
-def training_pairs(seed: int, count: int, size: tuple[int, int] = (240, 320), device: torch.device | str = "cpu",
-                   photos: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+def training_pairs(
+    seed: int,
+    count: int,
+    size: tuple[int, int] = (240, 320),
+    device: torch.device | str = "cpu",
+    photos: Sequence[Tensor] | None = None,
+) -> dict[str, Tensor]:
     """`PairRenderer(device, photos).pairs(seed, count, size)`; without photos the renderer is kept for the next call."""
     if photos is not None:
         return PairRenderer(device, photos).pairs(seed, count, size)
@@ -141,8 +173,16 @@ def training_pairs(seed: int, count: int, size: tuple[int, int] = (240, 320), de
     return _renderers[key].pairs(seed, count, size)
 
 
-def warp(uv_A: Tensor, depth_A: Tensor, K_A: Tensor, T_WA: Tensor, T_WB: Tensor, depth_B: Tensor, K_B: Tensor | None = None,
-         tolerance: float = 0.02) -> tuple[Tensor, Tensor]:
+def warp(
+    uv_A: Tensor,
+    depth_A: Tensor,
+    K_A: Tensor,
+    T_WA: Tensor,
+    T_WB: Tensor,
+    depth_B: Tensor,
+    K_B: Tensor | None = None,
+    tolerance: float = 0.02,
+) -> tuple[Tensor, Tensor]:
     """Where points of A are in B, by depth and poses (undistorted cameras).
 
     Args:
@@ -153,7 +193,8 @@ def warp(uv_A: Tensor, depth_A: Tensor, K_A: Tensor, T_WA: Tensor, T_WB: Tensor,
         tolerance: relative difference of depth in B above which a point counts as occluded.
 
     Returns:
-        uv_B (N, M, 2) float32 px; visible (N, M) bool: has depth in A away from a depth edge, lies in the picture B and is not occluded.
+        uv_B (N, M, 2) float32 px; visible (N, M) bool: has depth in A away from a depth edge, lies in the picture B and
+        is not occluded.
     """
     K_B = K_A if K_B is None else K_B
     z_A, smooth = sample_depth(depth_A, uv_A)
@@ -167,7 +208,7 @@ def warp(uv_A: Tensor, depth_A: Tensor, K_A: Tensor, T_WA: Tensor, T_WB: Tensor,
     uv_B = points_B[..., :2] / z_B.clamp_min(1e-6)[..., None] * K_B[..., :2] + K_B[..., 2:]
     H, W = depth_B.shape[1:]
     inside = (uv_B >= 0).all(-1) & (uv_B[..., 0] <= W - 1) & (uv_B[..., 1] <= H - 1) & (z_B > 1e-3)
-    # At a silhouette of B the four depths around differ: one of them has to be that of the point. Away from one, the interpolated.
+    # At a silhouette of B the four depths around differ: one of them has to be the point's. Elsewhere the interpolated one.
     interpolated, smooth_B = sample_depth(depth_B, uv_B)
     gaps = (_corners(depth_B, uv_B) - z_B[..., None]).abs().amin(-1)
     gap = torch.where(smooth_B, (interpolated - z_B).abs(), gaps)

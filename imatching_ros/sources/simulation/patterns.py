@@ -8,7 +8,9 @@ import numpy as np
 Array = np.ndarray
 
 
-def fractal(rng: np.random.Generator, size: int, slope: float, low: float = 1.0, high: float = 1e9, stretch: float = 1.0) -> Array:
+def fractal(
+    rng: np.random.Generator, size: int, slope: float, low: float = 1.0, high: float = 1e9, stretch: float = 1.0
+) -> Array:
     """Periodic noise (size, size), zero mean, unit deviation, amplitude falling as frequency ** -slope between low and high.
 
     `stretch` above 1 draws it out along the rows (wood grain, brushed metal).
@@ -38,14 +40,14 @@ def finish(picture: Array) -> Array:
     return np.clip(picture, 0, 1).astype(np.float32)
 
 
-def _grid(size: int) -> tuple[Array, Array]:
+def grid(size: int) -> tuple[Array, Array]:
     x = (np.arange(size, dtype=np.float32) + 0.5) / size
     return np.broadcast_to(x[None], (size, size)), np.broadcast_to(x[:, None], (size, size))
 
 
-def _cells(size: int, nx: int, ny: int, shift: float = 0.0) -> tuple[Array, Array, Array, Array]:
+def cells(size: int, nx: int, ny: int, shift: float = 0.0) -> tuple[Array, Array, Array, Array]:
     """Position inside the cell (0..1) and the integer cell of every pixel; odd rows are moved by `shift` cells."""
-    x, y = _grid(size)
+    x, y = grid(size)
     row = np.floor(y * ny).astype(int)
     cx = x * nx + shift * (row % 2)
     return cx % 1, (y * ny) % 1, np.floor(cx).astype(int) % nx, row % ny
@@ -82,7 +84,7 @@ def plaster(rng, size):
 
 def concrete(rng, size):
     nx, ny = rng.integers(1, 4, 2)
-    u, v, _, _ = _cells(size, nx, ny)
+    u, v, _, _ = cells(size, nx, ny)
     base = colour(rng, 0.35, 0.75, 0.1)
     picture = base + (0.04 * fractal(rng, size, 1.2) + 0.02 * fractal(rng, size, 0.2))[..., None]
     picture = blend(_joint(u, v, nx, ny, 0.003) * rng.uniform(0, 0.8), picture, base * 0.5)
@@ -97,7 +99,7 @@ def noise(rng, size):
 
 def bricks(rng, size):
     nx, ny = int(rng.integers(3, 9)), 2 * int(rng.integers(4, 10))
-    u, v, column, row = _cells(size, nx, ny, 0.5)
+    u, v, column, row = cells(size, nx, ny, 0.5)
     tone = rng.uniform(-1, 1, (ny, nx)).astype(np.float32)[row, column]
     base = colour(rng, 0.2, 0.7, 0.8)
     picture = base * (1 + rng.uniform(0.05, 0.35) * tone + 0.12 * fractal(rng, size, 0.7, low=8))[..., None]
@@ -108,7 +110,7 @@ def bricks(rng, size):
 def tiles(rng, size):
     nx = int(rng.integers(2, 9))
     ny = nx if rng.random() < 0.7 else int(rng.integers(2, 9))
-    u, v, column, row = _cells(size, nx, ny, float(rng.choice([0, 0, 0.5])) if ny % 2 == 0 else 0.0)
+    u, v, column, row = cells(size, nx, ny, float(rng.choice([0, 0, 0.5])) if ny % 2 == 0 else 0.0)
     tone = rng.uniform(-1, 1, (ny, nx)).astype(np.float32)[row, column]
     base = colour(rng, 0.3, 0.95, 0.25)
     veins = rng.uniform(0, 0.06) * fractal(rng, size, 1.3) + rng.uniform(0, 0.03) * fractal(rng, size, 0.3, low=10)
@@ -119,7 +121,7 @@ def tiles(rng, size):
 
 def planks(rng, size):
     nx, ny = int(rng.integers(1, 4)), int(rng.integers(4, 12))
-    u, v, column, row = _cells(size, nx, ny, 0.5 if ny % 2 == 0 else 0.0)
+    u, v, column, row = cells(size, nx, ny, 0.5 if ny % 2 == 0 else 0.0)
     tone = rng.uniform(-1, 1, (ny, nx)).astype(np.float32)[row, column]
     grain = fractal(rng, size, 0.9, low=6, stretch=rng.uniform(6, 20))
     base = colour(rng, 0.2, 0.7, 0.1) * np.array([1.15, 1.0, 0.75], np.float32)
@@ -129,7 +131,7 @@ def planks(rng, size):
 
 def checker(rng, size):
     n = 2 * int(rng.integers(1, 5))
-    _, _, column, row = _cells(size, n, n)
+    _, _, column, row = cells(size, n, n)
     picture = blend(((column + row) % 2).astype(np.float32), colour(rng, 0.05, 0.5), colour(rng, 0.5, 0.95))
     return finish(picture * (1 + 0.06 * fractal(rng, size, 0.9))[..., None])
 
@@ -137,7 +139,7 @@ def checker(rng, size):
 def stripes(rng, size):
     edges = np.sort(rng.uniform(0, 1, rng.integers(4, 20)))
     shades = np.stack([colour(rng) for _ in range(len(edges) + 1)])
-    x, y = _grid(size)
+    x, y = grid(size)
     picture = shades[np.searchsorted(edges, x if rng.random() < 0.6 else y)]
     return finish(picture * (1 + 0.05 * fractal(rng, size, 0.8))[..., None])
 
@@ -166,14 +168,18 @@ def _write(rng, picture, lines):
         height = rng.uniform(0.25, 2.2) if rng.random() < 0.85 else rng.uniform(2.5, 6)
         ink = [float(c) for c in colour(rng, 0.0, 0.45, 0.8)]
         where = (int(rng.integers(0, size * 3 // 4)), int(rng.integers(10, size)))
-        cv2.putText(picture, text, where, int(rng.integers(0, 8)), height, ink, max(1, int(height * rng.uniform(1, 3))), cv2.LINE_AA)
+        cv2.putText(
+            picture, text, where, int(rng.integers(0, 8)), height, ink, max(1, int(height * rng.uniform(1, 3))), cv2.LINE_AA
+        )
     return picture
 
 
 def poster(rng, size):
     """Shapes, gradients and writing: pictures, signs, boards."""
-    x, y = _grid(size)
-    picture = np.ascontiguousarray(blend(rng.uniform(0, 1) * x + rng.uniform(0, 1) * y, colour(rng, 0.2, 1), colour(rng, 0.1, 0.9)))
+    x, y = grid(size)
+    picture = np.ascontiguousarray(
+        blend(rng.uniform(0, 1) * x + rng.uniform(0, 1) * y, colour(rng, 0.2, 1), colour(rng, 0.1, 0.9))
+    )
     if rng.random() < 0.4:
         picture += 0.15 * fractal(rng, size, 1.5)[..., None] * colour(rng)
     picture = np.ascontiguousarray(picture, np.float32)
@@ -187,7 +193,9 @@ def poster(rng, size):
             cv2.circle(picture, [int(c) for c in centre], int(reach), shade, thickness, cv2.LINE_AA)
         elif kind == 1:
             axes = [int(reach), int(reach * rng.uniform(0.2, 1))]
-            cv2.ellipse(picture, [int(c) for c in centre], axes, float(rng.uniform(0, 180)), 0, 360, shade, thickness, cv2.LINE_AA)
+            cv2.ellipse(
+                picture, [int(c) for c in centre], axes, float(rng.uniform(0, 180)), 0, 360, shade, thickness, cv2.LINE_AA
+            )
         else:
             corners = (centre + reach * rng.uniform(-1, 1, (3 + kind, 2))).astype(np.int32)
             cv2.fillPoly(picture, [cv2.convexHull(corners)], shade, cv2.LINE_AA)
@@ -199,7 +207,7 @@ def poster(rng, size):
 def facade(rng, size):
     """A house front: windows in a grid, each with its own curtain and reflection, sills, a cornice."""
     nx, ny = (int(n) for n in rng.integers(2, 6, 2))
-    u, v, column, row = _cells(size, nx, ny)
+    u, v, column, row = cells(size, nx, ny)
     wall = [plaster, concrete, bricks][rng.integers(3)](rng, size) * rng.uniform(0.6, 1.0)
     half_w, half_h = rng.uniform(0.18, 0.36), rng.uniform(0.2, 0.38)
     inside = np.minimum((half_w - np.abs(u - 0.5)) / nx, (half_h - np.abs(v - 0.5)) / ny) * size
@@ -224,7 +232,9 @@ def grass(rng, size):
 
 def asphalt(rng, size):
     base = colour(rng, 0.2, 0.5, 0.05)
-    picture = base * (1 + rng.uniform(0.08, 0.2) * fractal(rng, size, 0.1, low=30) + 0.08 * fractal(rng, size, 1.3, high=40))[..., None]
+    picture = (
+        base * (1 + rng.uniform(0.08, 0.2) * fractal(rng, size, 0.1, low=30) + 0.08 * fractal(rng, size, 1.3, high=40))[..., None]
+    )
     cracks = np.clip(1 - np.abs(fractal(rng, size, 1.6)) * rng.uniform(25, 60), 0, 1) * (fractal(rng, size, 2, high=4) > 0.5)
     return finish(_stains(rng, blend(cracks * 0.6, picture, base * 0.4), rng.uniform(0.1, 0.5)))
 
@@ -237,13 +247,15 @@ def foliage(rng, size):
 
 def carpet(rng, size):
     base = colour(rng, 0.15, 0.75, 0.6)
-    return finish(base * (1 + 0.15 * fractal(rng, size, 0.0, low=40) + rng.uniform(0, 0.12) * fractal(rng, size, 1.2, high=30))[..., None])
+    return finish(
+        base * (1 + 0.15 * fractal(rng, size, 0.0, low=40) + rng.uniform(0, 0.12) * fractal(rng, size, 1.2, high=30))[..., None]
+    )
 
 
 def ceiling(rng, size):
     """Suspended ceiling: panels with pin holes."""
     n = int(rng.integers(2, 5))
-    u, v, column, row = _cells(size, n, n)
+    u, v, column, row = cells(size, n, n)
     base = colour(rng, 0.7, 0.98, 0.05)
     tone = rng.uniform(-0.02, 0.02, (n, n)).astype(np.float32)[row, column]
     holes = np.clip(fractal(rng, size, 0.0, low=30) - rng.uniform(1.2, 2.2), 0, 1) * rng.uniform(0, 0.5)
@@ -274,7 +286,7 @@ def door(rng, size):
 def cabinet(rng, size):
     nx, ny = (int(n) for n in rng.integers(1, 5, 2))
     base = colour(rng, 0.2, 0.95, 0.4)
-    u, v, column, row = _cells(size, nx, ny)
+    u, v, column, row = cells(size, nx, ny)
     tone = rng.uniform(-0.04, 0.04, (ny, nx)).astype(np.float32)[row, column]
     picture = base + tone[..., None] + (0.01 * fractal(rng, size, 1.0))[..., None]
     picture = blend(_joint(u, v, nx, ny, 0.006), picture, base * 0.4)
@@ -290,7 +302,7 @@ def shelf(rng, size):
     pitch = size // rows
     for row in range(rows):
         x = 0
-        picture[row * pitch:(row + 1) * pitch] = colour(rng, 0.02, 0.2)
+        picture[row * pitch : (row + 1) * pitch] = colour(rng, 0.02, 0.2)
         while x < size:
             width = int(rng.uniform(0.012, 0.07) * size)
             top = row * pitch + int(pitch * rng.uniform(0.05, 0.45))
@@ -311,7 +323,7 @@ def window(rng, size):
     for k in range(1, int(rng.integers(1, 4))):
         cv2.line(picture, (size * k // 3, 0), (size * k // 3, size), [float(c) for c in frame], size // 30)
     if rng.random() < 0.5:
-        _, y = _grid(size)
+        _, y = grid(size)
         blind = (y % 0.04 < 0.026) & (y < rng.uniform(0.2, 1))
         picture = blend(blind.astype(np.float32), picture, frame * 0.95)
     return finish(picture)
@@ -321,69 +333,3 @@ def sky(rng, size):
     cover = 0.5 + 0.5 * np.tanh(fractal(rng, size, 1.7) * rng.uniform(0.5, 2) + rng.uniform(-1, 1))
     blue = np.array([0.55, 0.72, 0.95], np.float32) * rng.uniform(0.7, 1.0)
     return finish(blend(cover, np.broadcast_to(blue, (size, size, 3)), np.float32(rng.uniform(0.8, 1.0))))
-
-
-def marble(rng, size):
-    warp = fractal(rng, size, 1.8)
-    veins = 1 - np.abs(np.sin(np.pi * (fractal(rng, size, 2.0) * 1.5 + warp)))
-    return finish(blend(veins ** 4, colour(rng, 0.5, 0.95, 0.3) + 0.05 * warp[..., None], colour(rng, 0.05, 0.4)))
-
-
-def weave(rng, size):
-    n = 2 * int(rng.integers(4, 12))
-    u, v, column, row = _cells(size, n, n)
-    over = (column + row) % 2 == 0
-    height = np.where(over, np.sin(np.pi * v), np.sin(np.pi * u))
-    threads = blend(over.astype(np.float32), colour(rng, 0.1, 0.9, 0.8), colour(rng, 0.1, 0.9, 0.8))
-    tone = rng.uniform(0.7, 1.2, (n, n)).astype(np.float32)[row, column]
-    return finish(threads * ((0.35 + 0.65 * height) * tone * (1 + 0.08 * fractal(rng, size, 0.5)))[..., None])
-
-
-def _voronoi(rng, size, count):
-    """Distance to the nearest and second nearest of `count` periodic random points (in parts of the picture), and its index."""
-    points = rng.uniform(0, 1, (count, 2)).astype(np.float32)
-    x, y = _grid(size)
-    first = np.full((size, size), 9.0, np.float32)
-    second, index = first.copy(), np.zeros((size, size), int)
-    for i, (px, py) in enumerate(points):
-        d = np.hypot((x - px + 0.5) % 1 - 0.5, (y - py + 0.5) % 1 - 0.5)
-        nearer = d < first
-        second = np.where(nearer, first, np.minimum(second, d))
-        index[nearer] = i
-        first = np.where(nearer, d, first)
-    return first, second, index
-
-
-def cobbles(rng, size):
-    count = int(rng.integers(40, 140))
-    first, second, index = _voronoi(rng, size, count)
-    tone = rng.uniform(0.5, 1.1, count).astype(np.float32)[index]
-    stone = colour(rng, 0.35, 0.7, 0.2) * (tone * (1 + 0.1 * fractal(rng, size, 0.5, low=10)) * (1 - first * np.sqrt(count) * 0.3))[..., None]
-    return finish(blend((0.008 - (second - first)) * 200, stone, colour(rng, 0.05, 0.25, 0.1)))
-
-
-def mosaic(rng, size):
-    count = int(rng.integers(60, 200))
-    first, second, index = _voronoi(rng, size, count)
-    shades = np.stack([colour(rng, 0.1, 0.95, 1.0) for _ in range(count)])
-    return finish(blend((0.004 - (second - first)) * 250, shades[index], colour(rng, 0.7, 0.95, 0.1)))
-
-
-def hexagons(rng, size):
-    n = 2 * int(rng.integers(3, 8))
-    x, y = _grid(size)
-    best = np.full((size, size), 9.0, np.float32)
-    second, index = best.copy(), np.zeros((size, size), int)
-    for shift in (0, 1):  # two interleaved grids make the hexagonal lattice
-        u, v = x * n + 0.5 * shift, y * n * 0.5 + 0.5 * shift
-        d = np.hypot(u % 1 - 0.5, (v % 1 - 0.5) * 1.732)
-        cell = (np.floor(u).astype(int) % n) + n * (np.floor(v).astype(int) % n) + shift * n * n
-        second, index = np.where(d < best, best, np.minimum(second, d)), np.where(d < best, cell, index)
-        best = np.minimum(d, best)
-    shades = np.stack([colour(rng, 0.2, 0.9, 0.2) for _ in range(3)])[rng.integers(0, 3, 2 * n * n)]
-    return finish(blend((0.06 - (second - best)) * 20, shades[index] * (1 + 0.04 * fractal(rng, size, 1))[..., None], colour(rng, 0.1, 0.9, 0.1)))
-
-
-def zebra(rng, size):
-    bands = np.sin(fractal(rng, size, 2.0, low=2, high=30) * rng.uniform(4, 9))
-    return finish(blend(bands * 3 + 0.5, colour(rng, 0.02, 0.4, 0.4), colour(rng, 0.6, 1.0, 0.4)) * (1 + 0.03 * fractal(rng, size, 0.5))[..., None])

@@ -29,8 +29,14 @@ WORLD_FRAME = "world"
 _PNG_UNITS = {"room": 5000.0, "clutter": 5000.0, "corridor": 1000.0, "outdoor": 250.0}
 
 
-def write_recording(path: str | Path, sequence: SimulatedSequence, format: str = "mcap", depth: str = "16UC1", overwrite: bool = False,
-                    progress: Callable[[int], None] | None = None) -> Path:
+def write_recording(
+    path: str | Path,
+    sequence: SimulatedSequence,
+    format: str = "mcap",
+    depth: str = "16UC1",
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
     """Renders a sequence into a file or folder. When interrupted, what was written so far is a valid recording.
 
     Args:
@@ -72,25 +78,29 @@ def _write_bag(path: Path, sequence: SimulatedSequence, depth: str, progress: Ca
     if bare and folder.exists():
         shutil.rmtree(folder)
     types = {
-        IMAGE_TOPIC: "sensor_msgs/msg/Image", INFO_TOPIC: "sensor_msgs/msg/CameraInfo", DEPTH_TOPIC: "sensor_msgs/msg/Image",
+        IMAGE_TOPIC: "sensor_msgs/msg/Image",
+        INFO_TOPIC: "sensor_msgs/msg/CameraInfo",
+        DEPTH_TOPIC: "sensor_msgs/msg/Image",
         TRUTH_TOPIC: "geometry_msgs/msg/PoseStamped",
     }
     if depth == "none":
         del types[DEPTH_TOPIC]
+    bag = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
+    bag.open()
     try:
-        with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as bag:
-            connections = {topic: bag.add_connection(topic, kind, typestore=store) for topic, kind in types.items()}
-            for done, (frame, T_WC) in enumerate(sequence.read(), 1):
-                messages = {
-                    TRUTH_TOPIC: _pose(store, frame.stamp_ns, T_WC),
-                    INFO_TOPIC: _camera_info(store, frame.stamp_ns, frame.camera),
-                    DEPTH_TOPIC: _image(store, frame.stamp_ns, _encode_depth(frame, depth), depth),
-                    IMAGE_TOPIC: _image(store, frame.stamp_ns, frame.image.permute(1, 2, 0).contiguous().numpy(), "rgb8"),
-                }
-                for topic, connection in connections.items():
-                    bag.write(connection, frame.stamp_ns, store.serialize_cdr(messages[topic], types[topic]))
-                progress(done)
+        connections = {topic: bag.add_connection(topic, kind, typestore=store) for topic, kind in types.items()}
+        for done, (frame, T_WC) in enumerate(sequence.read(), 1):
+            messages = {
+                TRUTH_TOPIC: _pose(store, frame.stamp_ns, T_WC),
+                INFO_TOPIC: _camera_info(store, frame.stamp_ns, frame.camera),
+                DEPTH_TOPIC: _image(store, frame.stamp_ns, _encode_depth(frame, depth), depth),
+                IMAGE_TOPIC: _image(store, frame.stamp_ns, frame.image.permute(1, 2, 0).contiguous().numpy(), "rgb8"),
+            }
+            for topic, connection in connections.items():
+                bag.write(connection, frame.stamp_ns, store.serialize_cdr(messages[topic], types[topic]))
+            progress(done)
     finally:
+        bag.close()  # also when interrupted; as a context manager the writer would throw away what it has
         if bare and folder.exists():
             written = next(folder.glob("*.mcap"), None)
             if written is not None:
@@ -120,8 +130,14 @@ def _image(store, stamp_ns: int, pixels: np.ndarray, encoding: str):
     height, width = pixels.shape[:2]
     data = np.ascontiguousarray(pixels).view(np.uint8).reshape(-1)
     return store.types["sensor_msgs/msg/Image"](
-        header=_header(store, stamp_ns, CAMERA_FRAME), height=height, width=width, encoding=encoding, is_bigendian=0,
-        step=len(data) // height, data=data)
+        header=_header(store, stamp_ns, CAMERA_FRAME),
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=len(data) // height,
+        data=data,
+    )
 
 
 def _camera_info(store, stamp_ns: int, camera: Camera):
@@ -129,16 +145,26 @@ def _camera_info(store, stamp_ns: int, camera: Camera):
     model, coefficients = ("plumb_bob", (0.0,) * 5) if camera.model == "none" else (camera.model, camera.distortion)
     fx, fy, cx, cy = camera.fx, camera.fy, camera.cx, camera.cy
     return store.types["sensor_msgs/msg/CameraInfo"](
-        header=_header(store, stamp_ns, CAMERA_FRAME), height=camera.height, width=camera.width, distortion_model=model,
-        d=np.array(coefficients, np.float64), k=np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1], np.float64), r=np.eye(3).reshape(-1),
-        p=np.array([fx, 0, cx, 0, 0, fy, cy, 0, 0, 0, 1, 0], np.float64), binning_x=0, binning_y=0, roi=roi)
+        header=_header(store, stamp_ns, CAMERA_FRAME),
+        height=camera.height,
+        width=camera.width,
+        distortion_model=model,
+        d=np.array(coefficients, np.float64),
+        k=np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1], np.float64),
+        r=np.eye(3).reshape(-1),
+        p=np.array([fx, 0, cx, 0, 0, fy, cy, 0, 0, 0, 1, 0], np.float64),
+        binning_x=0,
+        binning_y=0,
+        roi=roi,
+    )
 
 
 def _pose(store, stamp_ns: int, T_WC: Tensor):
     x, y, z, qx, qy, qz, qw = T_WC.tolist()
     pose = store.types["geometry_msgs/msg/Pose"](
         position=store.types["geometry_msgs/msg/Point"](x=x, y=y, z=z),
-        orientation=store.types["geometry_msgs/msg/Quaternion"](x=qx, y=qy, z=qz, w=qw))
+        orientation=store.types["geometry_msgs/msg/Quaternion"](x=qx, y=qy, z=qz, w=qw),
+    )
     return store.types["geometry_msgs/msg/PoseStamped"](header=_header(store, stamp_ns, WORLD_FRAME), pose=pose)
 
 
@@ -147,8 +173,12 @@ def _write_tum(path: Path, sequence: SimulatedSequence, depth: str, progress: Ca
         (path / name).mkdir(parents=True)
     units = _PNG_UNITS[sequence.kind]
     (path / "camera.json").write_text(json.dumps(_camera_json(sequence, units), indent=1) + "\n")
-    with (open(path / "rgb.txt", "w") as rgb, open(path / "depth.txt", "w") as depths, open(path / "groundtruth.txt", "w") as truth,
-          open(path / "frames.csv", "w", newline="") as table):
+    with (
+        open(path / "rgb.txt", "w") as rgb,
+        open(path / "depth.txt", "w") as depths,
+        open(path / "groundtruth.txt", "w") as truth,
+        open(path / "frames.csv", "w", newline="") as table,
+    ):
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(["index", "timestamp", "rgb", "depth"])
         truth.write("# camera to world, OpenCV optical axes (x right, y down, z forward)\n# timestamp tx ty tz qx qy qz qw\n")
@@ -176,12 +206,24 @@ def _camera_json(sequence: SimulatedSequence, units: float) -> dict:
     camera = sequence.shifted_camera
     model = "none" if camera.model == "none" else camera.model
     return {
-        "cameras": [{
-            "name": "rgb", "model": "pinhole", "width": camera.width, "height": camera.height, "fx": camera.fx, "fy": camera.fy, "cx": camera.cx,
-            "cy": camera.cy, "distortion_model": model, "distortion": list(camera.distortion),
-            "pixel_convention": "pixel centres at integer coordinates (OpenCV)", "rate_hz": sequence.rate_hz,
-        }],
+        "cameras": [
+            {
+                "name": "rgb",
+                "model": "pinhole",
+                "width": camera.width,
+                "height": camera.height,
+                "fx": camera.fx,
+                "fy": camera.fy,
+                "cx": camera.cx,
+                "cy": camera.cy,
+                "distortion_model": model,
+                "distortion": list(camera.distortion),
+                "pixel_convention": "pixel centres at integer coordinates (OpenCV)",
+                "rate_hz": sequence.rate_hz,
+            }
+        ],
         "depth_scale": units,
-        "depth_note": f"uint16 PNG, metres = value/{units:g} along the optical axis, exact up to rounding; 0 = sky or beyond {65535 / units:.0f} m",
+        "depth_note": f"uint16 PNG, metres = value/{units:g} along the optical axis, exact up to rounding; "
+        f"0 = sky or beyond {65535 / units:.0f} m",
         "simulation": {"kind": sequence.kind, "seed": sequence.seed, "shift": sequence.shift, "motion": sequence.motion},
     }

@@ -1,7 +1,7 @@
 """A ray caster in plain torch, the same on CPU and CUDA, with exact poses and exact depth.
 
-A ray leaves the camera with z = 1 in the camera frame, so the ray parameter of its first hit IS the depth along the optical axis. Each
-primitive is a unit cube, sphere or cylinder under an affine map, and a hit is an interval test in its own coordinates.
+A ray leaves the camera with z = 1 in the camera frame, so the ray parameter of its first hit IS the depth along the
+optical axis. Each primitive is a unit cube, sphere or cylinder under an affine map, and a hit is an interval test in its own coordinates.
 Rays are handled in groups of neighbours; a group is tested only against primitives whose bounding sphere meets its cone.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...camera import Camera
-from .scene import Shape, Scene
+from .scene import Scene, Shape
 from .shading import Hits, shade
 
 _TILE = 32  # pixels; edge of the square of rays that is culled together
@@ -23,8 +23,9 @@ _LARGE = 1e9
 _EDGE_GROUP = 64  # pixels
 
 
-def render(scene: Scene, camera: Camera, T_WC: Tensor, device: torch.device | str = "cpu", supersample: int = 1,
-           shadows: int = 1) -> tuple[Tensor, Tensor]:
+def render(
+    scene: Scene, camera: Camera, T_WC: Tensor, device: torch.device | str = "cpu", supersample: int = 1, shadows: int = 1
+) -> tuple[Tensor, Tensor]:
     """Pictures of one scene.
 
     Args:
@@ -47,8 +48,14 @@ def render(scene: Scene, camera: Camera, T_WC: Tensor, device: torch.device | st
     return torch.cat(images), torch.cat(depths)
 
 
-def render_views(scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]], T_WC: Tensor, scene_index: Tensor, supersample: int = 1,
-                 shadows: int = 1) -> tuple[Tensor, Tensor]:
+def render_views(
+    scenes: Scene,
+    camera: Camera | tuple[Tensor, tuple[int, int]],
+    T_WC: Tensor,
+    scene_index: Tensor,
+    supersample: int = 1,
+    shadows: int = 1,
+) -> tuple[Tensor, Tensor]:
     """Many views of many scenes at once, all on the device of `scenes`.
 
     Args:
@@ -75,16 +82,29 @@ def render_views(scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]],
     return image, _masked(_from_tiles(hits.t, shape), inside)
 
 
-def _smooth_edges(image: Tensor, surface: Tensor, scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]], scene_index: Tensor,
-                  origin: Tensor, rotation: Tensor, supersample: int, shadows: int) -> None:
+def _smooth_edges(
+    image: Tensor,
+    surface: Tensor,
+    scenes: Scene,
+    camera: Camera | tuple[Tensor, tuple[int, int]],
+    scene_index: Tensor,
+    origin: Tensor,
+    rotation: Tensor,
+    supersample: int,
+    shadows: int,
+) -> None:
     """Renders the pixels where two surfaces (or light and shadow) meet again, with supersample^2 rays, into `image` (B, H, W, 3).
 
     Only there: textures are filtered already.
     """
     B, H, W = surface.shape
     edge = torch.zeros_like(surface, dtype=torch.bool)
-    for a, b in ((np.s_[:, :, 1:], np.s_[:, :, :-1]), (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[:, 1:, 1:], np.s_[:, :-1, :-1]),
-                 (np.s_[:, 1:, :-1], np.s_[:, :-1, 1:])):
+    for a, b in (
+        (np.s_[:, :, 1:], np.s_[:, :, :-1]),
+        (np.s_[:, 1:], np.s_[:, :-1]),
+        (np.s_[:, 1:, 1:], np.s_[:, :-1, :-1]),
+        (np.s_[:, 1:, :-1], np.s_[:, :-1, 1:]),
+    ):
         differs = surface[a] != surface[b]
         edge[a] |= differs
         edge[b] |= differs
@@ -131,8 +151,9 @@ def _rotate(rotation: Tensor, rays_C: Tensor) -> Tensor:
     return (rays_C.reshape(B, H * W, 3) @ rotation.transpose(1, 2)).view(B, H, W, 3).float()
 
 
-def camera_rays(camera: Camera | tuple[Tensor, tuple[int, int]], views: int, du: float, dv: float,
-                device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def camera_rays(
+    camera: Camera | tuple[Tensor, tuple[int, int]], views: int, du: float, dv: float, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Directions with z = 1 of the pixels (u + du, v + dv).
 
     Returns:
@@ -178,7 +199,9 @@ def _shade(scenes: Scene, hits: Hits, pixel_size: Tensor, shadows: int) -> tuple
     return colour, torch.where(torch.isfinite(hits.t), surface, -1)
 
 
-def nearest(scenes: Scene, scene_of_group: Tensor, origin: Tensor, directions: Tensor, skip_glowing: bool = False) -> tuple[Tensor, Tensor]:
+def nearest(
+    scenes: Scene, scene_of_group: Tensor, origin: Tensor, directions: Tensor, skip_glowing: bool = False
+) -> tuple[Tensor, Tensor]:
     """First hit of groups of rays with one origin each.
 
     Args:
@@ -210,8 +233,9 @@ def nearest(scenes: Scene, scene_of_group: Tensor, origin: Tensor, directions: T
     return best, index
 
 
-def _culled(scenes: Scene, scene_of_group: Tensor, origin: Tensor, directions: Tensor, columns: Tensor,
-            member: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _culled(
+    scenes: Scene, scene_of_group: Tensor, origin: Tensor, directions: Tensor, columns: Tensor, member: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields (groups (m,), primitives (m, p), valid (m, p)): groups that meet about the same number of primitives, together."""
     unit = torch.nn.functional.normalize(directions, dim=-1)
     axis = torch.nn.functional.normalize(unit.mean(1), dim=-1)
@@ -298,8 +322,17 @@ def _from_tiles(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def quaternion_to_matrix(q: Tensor) -> Tensor:
     """(..., 4) xyzw, any length above zero -> (..., 3, 3)."""
     x, y, z, w = (q / q.norm(dim=-1, keepdim=True)).unbind(-1)
-    return torch.stack([
-        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
-    ], -1).view(*q.shape[:-1], 3, 3)
+    return torch.stack(
+        [
+            1 - 2 * (y * y + z * z),
+            2 * (x * y - z * w),
+            2 * (x * z + y * w),
+            2 * (x * y + z * w),
+            1 - 2 * (x * x + z * z),
+            2 * (y * z - x * w),
+            2 * (x * z - y * w),
+            2 * (y * z + x * w),
+            1 - 2 * (x * x + y * y),
+        ],
+        -1,
+    ).view(*q.shape[:-1], 3, 3)

@@ -60,7 +60,9 @@ class Scene:
 
     def with_values(self, **values) -> Scene:
         """A copy with some fields replaced (numbers or tensors that broadcast to the field)."""
-        tensors = {name: torch.as_tensor(v).to(getattr(self, name)).expand_as(getattr(self, name)).clone() for name, v in values.items()}
+        tensors = {
+            name: torch.as_tensor(v).to(getattr(self, name)).expand_as(getattr(self, name)).clone() for name, v in values.items()
+        }
         return replace(self, **tensors)
 
 
@@ -90,8 +92,23 @@ class SceneBuilder:
         self._rows: list[tuple] = []
         self._lights: list[tuple] = []
 
-    def add(self, shape: Shape, centre, half, family: str, *, yaw: float = 0.0, fit: bool = False, top: str | None = None,
-            bottom: str | None = None, tint=None, glow: float = 0.0, gloss: float = 0.0, scale: float = 1.0, plain: str | None = None) -> None:
+    def add(
+        self,
+        shape: Shape,
+        centre,
+        half,
+        family: str,
+        *,
+        yaw: float = 0.0,
+        fit: bool = False,
+        top: str | None = None,
+        bottom: str | None = None,
+        tint=None,
+        glow: float = 0.0,
+        gloss: float = 0.0,
+        scale: float = 1.0,
+        plain: str | None = None,
+    ) -> None:
         """One primitive.
 
         Args:
@@ -133,8 +150,18 @@ class SceneBuilder:
         """A lamp at `position` (3,), of a colour (3,) or number, whose light falls to one half at `reach` metres."""
         self._lights.append((np.asarray(position, float), np.broadcast_to(np.asarray(colour, float), (3,)), reach))
 
-    def build(self, low, high, *, ambient=0.4, corner: float = 0.3, fog_density: float = 0.0, fog_colour=0.8, sky_tint=1.0,
-              exposure: float = 1.0) -> Scene:
+    def build(
+        self,
+        low,
+        high,
+        *,
+        ambient=0.4,
+        corner: float = 0.3,
+        fog_density: float = 0.0,
+        fog_colour=0.8,
+        sky_tint=1.0,
+        exposure: float = 1.0,
+    ) -> Scene:
         """The scene; `low` and `high` (3,) bound the space for cameras."""
         if not self._lights:
             self.light((0, 0, 3), 0.0, 1.0)
@@ -152,8 +179,16 @@ class SceneBuilder:
         return Scene(
             bank=self.bank,
             **{name: tensor(row, dtype) for name, row, dtype in zip(names, rows, kinds)},
-            light_position=tensor(lights[0]), light_colour=tensor(lights[1]), light_range=tensor(lights[2]),
-            ambient=triple(ambient), corner=tensor(corner), sky_texture=tensor(self.bank.pick(self.rng, "sky")[0], torch.int64),
-            sky_tint=triple(sky_tint), fog_colour=triple(fog_colour), fog_density=tensor(fog_density), exposure=tensor(exposure),
-            low=tensor(low, torch.float64), high=tensor(high, torch.float64),
+            light_position=tensor(lights[0]),
+            light_colour=tensor(lights[1]),
+            light_range=tensor(lights[2]),
+            ambient=triple(ambient),
+            corner=tensor(corner),
+            sky_texture=tensor(self.bank.pick(self.rng, "sky")[0], torch.int64),
+            sky_tint=triple(sky_tint),
+            fog_colour=triple(fog_colour),
+            fog_density=tensor(fog_density),
+            exposure=tensor(exposure),
+            low=tensor(low, torch.float64),
+            high=tensor(high, torch.float64),
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,13 +42,22 @@ class SimulatedSequence:
     low_texture: bool | None = None
     path_seed: int | None = None  # another path through the same scene; `seed` if None
     supersample: int = 2
+    workers: int = 1  # frames that are rendered at the same time
+    texture_size: int = 512  # texels; smaller ones are painted sooner and look coarser
     start_ns: int = 1_700_000_000_000_000_000  # stamp of the first frame
     camera: Camera | None = None  # a pinhole with a horizontal view of 64 degrees if None; the shift may zoom it
     device: str = "cpu"
     speed_mps: float | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (("frames", 1, 10**6), ("width", 16, 8192), ("height", 16, 8192), ("rate_hz", 0.01, 1000), ("supersample", 1, 4)):
+        for name, low, high in (
+            ("frames", 1, 10**6),
+            ("width", 16, 8192),
+            ("height", 16, 8192),
+            ("rate_hz", 0.01, 1000),
+            ("supersample", 1, 4),
+            ("workers", 1, 64),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}, expected {low} to {high}")
@@ -73,7 +84,7 @@ class SimulatedSequence:
     def scene(self) -> Scene:
         """The scene, exposed so that its pictures along the path have a middling brightness."""
         shift = find_shift(self.shift)
-        bank = build_bank(self.seed, variants=2, held_out=shift.held_out_textures)
+        bank = build_bank(self.seed, variants=2, size=self.texture_size, held_out=shift.held_out_textures)
         scene = make_scene(self.kind, self.seed, bank, self.low_texture)
         if shift.haze > 0:
             distance = shift.haze_distance_m * (10 if self.kind == "outdoor" else 1)
@@ -101,21 +112,45 @@ class SimulatedSequence:
         rng = np.random.default_rng((self.seed, 31))
         drift = _wander(rng, self.frames, self.rate_hz)
         lamps = np.stack([_wander(rng, self.frames, self.rate_hz) for _ in range(scene.light_colour.shape[1])], 1)
-        for i, stamp_ns in enumerate(self.stamps_ns()):
+        stamps = self.stamps_ns()
+
+        def expose(i: int) -> tuple[Frame, Tensor]:
             lit = scene
             if shift.lamp_drift > 0:
-                factor = torch.as_tensor(np.exp(shift.lamp_drift * lamps[i]), dtype=torch.float32, device=scene.light_colour.device)
+                factor = torch.as_tensor(np.exp(shift.lamp_drift * lamps[i]), dtype=torch.float32, device=self.device)
                 lit = scene.with_values(light_colour=scene.light_colour * factor[None, :, None])
-            image, depth = render(lit, camera, mid[i:i + 1], self.device, self.supersample)
+            image, depth = render(lit, camera, mid[i : i + 1], self.device, self.supersample)
             shake = np.random.default_rng((self.seed, 37, i)).integers(2**31)
-            before, after = (shaken(pose[i], shift, share, np.random.default_rng(shake)) for pose, share in ((opened, -0.5), (closed, 0.5)))
+            before, after = (
+                shaken(pose[i], shift, share, np.random.default_rng(shake)) for pose, share in ((opened, -0.5), (closed, 0.5))
+            )
             exposure = float(np.exp(shift.exposure_drift * drift[i]))
-            picture = take_picture(image[0], depth[0], camera, before, mid[i], after, shift, exposure, seed=self.seed * 100_003 + i)
-            yield Frame(i, stamp_ns, picture.cpu(), camera, depth[0].cpu()), mid[i].cpu()
+            picture = take_picture(
+                image[0], depth[0], camera, before, mid[i], after, shift, exposure, seed=self.seed * 100_003 + i
+            )
+            return Frame(i, stamps[i], picture.cpu(), camera, depth[0].cpu()), mid[i].cpu()
+
+        if self.workers == 1:
+            yield from map(expose, range(self.frames))
+            return
+        # Whole frames side by side with one torch thread each: threads within a frame would wait for each other most of the time.
+        with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            pending: deque[Future] = deque()
+            try:
+                for i in range(self.frames):
+                    pending.append(pool.submit(expose, i))
+                    if len(pending) > 2 * self.workers:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
 
 
-def simulated_frames(kind: str = "room", frames: int = 100, seed: int = 0, size: tuple[int, int] = (480, 640),
-                     **options) -> Iterator[tuple[Frame, Tensor]]:
+def simulated_frames(
+    kind: str = "room", frames: int = 100, seed: int = 0, size: tuple[int, int] = (480, 640), **options
+) -> Iterator[tuple[Frame, Tensor]]:
     """Yields (Frame, T_WC (7,)) of `SimulatedSequence(kind, frames, seed, ...)`; size is (height, width)."""
     return SimulatedSequence(kind=kind, frames=frames, seed=seed, height=size[0], width=size[1], **options).read()
 

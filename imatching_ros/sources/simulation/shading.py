@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scene import Shape, Scene
+from .scene import Scene, Shape
 
 _CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}  # rays shaded at once
 
@@ -44,12 +44,15 @@ def shade(scenes: Scene, hits: Hits, pixel_size: Tensor, lit: list[Tensor | None
         part = slice(begin, begin + step)
         seen = [None if one is None else one[part] for one in lit]
         of = group[part]
-        colour[part], face[part] = _shade_flat(scenes, hits.scene[of], origin[of], t[part], index[part], rays[part], pixel_size[of], seen)
+        colour[part], face[part] = _shade_flat(
+            scenes, hits.scene[of], origin[of], t[part], index[part], rays[part], pixel_size[of], seen
+        )
     return colour.view(G, n, 3), face.view(G, n)
 
 
-def _shade_flat(scenes: Scene, s: Tensor, origin: Tensor, t: Tensor, index: Tensor, ray: Tensor, pixel_size: Tensor,
-                lit: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+def _shade_flat(
+    scenes: Scene, s: Tensor, origin: Tensor, t: Tensor, index: Tensor, ray: Tensor, pixel_size: Tensor, lit: list[Tensor | None]
+) -> tuple[Tensor, Tensor]:
     hit = torch.isfinite(t)
     depth = torch.where(hit, t, 1.0)
     point = origin + depth[:, None] * ray
@@ -63,7 +66,7 @@ def _shade_flat(scenes: Scene, s: Tensor, origin: Tensor, t: Tensor, index: Tens
     incidence = (normal * towards_eye).sum(-1).abs().clamp_min(0.02)
     uv = flat * scenes.repeat[s, index, face] + scenes.offset[s, index, face]
     # A slanted surface is seen through a long footprint; an isotropic lookup has to settle between its two diameters.
-    across = depth * pixel_size * view_length * incidence ** -0.75
+    across = depth * pixel_size * view_length * incidence**-0.75
     albedo = scenes.bank.sample(scenes.texture[s, index, face], uv, across * scenes.repeat[s, index, face].amax(-1))
     albedo = albedo * scenes.tint[s, index]
 
@@ -86,8 +89,11 @@ def _shade_flat(scenes: Scene, s: Tensor, origin: Tensor, t: Tensor, index: Tens
         shine = shine + colour * ((normal * halfway).sum(-1).clamp_min(0) ** 40 * gloss)[:, None]
     colour = albedo * torch.maximum(light, scenes.glow[s, index][:, None]) + shine
 
-    sky = scenes.bank.sample(scenes.sky_texture[s], (ray[:, :2] / (ray[:, 2:].abs() + 0.3 * view_length[:, None])) * 0.5,
-                             pixel_size * view_length.clamp_min(1e-6) * 0.5)
+    sky = scenes.bank.sample(
+        scenes.sky_texture[s],
+        (ray[:, :2] / (ray[:, 2:].abs() + 0.3 * view_length[:, None])) * 0.5,
+        pixel_size * view_length.clamp_min(1e-6) * 0.5,
+    )
     haze = (ray[:, 2] / view_length).clamp(0, 1)[:, None].sqrt()
     sky = torch.lerp(scenes.fog_colour[s], sky * scenes.sky_tint[s], haze)
     fog = torch.exp(-scenes.fog_density[s] * depth * view_length)[:, None]

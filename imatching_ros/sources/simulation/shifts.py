@@ -55,8 +55,17 @@ def shifted_camera(camera: Camera, shift: Shift) -> Camera:
     return replace(camera, fx=camera.fx * shift.zoom, fy=camera.fy * shift.zoom)
 
 
-def take_picture(image: Tensor, depth: Tensor, camera: Camera, T_open: Tensor, T_mid: Tensor, T_close: Tensor, shift: Shift, exposure: float,
-                 seed: int) -> Tensor:
+def take_picture(
+    image: Tensor,
+    depth: Tensor,
+    camera: Camera,
+    T_open: Tensor,
+    T_mid: Tensor,
+    T_close: Tensor,
+    shift: Shift,
+    exposure: float,
+    seed: int,
+) -> Tensor:
     """What the camera makes of a sharp, clean rendering.
 
     Args:
@@ -75,17 +84,21 @@ def take_picture(image: Tensor, depth: Tensor, camera: Camera, T_open: Tensor, T
     return (picture[0].clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def motion_blur(image: Tensor, depth: Tensor, camera: Camera, T_open: Tensor, T_mid: Tensor, T_close: Tensor, samples: int = 9) -> Tensor:
+def motion_blur(
+    image: Tensor, depth: Tensor, camera: Camera, T_open: Tensor, T_mid: Tensor, T_close: Tensor, samples: int = 9
+) -> Tensor:
     """Averages the picture along each pixel's path between two poses; (3, H, W) -> the same.
 
-    The path follows from the depth of the pixel in the middle of the exposure. What appears from behind a surface during it is not
-    known and is taken from the surface: an approximation at silhouettes only.
+    The path follows from the depth of the pixel in the middle of the exposure. What appears from behind a surface during
+    it is not known and is taken from the surface: an approximation at silhouettes only.
     """
     H, W = depth.shape
     rays, _, _ = camera_rays(camera, 1, 0.0, 0.0, depth.device)
     far = torch.where(depth > 0, depth, 1e4).double()
     points_W = _to_world(rays[0] * far[..., None], T_mid)
-    grid = torch.stack(torch.meshgrid(torch.arange(W, device=depth.device), torch.arange(H, device=depth.device), indexing="xy"), -1).double()
+    grid = torch.stack(
+        torch.meshgrid(torch.arange(W, device=depth.device), torch.arange(H, device=depth.device), indexing="xy"), -1
+    ).double()
     ends = []
     for pose in (T_open, T_close):
         points_C = _to_camera(points_W, pose)
@@ -110,7 +123,12 @@ def shaken(T_WC: Tensor, shift: Shift, share: float, rng: np.random.Generator) -
     turn = np.concatenate([axis / np.linalg.norm(axis) * math.sin(half), [math.cos(half)]])
     x, y, z, w = T_WC[3:].tolist()
     a, b, c, d = turn
-    product = [w * a + x * d + y * c - z * b, w * b - x * c + y * d + z * a, w * c + x * b - y * a + z * d, w * d - x * a - y * b - z * c]
+    product = [
+        w * a + x * d + y * c - z * b,
+        w * b - x * c + y * d + z * a,
+        w * c + x * b - y * a + z * d,
+        w * d - x * a - y * b - z * c,
+    ]
     return torch.cat([T_WC[:3], torch.tensor(product, dtype=T_WC.dtype, device=T_WC.device)])
 
 

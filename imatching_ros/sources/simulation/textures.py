@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from . import patterns
+from ...errors import ConfigError
+from . import held_out_patterns, patterns
 
 # family -> (painter, smallest and largest edge in metres of the world that one repeat covers)
 TRAIN_FAMILIES: dict[str, tuple[Callable, float, float]] = {
@@ -42,13 +43,33 @@ TRAIN_FAMILIES: dict[str, tuple[Callable, float, float]] = {
     "sky": (patterns.sky, 1.0, 1.0),
 }
 HELD_OUT_FAMILIES: dict[str, tuple[Callable, float, float]] = {
-    "marble": (patterns.marble, 1.5, 4.0),
-    "weave": (patterns.weave, 0.8, 2.0),
-    "hexagons": (patterns.hexagons, 1.0, 3.0),
-    "cobbles": (patterns.cobbles, 1.5, 4.0),
-    "zebra": (patterns.zebra, 1.0, 3.0),
-    "mosaic": (patterns.mosaic, 1.0, 3.0),
+    "marble": (held_out_patterns.marble, 1.5, 4.0),
+    "weave": (held_out_patterns.weave, 0.8, 2.0),
+    "hexagons": (held_out_patterns.hexagons, 1.0, 3.0),
+    "cobbles": (held_out_patterns.cobbles, 1.5, 4.0),
+    "zebra": (held_out_patterns.zebra, 1.0, 3.0),
+    "mosaic": (held_out_patterns.mosaic, 1.0, 3.0),
 }
+
+
+# What furniture and rich walls are made of.
+ANY = (
+    "plaster",
+    "noise",
+    "bricks",
+    "tiles",
+    "planks",
+    "checker",
+    "stripes",
+    "speckle",
+    "glyphs",
+    "poster",
+    "concrete",
+    "carpet",
+    "photo",
+    "photo",
+    "photo",
+)
 
 
 @dataclass(frozen=True)
@@ -119,13 +140,23 @@ class TextureBank:
         return torch.lerp(torch.lerp(texel[0], texel[1], fx), torch.lerp(texel[2], texel[3], fx), fy)
 
 
-def build_bank(seed: int, *, variants: int = 2, size: int = 512, held_out: bool = False, photos: Sequence[Tensor] | None = None,
-               photo_crops: int = 4, device: torch.device | str = "cpu") -> TextureBank:
+def build_bank(
+    seed: int,
+    *,
+    variants: int = 2,
+    size: int = 512,
+    held_out: bool = False,
+    photos: Sequence[Tensor] | None = None,
+    photo_crops: int = 4,
+    device: torch.device | str = "cpu",
+) -> TextureBank:
     """Paints `variants` textures of every family of one side of the split (the sky belongs to both) and builds their mip levels.
 
     `photos` are (3, H, W) or (1, H, W) pictures, uint8 or float 0..1; random crops of them become the family "photo".
     Painting is done on the CPU whatever `device` is, so that a seed means the same scene everywhere.
     """
+    if size < 32 or size & (size - 1):
+        raise ConfigError(f"texture size is {size}, expected a power of two from 32 on")
     families = dict(HELD_OUT_FAMILIES if held_out else TRAIN_FAMILIES)
     families.setdefault("sky", TRAIN_FAMILIES["sky"])
     pictures: list[Tensor] = []
@@ -166,9 +197,14 @@ def _tileable_crop(rng: np.random.Generator, photo: Tensor, size: int) -> Tensor
     edge = max(int(edge * rng.uniform(0.5, 1.0)), 16)
     top, left = (int(rng.integers(0, n - edge + 1)) for n in picture.shape[1:])
     margin = size // 8
-    crop = picture[None, :, top:top + edge, left:left + edge]
+    crop = picture[None, :, top : top + edge, left : left + edge]
     crop = interpolate(crop, (size + margin,) * 2, mode="bilinear", antialias=True, align_corners=False)[0]
     fade = torch.linspace(0, 1, margin)
     crop[:, :margin] = torch.lerp(crop[:, size:], crop[:, :margin], fade[:, None])
     crop[:, :, :margin] = torch.lerp(crop[:, :, size:], crop[:, :, :margin], fade)
     return crop[:, :size, :size].clamp(0, 1)
+
+
+def choose(rng: np.random.Generator, *families: str) -> str:
+    """One of the families; name one twice to make it likelier."""
+    return families[rng.integers(len(families))]

@@ -16,8 +16,15 @@ _SPEED_MPS = {"room": 0.45, "corridor": 0.6, "outdoor": 5.0, "clutter": 0.45}
 _STEP_S = 0.02  # the path is planned at this resolution whatever the frame rate
 
 
-def make_trajectory(scene: Scene, kind: str, duration_s: float, stamps_s: np.ndarray, seed: int, motion: str = "tour",
-                    speed_mps: float | None = None) -> Tensor:
+def make_trajectory(
+    scene: Scene,
+    kind: str,
+    duration_s: float,
+    stamps_s: np.ndarray,
+    seed: int,
+    motion: str = "tour",
+    speed_mps: float | None = None,
+) -> Tensor:
     """Poses at the given times.
 
     Args:
@@ -45,7 +52,11 @@ def make_trajectory(scene: Scene, kind: str, duration_s: float, stamps_s: np.nda
     # The robot looks where it goes, later than it turns, and now and then aside.
     aside = np.radians(8 if kind == "outdoor" else 22) * _drift(rng, count, 4.0)
     heading = gaussian_filter1d(heading, 0.8 / _STEP_S, mode="nearest") + aside
-    pitch = np.radians(-3) + np.radians(1.5) * _drift(rng, count, 1.5) + np.radians(2.0 if not long_place else 0.5) * _drift(rng, count, 4.0)
+    pitch = (
+        np.radians(-3)
+        + np.radians(1.5) * _drift(rng, count, 1.5)
+        + np.radians(2.0 if not long_place else 0.5) * _drift(rng, count, 4.0)
+    )
     roll = np.radians(0.8) * _drift(rng, count, 1.5)
     position[:, 2] += (0.015 if kind != "outdoor" else 0.03) * _drift(rng, count, 0.8)
     if motion != "tour":
@@ -81,7 +92,7 @@ def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
 
 
 def _walk(scene: Scene, rng: np.random.Generator, length: float, long_place: bool, keep: float) -> np.ndarray:
-    """Corner points of a walk of at least `length` metres whose straight parts keep clear of everything, as well as the place allows."""
+    """Corner points of a walk of at least `length` metres; its straight parts keep as clear of everything as they can."""
     low, high = scene.low[0].numpy(), scene.high[0].numpy()
     span = high - low
     height = rng.uniform(low[2] + 0.2 * span[2], low[2] + 0.8 * span[2])
@@ -142,5 +153,5 @@ def _drift(rng: np.random.Generator, count: int, period_s: float) -> np.ndarray:
     """(count,) smooth random wandering of about unit deviation that changes within `period_s`."""
     sigma = period_s / 2.5 / _STEP_S
     margin = int(4 * sigma) + 1
-    noise = gaussian_filter1d(rng.normal(0, 1, count + 2 * margin), sigma)[margin:margin + count]
+    noise = gaussian_filter1d(rng.normal(0, 1, count + 2 * margin), sigma)[margin : margin + count]
     return noise * np.sqrt(2 * np.sqrt(np.pi) * sigma)

@@ -1,0 +1,127 @@
+"""Streets under a sky, and the clutter hall."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .scene import Scene, SceneBuilder, Shape
+from .textures import ANY, choose
+
+
+def outdoor(b: SceneBuilder, low_texture: bool) -> Scene:
+    """A street along x: road, pavements, house fronts, trees, cars, poles, hedges, under a sky with a sun."""
+    rng = b.rng
+    length = rng.uniform(60, 120)
+    road, walk = rng.uniform(3, 6), rng.uniform(1.5, 4)
+    grey = rng.uniform(0.6, 1.0)
+    b.add(Shape.BOX, (0, 0, -0.5), (400, 400, 0.5), choose(rng, "asphalt", "grass", "concrete"), tint=grey)
+    b.add(Shape.BOX, (0, 0, -0.09), (length * 1.5, road, 0.1), "asphalt", tint=grey)
+    for side in (-1, 1):
+        b.add(
+            Shape.BOX,
+            (0, side * (road + walk / 2), 0.0),
+            (length * 1.5, walk / 2, 0.14),
+            choose(rng, "tiles", "concrete", "grass"),
+            tint=grey,
+        )
+        if rng.random() < 0.5:
+            b.add(Shape.BOX, (0, side * (road - 0.3), -0.08), (length, 0.07, 0.1), "plaster", tint=0.95)
+        x = -length
+        while x < length:
+            width, height, depth = rng.uniform(5, 16), rng.uniform(3.5, 16), rng.uniform(4, 8)
+            setback = road + walk + rng.uniform(0.0, 5) + depth
+            family = choose(rng, "facade", "facade", "facade", "bricks", "plaster", "photo")
+            b.add(
+                Shape.BOX,
+                (x + width / 2, side * setback, height / 2),
+                (width / 2, depth, height / 2),
+                family,
+                tint=rng.uniform(0.5, 1.0, 3),
+                scale=rng.uniform(0.7, 1.3),
+            )
+            if rng.random() < 0.4:  # porch, garage
+                b.add(
+                    Shape.BOX,
+                    (x + width * rng.uniform(0.2, 0.8), side * (setback - depth - 0.5), 1.3),
+                    (rng.uniform(0.8, 2), 0.7, 1.3),
+                    choose(rng, "plaster", "planks", "door"),
+                    fit=rng.random() < 0.5,
+                )
+            x += width + (rng.uniform(1, 12) if rng.random() < 0.5 else 0.0)
+    count = int(length / 6)
+    for k in range(6):  # dashes of the middle line
+        b.add(Shape.BOX, ((k - 2.5) * length / 4, 0, -0.08), (1.5, 0.06, 0.1), "plaster", tint=0.95)
+    for _ in range(count):
+        x, side = rng.uniform(-length, length), rng.choice([-1, 1])
+        kind = rng.choice(["tree", "car", "pole", "hedge", "sign", "box"], p=[0.25, 0.3, 0.15, 0.1, 0.1, 0.1])
+        y = side * (road + rng.uniform(0.3, walk))
+        if kind == "tree":
+            h, r = rng.uniform(1.5, 3.5), rng.uniform(0.8, 2.5)
+            b.add(Shape.CYLINDER, (x, y, h / 2), (0.15, 0.15, h / 2), "planks", tint=0.5)
+            for _ in range(rng.integers(1, 4)):
+                move = rng.uniform(-0.6, 0.6, 3) * r
+                half = r * rng.uniform(0.5, 1, 3)
+                b.add(Shape.ELLIPSOID, np.array([x, y, h + r * 0.7]) + move, half, "foliage", yaw=rng.uniform(0, 3))
+        elif kind == "car":
+            y = side * (road - 1.1)
+            tint = rng.uniform(0.1, 1, 3) if rng.random() < 0.4 else np.full(3, rng.uniform(0.1, 1))
+            b.add(Shape.BOX, (x, y, 0.62), (2.1, 0.85, 0.38), "plaster", tint=tint, gloss=0.5)
+            b.add(Shape.BOX, (x - 0.2, y, 1.2), (1.2, 0.75, 0.27), "window", fit=True, top="plaster", tint=tint * 0.4, gloss=0.5)
+            for dx in (-1.3, 1.3):
+                b.add(Shape.BOX, (x + dx, y, 0.3), (0.3, 0.87, 0.3), "plaster", tint=0.12)
+            b.add(Shape.BOX, (x, y, 0.7), (2.12, 0.6, 0.08), "plaster", tint=rng.uniform(0.2, 1), gloss=0.5)
+        elif kind == "pole":
+            h = rng.uniform(2.5, 7)
+            b.add(Shape.CYLINDER, (x, y, h / 2), (0.06, 0.06, h / 2), "concrete", tint=0.6)
+        elif kind == "sign":
+            h = rng.uniform(1.8, 2.8)
+            b.add(Shape.CYLINDER, (x, y, h / 2), (0.035, 0.035, h / 2), "plaster", tint=0.5)
+            b.add(
+                Shape.BOX,
+                (x, y, h),
+                (0.02, rng.uniform(0.25, 0.5), rng.uniform(0.2, 0.5)),
+                choose(rng, "poster", "glyphs"),
+                fit=True,
+                plain="plaster",
+                yaw=rng.uniform(-0.3, 0.3),
+            )
+        elif kind == "hedge":
+            b.add(Shape.BOX, (x, side * (road + walk), 0.6), (rng.uniform(1, 5), 0.4, 0.7), "foliage")
+        else:
+            half = rng.uniform(0.3, 0.8, 3)
+            b.add(Shape.BOX, (x, y, half[2]), half, choose(rng, *ANY), yaw=rng.uniform(0, 3))
+    heading, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.2)
+    sun = 300 * np.array([np.cos(heading) * np.cos(height), np.sin(heading) * np.cos(height), np.sin(height)])
+    b.light(sun, rng.uniform(0.2, 1.0) * np.array([1.0, 0.97, 0.9]), 1e4)
+    low, high = np.array([-0.6 * length, 1.2 - road, 0.8]), np.array([0.6 * length, road - 1.2, 2.2])
+    return b.build(
+        low,
+        high,
+        ambient=rng.uniform(0.35, 0.7) * np.array([0.97, 1.0, 1.05]),
+        corner=rng.uniform(0.1, 0.4),
+        fog_density=rng.uniform(0, 0.004),
+        fog_colour=rng.uniform(0.7, 0.9),
+        sky_tint=rng.uniform(0.8, 1.1),
+    )
+
+
+def clutter(b: SceneBuilder, low_texture: bool) -> Scene:
+    """Boxes, balls and cylinders of every texture in a hall: not plausible, but rich in textures, edges and occlusions."""
+    rng = b.rng
+    size = rng.uniform(3, 7, 3)
+    b.add(Shape.SHELL, (0, 0, size[2]), size, choose(rng, *ANY), top=choose(rng, *ANY), bottom=choose(rng, *ANY))
+    for _ in range(rng.integers(15, 45)):
+        shape = Shape(int(rng.choice([0, 0, 0, 0, 2, 3])))
+        half = rng.uniform(0.1, 0.9, 3) * rng.uniform(0.3, 1)
+        if rng.random() < 0.35:
+            half[rng.integers(2)] = 0.02  # boards
+        centre = rng.uniform(-0.9, 0.9, 3) * size + (0, 0, size[2])
+        if rng.random() < 0.5:
+            centre[2] = half[2]
+        b.add(
+            shape, centre, half, choose(rng, *ANY), yaw=rng.uniform(0, np.pi), fit=rng.random() < 0.5, gloss=rng.uniform(0, 0.3)
+        )
+    for _ in range(rng.integers(1, 4)):
+        b.light(rng.uniform(-0.9, 0.9, 3) * size + (0, 0, size[2]), rng.uniform(0.3, 1.0, 3), rng.uniform(2, 8))
+    low, high = np.array([*(-0.7 * size[:2]), 0.5]), np.array([*(0.7 * size[:2]), min(2.2, size[2])])
+    return b.build(low, high, ambient=rng.uniform(0.3, 0.7), corner=rng.uniform(0, 0.4))
