@@ -45,7 +45,7 @@ def solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
     problem = compile_window(window, dtype)
     if problem.degenerate:
         return _unsolved(window, problem, config, problem.degenerate)
-    run = _minimise(problem, config)
+    run = minimise(problem, config)
     return _conclude(window, problem, run, config)
 
 
@@ -59,7 +59,7 @@ class _Run:
     work: Workspace
 
 
-def _minimise(problem: Problem, config: BundleConfig) -> _Run:
+def minimise(problem: Problem, config: BundleConfig) -> _Run:
     kernel, width = config.kernel, config.kernel_width
     F = len(problem.R) - problem.num_fixed
     free = slice(problem.num_fixed, None)

@@ -1,0 +1,242 @@
+"""`bench ba`: this project's bundle adjustment beside Ceres and GTSAM on the same windows.
+
+Every solver starts from the same place with the same robust loss and is stopped by the same rule: the first iteration whose
+cost is within 0.1 % of the best cost that any of them finds. That iteration is looked up first; then the solvers are timed in
+turns, each stopped at its own, with the making of the problem included. Costs are measured by this project's residual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from .. import bundle
+from ..bundle.problem import compile_window
+from ..bundle.solver import minimise
+from ..config import BundleConfig
+from ..datatypes import WindowSnapshot
+from . import other_solvers
+from .windows import make_window
+
+_WITHIN = 1.001
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench ba`."""
+    numbers = lambda text: [int(x) for x in text.split(",")]
+    parser.add_argument("--keyframes", type=numbers, default=[5, 8, 12], metavar="K,...", help="window sizes (default 5,8,12)")
+    parser.add_argument("--landmarks", type=numbers, default=[300, 1000, 3000], metavar="L,...", help="default 300,1000,3000")
+    parser.add_argument("--threads", type=numbers, default=[1, 2], metavar="N,...", help="CPU threads (default 1,2)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed rounds; the median counts (default 7)")
+    parser.add_argument("--seed", type=int, default=1, help="of the windows (default 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ours there and on the CPU, with host synchronisations")
+    parser.add_argument("--without", default="", metavar="NAME,...", help="leave out gtsam or ceres")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory (three short processes)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints a table, writes JSON; 0 when it is done."""
+    absent = other_solvers.missing()
+    left_out = set(filter(None, args.without.split(",")))
+    others = [name for name in ("ceres", "gtsam") if name not in absent and name not in left_out and args.device == "cpu"]
+    for name, how in absent.items():
+        print(f"{name} is not installed and left out; {how}")
+    rows = []
+    before = torch.get_num_threads()
+    for threads in args.threads if args.device == "cpu" else [1]:
+        torch.set_num_threads(threads)
+        print(f"\n{threads} thread(s); ms to within 0.1 % of the best cost, problem building included; / ceres, / gtsam: our float64 over theirs")
+        header = f"{'K x L':>9} {'obs':>6} | " + " | ".join(f"{name:>13}" for name in _columns(args.device, others))
+        print(header + " | / ceres | / gtsam | whole solve() | warm start     (- : another optimum, or a landmark behind its camera)")
+        for K in args.keyframes:
+            for L in args.landmarks:
+                row = _measure(K, L, threads, others, args)
+                rows.append(row)
+                print(_format(row, _columns(args.device, others)), flush=True)
+    torch.set_num_threads(before)
+    growth = _fit_growth([r for r in rows if r["threads"] == args.threads[0]])
+    print("\ngrowth of our float64 time (exponents of a power law): " + (", ".join(f"{k} {v:.2f}" for k, v in growth.items()) or "needs more sizes"))
+    memory = {} if args.no_memory else {f"{K}x{L}": _measure_memory(K, L) for K, L in ((12, 300), (12, 1000), (12, 3000))}
+    if memory:
+        print("memory on top of torch, MB: " + ", ".join(f"{k} " + ("-" if v is None else f"{v:.0f}") for k, v in memory.items()))
+    if args.json:
+        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
+                   "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu"}
+        args.json.write_text(json.dumps({"machine": machine, "rows": rows, "growth": growth, "memory_mb": memory}, indent=1))
+    return 0
+
+
+def _columns(device: str, others: list[str]) -> list[str]:
+    ours = ["ours float64", "ours float32"]
+    return ours + others if device == "cpu" else [f"{name} {d}" for d in ("cuda", "cpu") for name in ours]
+
+
+def _measure(K: int, L: int, threads: int, others: list[str], args: argparse.Namespace) -> dict:
+    window = make_window(K, L, outliers=0.05, seed=args.seed).window
+    warm = make_window(K, L, outliers=0.05, seed=args.seed, newest_only=True).window
+    config = BundleConfig()
+    solvers = {}
+    for column in _columns(args.device, []):
+        precision = column.split()[1]
+        on = column.split()[2] if args.device == "cuda" else "cpu"
+        solvers[column] = _Ours(_move(window, on), replace(config, precision=precision))
+    if "ceres" in others:
+        solvers["ceres"] = _Other(other_solvers.Ceres(window, config.kernel, config.kernel_width, threads))
+    if "gtsam" in others:
+        solvers["gtsam"] = _Other(other_solvers.Gtsam(window, config.kernel, config.kernel_width))
+
+    first = next(iter(solvers.values()))
+    finals = {name: s.cost_after(200) for name, s in solvers.items() if not name.startswith("gtsam")}
+    best = min(finals.values())
+    stop = {name: _find_stop(s, best * _WITHIN, 12 if name == "gtsam" else 60) for name, s in solvers.items()}
+    times: dict[str, list[float]] = {name: [] for name in solvers}
+    whole: list[float] = []
+    warm_times: list[float] = []
+    warm = _move(warm, "cuda" if args.device == "cuda" else "cpu")
+    for _ in range(args.repeats):
+        for name, s in solvers.items():
+            if stop[name]:
+                times[name].append(s.time(stop[name]))
+        whole.append(_time(lambda: bundle.solve(first.window, config), first.window))
+        warm_times.append(_time(lambda: bundle.solve(warm, config), warm))
+    row = {"keyframes": K, "landmarks": L, "observations": len(window.kf_idx), "threads": threads, "best_cost": best,
+           "ms": {n: statistics.median(t) if t else None for n, t in times.items()},
+           "spread_ms": {n: [min(t), max(t)] if t else None for n, t in times.items()}, "iterations": stop,
+           "final_cost": finals, "solve_ms": statistics.median(whole), "warm_start_ms": statistics.median(warm_times),
+           "warm_start_iterations": bundle.solve(warm, config).iterations}
+    if args.device == "cuda":
+        row["synchronisations"] = {n: s.count_synchronisations() for n, s in solvers.items() if "cuda" in n}
+        for precision in ("float64", "float32"):
+            gpu, cpu = row["ms"][f"ours {precision} cuda"], row["ms"][f"ours {precision} cpu"]
+            row[f"cuda_over_cpu_{precision}"] = gpu / cpu if gpu and cpu else None
+    return row
+
+
+class _Ours:
+    def __init__(self, window: WindowSnapshot, config: BundleConfig) -> None:
+        self.window, self.config = window, config
+
+    @torch.no_grad()
+    def _run(self, iterations: int, tolerance: float):
+        dtype = getattr(torch, self.config.precision)
+        return minimise(compile_window(self.window, dtype), replace(self.config, max_iterations=iterations, cost_tolerance=tolerance))
+
+    def cost_after(self, iterations: int) -> float:
+        return float(self._run(iterations, 1e-7).state.cost)
+
+    def time(self, iterations: int) -> float:
+        return _time(lambda: self._run(iterations, 0.0), self.window)
+
+    def count_synchronisations(self) -> dict[str, int]:
+        """Of the iterations alone: what PyTorch's own debug mode reports."""
+        with torch.no_grad():
+            problem = compile_window(self.window, getattr(torch, self.config.precision))
+            torch.cuda.synchronize()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                try:
+                    iterations = minimise(problem, self.config).iterations
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+        return {"iterations": iterations, "synchronisations": sum("synchroniz" in str(w.message) for w in caught)}
+
+
+class _Other:
+    def __init__(self, solver: other_solvers.Ceres | other_solvers.Gtsam) -> None:
+        self.solver = solver
+
+    def cost_after(self, iterations: int) -> float:
+        return self.solver.solve(iterations, 1e-7).cost
+
+    def time(self, iterations: int) -> float:
+        result = self.solver.solve(iterations, 0.0)
+        return result.build_ms + result.solve_ms
+
+
+def _find_stop(solver: _Ours | _Other, target: float, most: int) -> int | None:
+    """The least number of iterations that reaches the target; None if `most` do not."""
+    for iterations in range(1, most + 1):
+        if solver.cost_after(iterations) <= target:
+            return iterations
+    return None
+
+
+def _time(call, window: WindowSnapshot) -> float:
+    cuda = window.T_WC.is_cuda
+    if cuda:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def _move(window: WindowSnapshot, device: str) -> WindowSnapshot:
+    tensors = {f.name: getattr(window, f.name).to(device) for f in fields(window) if isinstance(getattr(window, f.name), torch.Tensor)}
+    return replace(window, **tensors)
+
+
+def _format(row: dict, columns: list[str]) -> str:
+    cells = []
+    for name in columns:
+        ms, iterations = row["ms"].get(name), row["iterations"].get(name)
+        cells.append(f"{ms:8.1f} ({iterations:2d})" if ms else "     -       ")
+    ours = row["ms"].get("ours float64") or row["ms"].get("ours float64 cuda")
+    ratios = [f"{ours / row['ms'][n]:7.2f}" if ours and row["ms"].get(n) else "      -" for n in ("ceres", "gtsam")]
+    text = (f"{row['keyframes']:3d} x {row['landmarks']:4d} {row['observations']:6d} | " + " | ".join(f"{c:>13}" for c in cells)
+            + " | " + " | ".join(ratios) + f" | {row['solve_ms']:10.1f} ms | {row['warm_start_ms']:5.1f} ({row['warm_start_iterations']})")
+    if "synchronisations" in row:
+        text += "".join(f" | {n}: {s['synchronisations']} syncs in {s['iterations']} iterations" for n, s in row["synchronisations"].items())
+        text += f" | cuda/cpu {row['cuda_over_cpu_float64'] or math.nan:.2f} (64) {row['cuda_over_cpu_float32'] or math.nan:.2f} (32)"
+    return text
+
+
+def _fit_growth(rows: list[dict]) -> dict[str, float]:
+    """Exponents: time over L at the middle K, over K at the middle L, over observations at all sizes; per iteration."""
+    key = next((k for k in ("ours float64", "ours float64 cuda") if rows and k in rows[0]["ms"]), None)
+    rows = [r for r in rows if key and r["ms"][key]]
+
+    def slope(pairs: list[tuple[float, float]]) -> float | None:
+        if len({x for x, _ in pairs}) < 2:
+            return None
+        x, y = (torch.tensor(v, dtype=torch.float64).log() for v in zip(*pairs, strict=True))
+        return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+
+    per = lambda r: r["ms"][key] / r["iterations"][key]
+    middle = lambda name: sorted({r[name] for r in rows})[len({r[name] for r in rows}) // 2] if rows else None
+    K, L = middle("keyframes"), middle("landmarks")
+    slopes = {"L": slope([(r["landmarks"], per(r)) for r in rows if r["keyframes"] == K]),
+              "K": slope([(r["keyframes"], per(r)) for r in rows if r["landmarks"] == L]),
+              "observations": slope([(r["observations"], per(r)) for r in rows])}
+    return {name: value for name, value in slopes.items() if value is not None}
+
+
+def _measure_memory(K: int, L: int) -> float | None:
+    """Peak resident memory that making and solving one window adds to a warmed-up process, MB; None where Linux does not tell."""
+    program = ("import torch; torch.set_num_threads(1)\n"
+               "from imatching_ros import bundle\nfrom imatching_ros.config import BundleConfig\n"
+               "from imatching_ros.bench.windows import make_window\n"
+               "bundle.solve(make_window(3, 30).window, BundleConfig())\n"
+               "status = lambda key: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) / 1024\n"
+               "open('/proc/self/clear_refs', 'w').write('5')\n"  # resets the peak
+               f"before = status('VmRSS'); bundle.solve(make_window({K}, {L}, outliers=0.05).window, BundleConfig())\n"
+               "print(status('VmHWM') - before)\n")
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": root + os.pathsep + os.environ.get("PYTHONPATH", "")})
+    return float(done.stdout) if done.returncode == 0 else None
