@@ -16,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="320x240", help="WIDTHxHEIGHT of the training pictures (default: %(default)s)")
     parser.add_argument("--photographs", type=Path, action="append", default=[], metavar="DIR",
                         help="further photographs, besides those of scikit-image and scikit-learn; may be repeated")
+    parser.add_argument("--init", default="", metavar="FILE", help="weights to go on from (also the other family's: its backbone)")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="largest step size (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-minutes", type=float, default=None, help="stop (resumably) after this time")
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from .trainer import Trainer, TrainingPlan
 
     width, height = (int(x) for x in args.size.split("x"))
-    plan = TrainingPlan(args.matcher, args.steps, args.batch, height, width, seed=args.seed)
+    plan = TrainingPlan(args.matcher, args.steps, args.batch, height, width, learning_rate=args.learning_rate, seed=args.seed, init=args.init)
     photographs, names = load_photographs(args.photographs)
     print(f"training '{args.matcher}' for {args.steps} steps of {args.batch} pairs, {len(photographs)} photographs", flush=True)
     trainer = Trainer(plan, photographs, args.out, torch.device(args.device))

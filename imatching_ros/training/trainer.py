@@ -18,6 +18,7 @@ from ..matching.backbone import fold_batch_norm
 from ..matching.coarse_to_fine import CoarseToFine
 from ..matching.expectation import ExpectationMatcher
 from ..matching.regression import RegressionMatcher
+from ..matching.weights import read_weights
 from ..sources.simulation.effects import augment
 from ..sources.simulation.pairs import PairRenderer, warp
 from .photographs import HomographyPairs, warp_homography
@@ -45,6 +46,7 @@ class TrainingPlan:
     learning_rate: float = 1.5e-3
     photograph_share: float = 0.33
     seed: int = 0
+    init: str = ""  # weights file to go on from; of the other family, what both have in common is taken over
 
 
 class Trainer:
@@ -53,7 +55,7 @@ class Trainer:
     def __init__(self, plan: TrainingPlan, photographs: list[Tensor], out: Path, device: torch.device) -> None:
         self.plan, self.out, self.device = plan, out, device
         torch.manual_seed(plan.seed)
-        self.matcher = MATCHERS[plan.matcher](batch_norm=True).to(device, memory_format=torch.channels_last)
+        self.matcher = self._begin().to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.matcher.parameters(), lr=plan.learning_rate, weight_decay=1e-3)
         self.renderer = PairRenderer(device, photographs)
         self.photographs = HomographyPairs(photographs, device) if photographs else None
@@ -61,6 +63,16 @@ class Trainer:
         self.step = 0
         if self.checkpoint.is_file():
             self._resume()
+
+    def _begin(self) -> CoarseToFine:
+        """Random weights with batch norm, or finished ones, which have none any more."""
+        if not self.plan.init:
+            return MATCHERS[self.plan.matcher](batch_norm=True)
+        _, state = read_weights(Path(self.plan.init))
+        matcher = MATCHERS[self.plan.matcher]()
+        own = matcher.state_dict()
+        matcher.load_state_dict({k: v for k, v in state.items() if k in own and own[k].shape == v.shape}, strict=False)
+        return matcher
 
     @property
     def checkpoint(self) -> Path:
@@ -135,6 +147,9 @@ class Trainer:
     def finished(self) -> CoarseToFine:
         """The matcher as it ships: batch norm folded into the convolutions, on the CPU."""
         matcher = MATCHERS[self.plan.matcher]()
+        if self.plan.init:
+            matcher.load_state_dict(self.matcher.state_dict())
+            return matcher.cpu().eval()
         rest = {k: v for k, v in self.matcher.state_dict().items() if not k.startswith("backbone.")}
         matcher.load_state_dict(rest, strict=False)
         matcher.backbone = fold_batch_norm(self.matcher.backbone).cpu()
