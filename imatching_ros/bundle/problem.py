@@ -185,16 +185,19 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
     t = window.T_WC[:, :3].double()
     pose_priors = [p for p in window.priors if isinstance(p, PosePrior)]
     marginals = [p for p in window.priors if isinstance(p, MarginalPrior)]
-    point_priors = any(isinstance(p, PointPrior) for p in window.priors)
+    known_points = [p.points for p in window.priors if isinstance(p, PointPrior)]
     fixed = window.fixed.clone()
     anchored = fixed.clone()
     for p in pose_priors:
         anchored[p.keyframe] = True
     for p in marginals:
         anchored[p.keyframes] = True
-    if not bool(anchored.any()) and not point_priors:
+    if known_points:
+        known = torch.zeros(len(X), dtype=torch.bool, device=kf.device).index_fill(0, torch.cat(known_points).to(kf.device), True)
+        anchored[kf[known[pt]]] = True
+    if not bool(anchored.any()):
         fixed[0] = anchored[0] = True
-    mono = not bool((window.kind[used] != ObservationKind.MONO).any()) and not point_priors
+    mono = not bool((window.kind[used] != ObservationKind.MONO).any()) and not known_points
     if bool(fixed.all()):
         return fixed, None, mono, ""
 
