@@ -14,6 +14,7 @@ from pathlib import Path
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.utilities import remove_ros_args
 from rosbags.highlevel import AnyReader
 from rosgraph_msgs.msg import Clock
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         wanted = [c for c in reader.connections if args.topics is None or c.topic in args.topics]
         if not wanted:
             raise SourceError(f"{args.bag} has none of the topics {args.topics}; it has {', '.join(sorted({c.topic for c in reader.connections}))}")
-        rclpy.init(args=[])
+        rclpy.init(args=sys.argv)
         node = rclpy.create_node("player")
         try:
             _play(node, reader, wanted, args)
@@ -106,7 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m imatching_ros.ros.player", description=__doc__)
     add_arguments(parser)
     try:
-        return run(parser.parse_args())
+        return run(parser.parse_args(remove_ros_args(sys.argv)[1:]))
     except ImatchingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("recorder")
     store, counts = make_typestore(), {}
     with Writer(args.bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
@@ -75,7 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m imatching_ros.ros.recorder", description=__doc__)
     add_arguments(parser)
     try:
-        return run(parser.parse_args())
+        return run(parser.parse_args(remove_ros_args(sys.argv)[1:]))
     except ImatchingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
