@@ -30,7 +30,7 @@ def outdoor(b: SceneBuilder, low_texture: bool) -> Scene:
         while x < length:
             width, height, depth = rng.uniform(5, 16), rng.uniform(3.5, 16), rng.uniform(4, 8)
             setback = road + walk + rng.uniform(0.0, 5) + depth
-            family = choose(rng, "facade", "facade", "facade", "bricks", "plaster", "photo")
+            family = choose(rng, "facade", "facade", "facade", "facade", "bricks", "plaster", "photo")
             b.add(
                 Shape.BOX,
                 (x + width / 2, side * setback, height / 2),
@@ -56,12 +56,13 @@ def outdoor(b: SceneBuilder, low_texture: bool) -> Scene:
         kind = rng.choice(["tree", "car", "pole", "hedge", "sign", "box"], p=[0.25, 0.3, 0.15, 0.1, 0.1, 0.1])
         y = side * (road + rng.uniform(0.3, walk))
         if kind == "tree":
-            h, r = rng.uniform(1.5, 3.5), rng.uniform(0.8, 2.5)
-            b.add(Shape.CYLINDER, (x, y, h / 2), (0.15, 0.15, h / 2), "planks", tint=0.5)
-            for _ in range(rng.integers(1, 4)):
-                move = rng.uniform(-0.6, 0.6, 3) * r
-                half = r * rng.uniform(0.5, 1, 3)
-                b.add(Shape.ELLIPSOID, np.array([x, y, h + r * 0.7]) + move, half, "foliage", yaw=rng.uniform(0, 3))
+            h, r = rng.uniform(1.5, 3.5), rng.uniform(0.8, 2.2)
+            b.add(Shape.CYLINDER, (x, y, h / 2 + 0.5), (0.12, 0.12, h / 2 + 0.5), "planks", tint=0.5)
+            tint = rng.uniform(0.7, 1.0, 3)
+            for _ in range(rng.integers(4, 9)):  # many small crowns make an uneven outline
+                move = rng.normal(0, 0.45, 3) * r
+                half = r * rng.uniform(0.25, 0.6, 3)
+                b.add(Shape.ELLIPSOID, np.array([x, y, h + r * 0.9]) + move, half, "foliage", yaw=rng.uniform(0, 3), tint=tint)
         elif kind == "car":
             y = side * (road - 1.1)
             tint = rng.uniform(0.1, 1, 3) if rng.random() < 0.4 else np.full(3, rng.uniform(0.1, 1))
@@ -92,12 +93,12 @@ def outdoor(b: SceneBuilder, low_texture: bool) -> Scene:
             b.add(Shape.BOX, (x, y, half[2]), half, choose(rng, *ANY), yaw=rng.uniform(0, 3))
     heading, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.2)
     sun = 300 * np.array([np.cos(heading) * np.cos(height), np.sin(heading) * np.cos(height), np.sin(height)])
-    b.light(sun, rng.uniform(0.2, 1.0) * np.array([1.0, 0.97, 0.9]), 1e4)
+    b.light(sun, rng.uniform(0.2, 1.5) * np.array([1.0, 0.97, 0.9]), 1e4)
     low, high = np.array([-0.6 * length, 1.2 - road, 0.8]), np.array([0.6 * length, road - 1.2, 2.2])
     return b.build(
         low,
         high,
-        ambient=rng.uniform(0.35, 0.7) * np.array([0.97, 1.0, 1.05]),
+        ambient=rng.uniform(0.2, 0.6) * np.array([0.97, 1.0, 1.05]),
         corner=rng.uniform(0.1, 0.4),
         fog_density=rng.uniform(0, 0.004),
         fog_colour=rng.uniform(0.7, 0.9),

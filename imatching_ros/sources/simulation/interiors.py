@@ -194,9 +194,9 @@ def _interior(
     b: SceneBuilder, size: np.ndarray, height: float, low_texture: bool, things: int, furniture: int, walls: tuple[int, ...]
 ) -> Scene:
     rng = b.rng
-    wall = choose(rng, "plaster", "plaster", "plaster", "plaster", "concrete", "tiles") if low_texture else choose(rng, *ANY)
+    wall = choose(rng, "plaster", "plaster", "panels", "panels", "panels", "tiles") if low_texture else choose(rng, *ANY)
     floor = (
-        choose(rng, "tiles", "speckle", "plaster", "carpet", "planks", "concrete")
+        choose(rng, "tiles", "tiles", "tiles", "speckle", "plaster", "carpet", "planks", "concrete")
         if low_texture
         else choose(rng, *ANY, "planks", "tiles")
     )
@@ -261,7 +261,7 @@ def _interior(
 def room(b: SceneBuilder, low_texture: bool) -> Scene:
     rng = b.rng
     size = np.array([rng.uniform(1.8, 4.5), rng.uniform(1.8, 6.0)])
-    return _interior(b, size, rng.uniform(2.4, 3.6), low_texture, int(rng.integers(4, 11)), int(rng.integers(1, 6)), (0, 1, 2, 3))
+    return _interior(b, size, rng.uniform(2.4, 3.6), low_texture, int(rng.integers(5, 14)), int(rng.integers(2, 8)), (0, 1, 2, 3))
 
 
 def corridor(b: SceneBuilder, low_texture: bool) -> Scene:

@@ -17,8 +17,8 @@ from .textures import TextureBank, build_bank
 KIND_SHARES = {"room": 0.3, "corridor": 0.2, "outdoor": 0.25, "clutter": 0.25}
 # Share, metres indoors, turn in degrees (yaw, pitch, roll), least overlap, share that turns back to look at the same place.
 DIFFICULTIES = {
-    "small": (0.50, (0.0, 0.12), (3.0, 1.5, 1.0), 0.6, 0.0),
-    "medium": (0.35, (0.05, 0.5), (11.0, 4.0, 3.0), 0.35, 0.4),
+    "small": (0.50, (0.0, 0.15), (4.0, 2.5, 2.5), 0.6, 0.0),
+    "medium": (0.35, (0.05, 0.5), (12.0, 6.0, 7.0), 0.35, 0.4),
     "wide": (0.15, (0.3, 1.5), (20.0, 8.0, 15.0), 0.2, 0.7),
 }
 _OUTDOOR_SCALE = 8.0  # a street is driven, a room is walked
@@ -108,7 +108,8 @@ class PairRenderer:
         scene = np.repeat(np.arange(count) * len(is_outdoor) // count, tries)
         n = count * tries
         width, height = size[1], size[0]
-        focal = np.repeat(rng.uniform(0.5, 1.1, count), tries) * width
+        view = np.radians(np.repeat(rng.uniform(45, 95, count), tries))  # horizontal angle of view
+        focal = 0.5 * width / np.tan(view / 2)
         K = np.stack([focal, focal, np.full(n, (width - 1) / 2), np.full(n, (height - 1) / 2)], 1)
         outdoor = is_outdoor[scene]
         low, high = scenes.low.cpu().numpy()[scene], scenes.high.cpu().numpy()[scene]
@@ -116,8 +117,10 @@ class PairRenderer:
         heading = rng.uniform(0, 2 * np.pi, n)
         along_road = outdoor & (rng.random(n) < 0.75)
         heading = np.where(along_road, rng.choice([0, np.pi], n) + rng.normal(0, 0.35, n), heading)
-        pitch = rng.normal(0, 0.12, n) + (rng.random(n) < 0.1) * rng.normal(-0.2, 0.3, n)
-        R_A = look_along(heading, np.clip(pitch, -1.2, 1.2), rng.normal(0, 0.04, n))
+        free = rng.random(n) < 0.35  # hand-held and flying cameras tilt; those of robots and cars hardly
+        pitch = np.where(free, rng.normal(-0.05, 0.4, n), rng.normal(0, 0.1, n))
+        roll = np.where(free, rng.normal(0, 0.3, n), rng.normal(0, 0.03, n))
+        R_A = look_along(heading, np.clip(pitch, -1.2, 1.2), roll)
         rows = list(DIFFICULTIES.values())
         reach = np.array([row[1] for row in rows])[level]
         distance = (reach[:, 0] + (reach[:, 1] - reach[:, 0]) * rng.random(n)) * np.where(outdoor, _OUTDOOR_SCALE, 1.0)

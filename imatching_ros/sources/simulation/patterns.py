@@ -116,7 +116,24 @@ def tiles(rng, size):
     veins = rng.uniform(0, 0.06) * fractal(rng, size, 1.3) + rng.uniform(0, 0.03) * fractal(rng, size, 0.3, low=10)
     picture = base * (1 + rng.uniform(0, 0.08) * tone + veins)[..., None]
     joint = _joint(u, v, nx, ny, rng.uniform(0.002, 0.006))
-    return finish(_stains(rng, blend(joint * rng.uniform(0.3, 1), picture, colour(rng, 0.1, 0.8, 0.1)), rng.uniform(0, 0.25)))
+    picture = blend(joint * rng.uniform(0.3, 1), picture, colour(rng, 0.1, 0.8, 0.1))
+    return finish(_stains(rng, picture, rng.uniform(0, 0.25)) if rng.random() < 0.5 else picture)
+
+
+def panels(rng, size):
+    """Smooth wall boards with thin dark joints in an irregular grid: hospitals, offices."""
+    base = colour(rng, 0.6, 0.97, 0.1)
+    picture = np.ones((size, size, 3), np.float32) * base + (rng.uniform(0, 0.004) * fractal(rng, size, 0.8))[..., None]
+    x, y = grid(size)
+    width = rng.uniform(0.0015, 0.006)
+    depth = rng.uniform(0.15, 0.8)
+    for axis in (x, y):
+        for line in (np.arange(rng.integers(1, 4)) + rng.uniform(0, 1)) / 3 + rng.uniform(-0.08, 0.08):
+            away = (axis - line + 0.5) % 1 - 0.5
+            groove = np.clip((width / 2 - np.abs(away)) * size + 0.5, 0, 1)
+            bevel = np.clip(1 - np.abs(away - width) / width, 0, 1) * rng.uniform(0, 0.08)  # the lit edge of the board
+            picture = blend(groove * depth, picture, base * 0.3) + bevel[..., None]
+    return finish(picture)
 
 
 def planks(rng, size):
@@ -235,14 +252,27 @@ def asphalt(rng, size):
     picture = (
         base * (1 + rng.uniform(0.08, 0.2) * fractal(rng, size, 0.1, low=30) + 0.08 * fractal(rng, size, 1.3, high=40))[..., None]
     )
-    cracks = np.clip(1 - np.abs(fractal(rng, size, 1.6)) * rng.uniform(25, 60), 0, 1) * (fractal(rng, size, 2, high=4) > 0.5)
-    return finish(_stains(rng, blend(cracks * 0.6, picture, base * 0.4), rng.uniform(0.1, 0.5)))
+    for thickness in (rng.uniform(25, 60), rng.uniform(8, 20)):  # cracks, and seams of tar
+        cracks = np.clip(1.3 - np.abs(fractal(rng, size, 1.7)) * thickness, 0, 1) * (
+            fractal(rng, size, 2, high=4) > rng.uniform(0, 1.2)
+        )
+        picture = blend(cracks * rng.uniform(0.3, 0.9), picture, base * 0.4)
+    if rng.random() < 0.3:  # the dappled shade of trees
+        shade = np.clip(fractal(rng, size, 1.1, low=2, high=40) * 2 + rng.uniform(-1, 1.5), 0, 1)
+        picture = picture * (1 - rng.uniform(0.3, 0.6) * shade)[..., None]
+    return finish(_stains(rng, picture, rng.uniform(0.1, 0.5)))
 
 
 def foliage(rng, size):
-    base = colour(rng, 0.15, 0.4, 0.0) * np.array([0.8, 1.1, 0.5], np.float32)
-    field = fractal(rng, size, 0.6, low=5)
-    return finish(base * (1 + rng.uniform(0.4, 0.8) * np.tanh(field) + 0.2 * fractal(rng, size, 0.1, low=40))[..., None])
+    """Leaves in three layers of brightness, each with sharp outlines, and dark gaps."""
+    green = np.array([0.8, 1.1, 0.5], np.float32) if rng.random() < 0.8 else np.array([1.0, 0.9, 0.5], np.float32)
+    base = colour(rng, 0.15, 0.4, 0.0) * green
+    picture = np.ones((size, size, 3), np.float32) * base * rng.uniform(0.1, 0.4)
+    for brightness in (0.6, 1.0, rng.uniform(1.3, 2.2)):
+        peak = rng.uniform(10, 45)
+        leaves = fractal(rng, size, 0.2, low=peak * 0.4, high=peak * 1.5) + 0.5 * fractal(rng, size, 1.0, high=10)
+        picture = blend(leaves * 4 - rng.uniform(0, 2), picture, base * brightness)
+    return finish(picture * (1 + 0.15 * fractal(rng, size, 0.1, low=40))[..., None])
 
 
 def carpet(rng, size):

@@ -1,7 +1,8 @@
 """A ray caster in plain torch, the same on CPU and CUDA, with exact poses and exact depth.
 
 A ray leaves the camera with z = 1 in the camera frame, so the ray parameter of its first hit IS the depth along the
-optical axis. Each primitive is a unit cube, sphere or cylinder under an affine map, and a hit is an interval test in its own coordinates.
+optical axis. Each primitive is a unit cube, sphere or cylinder under an affine map, and a hit is an interval test in its
+own coordinates.
 Rays are handled in groups of neighbours; a group is tested only against primitives whose bounding sphere meets its cone.
 """
 

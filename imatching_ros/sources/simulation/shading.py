@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, one_hot
 
 from .scene import Scene, Shape
 
-_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}  # rays shaded at once
+_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 24}  # rays shaded at once
 
 
 @dataclass(frozen=True)
@@ -70,56 +71,64 @@ def _shade_flat(
     albedo = scenes.bank.sample(scenes.texture[s, index, face], uv, across * scenes.repeat[s, index, face].amax(-1))
     albedo = albedo * scenes.tint[s, index]
 
-    gloss = scenes.gloss[s, index]
     light = scenes.ambient[s] * _corner_darkening(scenes, s, index, point, normal)[:, None]
     light = light * (0.85 + 0.15 * normal[:, 2:])  # a little more light from above
-    shine = torch.zeros_like(light)
+    gloss = scenes.gloss[s, index]
+    glossy = ((gloss > 0) & hit).nonzero()[:, 0]
+    shine = torch.zeros_like(light[glossy])
     for number, seen in enumerate(lit):
         to_light = scenes.light_position[s, number] - point
         distance = to_light.norm(dim=-1).clamp_min(1e-3)
-        to_light = to_light / distance[:, None]
-        strength = (normal * to_light).sum(-1).clamp_min(0)
-        fall = scenes.light_range[s, number]
-        power = 1 / (1 + (distance / fall) ** 2)
+        strength = (normal * to_light).sum(-1).clamp_min(0) / distance
+        power = 1 / (1 + (distance / scenes.light_range[s, number]) ** 2)
         if seen is not None:
             power = power * (0.12 + 0.88 * seen)  # bounced light reaches the shadow too
-        colour = scenes.light_colour[s, number] * power[:, None]
-        light = light + colour * strength[:, None]
-        halfway = torch.nn.functional.normalize(to_light + towards_eye, dim=-1)
-        shine = shine + colour * ((normal * halfway).sum(-1).clamp_min(0) ** 40 * gloss)[:, None]
-    colour = albedo * torch.maximum(light, scenes.glow[s, index][:, None]) + shine
-
-    sky = scenes.bank.sample(
-        scenes.sky_texture[s],
-        (ray[:, :2] / (ray[:, 2:].abs() + 0.3 * view_length[:, None])) * 0.5,
-        pixel_size * view_length.clamp_min(1e-6) * 0.5,
-    )
-    haze = (ray[:, 2] / view_length).clamp(0, 1)[:, None].sqrt()
-    sky = torch.lerp(scenes.fog_colour[s], sky * scenes.sky_tint[s], haze)
+        colour = scenes.light_colour[s, number]
+        light = light + colour * (power * strength)[:, None]
+        halfway = normalize(to_light[glossy] / distance[glossy, None] + towards_eye[glossy], dim=-1)
+        highlight = (normal[glossy] * halfway).sum(-1).clamp_min(0) ** 40 * gloss[glossy] * power[glossy]
+        shine = shine + colour[glossy] * highlight[:, None]
+    colour = albedo * torch.maximum(light, scenes.glow[s, index][:, None])
+    colour[glossy] += shine
     fog = torch.exp(-scenes.fog_density[s] * depth * view_length)[:, None]
     colour = torch.lerp(scenes.fog_colour[s], colour, fog)
-    return torch.where(hit[:, None], colour, sky) * scenes.exposure[s][:, None], face
+    above = (~hit).nonzero()[:, 0]
+    if len(above):
+        colour[above] = _sky(scenes, s[above], ray[above], view_length[above], pixel_size[above])
+    return colour * scenes.exposure[s][:, None], face
+
+
+def _sky(scenes: Scene, s: Tensor, ray: Tensor, length: Tensor, pixel_size: Tensor) -> Tensor:
+    """(N, 3) clouds on a dome, hazy towards the horizon."""
+    uv = ray[:, :2] / (ray[:, 2:].abs() + 0.3 * length[:, None]) * 0.5
+    clouds = scenes.bank.sample(scenes.sky_texture[s], uv, pixel_size * length * 0.5) * scenes.sky_tint[s]
+    return torch.lerp(scenes.fog_colour[s], clouds, (ray[:, 2] / length).clamp(0, 1)[:, None].sqrt())
 
 
 def _surface(shape: Tensor, local: Tensor, half: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Face number (0..5 = -x +x -y +y -z +z), normal in the primitive's frame and metric position on the face."""
     unit = local / half
     box = shape <= Shape.SHELL
-    ball_normal = torch.nn.functional.normalize(unit / half, dim=-1)
+    ball_normal = normalize(unit / half, dim=-1)
     round_distance = unit[:, :2].norm(dim=-1)
     cap = unit[:, 2].abs() > round_distance
     side = torch.cat([unit[:, :2] / half[:, :2], torch.zeros_like(unit[:, :1])], -1)
     upright = torch.cat([torch.zeros_like(unit[:, :2]), unit[:, 2:].sign()], -1)
-    tube_normal = torch.where(cap[:, None], upright, torch.nn.functional.normalize(side, dim=-1))
+    tube_normal = torch.where(cap[:, None], upright, normalize(side, dim=-1))
     round_normal = torch.where((shape == Shape.ELLIPSOID)[:, None], ball_normal, tube_normal)
     axis = torch.where(box[:, None], unit, round_normal).abs().argmax(-1)
     sign = torch.where(box[:, None], unit, round_normal).gather(1, axis[:, None])[:, 0] > 0
-    box_normal = torch.nn.functional.one_hot(axis, 3) * (sign.float() * 2 - 1)[:, None]
+    box_normal = one_hot(axis, 3) * (sign.float() * 2 - 1)[:, None]
     box_normal = torch.where((shape == Shape.SHELL)[:, None], -box_normal, box_normal)
     normal = torch.where(box[:, None], box_normal, round_normal)
     x, y, z = (local + half).unbind(-1)
     down = 2 * half[:, 2] - z  # rows of a texture count downwards
-    flat = torch.stack([torch.where(axis == 0, y, x), torch.where(axis == 2, y, down)], -1)
+    # Seen from outside, and in a shell from inside, writing runs from left to right.
+    mirrored = (torch.where(axis == 0, ~sign, sign) & (axis < 2)) ^ ((shape == Shape.SHELL) & (axis < 2))
+    along, width = torch.where(axis == 0, y, x), 2 * torch.where(axis == 0, half[:, 1], half[:, 0])
+    from_above = sign ^ (shape == Shape.SHELL)
+    across = torch.where(from_above, 2 * half[:, 1] - y, y)
+    flat = torch.stack([torch.where(mirrored, width - along, along), torch.where(axis == 2, across, down)], -1)
     tube = (shape == Shape.CYLINDER) & ~cap
     around = torch.atan2(unit[:, 1], unit[:, 0]) * half[:, 0]
     flat = torch.where(tube[:, None], torch.stack([around, down], -1), flat)

@@ -24,6 +24,7 @@ TRAIN_FAMILIES: dict[str, tuple[Callable, float, float]] = {
     "noise": (patterns.noise, 1.0, 4.0),
     "bricks": (patterns.bricks, 1.2, 2.5),
     "tiles": (patterns.tiles, 1.2, 3.5),
+    "panels": (patterns.panels, 1.5, 3.5),
     "planks": (patterns.planks, 1.2, 2.5),
     "checker": (patterns.checker, 0.8, 3.0),
     "stripes": (patterns.stripes, 0.8, 3.0),
@@ -55,6 +56,7 @@ HELD_OUT_FAMILIES: dict[str, tuple[Callable, float, float]] = {
 # What furniture and rich walls are made of.
 ANY = (
     "plaster",
+    "panels",
     "noise",
     "bricks",
     "tiles",
