@@ -31,7 +31,7 @@ class ExpectationMatcher(CoarseToFine):
 
         # The second window slides over the first one's surface; it is kept inside it.
         reach = REFINE_WINDOW // 2
-        start = (first.detach() + (WINDOW // 2 - reach)).clamp(0, WINDOW - REFINE_WINDOW - 1e-3)
+        start = (first.detach() + (WINDOW // 2 - reach)).clamp(0.0, WINDOW - REFINE_WINDOW - 1e-3)
         narrow = slide(surface.similarity, start)
         weight = torch.softmax(narrow.flatten(2) * self.refine_log_temperature.exp(), -1).unflatten(-1, (REFINE_WINDOW,) * 2)
         inner = torch.arange(REFINE_WINDOW, device=steps.device, dtype=steps.dtype)

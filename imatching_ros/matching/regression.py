@@ -36,7 +36,7 @@ class RegressionMatcher(CoarseToFine):
         first = WINDOW // 2 * torch.tanh(self.first_regressor((similarity - peak) * 4))
 
         reach = REFINE_WINDOW // 2
-        start = (first + (WINDOW // 2 - reach)).clamp(0, WINDOW - REFINE_WINDOW - 1e-3)
+        start = (first + (WINDOW // 2 - reach)).clamp(0.0, WINDOW - REFINE_WINDOW - 1e-3)
         narrow = slide(surface.similarity, start.detach()).flatten(2)
         second = reach * torch.tanh(self.second_regressor((narrow - narrow.amax(-1, keepdim=True)) * 4))
         # The proposal keeps its gradient, so that the first regressor learns from the final coordinate too.
