@@ -95,6 +95,7 @@ class Learner:
 
     def _learn(self, sample: LearningSample) -> None:
         self.status.state = "learning"
+        self.learned_from.update(sample.keyframe_ids)
         self.replay.add(sample)
         windows = [sample]
         if len(self.replay) > 1:
@@ -121,6 +122,8 @@ class Learner:
         self.status.state = "trial"
         if not self.settings.guard:
             return self._promote(sample, Verdict("better", "no guard", float("nan"), float("nan"), 0))
+        if not self._is_news(sample):
+            return None
         seed = self.config.seed + sample.stamp_ns % 1_000_003
         self.scores_active.append(score(self.active, sample, self.settings, self.config.bundle, seed))
         self.scores_candidate.append(score(self.candidate, sample, self.settings, self.config.bundle, seed))
@@ -139,6 +142,15 @@ class Learner:
         # Undecided candidates learn on; those that lost something start again from the active weights.
         self._begin_candidate(self.active if verdict.outcome == "worse" else self.candidate)
         return None
+
+    def _is_news(self, sample: LearningSample) -> bool:
+        """Whether a window may judge: at least half of its keyframes neither taught this candidate nor judged it the last time.
+
+        Windows in a row share most keyframes, and numbers from them would look like independent witnesses without being so.
+        """
+        ids = set(sample.keyframe_ids)
+        judged = set(self.tried[-1].keyframe_ids) if self.tried else set()
+        return 2 * len(ids & (judged | self.learned_from)) <= len(ids)
 
     def _promote(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
         self.previous = self.active if self.settings.guard else None
@@ -188,6 +200,7 @@ class Learner:
         self.scores_active: list[Score] = []
         self.scores_candidate: list[Score] = []
         self.tried: list[LearningSample] = []
+        self.learned_from: set[int] = set()  # frame ids of keyframes
 
     @staticmethod
     def _copy(matcher: Matcher) -> Matcher:

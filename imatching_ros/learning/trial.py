@@ -70,7 +70,10 @@ def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bund
 
 
 def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -> Verdict:
-    """Paired comparison over windows: better by a one-sided t-test, and nothing else lost. Pure."""
+    """Paired comparison over windows: better by a one-sided t-test, and nothing else lost. Pure.
+
+    The confidence holds for the whole trial, which looks again after every window from the fewest to the most.
+    """
     n = len(active)
     gain = np.array([a.held_out_px - c.held_out_px for a, c in zip(active, candidate)])
     before, after = float(np.mean([a.held_out_px for a in active])), float(np.mean([c.held_out_px for c in candidate]))
@@ -95,7 +98,9 @@ def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -
         return verdict("worse", f"calibration is off by {off:.2f} more")
     spread = float(gain.std(ddof=1))
     t = float(gain.mean()) / max(spread / sqrt(n), 1e-9)
-    limit = float(stats.t.ppf(config.confidence, n - 1))
+    # Every look at the growing trial is a chance to be fooled; together they share what the confidence leaves (Bonferroni).
+    looks = max(config.trial_windows_max - config.trial_windows, 0) + 1
+    limit = float(stats.t.ppf(1 - (1 - config.confidence) / looks, n - 1))
     if t > limit:
         return verdict("better", f"t = {t:.2f} > {limit:.2f}")
     if t < -limit:

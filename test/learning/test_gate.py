@@ -1,0 +1,60 @@
+"""Every reason for which a window is refused, and a healthy window that is not."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from imatching_ros.config import LearningConfig
+from imatching_ros.datatypes import BAStatus
+from imatching_ros.learning.gate import refuse
+
+CONFIG = LearningConfig()
+
+
+def with_result(sample, **fields):
+    return dataclasses.replace(sample, result=dataclasses.replace(sample.result, **fields))
+
+
+def half(values, low):
+    return torch.where(torch.arange(len(values)) % 2 == 0, torch.as_tensor(low, dtype=values.dtype), values)
+
+
+def test_healthy_window_passes(make_sample):
+    assert refuse(make_sample(), CONFIG) is None
+
+
+@pytest.mark.parametrize("reason, spoil", [
+    ("tracking not healthy", lambda s: dataclasses.replace(s, tracking_healthy=False)),
+    ("bundle adjustment max_iter", lambda s: with_result(s, status=BAStatus.MAX_ITER)),
+    ("bundle adjustment degenerate", lambda s: with_result(s, status=BAStatus.DEGENERATE)),
+    ("too few inliers", lambda s: with_result(s, weight=half(s.result.weight, 0.1))),
+    ("residual too large", lambda s: with_result(s, residual_px=s.result.residual_px + 5)),
+])
+def test_refusals_of_a_spoilt_window(make_sample, reason, spoil):
+    assert refuse(spoil(make_sample()), CONFIG) == reason
+
+
+def test_too_few_landmarks(make_sample):
+    assert refuse(make_sample(landmarks=30), CONFIG) == "too few landmarks"
+
+
+def test_landmarks_of_two_views_do_not_count(make_sample):
+    sample = make_sample(landmarks=200)
+    views = torch.zeros(200, dtype=torch.long).index_add_(0, sample.window.pt_idx, torch.ones_like(sample.window.pt_idx))
+    second = torch.cat([torch.arange(int(n)) for n in views]) < 2
+    weight = torch.where(second, 1.0, 0.4)
+    config = dataclasses.replace(CONFIG, min_inlier_share=0.0)
+    assert refuse(sample, config) is None
+    assert refuse(with_result(sample, weight=weight), config) == "too few landmarks"
+
+
+def test_camera_that_stands_still(make_sample):
+    sample = make_sample()
+    assert refuse(with_result(sample, T_WC=sample.result.T_WC[:1].expand(6, 7)), CONFIG) == "no translation"
+
+
+def test_far_landmarks_have_no_parallax(make_sample):
+    sample = make_sample()
+    far = sample.result.points_W * 100
+    assert refuse(with_result(sample, points_W=far), dataclasses.replace(CONFIG, min_baseline=0.0)) == "no parallax"
