@@ -250,7 +250,7 @@ def _culled(
     counts, order = visible.sum(1).sort()
     # Visible primitives first, in their own order: the same winner of a tie on every device.
     ranking = torch.argsort((~visible).to(torch.uint8), dim=1, stable=True)
-    budget = (1 << 26) if directions.is_cuda else (1 << 17)
+    budget = (1 << 24) if directions.is_cuda else (1 << 17)
     counts_list = counts.tolist()
     start = 0
     while start < len(counts_list):

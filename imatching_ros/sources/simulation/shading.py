@@ -10,7 +10,7 @@ from torch.nn.functional import normalize, one_hot
 
 from .scene import Scene, Shape
 
-_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 24}  # rays shaded at once
+_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 20}  # rays shaded at once
 
 
 @dataclass(frozen=True)
