@@ -66,7 +66,9 @@ def marginalize(window: WindowSnapshot, leaving: Tensor, config: BundleConfig,
     if not bool(known.any()):
         return None, consumed | gone
     H = (vectors * torch.where(known, values, 0.0)) @ vectors.T
-    b = vectors @ (torch.where(known, 1.0, 0.0) * (vectors.T @ b))
+    along = torch.where(known, vectors.T @ b, 0.0)
+    b = vectors @ along
+    constant = 0.5 * float((along**2 / torch.where(known, values, 1.0)).sum())
     rows = order[kept]
     after = (~leaving).long().cumsum(0) - 1
     metric = not problem.mono or any(p.anchors_scale for p in window.priors if isinstance(p, MarginalPrior))
@@ -76,4 +78,4 @@ def marginalize(window: WindowSnapshot, leaving: Tensor, config: BundleConfig,
     rows = rows[touched]
     T = window.T_WC[rows].double()
     T = torch.cat([T[:, :3], T[:, 3:] / T[:, 3:].norm(dim=1, keepdim=True)], 1)
-    return MarginalPrior(after[rows], T, H[select][:, select], b[select], anchors_scale=metric), consumed | gone
+    return MarginalPrior(after[rows], T, H[select][:, select], b[select], constant, metric), consumed | gone

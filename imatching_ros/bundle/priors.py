@@ -34,7 +34,7 @@ class PointPrior:
 
 @dataclass(frozen=True)
 class MarginalPrior:
-    """What keyframes that left the window knew about those that stay: cost e^T information e / 2 - vector^T e.
+    """What keyframes that left the window knew about those that stay: cost e^T information e / 2 - vector^T e + constant.
 
     `keyframes` are rows of the window that the prior is used in; `with_keyframes` moves it to another window.
     """
@@ -43,11 +43,12 @@ class MarginalPrior:
     T_WC: Tensor  # (K, 7) float64, where it was linearised
     information: Tensor  # (6K, 6K) float64
     vector: Tensor  # (6K,) float64, minus the gradient at T_WC
+    constant: float = 0.0  # makes the least cost 0, so that costs stay positive
     anchors_scale: bool = False  # it knows the scale of the map, so a mono window needs no other
 
     def with_keyframes(self, keyframes: Tensor) -> MarginalPrior:
         """The same knowledge for the window in which the poses have these rows (K,)."""
-        return MarginalPrior(keyframes, self.T_WC, self.information, self.vector, self.anchors_scale)
+        return MarginalPrior(keyframes, self.T_WC, self.information, self.vector, self.constant, self.anchors_scale)
 
 
 def pose_error(R: Tensor, t: Tensor, T0: Tensor) -> Tensor:
@@ -63,15 +64,15 @@ class PosePriors:
     def __init__(self, priors: list[PosePrior | MarginalPrior], row_of: Tensor, dtype: torch.dtype) -> None:
         """row_of (M,): where each keyframe of the snapshot stands in the solver's order."""
         device = row_of.device
-        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
         for p in priors:
             if isinstance(p, PosePrior):
                 rows = row_of[torch.tensor([p.keyframe], device=device)]
                 self.parts.append((rows, p.T_WC[None].to(device, dtype), p.information.to(device, dtype),
-                                   torch.zeros(6, dtype=dtype, device=device)))
+                                   torch.zeros(6, dtype=dtype, device=device), torch.zeros((), dtype=dtype, device=device)))
             else:
                 self.parts.append((row_of[p.keyframes.to(device)], p.T_WC.to(device, dtype), p.information.to(device, dtype),
-                                   p.vector.to(device, dtype)))
+                                   p.vector.to(device, dtype), torch.tensor(p.constant, dtype=dtype, device=device)))
 
     def double(self) -> PosePriors:
         """The same priors in float64."""
@@ -85,14 +86,14 @@ class PosePriors:
     def cost(self, R: Tensor, t: Tensor) -> Tensor:
         """Sum of the priors' costs; t is (M, 3)."""
         total = t.new_zeros(())
-        for rows, T0, information, vector in self.parts:
+        for rows, T0, information, vector, constant in self.parts:
             e = pose_error(R[rows], t[rows], T0).flatten()
-            total = total + 0.5 * e @ (information @ e) - vector @ e
+            total = total + 0.5 * e @ (information @ e) - vector @ e + constant
         return total
 
     def add(self, H: Tensor, rhs: Tensor, R: Tensor, t: Tensor) -> None:
         """Adds to H (M, 6, M, 6) and rhs (M, 6), all keyframes in the solver's order."""
-        for rows, T0, information, vector in self.parts:
+        for rows, T0, information, vector, _ in self.parts:
             K = len(rows)
             e = pose_error(R[rows], t[rows], T0).flatten()
             grid = information.view(K, 6, K, 6).transpose(1, 2)

@@ -159,7 +159,7 @@ def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Te
     unused_number = mono[:, None] & third
     finite = (window.obs.isfinite() | unused_number).all(1) & X[pt].isfinite().all(1)
     finite &= ((window.sigma > 0) & window.sigma.isfinite() | unused_number).all(1)
-    z = (R[kf][:, :, 2] * (X[pt] - t[kf])).sum(1)
+    z = (R[:, :, 2][kf] * (X[pt] - t[kf])).sum(1)
     front = finite & (z > MIN_DEPTH)
     held = torch.zeros(P, dtype=torch.bool, device=kf.device)
     for prior in window.priors:

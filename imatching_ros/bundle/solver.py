@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import geometry
 from ..config import BundleConfig
 from ..datatypes import BAResult, BAStatus, ObservationKind, WindowSnapshot
-from ..residuals import MIN_DEPTH, kernel_weight, reproject, squared
+from ..residuals import MIN_DEPTH, kernel_weight, reproject, whiten
 from .problem import Problem, compile_window
 from .schur import State, Workspace, back_substitute, constrain, eliminate, evaluate, linearise, move_landmarks, rotate_small
 from .spread import measure_spread
@@ -60,6 +60,7 @@ class _Run:
 
 
 def minimise(problem: Problem, config: BundleConfig) -> _Run:
+    """Levenberg-Marquardt on a compiled window, without a verdict on what it found."""
     kernel, width = config.kernel, config.kernel_width
     F = len(problem.R) - problem.num_fixed
     free = slice(problem.num_fixed, None)
@@ -119,11 +120,10 @@ def minimise(problem: Problem, config: BundleConfig) -> _Run:
 
 
 def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: BundleConfig) -> BAResult:
-    state, device = run.state, window.T_WC.device
+    state = run.state
     T_WC, points_W = window.T_WC.double().clone(), state.X.T[: len(window.points_W)].double().contiguous()
     rows = problem.order[problem.num_fixed:]
     if len(rows):
-        M = len(rows)
         matrices = torch.cat([state.R, state.t[..., None]], 2)[problem.num_fixed:].double()
         moved = geometry.from_matrix(matrices)
         sign = torch.where((moved[:, 3:] * T_WC[rows, 3:]).sum(1, keepdim=True) < 0, -1.0, 1.0)
@@ -153,13 +153,12 @@ def _unsolved(window: WindowSnapshot, problem: Problem, config: BundleConfig, wh
 def _residuals(window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W: Tensor,
                config: BundleConfig) -> tuple[Tensor, Tensor, Tensor]:
     """residual_px (O, 2), s (O,), weight (O,) by the one residual that learning shares."""
-    arguments = window.camera, T_WC, points_W, window.kf_idx, window.pt_idx
-    predicted = reproject(*arguments, window.kind)
-    residual = (window.obs - predicted)[:, :2]
-    s = squared(*arguments, window.obs.double(), window.kind, window.sigma.double())
+    residual = window.obs.double() - reproject(window.camera, T_WC, points_W, window.kf_idx, window.pt_idx, window.kind)
+    whitened = whiten(residual, window.sigma.double(), window.kind)
+    s = (whitened * whitened).sum(1)
     usable = problem.used & s.isfinite()
     weight = torch.where(usable, kernel_weight(config.kernel, s.nan_to_num(0.0), config.kernel_width), 0.0)
-    return residual, s, weight
+    return residual[:, :2], s, weight
 
 
 def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: Tensor, weight: Tensor,
