@@ -21,20 +21,20 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0f80c4", "#e69f00", "#009e73", "#d55e00", "#8
 _INK, _GRID = "#20262e", "#c3c8cf"  # replaced by CSS variables in the page
 _STYLE = {
     "font.size": 10, "font.family": "sans-serif", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "text.color": _INK,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": _GRID, "grid.linewidth": 0.6, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "text.color": _INK,
     "xtick.color": _INK, "ytick.color": _INK, "axes.titlelocation": "left", "axes.titlesize": 10.5, "legend.frameon": False,
     "axes.titlecolor": _INK, "axes.linewidth": 0.8, "lines.linewidth": 1.4,
 }
 
 
-def draw_all(run: Run) -> dict[str, Figure]:
-    """{name: figure} of whatever the run holds data for."""
-    drawers: dict[str, Callable[[Run], Figure | None]] = {
+def draw_all(run: Run, narrow: bool = False) -> dict[str, Figure]:
+    """{name: figure} of whatever the run holds data for; `narrow` stacks what stands side by side, for phones."""
+    drawers: dict[str, Callable[[Run, bool], Figure | None]] = {
         "trajectory": _trajectory, "ate": _ate, "rpe": _rpe, "learning": _learning, "residuals": _residuals, "latency": _latency,
         "tracking": _tracking, "matching": _matching,
     }
     with matplotlib.rc_context(_STYLE):
-        return {name: figure for name, draw in drawers.items() if (figure := draw(run)) is not None}
+        return {name: figure for name, draw in drawers.items() if (figure := draw(run, narrow)) is not None}
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -55,16 +55,22 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', svg, count=1)
     # matplotlib numbers its groups the same way in every figure.
-    return re.sub(r'(id=|href="#|url\(#)("?)([A-Za-z0-9_]+)', lambda m: f"{m[1]}{m[2]}{name}-{m[3]}" if m[1] == "id=" or m[1] != "id=" else m[0],
-                  svg)
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
 
 
-def _figure(rows: int = 1, columns: int = 1, height: float = 3.0, **options: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7.6, height), layout="constrained")
+def _figure(narrow: bool, rows: int = 1, columns: int = 1, height: float = 3.0, **options: Any) -> tuple[Figure, Any]:
+    """A figure of that height (inches) with its axes; `narrow` turns one row of panels into one column."""
+    if not narrow:
+        figure = Figure(figsize=(7.6, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, **options)
+    if columns > 1:
+        options = {k: v for k, v in options.items() if k not in ("width_ratios", "sharey")}
+        rows, columns, height = columns, 1, columns * height * 0.85
+    figure = Figure(figsize=(3.9, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
-def _trajectory(run: Run) -> Figure | None:
+def _trajectory(run: Run, narrow: bool) -> Figure | None:
     if run.score is None and run.estimate is None:
         return None
     truth = run.score.truth.T_WC[:, :3] if run.score is not None else None
@@ -78,7 +84,7 @@ def _trajectory(run: Run) -> Figure | None:
     a, b = (k for k in range(3) if k != up)
     if np.ptp(shown[:, b]) > np.ptp(shown[:, a]):
         a, b = b, a
-    figure, (top, side) = _figure(1, 2, 3.4, width_ratios=(3, 2))
+    figure, (top, side) = _figure(narrow, 1, 2, 3.4, width_ratios=(3, 2))
     unit = "m" if run.score is not None or run.metrics.get("metric") else "map units"
     if truth is not None:
         top.plot(truth[:, a], truth[:, b], color=GREY, label="truth", linewidth=3.5, alpha=0.6)
@@ -93,10 +99,10 @@ def _trajectory(run: Run) -> Figure | None:
     return figure
 
 
-def _ate(run: Run) -> Figure | None:
+def _ate(run: Run, narrow: bool) -> Figure | None:
     if run.score is None:
         return None
-    figure, axes = _figure(height=2.5)
+    figure, axes = _figure(narrow, height=2.5)
     seconds = run.seconds(run.score.estimate.stamps_ns)
     axes.fill_between(seconds, run.score.error_m, color=BLUE, alpha=0.18, linewidth=0)
     axes.plot(seconds, run.score.error_m, color=BLUE)
@@ -106,10 +112,10 @@ def _ate(run: Run) -> Figure | None:
     return figure
 
 
-def _rpe(run: Run) -> Figure | None:
+def _rpe(run: Run, narrow: bool) -> Figure | None:
     if run.score is None or not len(run.score.rpe_trans_m):
         return None
-    figure, (left, right) = _figure(1, 2, 2.5)
+    figure, (left, right) = _figure(narrow, 1, 2, 2.5)
     seconds = run.seconds(run.score.estimate.stamps_ns)[1:]
     left.plot(seconds, run.score.rpe_trans_m * 100, color=BLUE)
     left.set(xlabel="time [s]", ylabel="cm", title="translation, frame to frame", ylim=(0, None))
@@ -118,11 +124,11 @@ def _rpe(run: Run) -> Figure | None:
     return figure
 
 
-def _learning(run: Run) -> Figure | None:
+def _learning(run: Run, narrow: bool) -> Figure | None:
     steps, trials = run.events_of("learning_step"), run.events_of("trial")
     if not steps and not trials:
         return None
-    figure, (top, bottom) = _figure(2, 1, 4.4, sharex=True)
+    figure, (top, bottom) = _figure(narrow, 2, 1, 4.4, sharex=True)
     if steps:
         seconds = run.seconds([e["stamp_ns"] for e in steps])
         residual = np.array([np.nan if e.get("residual") is None else e["residual"] for e in steps], float)
@@ -149,22 +155,22 @@ def _learning(run: Run) -> Figure | None:
     return figure
 
 
-def _residuals(run: Run) -> Figure | None:
+def _residuals(run: Run, narrow: bool) -> Figure | None:
     histogram = run.metrics.get("residual_histogram")
     if not histogram or not sum(histogram["counts"]):
         return None
     edges, counts = np.array(histogram["edges_px"]), np.array(histogram["counts"], float)
-    figure, axes = _figure(height=2.5)
+    figure, axes = _figure(narrow, height=2.5)
     axes.bar(edges, counts / counts.sum() * 100, width=edges[1] - edges[0], align="edge", color=BLUE)
     axes.set(xlabel=f"distance of an inlier from its reprojected landmark [px]; the last bar is {edges[-1]:g} and more", ylabel="share [%]")
     return figure
 
 
-def _latency(run: Run) -> Figure | None:
+def _latency(run: Run, narrow: bool) -> Figure | None:
     latency = run.frames.get("latency_ms")
     if latency is None or not len(latency):
         return None
-    figure, (left, right) = _figure(1, 2, 2.6, width_ratios=(3, 2))
+    figure, (left, right) = _figure(narrow, 1, 2, 2.6, width_ratios=(3, 2))
     seconds = run.seconds(run.frames["stamp_ns"])
     if "processing_ms" in run.frames:
         left.plot(seconds, run.frames["processing_ms"], color=ORANGE, linewidth=0.9, label="with keyframe work")
@@ -181,10 +187,10 @@ def _latency(run: Run) -> Figure | None:
     return figure
 
 
-def _tracking(run: Run) -> Figure | None:
+def _tracking(run: Run, narrow: bool) -> Figure | None:
     if "inliers" not in run.frames:
         return None
-    figure, axes = _figure(height=2.5)
+    figure, axes = _figure(narrow, height=2.5)
     seconds = run.seconds(run.frames["stamp_ns"])
     axes.plot(seconds, run.frames["matches"], color=GREY, label="matches")
     axes.plot(seconds, run.frames["inliers"], color=BLUE, label="inliers of the pose")
@@ -194,25 +200,25 @@ def _tracking(run: Run) -> Figure | None:
         for k, s in enumerate(at):
             axes.axvspan(s - step / 2, s + step / 2, color=colour, alpha=0.25, linewidth=0, label=state if k == 0 else None)
     axes.set(xlabel="time [s]", ylabel="points", ylim=(0, None))
-    axes.legend(fontsize=8.5, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8.5, ncols=3 if narrow else 5, loc="outside upper center")
     return figure
 
 
-def _matching(run: Run) -> Figure | None:
+def _matching(run: Run, narrow: bool) -> Figure | None:
     if not run.matches or not run.matches.get("results"):
         return None
     results = [r for r in run.matches["results"] if any(v.get("mma") for v in r["gaps"].values())]
     if not results:
         return None
     gaps = list(results[0]["gaps"])
-    figure, all_axes = _figure(1, len(gaps), 2.6, sharey=True, squeeze=False)
-    for axes, gap in zip(all_axes[0], gaps):
+    figure, all_axes = _figure(narrow, 1, len(gaps), 2.6, sharey=True, squeeze=False)
+    for axes, gap in zip(all_axes.flat, gaps):
         axes: Axes
         for k, (result, colour) in enumerate(zip(results, (GREY, BLUE))):
             mma, interval = result["gaps"][gap]["mma"], result["gaps"][gap]["mma_interval"]
             if mma is None:
                 continue
-            x = np.arange(len(mma)) + (k - 0.5) * 0.36
+            x = np.arange(len(mma)) + (k - (len(results) - 1) / 2) * 0.36
             values = np.array(list(mma.values()))
             spread = np.abs(np.array(list(interval.values())).T - values) * 100
             axes.bar(x, values * 100, 0.34, color=colour, label=result["matcher"], yerr=spread, error_kw=dict(ecolor=_INK, elinewidth=0.9))
@@ -220,5 +226,5 @@ def _matching(run: Run) -> Figure | None:
         axes.set_title(f"{gap} frame{'s' if gap != '1' else ''} apart")
         axes.grid(axis="x", visible=False)
     all_axes[0][0].set_ylabel("right matches [%]")
-    all_axes[0][0].legend(fontsize=8.5)
+    figure.legend(*all_axes[0][0].get_legend_handles_labels(), fontsize=8.5, loc="outside upper right", ncols=2)
     return figure

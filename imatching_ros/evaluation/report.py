@@ -40,12 +40,12 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     run = read_run(folder)
     out = folder / "report.html" if out is None else out
     out.parent.mkdir(parents=True, exist_ok=True)
-    figures = draw_all(run)
     pngs = out.parent / "figures"
     pngs.mkdir(exist_ok=True)
+    narrow = draw_all(run, narrow=True)
     svgs = {}
-    for name, figure in figures.items():
-        svgs[name] = to_svg(figure, name)
+    for name, figure in draw_all(run).items():
+        svgs[name] = (f'<div class="wide">{to_svg(figure, name)}</div><div class="narrow">{to_svg(narrow[name], f"{name}-narrow")}</div>')
         save_png(figure, pngs / f"{name}.png")
     out.write_text(_page(run, svgs), encoding="utf-8")
     out.with_suffix(".json").write_text(json.dumps({"metrics": run.metrics, "matches": run.matches, "series": _series(run)}) + "\n")
@@ -70,7 +70,7 @@ def _page(run: Run, svgs: dict[str, str]) -> str:
     sections = []
     for key, (title, caption) in _CAPTIONS.items():
         if key in svgs:
-            sections.append(_section(title, caption, f'<div class="figure">{svgs[key]}</div>'))
+            sections.append(_section(title, caption, svgs[key]))
             if key == "matching":
                 sections.append(_matches(run))
     if "matching" not in svgs and run.matches:
@@ -208,13 +208,13 @@ body {{ margin:0; background:var(--bg); color:var(--ink); font:16px/1.5 system-u
 main {{ max-width:60rem; margin:0 auto; padding:1.5rem 1rem 3rem; }}
 h1 {{ font-size:1.6rem; margin:0; overflow-wrap:anywhere; }} h2 {{ font-size:1.1rem; margin:0 0 .3rem; }}
 .subtitle,.caption {{ color:var(--soft); margin:.1rem 0 .8rem; font-size:.92rem; }}
-.tiles {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(11rem,1fr)); gap:.7rem; margin:1.1rem 0; }}
+.tiles {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr)); gap:.7rem; margin:1.1rem 0; }}
 .tile,section {{ background:var(--card); border:1px solid var(--line); border-radius:.7rem; padding:.9rem 1rem; }}
 .tile span {{ color:var(--soft); font-size:.82rem; display:block; }} .tile b {{ font-size:1.35rem; font-weight:650; font-variant-numeric:tabular-nums; }}
 .tile small {{ display:block; color:var(--soft); line-height:1.35; }}
 section {{ margin:0 0 1rem; }}
-.figure {{ overflow-x:auto; }} .figure svg {{ display:block; width:100%; min-width:34rem; height:auto; font-family:inherit; }}
-.figure svg text {{ font-family:inherit !important; }}
+.wide svg,.narrow svg {{ display:block; width:100%; height:auto; }} svg text {{ font-family:inherit !important; }}
+.narrow {{ display:none; }} @media (max-width:40rem) {{ .wide {{ display:none; }} .narrow {{ display:block; }} }}
 .pictures {{ display:grid; gap:.9rem; }} figure {{ margin:0; }} img {{ width:100%; height:auto; border-radius:.4rem; display:block; }}
 figcaption {{ color:var(--soft); font-size:.85rem; }}
 .key {{ white-space:nowrap; margin-right:.5rem; }} .key::before {{ content:""; display:inline-block; width:.8em; height:.8em; border-radius:50%; background:var(--c);
