@@ -52,7 +52,7 @@ class OdometryNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._take_parameters)
         self._pipeline: Pipeline | None = None
-        self._profile = ""
+        self._directory, self._profile = Path(), ""
         self._outputs: Outputs | None = None
         self._tree: Any = None
         self._inputs: CameraInputs | None = None
@@ -71,16 +71,16 @@ class OdometryNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.config, self.core = params.read_configs(self)
-        directory = weights_directory(self.config.weights_dir)
+        self._directory = weights_directory(self.config.weights_dir)
         self._profile = self.config.weights_profile or default_profile(self.core)
         try:
-            pipeline = Pipeline(self.core, self._on_event, directory, self._profile)
+            pipeline = Pipeline(self.core, self._on_event, self._directory, self._profile)
         except ImatchingError as error:
             self.get_logger().error(str(error))
             return _FAILURE
         self._pipeline = pipeline
         self._outputs = Outputs(self, self.config)
-        self._tree = None if self.config.base_from_camera else make_lookup(self)
+        self._tree = None if any(self.config.base_from_camera) else make_lookup(self)
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -154,6 +154,8 @@ class OdometryNode(LifecycleNode):
             return response
         response.success, response.message = self._command(command)
         if response.success:
+            if name not in ("default", "previous"):
+                response.path = str(name if name.endswith(".safetensors") else self._directory / f"{name}.safetensors")
             status = self._pipeline.learning_status()
             response.version, response.hash = int(status.weights_version), str(status.weights_hash)
         return response

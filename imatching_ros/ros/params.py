@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, ParameterType
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
@@ -15,6 +16,7 @@ from rclpy.parameter import Parameter
 
 from ..config import Config, check, setting, walk
 from ..errors import ConfigError
+from .transforms import from_pose
 
 
 _TYPES = {bool: ParameterType.PARAMETER_BOOL, int: ParameterType.PARAMETER_INTEGER, float: ParameterType.PARAMETER_DOUBLE,
@@ -36,7 +38,7 @@ class NodeConfig:
     odom_frame: str = setting("odom", "frame of the published poses")
     base_frame: str = setting("base_link", "frame of the robot, whose pose is published")
     publish_tf: bool = setting(True, "publish odom_frame -> base_frame on /tf", live=True)
-    base_from_camera: tuple = setting((), "pose of the camera's optical frame in base_frame: x y z qx qy qz qw; empty: from TF")
+    base_from_camera: tuple = setting((0.0,) * 7, "pose of the camera's optical frame in base_frame: x y z qx qy qz qw; all zeros: from TF")
     tf_timeout_s: float = setting(2.0, "how long to wait for TF from base_frame to the camera before the camera itself is taken "
                                   "as the base, looking along +x", unit="s", low=0.0, high=3600.0)
     path_length: int = setting(2000, "poses kept in ~/path", low=1, high=1000000, live=True)
@@ -62,10 +64,7 @@ def declare(node: Node) -> list[str]:
         if "off" in meta["choices"] and name in overrides and overrides[name].value is False:
             overrides[name] = Parameter(name, value="off")  # YAML reads the word off as false
         try:
-            if value == []:  # whose type rclpy would not guess
-                node.declare_parameter(name, Parameter.Type(descriptor.type), descriptor)
-            else:
-                node.declare_parameter(name, value, descriptor)
+            node.declare_parameter(name, value, descriptor)
         except (InvalidParameterTypeException, InvalidParameterValueException):
             bounds = describe_bounds(meta)
             raise ConfigError(f"parameter {name} is {overrides[name].value!r}, expected {describe_type(default)}"
@@ -124,7 +123,7 @@ def read_configs(node: Node) -> tuple[NodeConfig, Config]:
     Raises:
         ConfigError: a value out of bounds, or settings that contradict each other.
     """
-    return make_configs({name: value_of(node, name) for name, _, _ in settings()})
+    return make_configs({name: node.get_parameter(name).value for name, _, _ in settings()})
 
 
 def make_configs(values: dict[str, Any]) -> tuple[NodeConfig, Config]:
@@ -134,24 +133,21 @@ def make_configs(values: dict[str, Any]) -> tuple[NodeConfig, Config]:
         ConfigError: a value out of bounds, or settings that contradict each other.
     """
     own = {f.name: values[f.name] for f in fields(NodeConfig)}
-    config = NodeConfig(**{name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in own.items()})
+    config = NodeConfig(**{name: value if isinstance(value, (bool, int, float, str)) else tuple(value) for name, value in own.items()})
     for name, value, meta in walk(config):
         check(name, value, meta)
-    if len(config.base_from_camera) not in (0, 7):
-        raise ConfigError(f"base_from_camera has {len(config.base_from_camera)} numbers, expected 7 (x y z qx qy qz qw) or none")
+    if len(config.base_from_camera) != 7:
+        raise ConfigError(f"base_from_camera has {len(config.base_from_camera)} numbers, expected 7: x y z qx qy qz qw")
+    if any(config.base_from_camera):
+        try:
+            from_pose(np.array(config.base_from_camera))
+        except ValueError as error:
+            raise ConfigError(f"base_from_camera: {error}") from None
     core = {name: value for name, value in values.items() if name not in own}
     return config, Config.from_dict({**core, "odometry.mode": config.mode})
 
 
-def value_of(node: Node, name: str) -> Any:
-    """The value of a parameter; () for an empty list, which ROS cannot tell from a parameter that is not set."""
-    parameter = node.get_parameter_or(name, Parameter(name))
-    if parameter.type_ == Parameter.Type.NOT_SET:
-        return ()
-    return list(parameter.value) if parameter.type_ == Parameter.Type.DOUBLE_ARRAY else parameter.value
-
-
 def changed(node: Node, parameters: list[Parameter]) -> dict[str, Any]:
     """The value of every parameter once `parameters` are set."""
-    values = {name: value_of(node, name) for name, _, _ in settings()}
+    values = {name: node.get_parameter(name).value for name, _, _ in settings()}
     return {**values, **{p.name: p.value for p in parameters if p.name in values}}

@@ -146,7 +146,7 @@ class Processor:
     def _find_camera(self, frame_id: str) -> np.ndarray | None:
         """T_BC, or None while TF may still come."""
         c = self.config
-        if c.base_from_camera:
+        if any(c.base_from_camera):
             return transforms.from_pose(np.array(c.base_from_camera))
         if frame_id == c.base_frame:
             return np.eye(4)
