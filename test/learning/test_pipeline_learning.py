@@ -1,0 +1,155 @@
+"""Learning in line with odometry on a short rendered sequence: repeatable, adopted between frames, kept on disk, undone when it harms."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from imatching_ros.config import Config
+from imatching_ros.datatypes import TrackingState
+from imatching_ros.errors import WeightsError
+from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header
+from imatching_ros.pipeline import Pipeline
+from imatching_ros.sources.simulation.sequence import simulated_frames
+
+SETTINGS = {"learning.mode": "sync", "learning.guard": False, "learning.candidate_steps": 2, "learning.min_landmarks": 15,
+            "learning.keyframes_per_step": 2, "odometry.mode": "mono", "odometry.landmarks_per_frame": 150}
+CONFIG = Config().with_values(SETTINGS)
+FRAMES = 20
+
+pytestmark = pytest.mark.skipif(not (DEFAULT_DIR / "expectation.safetensors").is_file(), reason="no default weights")
+
+
+@pytest.fixture(scope="module")
+def frames():
+    sequence = simulated_frames("clutter", FRAMES, 7, (240, 320), supersample=1, texture_size=256, speed_mps=0.9)
+    return [frame for frame, _ in sequence]
+
+
+@dataclasses.dataclass
+class Run:
+    events: list
+    outputs: list
+    hash: str
+    promotions: int
+    weights: object
+
+
+def drive(frames, config=CONFIG, weights_dir=None, watch=None):
+    events, outputs = [], []
+    pipeline = Pipeline(config, events.append, weights_dir)
+    for frame in frames:
+        outputs.append(pipeline.process(frame))
+        if watch is not None:
+            watch(pipeline)
+    status = pipeline.learning_status()
+    pipeline.close()
+    return Run(events, outputs, hash_state(pipeline.matcher.state_dict()), status.promotions, weights_dir)
+
+
+def versions(pipeline):
+    """The weights versions that made what the window holds, and the matcher's own."""
+    window = pipeline.window
+    made = {k.features.weights_version for k in window.keyframes}
+    if len(window.landmarks):
+        made.add(window.queries.weights_version)
+    return made, pipeline.matcher.weights_version
+
+
+@pytest.fixture(scope="module")
+def promoted(frames, tmp_path_factory):
+    """A run in which every candidate is promoted; features are looked at after every frame."""
+    mixed = []
+
+    def watch(pipeline):
+        made, own = versions(pipeline)
+        if made - {own}:
+            mixed.append((made, own))
+
+    run = drive(frames, weights_dir=tmp_path_factory.mktemp("weights"), watch=watch)
+    assert run.promotions >= 2, "the sequence must make candidates, else these tests show nothing"
+    assert not mixed, "features of several versions were kept together"
+    return run
+
+
+def test_two_runs_are_identical(frames, promoted):
+    again = drive(frames)
+    assert again.hash == promoted.hash
+    assert again.promotions == promoted.promotions
+    for a, b in zip(promoted.outputs, again.outputs):
+        assert a.state is b.state and a.weights_version == b.weights_version
+        assert (a.T_WC is None) == (b.T_WC is None) and (a.T_WC is None or torch.equal(a.T_WC, b.T_WC))
+
+
+def test_weights_change_between_frames_and_tracking_goes_on(promoted):
+    used = [o.weights_version for o in promoted.outputs]
+    assert used == sorted(used) and used[-1] > used[0]
+    assert all("adopt" in b.timings_ms for a, b in zip(promoted.outputs, promoted.outputs[1:]) if a.weights_version != b.weights_version)
+    first = next(k for k, o in enumerate(promoted.outputs) if o.state is TrackingState.TRACKING)
+    assert all(o.T_WC is not None for o in promoted.outputs[first:])
+
+
+def test_promotions_are_told_and_on_disk(promoted):
+    told = [e for e in promoted.events if e["event"] == "promotion"]
+    assert len(told) == promoted.promotions
+    current = read_header(promoted.weights / "current.safetensors")
+    adopted = max(o.weights_version for o in promoted.outputs)
+    assert current.version == adopted
+    assert current.hash == next(e["hash"] for e in told if e["version"] == adopted)
+    assert current.provenance["kind"] == "promotion" and current.provenance["steps"] >= 2
+
+
+def test_restart_resumes_from_the_last_good_weights(promoted):
+    header = read_header(promoted.weights / "current.safetensors")
+    pipeline = Pipeline(CONFIG, weights_dir=promoted.weights)
+    assert pipeline.matcher.weights_version == header.version
+    assert hash_state(pipeline.matcher.state_dict()) == header.hash
+    pipeline.close()
+
+
+def test_damaged_weights_are_an_error_that_says_so(promoted, tmp_path):
+    data = bytearray((promoted.weights / "current.safetensors").read_bytes())
+    for name, content in (("truncated", data[: len(data) // 2]), ("flipped", data[:-100] + bytes(100))):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "current.safetensors").write_bytes(content)
+        with pytest.raises(WeightsError, match="current.safetensors"):
+            Pipeline(CONFIG, weights_dir=folder)
+
+
+def test_save_and_load_by_name(frames, tmp_path):
+    pipeline = Pipeline(CONFIG.with_values({"learning.mode": "'off'"}), weights_dir=tmp_path)
+    home = hash_state(pipeline.matcher.state_dict())
+    pipeline.save_weights("garage")
+    with torch.no_grad():
+        next(pipeline.matcher.parameters()).add_(0.01)
+    other = hash_state(pipeline.matcher.state_dict())
+    pipeline.load_weights("garage")
+    assert hash_state(pipeline.matcher.state_dict()) == home
+    pipeline.load_weights("previous")
+    assert hash_state(pipeline.matcher.state_dict()) == other
+    with pytest.raises(WeightsError):
+        pipeline.load_weights("cellar")
+    assert hash_state(pipeline.matcher.state_dict()) == other
+    pipeline.close()
+
+
+def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
+    from imatching_ros.learning.learner import Learner
+    from imatching_ros.learning.trial import Verdict
+    from imatching_ros.matching import create_matcher
+
+    events = []
+    learner = Learner(create_matcher(CONFIG.matcher), CONFIG.with_values({"learning.guard": True}), events.append)
+    home, sample = hash_state(learner.active.state_dict()), make_sample(landmarks=40)
+    with torch.no_grad():
+        next(learner.candidate.parameters()).add_(0.01)
+    promotion = learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
+    assert promotion.snapshot.hash != home and not promotion.rollback
+    assert {f.weights_version for f in promotion.features.values()} == {promotion.snapshot.version}
+    rollback = learner.consume(dataclasses.replace(sample, tracking_healthy=False))
+    assert rollback.rollback and rollback.snapshot.hash == home
+    assert rollback.snapshot.version > promotion.snapshot.version
+    assert [e["event"] for e in events] == ["promotion", "rollback"] and "tracking" in events[-1]["reason"]
+    assert learner.status.rollbacks == 1
+    assert learner.consume(dataclasses.replace(sample, tracking_healthy=False)) is None  # only once
