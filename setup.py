@@ -29,6 +29,8 @@ setup(
         "ros": ["rclpy", "cv_bridge", "sensor_msgs_py", "sensor_msgs", "nav_msgs", "geometry_msgs", "std_srvs", "diagnostic_msgs",
                 "tf2_ros", "launch", "launch_ros"],
         "test": ["pytest==8.3.*"],
+        # What `bench ba` compares with. GTSAM asks for a newer pytest than "test"; with both, install it by pip --no-deps.
+        "bench": ["gtsam>=4.3", "pyceres>=2.6", "pycolmap>=4"],
     },
     entry_points={"console_scripts": ["imatching_ros = imatching_ros.__main__:main"]},
 )

@@ -41,7 +41,10 @@ def test_gradients_in_poses_landmarks_and_observations(kind):
     kf, pt, k = w.kf_idx[:8], w.pt_idx[:8], w.kind[:8]
     points = made.points_W[: int(pt.max()) + 1].clone().requires_grad_()
     T, obs = made.T_WC.clone().requires_grad_(), (w.obs[:8] + 0.7).requires_grad_()
-    call = lambda T, X, z: residuals.squared(w.camera, T, X, kf, pt, z, k, torch.full_like(z, 2.0))
+
+    def call(T, X, z):
+        return residuals.squared(w.camera, T, X, kf, pt, z, k, torch.full_like(z, 2.0))
+
     assert torch.autograd.gradcheck(call, (T, points, obs), atol=1e-4)
 
 

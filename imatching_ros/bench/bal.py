@@ -25,16 +25,16 @@ def read_bal(path: str | Path) -> WindowSnapshot:
     path = Path(path)
     try:
         words = path.read_text().split()
-        M, P, O = (int(w) for w in words[:3])
+        M, P, count = (int(w) for w in words[:3])
         numbers = torch.tensor([float(w) for w in words[3:]], dtype=torch.float64)
-        if len(numbers) != 4 * O + 9 * M + 3 * P:
-            raise ValueError(f"{len(numbers)} numbers after the header, expected {4 * O + 9 * M + 3 * P}")
+        if len(numbers) != 4 * count + 9 * M + 3 * P:
+            raise ValueError(f"{len(numbers)} numbers after the header, expected {4 * count + 9 * M + 3 * P}")
     except (OSError, ValueError) as error:
         raise SourceError(f"cannot read the BAL problem {path}: {error}") from None
-    rows = numbers[: 4 * O].view(O, 4)
+    rows = numbers[: 4 * count].view(count, 4)
     kf_idx, pt_idx, measured = rows[:, 0].long(), rows[:, 1].long(), rows[:, 2:]
-    cameras = numbers[4 * O: 4 * O + 9 * M].view(M, 9)
-    points = numbers[4 * O + 9 * M:].view(P, 3)
+    cameras = numbers[4 * count: 4 * count + 9 * M].view(M, 9)
+    points = numbers[4 * count + 9 * M:].view(P, 3)
 
     f, k1, k2 = (cameras[kf_idx, i] for i in (6, 7, 8))
     distorted = measured / f[:, None]
@@ -48,9 +48,9 @@ def read_bal(path: str | Path) -> WindowSnapshot:
     focal = float(cameras[0, 6])
     camera = Camera(2 * round(focal), 2 * round(focal), focal, focal, focal, focal)
     uv = p * torch.tensor([1.0, -1.0]) * focal + focal
-    sigma = (focal / f)[:, None].expand(O, 3).contiguous()
+    sigma = (focal / f)[:, None].expand(count, 3).contiguous()
     fixed = torch.zeros(M, dtype=torch.bool)
     fixed[0] = True
-    kind = torch.full((O,), int(ObservationKind.MONO))
-    return WindowSnapshot(camera, T_WC, points, kf_idx, pt_idx, torch.cat([uv, torch.zeros(O, 1, dtype=torch.float64)], 1), kind, sigma,
+    kind = torch.full((count,), int(ObservationKind.MONO))
+    return WindowSnapshot(camera, T_WC, points, kf_idx, pt_idx, torch.cat([uv, torch.zeros(count, 1, dtype=torch.float64)], 1), kind, sigma,
                           fixed)

@@ -66,20 +66,20 @@ def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: Observat
     points_C = geometry.act(geometry.inverse(T)[kf_idx], points[pt_idx])
     seen = points_C[:, 2] > 0.3
     kf_idx, pt_idx, points_C = kf_idx[seen], pt_idx[seen], points_C[seen]
-    O = len(kf_idx)
-    obs = torch.zeros(O, 3, dtype=torch.float64)
+    count = len(kf_idx)
+    obs = torch.zeros(count, 3, dtype=torch.float64)
     obs[:, :2] = geometry.project(camera, points_C)
-    sigma = torch.full((O, 3), noise_px, dtype=torch.float64)
+    sigma = torch.full((count, 3), noise_px, dtype=torch.float64)
     if kind == ObservationKind.STEREO:
         obs[:, 2] = obs[:, 0] - camera.fx * camera.baseline_m / points_C[:, 2]
     elif kind == ObservationKind.DEPTH:
         obs[:, 2] = 1 / points_C[:, 2]
         sigma[:, 2] = noise_px / (camera.fx * camera.baseline_m)
-    obs += torch.randn(O, 3, **real) * sigma
+    obs += torch.randn(count, 3, **real) * sigma
     if kind == ObservationKind.MONO:
         obs[:, 2] = 0
-    outlier = torch.rand(O, **real) < outliers
-    obs[:, :2] += torch.where(outlier[:, None], (torch.rand(O, 2, **real) - 0.5) * 100, 0.0)
+    outlier = torch.rand(count, **real) < outliers
+    obs[:, :2] += torch.where(outlier[:, None], (torch.rand(count, 2, **real) - 0.5) * 100, 0.0)
 
     fixed = torch.zeros(keyframes, dtype=torch.bool)
     fixed[0] = True
@@ -90,5 +90,5 @@ def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: Observat
     start_T = geometry.retract(T, shake)
     away = torch.randn(landmarks, 3, **real) * point_noise * depth[:, None]
     start_X = points if newest_only else points + away
-    window = WindowSnapshot(camera, start_T, start_X, kf_idx, pt_idx, obs, torch.full((O,), int(kind)), sigma, fixed)
+    window = WindowSnapshot(camera, start_T, start_X, kf_idx, pt_idx, obs, torch.full((count,), int(kind)), sigma, fixed)
     return SyntheticWindow(window, T, points, outlier)

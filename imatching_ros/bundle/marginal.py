@@ -44,7 +44,7 @@ def marginalize(window: WindowSnapshot, leaving: Tensor, config: BundleConfig,
                    kind=window.kind[consumed], sigma=window.sigma[consumed],
                    priors=tuple(p for p in window.priors if not isinstance(p, PointPrior)))
     problem = compile_window(part, torch.float64)
-    order, F = problem.order[problem.num_fixed:], len(problem.order) - problem.num_fixed
+    order = problem.order[problem.num_fixed:]
     work = Workspace(problem)
     state = evaluate(problem, problem.R, problem.t, problem.X, config.kernel, config.kernel_width)
     reduced = eliminate(linearise(problem, state, config.kernel, config.kernel_width, work), work, 0.0)

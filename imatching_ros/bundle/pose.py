@@ -49,7 +49,7 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
     Raises:
         BundleError: a start that is not finite, or arrays that disagree in length.
     """
-    N, device = len(points_W), points_W.device
+    N = len(points_W)
     if not (obs.shape == sigma.shape == (N, 3) and kind.shape == (N,) and T_WC.shape == (7,)):
         raise BundleError(f"refine_pose got T_WC {tuple(T_WC.shape)}, points {tuple(points_W.shape)}, obs {tuple(obs.shape)}, kind "
                           f"{tuple(kind.shape)}, sigma {tuple(sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)")

@@ -55,18 +55,18 @@ class Problem:
 
 def check(window: WindowSnapshot) -> None:
     """Raises BundleError when arrays disagree in shape, point outside the window, or poses are not finite."""
-    M, P, O = len(window.T_WC), len(window.points_W), len(window.kf_idx)
-    shapes = {"T_WC": (M, 7), "points_W": (P, 3), "kf_idx": (O,), "pt_idx": (O,), "obs": (O, 3), "kind": (O,), "sigma": (O, 3),
+    M, P, count = len(window.T_WC), len(window.points_W), len(window.kf_idx)
+    shapes = {"T_WC": (M, 7), "points_W": (P, 3), "kf_idx": (count,), "pt_idx": (count,), "obs": (count, 3), "kind": (count,), "sigma": (count, 3),
               "fixed": (M,)}
     for name, shape in shapes.items():
         found = tuple(getattr(window, name).shape)
         if found != shape:
-            raise BundleError(f"window.{name} has shape {found}, expected {shape} (M={M} poses, P={P} landmarks, O={O} observations)")
+            raise BundleError(f"window.{name} has shape {found}, expected {shape} (M={M} poses, P={P} landmarks, O={count} observations)")
     if M == 0:
         raise BundleError("the window holds no keyframe; add at least one before solving")
     for name, size in (("kf_idx", M), ("pt_idx", P)):
         index = getattr(window, name)
-        if O and (int(index.min()) < 0 or int(index.max()) >= size):
+        if count and (int(index.min()) < 0 or int(index.max()) >= size):
             raise BundleError(f"window.{name} spans {int(index.min())}..{int(index.max())}, expected 0..{size - 1}: an observation "
                               "points outside the window")
     if not bool(window.T_WC.isfinite().all()):

@@ -69,7 +69,10 @@ def test_normal_equations_are_those_of_autograd(kernel, bend):
     lin = linearise(problem, state, kernel, 2.0, work, bend)
     F = 6 * (M - 1)
     scale = H.diagonal().sqrt()
-    close = lambda a, b, rows, columns: ((a - b) / scale[rows][:, None] / scale[columns][None]).abs().max() < 1e-9
+
+    def close(a, b, rows, columns):
+        return ((a - b) / scale[rows][:, None] / scale[columns][None]).abs().max() < 1e-9
+
     assert close(lin.pose.reshape(F, F), H[:F, :F], slice(0, F), slice(0, F))
     c00, c11, c22, c01, c12, c20 = lin.landmark
     blocks = torch.stack([c00, c01, c20, c01, c11, c12, c20, c12, c22], 1).view(P, 3, 3)
@@ -210,7 +213,10 @@ def test_order_of_observations_landmarks_and_keyframes_does_not_matter(precision
 
 def test_seeing_a_landmark_twice_in_one_picture_counts_twice():
     w = make_window(4, 60, kind=ObservationKind.STEREO).window
-    twice = lambda x: torch.cat([x, x])
+
+    def twice(x):
+        return torch.cat([x, x])
+
     doubled = dataclasses.replace(w, kf_idx=twice(w.kf_idx), pt_idx=twice(w.pt_idx), obs=twice(w.obs), kind=twice(w.kind),
                                   sigma=twice(w.sigma))
     config = BundleConfig(**EXACT)
@@ -256,7 +262,10 @@ def test_outliers_get_little_weight_and_do_little_harm():
     plain = bundle.solve(made.window, BundleConfig(kernel="none", max_iterations=50))
     far = made.outlier & (robust.residual_px.norm(dim=1) > 10)
     assert robust.weight[far].max() < 0.3 < 0.7 < robust.weight[~made.outlier].median()
-    error = lambda r: geometry.local(made.T_WC, r.T_WC).norm(dim=1).max()
+
+    def error(result):
+        return geometry.local(made.T_WC, result.T_WC).norm(dim=1).max()
+
     assert error(robust) < 0.5 * error(plain)
 
 

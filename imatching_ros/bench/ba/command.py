@@ -22,20 +22,22 @@ from pathlib import Path
 
 import torch
 
-from .. import bundle
-from ..bundle.problem import compile_window
-from ..bundle.solver import minimise
-from ..config import BundleConfig
-from ..datatypes import WindowSnapshot
-from . import other_solvers
-from .windows import make_window
+from ... import bundle
+from ...bundle.problem import compile_window
+from ...bundle.solver import minimise
+from ...config import BundleConfig
+from ...datatypes import WindowSnapshot
+from .. import other_solvers
+from ..windows import make_window
 
 _WITHIN = 1.001
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench ba`."""
-    numbers = lambda text: [int(x) for x in text.split(",")]
+    def numbers(text: str) -> list[int]:
+        return [int(x) for x in text.split(",")]
+
     parser.add_argument("--keyframes", type=numbers, default=[5, 8, 12], metavar="K,...", help="window sizes (default 5,8,12)")
     parser.add_argument("--landmarks", type=numbers, default=[300, 1000, 3000], metavar="L,...", help="default 300,1000,3000")
     parser.add_argument("--threads", type=numbers, default=[1, 2], metavar="N,...", help="CPU threads (default 1,2)")
@@ -217,8 +219,13 @@ def _fit_growth(rows: list[dict]) -> dict[str, float]:
         x, y = (torch.tensor(v, dtype=torch.float64).log() for v in zip(*pairs, strict=True))
         return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
 
-    per = lambda r: r["ms"][key] / r["iterations"][key]
-    middle = lambda name: sorted({r[name] for r in rows})[len({r[name] for r in rows}) // 2] if rows else None
+    def per(r: dict) -> float:
+        return r["ms"][key] / r["iterations"][key]
+
+    def middle(name: str) -> int | None:
+        values = sorted({r[name] for r in rows})
+        return values[len(values) // 2] if values else None
+
     K, L = middle("keyframes"), middle("landmarks")
     slopes = {"L": slope([(r["landmarks"], per(r)) for r in rows if r["keyframes"] == K]),
               "K": slope([(r["keyframes"], per(r)) for r in rows if r["landmarks"] == L]),
@@ -236,7 +243,7 @@ def _measure_memory(K: int, L: int) -> float | None:
                "open('/proc/self/clear_refs', 'w').write('5')\n"  # resets the peak
                f"before = status('VmRSS'); bundle.solve(make_window({K}, {L}, outliers=0.05).window, BundleConfig())\n"
                "print(status('VmHWM') - before)\n")
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": root + os.pathsep + os.environ.get("PYTHONPATH", "")})
     return float(done.stdout) if done.returncode == 0 else None
