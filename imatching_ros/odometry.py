@@ -28,6 +28,8 @@ from .tracking import Located, locate
 from .window import Window
 
 _MISSES = 5  # a landmark searched in vain in so many frames in a row is not searched any more
+_CLOSE = 0.3  # of the search radius: where the second attempt looks
+_LOOSE = 4.0  # times the inlier threshold, for a first pose after a gap
 _PLACES = 2  # older places tried per frame when lost
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
 
@@ -108,24 +110,39 @@ class Odometry:
         return replace(output, timings_ms=clock.laps)
 
     def _follow(self, frame: Frame, image: Tensor, features: Features, clock: Clock) -> OdometryOutput:
+        camera = frame.camera
         T_predicted, radius_px = self._predict(frame)
-        sighting = self._search(frame.camera, features, T_predicted, radius_px)
+        sighting = self._search(camera, features, T_predicted, radius_px)
         clock.lap("match")
-        located = self._locate(frame.camera, sighting, T_predicted)
+        located = self._locate(camera, sighting, T_predicted)
         if located is None and self.matcher.wide_baseline:
-            sighting = self._search_everywhere(features)
-            located = self._locate(frame.camera, sighting, None)
+            sighting, located = self._search_again(camera, features, T_predicted, radius_px)
         if located is None:
             sighting, located = self._recognise(frame, image, features)
         if located is None:
             return self._lose(frame, image, features)
         return self._accept(frame, image, features, sighting, located)
 
+    def _search_again(self, camera: Camera, features: Features, T_predicted: Tensor, radius_px: float) -> tuple[Sighting, Located | None]:
+        """After a gap: searches closer, for alike things nearby mislead a matcher, then everywhere, for the prediction may be wrong.
+
+        Old landmarks are known less well from a new place, so a loose pose comes first; it guides the search that decides.
+        """
+        for attempt in range(2):
+            sighting = self._search(camera, features, T_predicted, radius_px * _CLOSE) if attempt == 0 else self._search_everywhere(features)
+            loose = self._locate(camera, sighting, T_predicted if attempt == 0 else None, looser=_LOOSE)
+            if loose is not None:
+                sighting = self._search(camera, features, loose.T_WC, radius_px * _CLOSE)
+                located = self._locate(camera, sighting, loose.T_WC, looser=_LOOSE / 2)
+                if located is not None:
+                    return sighting, located
+        return sighting, None
+
     def _predict(self, frame: Frame) -> tuple[Tensor, float]:
         """Where the camera should be by constant velocity, and how far around a landmark's place to search, in px."""
         dt = (frame.stamp_ns - self._last.stamp_ns) * 1e-9
         radius = self.config.odometry.search_radius * frame.camera.width
-        return geometry.retract(self._last.T_WC, self._twist * dt), radius if self._lost == 0 else 2 * radius
+        return geometry.retract(self._last.T_WC, self._twist * dt), radius
 
     def _search(self, camera: Camera, features: Features, T_WC: Tensor, radius_px: float) -> Sighting:
         """Looks for the window's landmarks where the predicted pose puts them."""
@@ -164,12 +181,14 @@ class Odometry:
         ok = score >= self.config.odometry.min_score
         return Sighting(rows[ok], found.uv[0].cpu().float()[ok], score[ok], found.sigma_px[0].cpu()[ok], rows[~ok])
 
-    def _locate(self, camera: Camera, sighting: Sighting, T_guess: Tensor | None) -> Located | None:
-        """The pose; its `inlier` and `residual_px` have one row per row of the sighting."""
+    def _locate(self, camera: Camera, sighting: Sighting, T_guess: Tensor | None, looser: float = 1.0) -> Located | None:
+        """The pose, inliers within `looser` times the usual; `inlier` and `residual_px` have one row per row of the sighting."""
+        c = self.config.odometry
+        c = c if looser == 1 else replace(c, inlier_px=c.inlier_px * looser)
         uv = camera.undistort(sighting.uv.double())
         used = (self.window.landmarks.resolved[sighting.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
-        located = locate(camera, uv[used], self.window.landmarks.points_W[sighting.rows[used]], sighting.sigma_px[used], T_guess,
-                         self.config.odometry, self.config.bundle)
+        located = locate(camera, uv[used], self.window.landmarks.points_W[sighting.rows[used]], sighting.sigma_px[used], T_guess, c,
+                         self.config.bundle)
         if located is None:
             return None
         inlier, residual = torch.zeros(len(uv), dtype=torch.bool), torch.full((len(uv),), torch.nan, dtype=torch.float64)
