@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from evo.core import metrics, sync
 from evo.core.geometry import GeometryException
+from evo.core.lie_algebra import se3
 from evo.core.trajectory import PoseTrajectory3D
 
 from ..sources.truth import Trajectory, from_matrices
@@ -50,8 +51,10 @@ def score_trajectory(estimate: Trajectory, truth: Trajectory, metric: bool) -> T
         return f"{reference.num_poses} poses have a true one within {ASSOCIATION_S} s, {_LEAST_POSES} are needed"
     try:
         _, _, scale = aligned.align(reference, correct_scale=not metric)
-    except GeometryException as error:
-        return f"the trajectories fix no alignment ({error})"
+    except GeometryException:  # evo refuses motion along a line, about which the rotation is free; errors do not depend on it
+        scale = _align_line(reference, aligned, with_scale=not metric)
+        if scale is None:
+            return "the camera stands still in the estimate or in the truth, which fixes no scale"
     ape = metrics.APE(metrics.PoseRelation.translation_part)
     ape.process_data((reference, aligned))
     length = float(reference.path_length)
@@ -65,6 +68,24 @@ def score_trajectory(estimate: Trajectory, truth: Trajectory, metric: bool) -> T
     rpe = {"frame": _rmse(step_m, step_deg, 1), "second": _rmse(second_m, second_deg, per_second)}
     return TrajectoryScore(ate["alignment"], float(scale), _from_evo(aligned), _from_evo(reference), np.asarray(ape.error), step_m,
                            step_deg, ate, rpe)
+
+
+def _align_line(reference: PoseTrajectory3D, estimate: PoseTrajectory3D, with_scale: bool) -> float | None:
+    """Umeyama's alignment without the demand that it be unique; moves `estimate`, returns the scale, None without motion."""
+    x, y = estimate.positions_xyz, reference.positions_xyz
+    dx, dy = x - x.mean(0), y - y.mean(0)
+    U, D, Vt = np.linalg.svd(dy.T @ dx / len(x))
+    S = np.diag([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
+    R = U @ S @ Vt
+    variance = (dx**2).sum() / len(x)
+    scale = 1.0
+    if with_scale:
+        scale = float((D * np.diag(S)).sum() / variance) if variance > 1e-18 else 0.0
+        if scale <= 1e-12:
+            return None
+        estimate.scale(scale)
+    estimate.transform(se3(R, y.mean(0) - scale * R @ x.mean(0)))
+    return scale
 
 
 def _relative(reference: PoseTrajectory3D, estimate: PoseTrajectory3D, delta: int) -> tuple[np.ndarray, np.ndarray]:

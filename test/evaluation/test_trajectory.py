@@ -68,3 +68,15 @@ def test_no_score_says_why(estimate, reason):
 def test_a_camera_that_stands_still_fixes_no_alignment():
     still = Trajectory(helix().stamps_ns, np.tile([0, 0, 0, 0, 0, 0, 1.0], (50, 1)))
     assert isinstance(score_trajectory(still, still, False), str)
+
+
+@pytest.mark.parametrize("metric, scale", [(True, 1.0), (False, 0.25)])
+def test_motion_along_a_line_has_a_score(metric, scale):
+    line = Trajectory(helix().stamps_ns, np.tile([0, 0, 0, 0, 0, 0, 1.0], (50, 1)))
+    line.T_WC[:, 0] = 0.1 * np.arange(50)
+    estimate = moved(line, scale)
+    score = score_trajectory(estimate, line, metric)
+    assert score.ate["rmse"] < 1e-9 and score.scale == pytest.approx(1 / scale)
+    bent = Trajectory(estimate.stamps_ns, estimate.T_WC.copy())
+    bent.T_WC[25:, :3] += 0.1 * scale
+    assert score_trajectory(bent, line, metric).ate["rmse"] > 0.03

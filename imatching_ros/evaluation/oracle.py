@@ -1,0 +1,66 @@
+"""The limit of what learning could give: the same steps on true correspondences instead of the lower level's optimum."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import geometry
+from ..config import BundleConfig, LearningConfig
+from ..datatypes import BAStatus, LearningSample
+from ..learning.rematching import Rematch, Solution
+from ..sources.base import Source
+
+_DEPTH_TOLERANCE = 0.03
+
+
+class Oracle:
+    """Knows true poses and depths of a recording; its `solve` takes the place of bundle adjustment in a `Stepper`."""
+
+    def __init__(self, source: Source, wanted_stamps: set[int]) -> None:
+        """`source` yields depth and has true poses; only the frames at `wanted_stamps` are kept."""
+        truth = source.groundtruth()
+        self._by_stamp: dict[int, tuple[Tensor, Tensor]] = {}
+        for frame in source:
+            if frame.stamp_ns in wanted_stamps and frame.depth is not None:
+                T, known = truth.at(np.array([frame.stamp_ns]))
+                if known[0]:
+                    self._by_stamp[frame.stamp_ns] = frame.depth, geometry.from_matrix(torch.from_numpy(T[0]))
+
+    def solve(self, sample: LearningSample, stamps: tuple[int, ...]) -> Solution:
+        """True poses, landmarks at the true depth of their anchor, and weight 1 wherever a landmark truly can be seen."""
+        w = sample.window
+        depth, T_WC = zip(*(self._by_stamp[stamp] for stamp in stamps))
+        T_WC = torch.stack(T_WC)
+        anchors = sample.anchor_obs
+        at = w.camera.undistort(sample.uv_px[anchors].double())
+        z = torch.stack([_look_up(depth[k], uv) for k, uv in zip(w.kf_idx[anchors].tolist(), at)])
+        points_W = geometry.act(T_WC[w.kf_idx[anchors]], geometry.back_project(w.camera, at, z))
+        points_W[z <= 0] = torch.nan
+        points_C = geometry.act(geometry.inverse(T_WC)[w.kf_idx], points_W[w.pt_idx])
+        uv = geometry.project(w.camera, points_C)
+        seen = torch.zeros(len(w.obs), dtype=torch.float64)
+        for k, image in enumerate(depth):
+            mine = (w.kf_idx == k).nonzero()[:, 0]
+            there = _look_up(image, uv[mine])
+            seen[mine] = ((there - points_C[mine, 2]).abs() < _DEPTH_TOLERANCE * there).double()
+        return Solution(T_WC, points_W, seen, SimpleNamespace(status=BAStatus.CONVERGED))
+
+    def solver(self, stamps_of: dict[int, tuple[int, ...]]):
+        """A function with the signature of `rematching.solve_again`; `stamps_of` has the keyframes' stamps by the sample's stamp."""
+
+        def solve(sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
+            return self.solve(sample, stamps_of[sample.stamp_ns])
+
+        return solve
+
+
+def _look_up(depth: Tensor, uv: Tensor) -> Tensor:
+    """The nearest pixel's depth (...,) float64 at ideal pixels (..., 2); 0 outside. Exact for cameras without distortion."""
+    x, y = uv.nan_to_num(-9.0).round().long().unbind(-1)
+    inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
+    found = depth[y.clamp(0, depth.shape[0] - 1), x.clamp(0, depth.shape[1] - 1)].double()
+    return torch.where(inside, found, 0.0)
