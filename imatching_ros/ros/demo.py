@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     metrics = write_run(scene, out, args, shift_ns)
     say("4/5", "scoring frozen and adapted weights on the other path")
     accuracy = score_matching(held_out, out, args.matcher, adapted)
-    (out / "run" / "matching.json").write_text(json.dumps(accuracy, indent=2) + "\n")
     say("5/5", "writing the report")
     print(table(metrics, accuracy))
     from ..evaluation.report import write_report
@@ -131,11 +130,19 @@ def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -
 
 
 def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> dict[str, Any]:
-    """Right matches (of all asked) within 1, 3 and 5 px, by frame gap, with frozen and with adapted weights."""
-    command("match-eval", str(held_out), "--matcher", matcher, "--matcher", f"{matcher}:{adapted}", "--gap", "1,5", "--pairs", "20",
-            "--no-pose", "--mode", "rgbd", "--out", str(out / "matching"), stdout=subprocess.DEVNULL)
-    results = json.loads((out / "matching" / "results.json").read_text())
-    return {name: {gap: v["mma"] for gap, v in result["gaps"].items()} for name, result in zip(("frozen", "adapted"), results, strict=True)}
+    """Right matches (of all asked) within 1, 3 and 5 px, by frame gap, with frozen and with adapted weights; drawn for the report."""
+    from ..commands.progress import Progress
+    from ..config import MatcherConfig
+    from ..evaluation.frozen_adapted import compare_frozen_adapted
+    from ..evaluation.matching import count_pairs
+    from ..sources.base import SourceOptions
+    from ..sources.opening import open_source
+
+    source, gaps, pairs = open_source(held_out, SourceOptions(mode="rgbd")), (1, 5), 20
+    with Progress("matching", count_pairs(source, gaps, pairs), "pairs") as progress:
+        data = compare_frozen_adapted(out / "run", source, MatcherConfig(name=matcher), adapted, gaps, pairs, unseen=True,
+                                      on_progress=progress.update)
+    return {result["matcher"]: {gap: v["mma"] for gap, v in result["gaps"].items()} for result in data["results"]}
 
 
 def table(metrics: dict[str, Any], accuracy: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ class Processor:
             except ImatchingError as error:
                 self.counters.rejected += 1
                 self.problem = str(error)
-                self._warn(type(error).__name__, f"picture not used: {error}")
+                self._warn(str(error)[:24], f"picture not used: {error}")  # every kind of problem is throttled by itself
             except Exception as error:  # a bug: say all about it, start again with a clean map, keep the robot's node alive
                 self.counters.rejected += 1
                 self.problem = f"internal error: {error!r}"

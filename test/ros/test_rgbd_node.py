@@ -1,0 +1,181 @@
+"""Axes, TF and bad input, on the running node with an RGB-D camera on a mast."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import TransformStamped
+from nav_msgs.msg import Odometry
+from peers import Peer, image_message, info_message, send_until
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CameraInfo, Image
+from tf2_msgs.msg import TFMessage
+from walls import CAMERA, look
+
+from imatching_ros.msg import Status
+
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+MOUNT = np.array([0.2, 0.0, 0.5])  # of the camera on the base: ahead and above
+
+
+def link(parent: str, child: str, xyz: tuple, xyzw: tuple) -> TransformStamped:
+    message = TransformStamped(child_frame_id=child)
+    message.header.frame_id = parent
+    message.transform.translation.x, message.transform.translation.y, message.transform.translation.z = map(float, xyz)
+    q = message.transform.rotation
+    q.x, q.y, q.z, q.w = map(float, xyzw)
+    return message
+
+
+class Robot:
+    def __init__(self, peer: Peer, start_node) -> None:
+        self.node = start_node({"mode": "rgbd", "tf_timeout_s": 30.0}, ("-r", "image:=/cam/image", "-r", "depth/image:=/cam/depth"))
+        # base -> mast -> optical frame, in two steps, latched before the node listens
+        static = peer.node.create_publisher(TFMessage, "/tf_static", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+        static.publish(TFMessage(transforms=[link("base_link", "mast", (0.2, 0, 0.1), (0, 0, 0, 1)),
+                                             link("mast", "optical", (0, 0, 0.4), (-0.5, 0.5, -0.5, 0.5))]))
+        self.status, self.odom = peer.collect(Status, "/imatching/status"), peer.collect(Odometry, "/odom")
+        self.tf = peer.collect(TFMessage, "/tf")
+        self.infos, self.images, self.depths = (peer.publisher(kind, topic) for kind, topic in (
+            (CameraInfo, "/cam/camera_info"), (Image, "/cam/image"), (Image, "/cam/depth")))
+        self.stamp = 50 * 10**9
+
+    def send(self, image: np.ndarray, depth: np.ndarray, encoding: str = "mono8", camera=CAMERA, stamp: int | None = None) -> None:
+        stamp = self.stamp if stamp is None else stamp
+        self.infos.publish(info_message(stamp, camera))
+        self.depths.publish(image_message(stamp, depth, "32FC1"))
+        self.images.publish(image_message(stamp, image, encoding))
+
+    def show(self, position=(0, 0, 0), rotation_deg=(0, 0, 0), camera=CAMERA) -> Odometry:
+        """One picture from a pose of the camera; returns the odometry that it gave."""
+        pictures = look(position, rotation_deg, camera)
+        count = len(self.odom)
+
+        def send() -> None:
+            self.stamp += 10**8
+            self.send(*pictures, camera=camera)
+
+        send_until(send, lambda: len(self.odom) > count, f"odometry:\n{self.node.output}")
+        assert self.odom[-1].header.stamp.sec * 10**9 + self.odom[-1].header.stamp.nanosec == self.stamp
+        return self.odom[-1]
+
+    def start_again(self) -> Odometry:
+        """A picture from the origin after a jump back in time, which resets."""
+        self.stamp -= 20 * 10**9
+        return self.show()
+
+    def spoil(self, text: str, *arguments, **options) -> None:
+        """Sends a picture that cannot be used, until the node says so."""
+        self.stamp += 10**8
+        send_until(lambda: self.send(*arguments, **options), lambda: text in self.node.output, f"'{text}':\n{self.node.output}")
+
+
+@pytest.fixture(scope="module")
+def robot(peer: Peer, start_node) -> Robot:
+    robot = Robot(peer, start_node)
+    robot.node.wait_for("active")
+    robot.show()
+    return robot
+
+
+def pose_of(message: Odometry) -> tuple[np.ndarray, Rotation]:
+    p, q = message.pose.pose.position, message.pose.pose.orientation
+    return np.array([p.x, p.y, p.z]), Rotation.from_quat([q.x, q.y, q.z, q.w])
+
+
+# What the camera does in its optical axes (x right, y down, z forward), and what the base does in REP-103 (x forward, y left, z up).
+@pytest.mark.parametrize(("camera", "base"), [((0, 0, 0.08), (0.08, 0, 0)), ((0.08, 0, 0), (0, -0.08, 0)), ((0, 0.08, 0), (0, 0, -0.08))])
+def test_translation_axes(robot, camera, base):
+    robot.start_again()
+    robot.show(np.array(camera) / 2)
+    position, rotation = pose_of(robot.show(camera))
+    np.testing.assert_allclose(position, base, atol=0.006)
+    assert rotation.magnitude() < np.radians(0.3)
+    twist = robot.odom[-1].twist.twist.linear
+    np.testing.assert_allclose([twist.x, twist.y, twist.z], np.array(base) / 2 / 0.1, atol=0.08)
+
+
+@pytest.mark.parametrize(("camera", "base"), [((0, 4, 0), (0, 0, -4)), ((4, 0, 0), (0, -4, 0)), ((0, 0, 4), (4, 0, 0))])
+def test_rotation_axes(robot, camera, base):
+    robot.start_again()
+    robot.show(rotation_deg=np.array(camera) / 2)
+    position, rotation = pose_of(robot.show(rotation_deg=camera))
+    np.testing.assert_allclose(rotation.as_rotvec(degrees=True), base, atol=0.3)
+    # The camera turned on the spot, so the base swung around it.
+    np.testing.assert_allclose(position, MOUNT - rotation.apply(MOUNT), atol=0.01)
+
+
+def test_tf_is_of_odom_and_base(robot):
+    transform = robot.tf[-1].transforms[0]
+    assert (transform.header.frame_id, transform.child_frame_id) == ("odom", "base_link")
+
+
+def test_a_loop_in_time_resets(robot):
+    robot.show((0, 0, 0.05))
+    first = robot.start_again()
+    assert "stamps jumped back" in robot.node.output
+    np.testing.assert_allclose(pose_of(first)[0], 0, atol=1e-9)
+
+
+def test_a_stamp_a_little_too_old_is_dropped(robot):
+    robot.show()
+    count = len(robot.odom)
+    image, depth = look()
+    send_until(lambda: robot.send(image, depth, stamp=robot.stamp - 2 * 10**8), lambda: "before the last one" in robot.node.output, "a warning")
+    robot.show()
+    assert len(robot.odom) == count + 1
+
+
+def test_unknown_encoding(robot):
+    image, depth = look()
+    robot.spoil("images of encoding 'mono42' cannot be used; expected one of mono8", image, depth, "mono42")
+    robot.show()
+
+
+def test_picture_of_another_size_than_its_camera_info(robot):
+    image, depth = look()
+    robot.spoil("the picture is 160 x 240, CameraInfo says 320 x 240", image[:, :160], depth[:, :160])
+    robot.show()
+
+
+def test_depth_of_another_size(robot):
+    image, depth = look()
+    robot.spoil("the depth picture is 160 x 120", image, depth[::2, ::2])
+    robot.show()
+
+
+def test_uncalibrated_camera(robot):
+    """K of zeros, as drivers send it before calibration."""
+    image, depth = look()
+    robot.stamp += 10**8
+
+    def send() -> None:
+        info = info_message(robot.stamp, CAMERA)
+        info.k = [0.0] * 9
+        robot.infos.publish(info)
+        robot.depths.publish(image_message(robot.stamp, depth, "32FC1"))
+        robot.images.publish(image_message(robot.stamp, image, "mono8"))
+
+    send_until(send, lambda: "the camera is not calibrated" in robot.node.output, "a warning")
+    robot.show()
+
+
+def test_camera_that_changes_size_while_running(robot):
+    robot.start_again()
+    robot.show((0, 0, 0.04))
+    before = pose_of(robot.show((0, 0, 0.08)))[0]
+    small = replace(CAMERA, width=240, height=180, fx=192.0, fy=192.0, cx=119.5, cy=89.5)
+    after = pose_of(robot.show((0, 0, 0.08), camera=small))[0]
+    assert "the camera has changed" in robot.node.output
+    np.testing.assert_allclose(after, before, atol=1e-6)  # goes on from the last pose, with more uncertainty
+    assert robot.odom[-1].pose.covariance[0] > robot.odom[-2].pose.covariance[0]
+    np.testing.assert_allclose(pose_of(robot.show((0, 0, 0.12), camera=small))[0][0], 0.12, atol=0.01)
+
+
+def test_ends_cleanly(robot):
+    assert robot.node.stop() == 0
+    assert "internal error" not in robot.node.output and "Traceback" not in robot.node.output
