@@ -17,6 +17,10 @@ class WeightsError(ImatchingError):
     """A weights file that is missing, corrupt, not finite, or made for another network."""
 
 
+class MatcherError(ImatchingError):
+    """Pictures or points that a matcher cannot take: too small, of several sizes, or in colour."""
+
+
 class CameraError(ImatchingError):
     """A camera calibration that is missing, impossible, or disagrees with the pictures."""
 

@@ -72,7 +72,7 @@ class Backbone(nn.Module):
 
         coarse = self.coarse_head(x8)[..., : -(-height // 8), : -(-width // 8)]
         fine = self.fine_head(x2)[..., : -(-height // 2), : -(-width // 2)]
-        return F.normalize(coarse, dim=1), F.normalize(fine, dim=1)
+        return F.normalize(coarse.float(), dim=1), F.normalize(fine.float(), dim=1)
 
 
 def _enlarge(x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import MatcherError
+
 
 @dataclass(frozen=True)
 class Features:
@@ -111,6 +113,7 @@ class Matcher(nn.Module, ABC):
     # A matcher that can only follow small motion (KLT) is queried from the previous frame instead of the keyframe that
     # first saw the landmark.
     wide_baseline: ClassVar[bool] = True
+    min_side_px: ClassVar[int] = 1  # of a picture
     weights_version: int = 0
 
     @abstractmethod
@@ -139,7 +142,14 @@ class Matcher(nn.Module, ABC):
 
     def forward(self, image: Tensor, uv: Tensor, targets: Tensor, predicted: Tensor | None = None,
                 radius_px: Tensor | float | None = None) -> Prediction:
-        """The differentiable door: image (1, H, W), uv (N, 2), targets (T, 1, H, W) -> Prediction with gradients."""
+        """The differentiable door: image (1, H, W), uv (N, 2), targets (T, 1, H, W) -> Prediction with gradients.
+
+        Raises:
+            MatcherError: the pictures are not grey, too small, or of several sizes.
+        """
+        if image.shape != targets.shape[1:]:
+            raise MatcherError(f"the query picture has shape {tuple(image.shape)} and the targets {tuple(targets.shape[1:])}; "
+                               "bring them to grey and to one size, (1, H, W)")
         source, *others = self.extract(torch.cat([image[None], targets]))
         return self.match(self.describe(source, uv), others, predicted, radius_px, differentiable=True)
 
@@ -152,7 +162,17 @@ class Matcher(nn.Module, ABC):
     @torch.no_grad()
     def observe(self, image: Tensor) -> Features:
         """One picture (1, H, W) uint8 -> its features, without gradients, on the matcher's device."""
+        self.check(image[None])
         return self.extract(image[None].to(self.device).float() / 255)[0]
+
+    def check(self, images: Tensor) -> None:
+        """Raises MatcherError unless the pictures (B, 1, H, W) are grey and large enough."""
+        if images.ndim != 4 or images.shape[1] != 1:
+            raise MatcherError(f"matcher '{self.name}' takes grey pictures (1, H, W), got {tuple(images.shape[1:])}; "
+                               "turn colour to grey first (datatypes.as_grey)")
+        if min(images.shape[-2:]) < self.min_side_px:
+            raise MatcherError(f"the picture is {images.shape[-1]} x {images.shape[-2]}, matcher '{self.name}' needs at least "
+                               f"{self.min_side_px} px a side; use larger pictures")
 
     @property
     def device(self) -> torch.device:

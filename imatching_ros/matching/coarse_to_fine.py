@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import MatcherConfig
-from ..errors import ImatchingError
+from ..errors import MatcherError
 from .backbone import COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, Backbone, sample_map
 from .base import Distribution, Features, Matcher, Prediction, Queries
+from .precision import use_bfloat16
 from .weights import load_weights, resolve_weights
 
 PATCH = 3  # side of the query's fine patch, in fine cells
 WINDOW = 9  # side of the fine search window, in fine cells
 REFINE_WINDOW = 5  # side of the second, re-centred fine window, in fine cells
-CHUNK = 128  # queries compared with a whole map at once on a CPU
+LOGITS_AT_ONCE = 600_000  # on a CPU, so that they stay in its cache
 COARSE_WINDOW = 5  # side of the coarse local expectation, in coarse cells
 
 
@@ -39,6 +40,8 @@ class LocalSurface:
 class CoarseToFine(Matcher):
     """Base of `ExpectationMatcher` and `RegressionMatcher`."""
 
+    min_side_px = MIN_SIDE_PX
+
     def __init__(self, config: MatcherConfig | None = None, *, batch_norm: bool = False) -> None:
         """With a configuration: weights loaded, on its device, in evaluation mode. Without: random weights, for training."""
         super().__init__()
@@ -46,9 +49,11 @@ class CoarseToFine(Matcher):
         self.coarse_log_temperature = nn.Parameter(torch.tensor(20.0).log())
         self.fine_log_temperature = nn.Parameter(torch.tensor(30.0).log())
         self._build()
+        self.bfloat16 = False
         if config is not None:
             load_weights(self, resolve_weights(config))
-            self.to(config.device).eval()
+            self.to(config.device, memory_format=torch.channels_last).eval()
+            self.bfloat16 = use_bfloat16(config)
 
     @abstractmethod
     def _build(self) -> None:
@@ -59,13 +64,15 @@ class CoarseToFine(Matcher):
         """Fine surface and coarse evidence (B, N, 3) -> uv (B, N, 2) raw px, score (B, N), sigma_px (B, N)."""
 
     def extract(self, images: Tensor) -> list[Features]:
+        self.check(images)
         height, width = images.shape[-2:]
-        if images.ndim != 4 or images.shape[1] != 1:
-            raise ImatchingError(f"matcher '{self.name}' takes grey pictures (B, 1, H, W), got {tuple(images.shape)}")
-        if min(height, width) < MIN_SIDE_PX:
-            raise ImatchingError(f"the picture is {width} x {height}, matcher '{self.name}' needs at least {MIN_SIDE_PX} px a side")
         coarse, fine = self.backbone(images)
         return [Features({"coarse": c, "fine": f}, height, width, self.weights_version) for c, f in zip(coarse, fine)]
+
+    @torch.no_grad()
+    def observe(self, image: Tensor) -> Features:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return super().observe(image)
 
     def describe(self, features: Features, uv: Tensor) -> Queries:
         uv = uv.to(self.device, torch.float32)
@@ -76,12 +83,45 @@ class CoarseToFine(Matcher):
               radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
         for target in targets:
             assert target.weights_version == queries.weights_version, "features made by different weights must not be mixed"
+        if not targets or not len(queries):
+            nothing = queries.data["coarse"].new_zeros(len(targets), len(queries))
+            return Prediction(nothing[..., None].repeat(1, 1, 2), nothing, nothing)
+        if not differentiable and self.device.type == "cpu":
+            return self._match_lean(queries, targets, _search_region(predicted, radius_px))
+        sizes = {(t.width, t.height) for t in targets}
+        if len(sizes) > 1:
+            raise MatcherError(f"the target pictures have the sizes {sorted(sizes)}; match pictures of one size at a time")
         coarse = torch.stack([t.maps["coarse"] for t in targets])
         fine = torch.stack([t.maps["fine"] for t in targets])
         count = len(targets)
         query_coarse = queries.data["coarse"].expand(count, -1, -1)
         query_fine = queries.data["fine"].expand(count, -1, -1, -1)
         return self.match_batch(query_coarse, query_fine, coarse, fine, predicted, radius_px, differentiable=differentiable)
+
+    @torch.no_grad()
+    def _match_lean(self, queries: Queries, targets: Sequence[Features], search: tuple[Tensor, Tensor] | None) -> Prediction:
+        """`match_batch` for a CPU: one target after the other and few queries at once, so that all stays in its cache."""
+        surfaces, evidences = [], []
+        for t, target in enumerate(targets):
+            coarse, fine = target.maps["coarse"], target.maps["fine"]
+            height, width = coarse.shape[-2:]
+            # Cells as rows: with channels-last maps neither this nor the look-up of fine cells copies anything.
+            cells = coarse.permute(1, 2, 0).reshape(height * width, -1).T
+            query = queries.data["coarse"] * self.coarse_log_temperature.exp()
+            if self.bfloat16:
+                cells, query = cells.bfloat16(), query.bfloat16()
+            chunk = max(LOGITS_AT_ONCE // (height * width), 1)
+            found = []
+            for start in range(0, len(queries), chunk):
+                at = slice(start, start + chunk)
+                logits = (query[at] @ cells).float().view(1, -1, height, width)
+                near = None if search is None else (search[0][t : t + 1, at], search[1][t : t + 1, at])
+                found.append(self.coarse_estimate(logits, near, consume=True))
+            uv, evidence = (torch.cat(f, 1) for f in zip(*found))
+            surfaces.append(self.correlate(queries.data["fine"][None], fine[None], uv))
+            evidences.append(evidence)
+        surface = LocalSurface(torch.cat([s.similarity for s in surfaces]), torch.cat([s.centre for s in surfaces]))
+        return Prediction(*self.locate(surface, torch.cat(evidences)))
 
     def describe_batch(self, coarse: Tensor, fine: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, C, h, w) at (B, N, 2) raw px -> coarse (B, N, C) and fine patch (B, N, PATCH**2, C)."""
@@ -94,23 +134,8 @@ class CoarseToFine(Matcher):
     def match_batch(self, query_coarse: Tensor, query_fine: Tensor, coarse: Tensor, fine: Tensor, predicted: Tensor | None = None,
                     radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
         """As `match`, for B pairs at once: queries (B, N, C) and (B, N, PATCH**2, C), target maps (B, C, h, w)."""
-        if predicted is None or radius_px is None:
-            search = None
-        else:
-            search = (predicted, torch.as_tensor(radius_px, dtype=predicted.dtype, device=predicted.device)
-                      .expand(predicted.shape[:-1]))
-        if differentiable or query_coarse.is_cuda:
-            logits = self.coarse_logits(query_coarse, coarse)
-            uv, evidence = self.coarse_estimate(logits, search)
-        else:  # never all logits at once: on a CPU they would fall out of its cache
-            logits = None
-            parts = []
-            for b in range(len(query_coarse)):
-                for start in range(0, query_coarse.shape[1], CHUNK):
-                    at = (slice(b, b + 1), slice(start, start + CHUNK))
-                    near = None if search is None else (search[0][at], search[1][at])
-                    parts.append(self.coarse_estimate(self.coarse_logits(query_coarse[at], coarse[b : b + 1]), near))
-            uv, evidence = (torch.cat(p, 1).view(*query_coarse.shape[:2], -1) for p in zip(*parts))
+        logits = self.coarse_logits(query_coarse, coarse)
+        uv, evidence = self.coarse_estimate(logits, _search_region(predicted, radius_px))
         surface = self.correlate(query_fine, fine, uv.detach())
         return Prediction(*self.locate(surface, evidence), self.distributions(logits, surface) if differentiable else ())
 
@@ -125,40 +150,42 @@ class CoarseToFine(Matcher):
         logits = torch.bmm(query * self.coarse_log_temperature.exp(), coarse.flatten(2))
         return logits.unflatten(-1, coarse.shape[-2:])
 
-    def coarse_estimate(self, logits: Tensor, search: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def coarse_estimate(self, logits: Tensor, search: tuple[Tensor, Tensor] | None = None, *,
+                        consume: bool = False) -> tuple[Tensor, Tensor]:
         """The peak's position by local expectation, and how much it stands out.
 
         Args:
             logits: (B, N, h, w).
             search: predicted (B, N, 2) raw px and radius (B, N) px; only the square around it is looked at. Where the
                 prediction is NaN the whole map is.
+            consume: the logits may be overwritten.
 
         Returns:
             uv (B, N, 2) raw px, evidence (B, N, 3): log share of the probability near the peak, cosine similarity, spread.
         """
         if search is None:
-            return self._peak(logits, torch.zeros(2, dtype=torch.long, device=logits.device))
+            return self._peak(logits, torch.zeros(2, dtype=torch.long, device=logits.device), consume)
         predicted, radius = search
         height, width = logits.shape[-2:]
         cells = int(2 * torch.ceil((radius.max() + COARSE_STRIDE / 2) / COARSE_STRIDE)) + 1 if radius.numel() else 1
         if 2 * cells > min(height, width) or predicted.isnan().any():
             limit = radius.masked_fill(predicted.isnan().any(-1), torch.inf)
             origin = torch.zeros(2, dtype=torch.long, device=logits.device)
-            return self._peak(_keep_near(logits, origin, predicted.nan_to_num(), limit), origin)
+            return self._peak(_keep_near(logits, origin, predicted.nan_to_num(), limit), origin, True)
         size = torch.tensor([width, height], device=logits.device)
         centre = ((predicted - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE).round().long()
         origin = torch.minimum((centre - cells // 2).clamp_min(0), size - cells)
         steps = torch.arange(cells, device=logits.device)
         index = (origin[..., 1:, None] + steps[:, None]) * width + origin[..., :1, None] + steps
         window = logits.flatten(2).gather(-1, index.flatten(2)).unflatten(-1, (cells, cells))
-        return self._peak(_keep_near(window, origin, predicted, radius), origin)
+        return self._peak(_keep_near(window, origin, predicted, radius), origin, True)
 
-    def _peak(self, logits: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+    def _peak(self, logits: Tensor, origin: Tensor, consume: bool) -> tuple[Tensor, Tensor]:
         """`coarse_estimate` on (B, N, h, w) whose first cell is `origin` (..., 2), x before y."""
         height, width = logits.shape[-2:]
-        rows = logits.amax(-1)
-        best_y = rows.argmax(-1)
-        best_x = logits.gather(2, best_y[..., None, None].expand(-1, -1, 1, width))[:, :, 0].argmax(-1)
+        columns = logits.amax(-2)
+        peak, best_x = columns.max(-1)
+        best_y = logits.gather(3, best_x[..., None, None].expand(-1, -1, height, 1))[..., 0].argmax(-1)
         reach = COARSE_WINDOW // 2
         steps = torch.arange(-reach, reach + 1, device=logits.device)
         x, y = best_x[..., None] + steps, best_y[..., None] + steps
@@ -170,10 +197,13 @@ class CoarseToFine(Matcher):
         in_x, in_y = weight.sum(-2), weight.sum(-1)
         cell = torch.stack([(in_x * x).sum(-1), (in_y * y).sum(-1)], -1)
         spread = ((in_x * (x - cell[..., :1]) ** 2).sum(-1) + (in_y * (y - cell[..., 1:]) ** 2).sum(-1)) / 2
-        log_mass = torch.logsumexp(local, -1) - torch.logsumexp(flat, -1)
-        similarity = rows.amax(-1) / self.coarse_log_temperature.exp()
+        if consume and not torch.is_grad_enabled():
+            log_total = flat.sub_(peak[..., None]).exp_().sum(-1).log() + peak
+        else:
+            log_total = torch.logsumexp(flat, -1)
+        similarity = peak / self.coarse_log_temperature.exp()
         uv = (cell + origin) * COARSE_STRIDE + (COARSE_STRIDE - 1) / 2
-        return uv, torch.stack([log_mass, similarity, spread], -1)
+        return uv, torch.stack([torch.logsumexp(local, -1) - log_total, similarity, spread], -1)
 
     def correlate(self, query: Tensor, fine: Tensor, uv: Tensor) -> LocalSurface:
         """Patches (B, N, PATCH**2, C) against maps (B, C, h, w) in the window around uv (B, N, 2) raw px."""
@@ -187,11 +217,18 @@ class CoarseToFine(Matcher):
         # Rows of a channels-last map are contiguous, so one embedding-style gather fetches a cell's whole descriptor.
         rows = fine.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
         base = torch.arange(batch, device=fine.device)[:, None] * (height * width)
-        cells = rows[(index + base).flatten()].view(batch * query.shape[1], side * side, channels)
+        cells = rows.index_select(0, (index + base).flatten()).view(batch * query.shape[1], side * side, channels)
         products = torch.bmm(query.flatten(0, 1), cells.transpose(1, 2)).view(-1, PATCH, PATCH, side, side)
         # Sum the patch's products along the diagonal: offset o of the patch looks at window position + o.
         similarity = sum(products[:, i, j, i : i + WINDOW, j : j + WINDOW] for i in range(PATCH) for j in range(PATCH))
         return LocalSurface((similarity / PATCH**2).view(batch, -1, WINDOW, WINDOW), centre)
+
+
+def _search_region(predicted: Tensor | None, radius_px: Tensor | float | None) -> tuple[Tensor, Tensor] | None:
+    """Predicted (B, N, 2) px and radius (B, N) px, or None to search everywhere."""
+    if predicted is None or radius_px is None:
+        return None
+    return predicted, torch.as_tensor(radius_px, dtype=predicted.dtype, device=predicted.device).expand(predicted.shape[:-1])
 
 
 def _keep_near(logits: Tensor, origin: Tensor, predicted: Tensor, radius: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import MatcherConfig
+from ..errors import MatcherError
 from .base import Features, Matcher, Prediction, Queries
 
 _WINDOW = (21, 21)  # px, OpenCV's default
@@ -32,11 +33,13 @@ class KltMatcher(Matcher):
 
     def extract(self, images: Tensor) -> list[Features]:
         """(B, 1, H, W) float32 in 0..1 -> B features."""
+        self.check(images)
         return [self._features(image) for image in (images * 255).round().clamp(0, 255).to(torch.uint8).cpu()]
 
     @torch.no_grad()
     def observe(self, image: Tensor) -> Features:
         """(1, H, W) uint8 -> features, without the detour over float."""
+        self.check(image[None])
         return self._features(image.cpu())
 
     def describe(self, features: Features, uv: Tensor) -> Queries:
@@ -44,7 +47,7 @@ class KltMatcher(Matcher):
         return Queries(uv.float(), {}, self.weights_version, (features,), torch.zeros(len(uv), dtype=torch.int64))
 
     def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, keep_logits: bool = False) -> Prediction:
+              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
         """Tracks every query into every target, there and back; `predicted` is where the search starts."""
         count = len(queries)
         uv = torch.empty(len(targets), count, 2)
@@ -69,6 +72,8 @@ class KltMatcher(Matcher):
 def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
     """Points (N, 2) px of `source` -> their place in `target` (N, 2) px, and score (N,)."""
     a, b = source.maps["image"].numpy(), target.maps["image"].numpy()
+    if a.shape != b.shape:
+        raise MatcherError(f"KLT takes pictures of one size, got {source.width} x {source.height} and {target.width} x {target.height}")
     b = _alike(a, b)
     start = np.ascontiguousarray(uv.numpy())
     options = dict(winSize=_WINDOW, maxLevel=_LEVELS, criteria=_CRITERIA, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)

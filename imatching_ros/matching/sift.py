@@ -32,11 +32,13 @@ class SiftMatcher(Matcher):
 
     def extract(self, images: Tensor) -> list[Features]:
         """(B, 1, H, W) float32 in 0..1 -> B features."""
+        self.check(images)
         return [self.observe(image) for image in (images * 255).round().clamp(0, 255).to(torch.uint8)]
 
     @torch.no_grad()
     def observe(self, image: Tensor) -> Features:
         """(1, H, W) uint8 -> features, without the detour over float."""
+        self.check(image[None])
         picture = np.ascontiguousarray(image[0].cpu().numpy())
         keypoints, descriptors = self._sift.detectAndCompute(picture, None)
         uv = cv2.KeyPoint_convert(keypoints) if keypoints else np.zeros((0, 2), np.float32)
@@ -67,7 +69,7 @@ class SiftMatcher(Matcher):
         return Queries(uv, {"descriptors": descriptors}, self.weights_version)
 
     def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, keep_logits: bool = False) -> Prediction:
+              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
         """Nearest descriptor within the radius; the score falls with the ratio of distances, and is 0 beyond the ratio test."""
         uv = queries.uv.cpu()[None].repeat(len(targets), 1, 1)
         score = torch.zeros(len(targets), len(queries))

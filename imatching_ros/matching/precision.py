@@ -1,0 +1,29 @@
+"""Whether this processor computes bfloat16 natively. Where it does, the network takes about half the time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from ..config import MatcherConfig
+
+# Names of the flags on x86-64 and on arm64.
+_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def use_bfloat16(config: MatcherConfig) -> bool:
+    """What the setting `matcher.precision` means on this machine."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    return config.device == "cpu" and cpu_has_bfloat16()
+
+
+@lru_cache(maxsize=1)
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """False also where it cannot be known."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), [])
+    return not _FLAGS.isdisjoint(flags)
