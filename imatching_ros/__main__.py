@@ -54,8 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         module = import_module(COMMANDS[name][0])
         if name == "online":
             return module.main(rest) or 0
-        parser = argparse.ArgumentParser(f"python -m imatching_ros {name}", description=module.__doc__,
-                                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(
+            f"python -m imatching_ros {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         module.add_arguments(parser)
         return module.run(parser.parse_args(rest)) or 0
     except ImatchingError as error:

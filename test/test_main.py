@@ -13,8 +13,10 @@ def call(*arguments, code="from imatching_ros.__main__ import main; main(['--hel
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():
-    done = call(code="import sys; from imatching_ros.__main__ import main; main(['--help']); "
-                     "print('LOADED', [m for m in ('torch', 'cv2', 'rosbags', 'evo', 'numpy') if m in sys.modules])")
+    done = call(
+        code="import sys; from imatching_ros.__main__ import main; main(['--help']); "
+        "print('LOADED', [m for m in ('torch', 'cv2', 'rosbags', 'evo', 'numpy') if m in sys.modules])"
+    )
     assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS) and "LOADED []" in done.stdout
 
 

@@ -13,8 +13,12 @@ from ..sources.base import MODES, SourceOptions
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """What a user may say about a recording."""
     group = parser.add_argument_group("recording")
-    group.add_argument("--mode", choices=MODES, default="auto", help="mono ignores depth and right pictures (default: what is there)")
-    group.add_argument("--camera", type=Path, metavar="FILE", help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr")
+    group.add_argument(
+        "--mode", choices=MODES, default="auto", help="mono ignores depth and right pictures (default: what is there)"
+    )
+    group.add_argument(
+        "--camera", type=Path, metavar="FILE", help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr"
+    )
     group.add_argument("--groundtruth", type=Path, metavar="FILE", help="true trajectory: TUM, EuRoC csv or KITTI format")
     group.add_argument("--start", type=float, default=0.0, metavar="S", help="leave out the first seconds")
     group.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
@@ -32,19 +36,33 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
         from ..sources.calibration import read_camera
 
         camera = read_camera(args.camera)
-    return SourceOptions(args.mode, camera, args.groundtruth, args.start, args.duration, args.image_topic, args.camera_info_topic,
-                         args.right_topic, args.depth_topic, args.groundtruth_topic)
+    return SourceOptions(
+        args.mode,
+        camera,
+        args.groundtruth,
+        args.start,
+        args.duration,
+        args.image_topic,
+        args.camera_info_topic,
+        args.right_topic,
+        args.depth_topic,
+        args.groundtruth_topic,
+    )
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Settings: a file, single keys, and short forms for the most used."""
     group = parser.add_argument_group("settings")
     group.add_argument("--config", type=Path, metavar="FILE", help="YAML, nested or dotted keys")
-    group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="values", help="one setting, may be repeated")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="values", help="one setting, may be repeated"
+    )
     group.add_argument("--matcher", metavar="NAME", help="short for --set matcher.name=NAME")
     group.add_argument("--weights", metavar="FILE", help="short for --set matcher.weights=FILE")
     group.add_argument("--device", choices=("cpu", "cuda"), help="short for --set matcher.device=...")
-    group.add_argument("--learning", choices=("off", "sync", "thread"), help="short for --set learning.mode=...; sync is deterministic")
+    group.add_argument(
+        "--learning", choices=("off", "sync", "thread"), help="short for --set learning.mode=...; sync is deterministic"
+    )
     group.add_argument("--seed", type=int, help="short for --set seed=N")
 
 
@@ -61,8 +79,13 @@ def read_config(args: argparse.Namespace) -> Config:
         if not equals:
             raise ConfigError(f"--set {item}: expected KEY=VALUE")
         values[key.strip()] = value
-    short = {"matcher.name": args.matcher, "matcher.weights": args.weights, "matcher.device": args.device, "learning.mode": args.learning,
-             "seed": args.seed}
+    short = {
+        "matcher.name": args.matcher,
+        "matcher.weights": args.weights,
+        "matcher.device": args.device,
+        "learning.mode": args.learning,
+        "seed": args.seed,
+    }
     # YAML would read the mode `off` as False.
     typed = {key: value for key, value in short.items() if value is not None}
     return _with_typed(config.with_values(values), typed)

@@ -7,7 +7,7 @@ All get the same 512 Shi-Tomasi corners; a missing match counts as wrong; points
 
 examples:
   python -m imatching_ros match-eval my_sequence/ --out figures
-  python -m imatching_ros match-eval my_bag/ --matcher expectation --matcher expectation:run/weights/latest.safetensors --gap 1,5 --out figures
+  python -m imatching_ros match-eval my_bag/ --matcher expectation:run/weights/current.safetensors --gap 1,5 --out figures
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ DEFAULT = ("expectation", "klt", "klt-chained", "sift-corners", "sift-own")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="bags or sequence folders")
-    parser.add_argument("--matcher", action="append", metavar="NAME[:WEIGHTS]", help=f"may be repeated (default: {' '.join(DEFAULT)})")
-    parser.add_argument("--gap", default="1,5,10", metavar="N,N", help="frames between the pictures of a pair (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=60, metavar="N", help="at most so many per gap, evenly spread (default: %(default)s)")
+    parser.add_argument(
+        "--matcher", action="append", metavar="NAME[:WEIGHTS]", help=f"may be repeated (default: {' '.join(DEFAULT)})"
+    )
+    parser.add_argument(
+        "--gap", default="1,5,10", metavar="N,N", help="frames between the pictures of a pair (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=60, metavar="N", help="at most so many per gap, evenly spread (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, table.md and pictures")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of torch and OpenCV (default: %(default)s)")
@@ -94,7 +100,8 @@ def make_contestant(text: str, device: str = "cpu") -> Any:
 
     name, _, weights = text.partition(":")
     kind, base = {"klt-chained": (Chained, "klt"), "sift-own": (OwnKeypoints, "sift"), "sift-corners": (SiftCorners, "sift")}.get(
-        name, (Contestant, name))
+        name, (Contestant, name)
+    )
     matcher = create_matcher(MatcherConfig(name=base, weights=weights or "default", device=device))
     return kind(text, matcher, QUERIES) if kind is OwnKeypoints else kind(text, matcher)
 
@@ -110,18 +117,37 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
 
 def table(results: list[dict[str, Any]]) -> str:
     """A Markdown table, one row per recording, gap and matcher."""
-    head = ("recording", "gap", "matcher", "MMA 1/3/5 px", "right/pair", "Sampson med", "AUC 5/10/20", "coverage", "within 1/2 sigma",
-            "ms picture + pair")
+    head = (
+        "recording",
+        "gap",
+        "matcher",
+        "MMA 1/3/5 px",
+        "right/pair",
+        "Sampson med",
+        "AUC 5/10/20",
+        "coverage",
+        "within 1/2 sigma",
+        "ms picture + pair",
+    )
     rows = []
     by_pair = [(r["source"], gap, r["matcher"], v) for r in results for gap, v in r["gaps"].items()]
     for source, gap, name, v in sorted(by_pair, key=lambda row: ([r["source"] for r in results].index(row[0]), int(row[1]))):
         distance = v["sampson_px"] or (v["self_consistency"] or {}).get("held_out_sampson_px")
         label = "" if v["sampson_px"] or not distance else " (own geometry)"
-        rows.append((source, gap, name, _join(v["mma"], ".3f"), _join(v["correct_per_pair"], ".0f", only="3"),
-                     f"{distance['median']:.2f}{label}" if distance else "-", _join(v["pose_auc"], ".3f"),
-                     "-" if v["coverage"] is None else f"{v['coverage']:.2f}",
-                     f"{v['sigma']['within_1']:.2f} {v['sigma']['within_2']:.2f}" if v["sigma"] else "-",
-                     f"{v['features_ms'] or 0:.1f} + {v['match_ms'] or 0:.1f}"))
+        rows.append(
+            (
+                source,
+                gap,
+                name,
+                _join(v["mma"], ".3f"),
+                _join(v["correct_per_pair"], ".0f", only="3"),
+                f"{distance['median']:.2f}{label}" if distance else "-",
+                _join(v["pose_auc"], ".3f"),
+                "-" if v["coverage"] is None else f"{v['coverage']:.2f}",
+                f"{v['sigma']['within_1']:.2f} {v['sigma']['within_2']:.2f}" if v["sigma"] else "-",
+                f"{v['features_ms'] or 0:.1f} + {v['match_ms'] or 0:.1f}",
+            )
+        )
     widths = [max(len(str(row[k])) for row in (head, *rows)) for k in range(len(head))]
     lines = ["| " + " | ".join(f"{str(cell):<{w}}" for cell, w in zip(row, widths)) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

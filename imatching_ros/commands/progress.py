@@ -43,7 +43,11 @@ class Progress:
         if self.total:
             share = min(self.done / self.total, 1.0)
             bar = "#" * round(share * _WIDTH)
-            left = f", {_clock((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else f", {_clock(elapsed)}"
+            left = (
+                f", {_clock((self.total - self.done) / rate)} left"
+                if rate > 0 and self.done < self.total
+                else f", {_clock(elapsed)}"
+            )
             text = f"{self.label} [{bar:<{_WIDTH}}] {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}"
         else:
             text = f"{self.label} {self.done} {self.unit}, {rate:.1f}/s, {_clock(elapsed)}"

@@ -100,27 +100,42 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     finally:
         # Whatever goes wrong in the middle, the results so far are worth keeping.
         pipeline.close()
-        metrics = writer.finish(truth, pipeline.keyframes(), _provenance(path, source, config, pipeline) | {
-            "wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings})
+        metrics = writer.finish(
+            truth,
+            pipeline.keyframes(),
+            _provenance(path, source, config, pipeline)
+            | {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings},
+        )
     return metrics
 
 
 def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from ..matching.weights import hash_state
 
-    status = asdict(pipeline.learning_status())
     learned = pipeline.learning_status()
     return {
-        "source": {"path": str(path.resolve()), "name": source.name, "mode": source.mode,
-                   "camera": {k: getattr(source.camera, k) for k in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion",
-                                                                     "baseline_m")}},
-        "learning": {"mode": config.learning.mode if pipeline.matcher.trainable else "off", "steps": learned.step,
-                     **{name: getattr(learned, name) for name in ("samples", "rejected", "dropped", "promotions", "rollbacks",
-                                                                  "probe_before", "probe_after", "busy_s")}},
-        "weights": {"matcher": pipeline.matcher.name, "version": pipeline.matcher.weights_version,
-                    "hash": hash_state(pipeline.matcher.state_dict())},
+        "source": {
+            "path": str(path.resolve()),
+            "name": source.name,
+            "mode": source.mode,
+            "camera": {
+                k: getattr(source.camera, k)
+                for k in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "baseline_m")
+            },
+        },
+        "learning": {
+            "mode": config.learning.mode if pipeline.matcher.trainable else "off",
+            "steps": learned.step,
+            **{
+                name: getattr(learned, name)
+                for name in ("samples", "rejected", "dropped", "promotions", "rollbacks", "probe_before", "probe_after", "busy_s")
+            },
+        },
+        "weights": {
+            "matcher": pipeline.matcher.name,
+            "version": pipeline.matcher.weights_version,
+            "hash": hash_state(pipeline.matcher.state_dict()),
+        },
         "seed": config.seed,
         "versions": versions(),
     }
@@ -150,17 +165,20 @@ def versions() -> dict[str, str]:
 
 def summary(metrics: dict[str, Any]) -> str:
     """A small table."""
-    learning, latency = metrics["learning"], metrics["latency_ms"]
-    ate = metrics["ate"]
-    number = "{:.1f}".format
-    rows = [
-        ("frames", f"{metrics['frames']}, tracked {metrics['tracked_frames']}, lost {metrics['lost_frames']}, keyframes {metrics['keyframes']}"),
-        ("initialised", f"at frame {metrics['initialized_at_frame']}, then {100 * metrics['tracked_share_after_initialization']:.1f} % tracked"),
-        ("ATE", f"{ate['rmse']:.4f} m ({ate['percent_of_path'] or 0:.2f} % of {ate['path_length_m']:.1f} m), {ate['alignment']}, scale {ate['scale']:.4g}"
-         if ate else metrics["no_truth_because"]),
-        ("latency", " / ".join(number(latency[k] or 0) for k in ("p50", "p95", "p99", "max")) + " ms (p50/p95/p99/max)"),
-        ("learning", f"{learning.get('mode')}: {learning.get('steps', 0)} steps, {learning.get('promotions', 0)} promotions, "
-                     f"{learning.get('rollbacks', 0)} rollbacks"),
-        ("weights", f"{metrics['weights'].get('matcher')} version {metrics['weights'].get('version')}"),
-    ]
-    return "\n".join(f"{name:<12} {text}" for name, text in rows)
+    m, learning, latency, ate = metrics, metrics["learning"], metrics["latency_ms"], metrics["ate"]
+    accuracy = metrics.get("no_truth_because", "")
+    if ate:
+        share = "" if ate["percent_of_path"] is None else f" ({ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m)"
+        accuracy = f"{ate['rmse']:.4f} m{share}, {ate['alignment']}, scale {ate['scale']:.4g}"
+    tracked = 100 * m["tracked_share_after_initialization"]
+    times = " / ".join(f"{latency[k] or 0:.1f}" for k in ("p50", "p95", "p99", "max"))
+    changes = f"{learning['promotions']} promotions, {learning['rollbacks']} rollbacks"
+    rows = {
+        "frames": f"{m['frames']}, tracked {m['tracked_frames']}, lost {m['lost_frames']}, keyframes {m['keyframes']}",
+        "initialised": f"at frame {m['initialized_at_frame']}, then {tracked:.1f} % tracked",
+        "ATE": accuracy,
+        "latency": f"{times} ms (p50/p95/p99/max, picture to pose)",
+        "learning": f"{learning['mode']}: {learning['steps']} steps, {changes}",
+        "weights": f"{m['weights']['matcher']} version {m['weights']['version']}",
+    }
+    return "\n".join(f"{name:<12} {text}" for name, text in rows.items())

@@ -16,9 +16,13 @@ from .arguments import add_source_options, source_options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("run", type=Path, metavar="DIR", help="output folder of replay or of the demo")
-    parser.add_argument("--source", type=Path, help="the recording, for the pictures of matches (default: where the run found it)")
+    parser.add_argument(
+        "--source", type=Path, help="the recording, for the pictures of matches (default: where the run found it)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: DIR/report.html)")
-    parser.add_argument("--pairs", type=int, default=24, help="pairs on which frozen and adapted weights are scored (default: %(default)s)")
+    parser.add_argument(
+        "--pairs", type=int, default=24, help="pairs on which frozen and adapted weights are scored (default: %(default)s)"
+    )
     parser.add_argument("--no-matches", action="store_true", help="leave out what needs the recording's pictures")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_source_options(parser)
@@ -59,4 +63,6 @@ def add_matches(folder: Path, path: Path | None, options, pairs: int = 24, quiet
     adapted = folder / "weights" / "current.safetensors"
     gaps = (1, 5)
     with Progress("matches", count_pairs(source, gaps, pairs), "pairs", open(os.devnull, "w") if quiet else None) as progress:
-        compare_frozen_adapted(folder, source, config.matcher, adapted if adapted.is_file() else None, gaps, pairs, config.seed, progress.update)
+        compare_frozen_adapted(
+            folder, source, config.matcher, adapted if adapted.is_file() else None, gaps, pairs, config.seed, progress.update
+        )

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verb.add_argument("first")
     verb.add_argument("second")
     verb.add_argument("--json", action="store_true")
-    verb = verbs.add_parser("export", help="a checked copy (.safetensors) or the matcher as one ONNX network (needs onnx, onnxscript, onnxruntime)")
+    verb = verbs.add_parser(
+        "export", help="a checked copy (.safetensors) or the matcher as one ONNX network (needs onnx, onnxscript, onnxruntime)"
+    )
     verb.add_argument("file")
     verb.add_argument("out", type=Path)
     verb.add_argument("--size", default="640x480", metavar="WxH", help="picture size of the ONNX network (default: %(default)s)")
@@ -58,7 +60,9 @@ def find(name: str) -> Path:
     if shipped.is_file():
         return shipped
     known = ", ".join(sorted(p.stem for p in DEFAULT_DIR.glob("*.safetensors"))) or "none"
-    raise WeightsError(f"there are no weights '{name}'; expected a .safetensors file, 'default', or a matcher with shipped weights ({known})")
+    raise WeightsError(
+        f"there are no weights '{name}'; expected a .safetensors file, 'default', or a matcher with shipped weights ({known})"
+    )
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -66,8 +70,14 @@ def describe(path: Path) -> dict[str, Any]:
     from ..matching.weights import read_header, read_weights
 
     header = read_header(path)
-    entry: dict[str, Any] = {"file": str(path), "matcher": header.matcher, "version": header.version, "hash": header.hash,
-                             "provenance": header.provenance, "bytes": path.stat().st_size}
+    entry: dict[str, Any] = {
+        "file": str(path),
+        "matcher": header.matcher,
+        "version": header.version,
+        "hash": header.hash,
+        "provenance": header.provenance,
+        "bytes": path.stat().st_size,
+    }
     try:
         _, state = read_weights(path)
         entry |= {"sound": True, "parameters": sum(t.numel() for t in state.values()), "tensors": len(state)}
@@ -99,8 +109,8 @@ def _list(args: argparse.Namespace) -> int:
             continue
         scores = {k: v for k, v in e["provenance"].items() if k in ("kind", "steps", "probe_before_px", "probe_after_px", "seed")}
         told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
-        print(f"{e['file']}: {e['matcher']} version {e['version']}, {e['hash']}, {e['bytes'] / 1e6:.2f} MB{', DAMAGED' if not e['sound'] else ''}"
-              f"{'; ' + told if told else ''}")
+        size = f"{e['bytes'] / 1e6:.2f} MB{'' if e['sound'] else ', DAMAGED'}"
+        print(f"{e['file']}: {e['matcher']} version {e['version']}, {e['hash']}, {size}  {told}".rstrip())
     return 0
 
 
@@ -129,9 +139,14 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
     change = {k: float((b[k].double() - a[k].double()).norm()) for k in a}
     size = {k: float(a[k].double().norm()) for k in a}
     total = sum(v**2 for v in change.values()) ** 0.5 / max(sum(v**2 for v in size.values()) ** 0.5, 1e-12)
-    return {"matcher": header_a.matcher, "versions": [header_a.version, header_b.version], "hashes": [header_a.hash, header_b.hash],
-            "identical": header_a.hash == header_b.hash, "relative_change": total,
-            "tensors": {k: change[k] / max(size[k], 1e-12) for k in sorted(a, key=lambda k: -change[k] / max(size[k], 1e-12))}}
+    return {
+        "matcher": header_a.matcher,
+        "versions": [header_a.version, header_b.version],
+        "hashes": [header_a.hash, header_b.hash],
+        "identical": header_a.hash == header_b.hash,
+        "relative_change": total,
+        "tensors": {k: change[k] / max(size[k], 1e-12) for k in sorted(a, key=lambda k: -change[k] / max(size[k], 1e-12))},
+    }
 
 
 def _diff(args: argparse.Namespace) -> int:
@@ -139,8 +154,12 @@ def _diff(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result, indent=2))
         return 0
-    print(f"{result['matcher']} {result['versions'][0]} ({result['hashes'][0]}) -> {result['versions'][1]} ({result['hashes'][1]}): "
-          + ("identical" if result["identical"] else f"changed by {100 * result['relative_change']:.3f} %"))
+    print(
+        f"{result['matcher']} "
+        + " -> ".join(f"{version} ({digest})" for version, digest in zip(result["versions"], result["hashes"]))
+        + ": "
+        + ("identical" if result["identical"] else f"changed by {100 * result['relative_change']:.3f} %")
+    )
     for name, change in result["tensors"].items():
         if change > 0:
             print(f"  {100 * change:8.3f} %  {name}")

@@ -20,18 +20,40 @@ from .run_reader import Run
 BLUE, ORANGE, GREEN, RED, GREY = "#0f80c4", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
 _INK, _GRID = "#20262e", "#c3c8cf"  # replaced by CSS variables in the page
 _STYLE = {
-    "font.size": 10, "font.family": "sans-serif", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": _GRID, "grid.linewidth": 0.6, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "text.color": _INK,
-    "xtick.color": _INK, "ytick.color": _INK, "axes.titlelocation": "left", "axes.titlesize": 10.5, "legend.frameon": False,
-    "axes.titlecolor": _INK, "axes.linewidth": 0.8, "lines.linewidth": 1.4,
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "legend.frameon": False,
+    "axes.titlecolor": _INK,
+    "axes.linewidth": 0.8,
+    "lines.linewidth": 1.4,
 }
 
 
 def draw_all(run: Run, narrow: bool = False) -> dict[str, Figure]:
     """{name: figure} of whatever the run holds data for; `narrow` stacks what stands side by side, for phones."""
     drawers: dict[str, Callable[[Run, bool], Figure | None]] = {
-        "trajectory": _trajectory, "ate": _ate, "rpe": _rpe, "learning": _learning, "residuals": _residuals, "latency": _latency,
-        "tracking": _tracking, "matching": _matching,
+        "trajectory": _trajectory,
+        "ate": _ate,
+        "rpe": _rpe,
+        "learning": _learning,
+        "residuals": _residuals,
+        "latency": _latency,
+        "tracking": _tracking,
+        "matching": _matching,
     }
     with matplotlib.rc_context(_STYLE):
         return {name: figure for name, draw in drawers.items() if (figure := draw(run, narrow)) is not None}
@@ -50,7 +72,7 @@ def to_svg(figure: Figure, name: str) -> str:
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg"):].replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
+    svg = svg[svg.index("<svg") :].replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', svg, count=1)
@@ -136,18 +158,25 @@ def _learning(run: Run, narrow: bool) -> Figure | None:
         window = max(len(residual) // 20, 1)
         if len(residual) > 2 * window:
             smooth = np.convolve(residual, np.ones(window) / window, "valid")
-            top.plot(seconds[window - 1:], smooth, color=BLUE, label=f"mean of {window}")
+            top.plot(seconds[window - 1 :], smooth, color=BLUE, label=f"mean of {window}")
         top.legend(fontsize=8.5)
     top.set(ylabel="residual of a step", title="training residual")
     for key, colour, label in (("before_px", GREY, "active weights"), ("after_px", BLUE, "candidate")):
         values = [(e["stamp_ns"], e[key]) for e in trials if e.get(key) is not None]
         if values:
-            bottom.plot(run.seconds([v[0] for v in values]), [v[1] for v in values], "o-", color=colour, markersize=4, label=label)
+            bottom.plot(
+                run.seconds([v[0] for v in values]), [v[1] for v in values], "o-", color=colour, markersize=4, label=label
+            )
     bottom.set(xlabel="time [s]", ylabel="held-out residual [px]", title="trials on later windows")
     for kind, colour, name in (("promotion", GREEN, "promoted"), ("rollback", RED, "rolled back")):
         for k, event in enumerate(run.events_of(kind)):
             for axes in (top, bottom):
-                axes.axvline(run.seconds([event["stamp_ns"]])[0], color=colour, linewidth=1.4, label=name if k == 0 and axes is bottom else None)
+                axes.axvline(
+                    run.seconds([event["stamp_ns"]])[0],
+                    color=colour,
+                    linewidth=1.4,
+                    label=name if k == 0 and axes is bottom else None,
+                )
     if bottom.get_legend_handles_labels()[0]:
         bottom.legend(fontsize=8.5)
     else:
@@ -162,7 +191,10 @@ def _residuals(run: Run, narrow: bool) -> Figure | None:
     edges, counts = np.array(histogram["edges_px"]), np.array(histogram["counts"], float)
     figure, axes = _figure(narrow, height=2.5)
     axes.bar(edges, counts / counts.sum() * 100, width=edges[1] - edges[0], align="edge", color=BLUE)
-    axes.set(xlabel=f"distance of an inlier from its reprojected landmark [px]; the last bar is {edges[-1]:g} and more", ylabel="share [%]")
+    axes.set(
+        xlabel=f"distance of an inlier from its reprojected landmark [px]; the last bar is {edges[-1]:g} and more",
+        ylabel="share [%]",
+    )
     return figure
 
 
@@ -181,8 +213,13 @@ def _latency(run: Run, narrow: bool) -> Figure | None:
     right.plot(order, np.arange(1, len(order) + 1) / len(order) * 100, color=BLUE)
     for share in (50, 95, 99):
         right.plot(np.percentile(latency, share), share, "o", color=ORANGE, markersize=5)
-        right.annotate(f"p{share} {np.percentile(latency, share):.0f} ms", (np.percentile(latency, share), share), xytext=(7, -9),
-                       textcoords="offset points", fontsize=8)
+        right.annotate(
+            f"p{share} {np.percentile(latency, share):.0f} ms",
+            (np.percentile(latency, share), share),
+            xytext=(7, -9),
+            textcoords="offset points",
+            fontsize=8,
+        )
     right.set(xlabel="ms to the pose", ylabel="share of frames [%]")
     return figure
 
@@ -221,7 +258,15 @@ def _matching(run: Run, narrow: bool) -> Figure | None:
             x = np.arange(len(mma)) + (k - (len(results) - 1) / 2) * 0.36
             values = np.array(list(mma.values()))
             spread = np.abs(np.array(list(interval.values())).T - values) * 100
-            axes.bar(x, values * 100, 0.34, color=colour, label=result["matcher"], yerr=spread, error_kw=dict(ecolor=_INK, elinewidth=0.9))
+            axes.bar(
+                x,
+                values * 100,
+                0.34,
+                color=colour,
+                label=result["matcher"],
+                yerr=spread,
+                error_kw=dict(ecolor=_INK, elinewidth=0.9),
+            )
         axes.set_xticks(range(3), ["1 px", "3 px", "5 px"])
         axes.set_title(f"{gap} frame{'s' if gap != '1' else ''} apart")
         axes.grid(axis="x", visible=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,38 @@ from .matching import evaluate
 from .run_writer import plain
 
 
-def compare_frozen_adapted(folder: Path, source: Source, config: MatcherConfig, adapted: Path | None, gaps: tuple[int, ...] = (1, 5),
-                           max_pairs: int = 24, seed: int = 0, on_progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+def compare_frozen_adapted(
+    folder: Path,
+    source: Source,
+    config: MatcherConfig,
+    adapted: Path | None,
+    gaps: tuple[int, ...] = (1, 5),
+    max_pairs: int = 24,
+    seed: int = 0,
+    unseen: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
     """Scores and draws both sets of weights on evenly spread pairs; the same queries for both.
 
-    The pairs are of the very recording that learning saw: this shows what changed, not what holds elsewhere.
-
     Args:
+        folder: of the run; gets matches.json and matches/*.jpg, which its report shows.
         config: names the matcher and the frozen weights. adapted: promoted weights, None when nothing was promoted.
+        unseen: learning never saw this recording; otherwise the figures show what changed, not what holds elsewhere.
     """
     contestants = [Contestant("frozen", create_matcher(config))]
     if adapted is not None:
-        from dataclasses import replace
-
         contestants.append(Contestant("adapted", create_matcher(replace(config, weights=str(adapted)))))
-    results = evaluate(contestants, source, gaps, max_pairs, seed, on_progress=on_progress)
+    results = evaluate(contestants, source, gaps, max_pairs, seed, pose=False, on_progress=on_progress)
     pictures = folder / "matches"
     pictures.mkdir(exist_ok=True)
     files = write_match_pictures(pictures, contestants, source, gaps)
-    data = plain({"results": results, "pictures": [str(f.relative_to(folder)) for f in files], "adapted": None if adapted is None else adapted.name})
+    data = plain(
+        {
+            "results": results,
+            "pictures": [str(f.relative_to(folder)) for f in files],
+            "unseen": unseen,
+            "adapted": None if adapted is None else adapted.name,
+        }
+    )
     (folder / "matches.json").write_text(json.dumps(data, indent=2) + "\n")
     return data

@@ -31,7 +31,9 @@ def write_match_pictures(folder: Path, contestants: Sequence[Contestant], source
             used = answer.score >= MIN_SCORE
             known = used & error.isfinite()
             within = float((error[known] <= 3).float().mean()) if known.any() else float("nan")
-            title = f"{contestant.name}, gap {len(frames) - 1}: {int(used.sum())} matches, {100 * within:.0f} % within 3 px ({kind})"
+            title = (
+                f"{contestant.name}, gap {len(frames) - 1}: {int(used.sum())} matches, {100 * within:.0f} % within 3 px ({kind})"
+            )
             picture = draw_matches(frames[0], frames[-1], answer.uv_i[used], answer.uv_j[used], error[used], title)
             name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(contestant.name).stem)
             files.append(folder / f"gap{len(frames) - 1:02d}_{name}.jpg")

@@ -46,14 +46,22 @@ class _Tally:
     features_ms: float = 0.0
 
 
-def evaluate_matcher(matcher: Matcher, source: Source, gaps: Sequence[int] = (1, 5, 10), max_pairs: int = 100, seed: int = 0,
-                     pose: bool = True) -> dict[str, Any]:
+def evaluate_matcher(
+    matcher: Matcher, source: Source, gaps: Sequence[int] = (1, 5, 10), max_pairs: int = 100, seed: int = 0, pose: bool = True
+) -> dict[str, Any]:
     """Scores one matcher, queried directly; the same pairs and queries for every matcher. See `evaluate`."""
     return evaluate([Contestant(matcher.name, matcher)], source, gaps, max_pairs, seed, pose)[0]
 
 
-def evaluate(contestants: Sequence[Contestant], source: Source, gaps: Sequence[int], max_pairs: int = 100, seed: int = 0,
-             pose: bool = True, on_progress: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
+def evaluate(
+    contestants: Sequence[Contestant],
+    source: Source,
+    gaps: Sequence[int],
+    max_pairs: int = 100,
+    seed: int = 0,
+    pose: bool = True,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
     """Scores contestants over evenly spread pairs of a recording, all in one pass.
 
     Queries are the strongest Shi-Tomasi corners of the earlier picture. Per gap (keys are the gap as text):
@@ -83,8 +91,17 @@ def evaluate(contestants: Sequence[Contestant], source: Source, gaps: Sequence[i
         if on_progress is not None:
             on_progress(done)
     rng = np.random.default_rng(seed)
-    return [{"matcher": c.name, "source": source.name, "queries": QUERIES, "min_score": MIN_SCORE, "seed": seed,
-             "gaps": {str(gap): _summarise(t, c, rng) for gap, t in by_gap.items()}} for c, by_gap in zip(contestants, tallies)]
+    return [
+        {
+            "matcher": c.name,
+            "source": source.name,
+            "queries": QUERIES,
+            "min_score": MIN_SCORE,
+            "seed": seed,
+            "gaps": {str(gap): _summarise(t, c, rng) for gap, t in by_gap.items()},
+        }
+        for c, by_gap in zip(contestants, tallies)
+    ]
 
 
 def iterate_pairs(source: Source, gaps: Sequence[int], max_pairs: int) -> Iterator[tuple[list[Frame], tuple]]:
@@ -106,7 +123,7 @@ def iterate_pairs(source: Source, gaps: Sequence[int], max_pairs: int) -> Iterat
         for gap in gaps:
             if len(window) > gap and taken[gap] < max_pairs and (wanted[gap] is None or frame.id - gap in wanted[gap]):
                 taken[gap] += 1
-                part = list(window)[len(window) - gap - 1:]
+                part = list(window)[len(window) - gap - 1 :]
                 yield [f for f, _ in part], (part[0][1], part[-1][1])
 
 
@@ -120,7 +137,9 @@ def _spread(count: int, most: int) -> set[int]:
     return set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()) if count > 0 else set()
 
 
-def _score(tally: _Tally, answer: Answer, truth: PairTruth, common_visible: int, i: Frame, j: Frame, pose: bool, seed: int) -> None:
+def _score(
+    tally: _Tally, answer: Answer, truth: PairTruth, common_visible: int, i: Frame, j: Frame, pose: bool, seed: int
+) -> None:
     tally.match_ms.append(answer.match_ms)
     used = answer.score >= MIN_SCORE
     tally.delivered.append(float(used.float().mean()) if len(used) else 0.0)
@@ -181,7 +200,11 @@ def _held_out_sampson(answer: Answer, used: Tensor, i: Frame, j: Frame, seed: in
 
 
 def _summarise(tally: _Tally, contestant: Contestant, rng: np.random.Generator) -> dict[str, Any]:
-    result: dict[str, Any] = {"pairs": len(tally.match_ms), "delivered": _mean(tally.delivered), "coverage": _mean(tally.coverage)}
+    result: dict[str, Any] = {
+        "pairs": len(tally.match_ms),
+        "delivered": _mean(tally.delivered),
+        "coverage": _mean(tally.coverage),
+    }
     keys = [str(px) for px in MMA_PX]
     result["mma"] = result["mma_interval"] = result["correct_per_pair"] = result["precision_3px"] = result["sigma"] = None
     if tally.mma:
@@ -219,8 +242,13 @@ def reliability(errors: Tensor, sigmas: Tensor, bins: int = 5) -> dict[str, Any]
 
     def row(index: Tensor) -> dict[str, float]:
         ratio = errors[index].abs() / sigmas[index, None]
-        return {"matches": len(index), "sigma_px": float(sigmas[index].mean()), "rms_px": float(errors[index].square().mean().sqrt()),
-                "within_1": float((ratio <= 1).double().mean()), "within_2": float((ratio <= 2).double().mean())}
+        return {
+            "matches": len(index),
+            "sigma_px": float(sigmas[index].mean()),
+            "rms_px": float(errors[index].square().mean().sqrt()),
+            "within_1": float((ratio <= 1).double().mean()),
+            "within_2": float((ratio <= 2).double().mean()),
+        }
 
     return {**row(order), "table": [row(part) for part in order.chunk(bins)]}
 
@@ -230,16 +258,21 @@ def _distances(parts: list[Tensor]) -> dict[str, float] | None:
     values = values.nan_to_num(torch.inf)
     if not len(values):
         return None
-    return {"median": float(values.median()), "within_1": float((values <= 1).double().mean()),
-            "within_3": float((values <= 3).double().mean()), "matches": len(values)}
+    return {
+        "median": float(values.median()),
+        "within_1": float((values <= 1).double().mean()),
+        "within_3": float((values <= 3).double().mean()),
+        "matches": len(values),
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator,
-               rounds: int = 500) -> tuple[np.ndarray, np.ndarray]:
+def _bootstrap(
+    rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator, rounds: int = 500
+) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval of a statistic under resampling of pairs."""
     samples = np.array([statistic(rows[rng.integers(0, len(rows), len(rows))]) for _ in range(rounds)])
     return np.percentile(samples, 2.5, 0), np.percentile(samples, 97.5, 0)

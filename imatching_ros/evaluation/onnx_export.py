@@ -50,7 +50,10 @@ def export_onnx(weights: Path, out: Path, height: int, width: int) -> str:
     header = read_header(weights)
     matcher = create_matcher(MatcherConfig(name=header.matcher, weights=str(weights)))
     if not isinstance(matcher, CoarseToFine):
-        raise WeightsError(f"{weights} is of the matcher '{header.matcher}', whose network cannot be exported; expected expectation or regression")
+        raise WeightsError(
+            f"{weights} is of the matcher '{header.matcher}', whose network cannot be exported; "
+            "expected expectation or regression"
+        )
     generator = torch.Generator().manual_seed(0)
     image_a, image_b = torch.rand(2, 1, 1, height, width, generator=generator)
 
@@ -61,10 +64,19 @@ def export_onnx(weights: Path, out: Path, height: int, width: int) -> str:
     count = torch.export.Dim("queries", min=2, max=_MOST_QUERIES)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(pair, (image_a, points(100), image_b), dynamo=True, verbose=False, opset_version=18,
-                                    input_names=["image_a", "uv_a", "image_b"], output_names=["uv_b", "score", "sigma_px"],
-                                    dynamic_shapes={"image_a": None, "uv_a": {0: count}, "image_b": None})
-    program.model.metadata_props.update({"matcher": header.matcher, "weights_version": str(header.version), "weights_hash": header.hash})
+        program = torch.onnx.export(
+            pair,
+            (image_a, points(100), image_b),
+            dynamo=True,
+            verbose=False,
+            opset_version=18,
+            input_names=["image_a", "uv_a", "image_b"],
+            output_names=["uv_b", "score", "sigma_px"],
+            dynamic_shapes={"image_a": None, "uv_a": {0: count}, "image_b": None},
+        )
+    program.model.metadata_props.update(
+        {"matcher": header.matcher, "weights_version": str(header.version), "weights_hash": header.hash}
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     program.save(out)
     uv_a = points(57)
@@ -73,9 +85,13 @@ def export_onnx(weights: Path, out: Path, height: int, width: int) -> str:
     error_px = _check(out, (image_a, uv_a, image_b), expected)
     if not error_px < _TOLERANCE_PX:
         out.unlink()
-        raise WeightsError(f"the exported network is {error_px:.3g} px from torch, more than {_TOLERANCE_PX} px; nothing was written")
-    return (f"{out}: {header.matcher} version {header.version} for {width}x{height}; inputs image_a, uv_a, image_b; outputs uv_b, score, "
-            f"sigma_px; at most {error_px:.2g} px from torch")
+        raise WeightsError(
+            f"the exported network is {error_px:.3g} px from torch, more than {_TOLERANCE_PX} px; nothing was written"
+        )
+    return (
+        f"{out}: {header.matcher} version {header.version} for {width}x{height}; inputs image_a, uv_a, image_b; outputs "
+        f"uv_b, score, sigma_px; at most {error_px:.2g} px from torch"
+    )
 
 
 def _check(path: Path, inputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:

@@ -21,7 +21,9 @@ MIN_RELATIVE_BASELINE = 0.01
 MIN_BASELINE_M = 0.05
 
 
-def essential(camera_i: Camera, camera_j: Camera, uv_i: Tensor, uv_j: Tensor, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+def essential(
+    camera_i: Camera, camera_j: Camera, uv_i: Tensor, uv_j: Tensor, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Essential matrix by USAC MAGSAC++ (Barath 2020).
 
     Args:
@@ -50,8 +52,9 @@ def essential(camera_i: Camera, camera_j: Camera, uv_i: Tensor, uv_j: Tensor, se
     return E, inliers
 
 
-def pose_error_deg(camera_i: Camera, camera_j: Camera, uv_i: Tensor, uv_j: Tensor, T_ij: Tensor, score_translation: bool,
-                   seed: int = 0) -> float:
+def pose_error_deg(
+    camera_i: Camera, camera_j: Camera, uv_i: Tensor, uv_j: Tensor, T_ij: Tensor, score_translation: bool, seed: int = 0
+) -> float:
     """The larger of the angle of rotation error and the angle between translations, degrees; 180 when there is no pose.
 
     Args:

@@ -13,12 +13,19 @@ from .run_reader import Run, read_run
 
 _CAPTIONS = {
     "trajectory": ("Trajectory", "Poses as they were published, never revised."),
-    "ate": ("Absolute error over time", "Distance between estimated and true position after one alignment of the whole trajectory."),
+    "ate": (
+        "Absolute error over time",
+        "Distance between estimated and true position after one alignment of the whole trajectory.",
+    ),
     "rpe": ("Relative error", "Error of the motion from one frame to the next."),
-    "matching": ("Matching accuracy, frozen against adapted weights",
-                 "Share of visible query points found within so many pixels; whiskers are 95 % bootstrap intervals over pairs. The pairs are of "
-                 "the recording that learning saw."),
-    "learning": ("Learning", "Steps on the residual of bundle adjustment, and trials of the candidate on windows recorded after its last step."),
+    "matching": (
+        "Matching accuracy, frozen against adapted weights",
+        "Share of visible query points found within so many pixels; whiskers are 95 % bootstrap intervals over pairs.",
+    ),
+    "learning": (
+        "Learning",
+        "Steps on the residual of bundle adjustment, and trials of the candidate on windows recorded after its last step.",
+    ),
     "residuals": ("Residuals", "Of the matches that support the poses."),
     "latency": ("Latency", "From the picture to its pose, and until the next picture could be taken."),
     "tracking": ("Tracking", "Matches of every frame and those that support its pose."),
@@ -45,10 +52,14 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     narrow = draw_all(run, narrow=True)
     svgs = {}
     for name, figure in draw_all(run).items():
-        svgs[name] = (f'<div class="wide">{to_svg(figure, name)}</div><div class="narrow">{to_svg(narrow[name], f"{name}-narrow")}</div>')
+        svgs[name] = (
+            f'<div class="wide">{to_svg(figure, name)}</div><div class="narrow">{to_svg(narrow[name], f"{name}-narrow")}</div>'
+        )
         save_png(figure, pngs / f"{name}.png")
     out.write_text(_page(run, svgs), encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps({"metrics": run.metrics, "matches": run.matches, "series": _series(run)}) + "\n")
+    out.with_suffix(".json").write_text(
+        json.dumps({"metrics": run.metrics, "matches": run.matches, "series": _series(run)}) + "\n"
+    )
     return out
 
 
@@ -58,9 +69,14 @@ def _series(run: Run) -> dict[str, Any]:
     # JSON has no NaN.
     series = {k: [None if v != v else v for v in values] for k, values in series.items()}
     if run.score is not None:
-        series |= {"ate_time_s": run.seconds(run.score.estimate.stamps_ns).tolist(), "ate_m": run.score.error_m.tolist(),
-                   "rpe_trans_m": run.score.rpe_trans_m.tolist(), "rpe_rot_deg": run.score.rpe_rot_deg.tolist(),
-                   "estimate_aligned": run.score.estimate.T_WC.tolist(), "truth": run.score.truth.T_WC.tolist()}
+        series |= {
+            "ate_time_s": run.seconds(run.score.estimate.stamps_ns).tolist(),
+            "ate_m": run.score.error_m.tolist(),
+            "rpe_trans_m": run.score.rpe_trans_m.tolist(),
+            "rpe_rot_deg": run.score.rpe_rot_deg.tolist(),
+            "estimate_aligned": run.score.estimate.T_WC.tolist(),
+            "truth": run.score.truth.T_WC.tolist(),
+        }
     return series
 
 
@@ -69,6 +85,8 @@ def _page(run: Run, svgs: dict[str, str]) -> str:
     name = (m.get("source") or {}).get("name", run.folder.name)
     sections = []
     for key, (title, caption) in _CAPTIONS.items():
+        if key == "matching":
+            caption += " " + _where(run)
         if key in svgs:
             sections.append(_section(title, caption, svgs[key]))
             if key == "matching":
@@ -77,24 +95,43 @@ def _page(run: Run, svgs: dict[str, str]) -> str:
         sections.insert(3, _matches(run))
     sections.append(_weights(run))
     sections.append(_details(run))
-    return _TEMPLATE.format(title=html.escape(f"{name}: visual odometry"), name=html.escape(str(name)), subtitle=html.escape(_subtitle(m)),
-                            tiles="".join(_tile(*tile) for tile in _tiles(run)), sections="\n".join(s for s in sections if s))
+    return _TEMPLATE.format(
+        title=html.escape(f"{name}: visual odometry"),
+        name=html.escape(str(name)),
+        subtitle=html.escape(_subtitle(m)),
+        tiles="".join(_tile(*tile) for tile in _tiles(run)),
+        sections="\n".join(s for s in sections if s),
+    )
 
 
 def _subtitle(m: dict[str, Any]) -> str:
     source, learning = m.get("source") or {}, m.get("learning") or {}
-    parts = [source.get("mode"), f"learning {learning.get('mode', 'off')}", f"matcher {(m.get('weights') or {}).get('matcher', '?')}",
-             f"seed {m.get('seed')}"]
+    parts = [
+        source.get("mode"),
+        f"learning {learning.get('mode', 'off')}",
+        f"matcher {(m.get('weights') or {}).get('matcher', '?')}",
+        f"seed {m.get('seed')}",
+    ]
     return ", ".join(str(p) for p in parts if p)
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
     m = run.metrics
     ate, latency, learning = m.get("ate"), m.get("latency_ms") or {}, m.get("learning") or {}
-    tiles = [("tracked", f"{m.get('tracked_frames', 0)} / {m.get('frames', 0)}",
-              f"{m.get('lost_frames', 0)} lost, first pose at frame {m.get('initialized_at_frame')}, {m.get('keyframes', 0)} keyframes")]
+    tiles = [
+        (
+            "tracked",
+            f"{m.get('tracked_frames', 0)} / {m.get('frames', 0)}",
+            f"{m.get('lost_frames', 0)} lost, first pose at frame {m.get('initialized_at_frame')}, "
+            f"{m.get('keyframes', 0)} keyframes",
+        )
+    ]
     if ate:
-        percent = f"{ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m" if ate.get("percent_of_path") is not None else "camera stood still"
+        percent = (
+            f"{ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m"
+            if ate.get("percent_of_path") is not None
+            else "camera stood still"
+        )
         tiles.append(("ATE", f"{ate['rmse']:.3g} m", f"{percent}; {ate['alignment']}, scale {ate['scale']:.3g}"))
         frame = (m.get("rpe") or {}).get("frame")
         if frame:
@@ -102,14 +139,30 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     else:
         tiles.append(("ATE", "none", str(m.get("no_truth_because", "no truth"))))
     if latency.get("p95") is not None:
-        tiles.append(("latency p95", f"{latency['p95']:.0f} ms", f"p50 {latency['p50']:.0f}, p99 {latency['p99']:.0f}, max {latency['max']:.0f}"))
+        tiles.append(
+            (
+                "latency p95",
+                f"{latency['p95']:.0f} ms",
+                f"p50 {latency['p50']:.0f}, p99 {latency['p99']:.0f}, max {latency['max']:.0f}",
+            )
+        )
     if learning.get("mode", "off") != "off":
-        tiles.append(("promotions", str(learning.get("promotions", 0)), f"{learning.get('rollbacks', 0)} rollbacks, {learning.get('steps', 0)} steps, "
-                      f"{learning.get('samples', 0)} windows"))
+        tiles.append(
+            (
+                "promotions",
+                str(learning.get("promotions", 0)),
+                f"{learning.get('rollbacks', 0)} rollbacks, {learning.get('steps', 0)} steps, "
+                f"{learning.get('samples', 0)} windows",
+            )
+        )
     gain = _gain(run)
     if gain is not None:
         tiles.append(gain)
     return tiles
+
+
+def _where(run: Run) -> str:
+    return "Learning never saw these pictures." if (run.matches or {}).get("unseen") else "On the recording that learning saw."
 
 
 def _gain(run: Run) -> tuple[str, str, str] | None:
@@ -121,7 +174,11 @@ def _gain(run: Run) -> tuple[str, str, str] | None:
     if "adapted" not in first or not first["adapted"][1].get("mma"):
         return f"within 1 px, gap {gap}", f"{100 * frozen['mma']['1']:.1f} %", "frozen weights; nothing was promoted"
     adapted = first["adapted"][1]
-    return (f"within 1 px, gap {gap}", f"{100 * frozen['mma']['1']:.1f} → {100 * adapted['mma']['1']:.1f} %", "frozen → adapted, on the recording itself")
+    return (
+        f"within 1 px, gap {gap}",
+        f"{100 * frozen['mma']['1']:.1f} → {100 * adapted['mma']['1']:.1f} %",
+        f"frozen → adapted. {_where(run)}",
+    )
 
 
 def _matches(run: Run) -> str:
@@ -131,26 +188,62 @@ def _matches(run: Run) -> str:
         if path.is_file():
             data = base64.b64encode(path.read_bytes()).decode()
             label = path.stem.replace("_", ", ").replace("gap0", "gap ").replace("gap", "gap ").replace("  ", " ")
-            pictures.append(f'<figure><img src="data:image/jpeg;base64,{data}" alt="{html.escape(label)}" loading="lazy">'
-                            f"<figcaption>{html.escape(label)}</figcaption></figure>")
+            pictures.append(
+                f'<figure><img src="data:image/jpeg;base64,{data}" alt="{html.escape(label)}" loading="lazy">'
+                f"<figcaption>{html.escape(label)}</figcaption></figure>"
+            )
     if not pictures:
         return ""
-    legend = ('<span class="key" style="--c:#0072b2">within 1 px</span> <span class="key" style="--c:#f0e442">within 3 px</span> '
-              '<span class="key" style="--c:#d55e00">beyond</span> <span class="key" style="--c:#aaa">not known</span>')
-    return _section("Matches", f"A pair from the middle of the recording. {legend}", f'<div class="pictures">{"".join(pictures)}</div>', raw=True)
+    legend = (
+        '<span class="key" style="--c:#0072b2">within 1 px</span> <span class="key" style="--c:#f0e442">within 3 px</span> '
+        '<span class="key" style="--c:#d55e00">beyond</span> <span class="key" style="--c:#aaa">not known</span>'
+    )
+    return _section(
+        "Matches",
+        f"A pair from the middle of the recording. {legend}",
+        f'<div class="pictures">{"".join(pictures)}</div>',
+        raw=True,
+    )
 
 
 def _weights(run: Run) -> str:
     weights, learning = run.metrics.get("weights") or {}, run.metrics.get("learning") or {}
-    rows = {**weights, **{k: learning.get(k) for k in ("mode", "state", "steps", "samples", "promotions", "rollbacks", "probe_before", "probe_after",
-                                                       "dropped", "busy_s") if k in learning}}
+    rows = {
+        **weights,
+        **{
+            k: learning.get(k)
+            for k in (
+                "mode",
+                "state",
+                "steps",
+                "samples",
+                "promotions",
+                "rollbacks",
+                "probe_before",
+                "probe_after",
+                "dropped",
+                "busy_s",
+            )
+            if k in learning
+        },
+    }
     rejected = ", ".join(f"{reason} {count}" for reason, count in (learning.get("rejected") or {}).items())
     if rejected:
         rows["rejected"] = rejected
     if run.matches:
         rows["adapted weights file"] = run.matches.get("adapted") or "none"
-    promotions = [[f"{run.seconds([e['stamp_ns']])[0]:.1f}", e["event"], e.get("version"), e.get("hash"), _number(e.get("before_px")),
-                   _number(e.get("after_px")), e.get("reason")] for e in run.events_of("promotion", "rollback")]
+    promotions = [
+        [
+            f"{run.seconds([e['stamp_ns']])[0]:.1f}",
+            e["event"],
+            e.get("version"),
+            e.get("hash"),
+            _number(e.get("before_px")),
+            _number(e.get("after_px")),
+            e.get("reason"),
+        ]
+        for e in run.events_of("promotion", "rollback")
+    ]
     table = _table(["time [s]", "what", "version", "hash", "before [px]", "after [px]", "why"], promotions) if promotions else ""
     return _section("Weights and learning", "", _pairs(rows) + table)
 
@@ -162,10 +255,17 @@ def _details(run: Run) -> str:
     warnings = [e.get("text", "") for e in run.events if e.get("event") == "warning"]
     parts = [("Recording", _pairs({**source, **camera})), ("Versions", _pairs(m.get("versions") or {}))]
     if warnings:
-        parts.append((f"Warnings ({len(warnings)})", "<ul>" + "".join(f"<li>{html.escape(w)}</li>" for w in warnings[:100]) + "</ul>"))
+        parts.append(
+            (f"Warnings ({len(warnings)})", "<ul>" + "".join(f"<li>{html.escape(w)}</li>" for w in warnings[:100]) + "</ul>")
+        )
     if run.config:
         parts.append(("Settings", f"<pre>{html.escape(run.config)}</pre>"))
-    parts.append(("All metrics", f"<pre>{html.escape(json.dumps({k: v for k, v in m.items() if k != 'residual_histogram'}, indent=2))}</pre>"))
+    parts.append(
+        (
+            "All metrics",
+            f"<pre>{html.escape(json.dumps({k: v for k, v in m.items() if k != 'residual_histogram'}, indent=2))}</pre>",
+        )
+    )
     inner = "".join(f"<details><summary>{title}</summary>{body}</details>" for title, body in parts)
     return _section("Details", "", inner)
 
@@ -176,7 +276,9 @@ def _section(title: str, caption: str, body: str, raw: bool = False) -> str:
 
 
 def _tile(label: str, value: str, note: str) -> str:
-    return f'<div class="tile"><span>{html.escape(label)}</span><b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>'
+    return (
+        f'<div class="tile"><span>{html.escape(label)}</span><b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>'
+    )
 
 
 def _pairs(values: dict[str, Any]) -> str:
@@ -201,8 +303,10 @@ _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title>
 <style>
-:root {{ --bg:#f6f7f9; --card:#fff; --ink:#20262e; --soft:#5b6673; --grid:#d9dde2; --line:#e3e6ea; --accent:#0f80c4; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --bg:#14171b; --card:#1d2126; --ink:#e4e8ec; --soft:#9aa5b1; --grid:#363c44; --line:#2c3238; --accent:#4db2ec; }} }}
+:root {{ --bg:#f6f7f9; --card:#fff; --ink:#20262e; --soft:#5b6673; --grid:#d9dde2; --line:#e3e6ea; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --bg:#14171b; --card:#1d2126; --ink:#e4e8ec; --soft:#9aa5b1; --grid:#363c44; --line:#2c3238; }}
+}}
 * {{ box-sizing:border-box; }}
 body {{ margin:0; background:var(--bg); color:var(--ink); font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif; }}
 main {{ max-width:60rem; margin:0 auto; padding:1.5rem 1rem 3rem; }}
@@ -210,18 +314,23 @@ h1 {{ font-size:1.6rem; margin:0; overflow-wrap:anywhere; }} h2 {{ font-size:1.1
 .subtitle,.caption {{ color:var(--soft); margin:.1rem 0 .8rem; font-size:.92rem; }}
 .tiles {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr)); gap:.7rem; margin:1.1rem 0; }}
 .tile,section {{ background:var(--card); border:1px solid var(--line); border-radius:.7rem; padding:.9rem 1rem; }}
-.tile span {{ color:var(--soft); font-size:.82rem; display:block; }} .tile b {{ font-size:1.35rem; font-weight:650; font-variant-numeric:tabular-nums; }}
+.tile span {{ color:var(--soft); font-size:.82rem; display:block; }}
+.tile b {{ font-size:1.35rem; font-weight:650; font-variant-numeric:tabular-nums; }}
 .tile small {{ display:block; color:var(--soft); line-height:1.35; }}
 section {{ margin:0 0 1rem; }}
 .wide svg,.narrow svg {{ display:block; width:100%; height:auto; }} svg text {{ font-family:inherit !important; }}
 .narrow {{ display:none; }} @media (max-width:40rem) {{ .wide {{ display:none; }} .narrow {{ display:block; }} }}
-.pictures {{ display:grid; gap:.9rem; }} figure {{ margin:0; }} img {{ width:100%; height:auto; border-radius:.4rem; display:block; }}
+.pictures {{ display:grid; gap:.9rem; }}
+figure {{ margin:0; }} img {{ width:100%; height:auto; border-radius:.4rem; display:block; }}
 figcaption {{ color:var(--soft); font-size:.85rem; }}
-.key {{ white-space:nowrap; margin-right:.5rem; }} .key::before {{ content:""; display:inline-block; width:.8em; height:.8em; border-radius:50%; background:var(--c);
- margin-right:.35em; border:1px solid var(--line); }}
+.key {{ white-space:nowrap; margin-right:.5rem; }}
+.key::before {{ content:""; display:inline-block; width:.8em; height:.8em; border-radius:50%;
+  background:var(--c); margin-right:.35em; border:1px solid var(--line); }}
 .scroll {{ overflow-x:auto; }} table {{ border-collapse:collapse; font-size:.88rem; margin:.3rem 0; }}
-th,td {{ text-align:left; padding:.25rem .8rem .25rem 0; border-bottom:1px solid var(--line); vertical-align:top; }} th {{ color:var(--soft); font-weight:500; }}
-details {{ border-top:1px solid var(--line); padding:.45rem 0; }} summary {{ cursor:pointer; }} pre {{ overflow-x:auto; font-size:.8rem; line-height:1.4; }}
+th,td {{ text-align:left; padding:.25rem .8rem .25rem 0; border-bottom:1px solid var(--line); vertical-align:top; }}
+th {{ color:var(--soft); font-weight:500; }}
+details {{ border-top:1px solid var(--line); padding:.45rem 0; }}
+summary {{ cursor:pointer; }} pre {{ overflow-x:auto; font-size:.8rem; line-height:1.4; }}
 </style></head><body><main>
 <h1>{name}</h1><p class="subtitle">{subtitle}</p>
 <div class="tiles">{tiles}</div>

@@ -65,8 +65,17 @@ def read_run(folder: Path) -> Run:
         score = found if isinstance(found, TrajectoryScore) else None
     matches = folder / "matches.json"
     config = folder / "config.yaml"
-    return Run(folder, metrics, estimate, truth, score, _frames(folder / "frames.csv"), _events(folder / "events.jsonl"),
-               config.read_text() if config.is_file() else "", json.loads(matches.read_text()) if matches.is_file() else None)
+    return Run(
+        folder,
+        metrics,
+        estimate,
+        truth,
+        score,
+        _frames(folder / "frames.csv"),
+        _events(folder / "events.jsonl"),
+        config.read_text() if config.is_file() else "",
+        json.loads(matches.read_text()) if matches.is_file() else None,
+    )
 
 
 def _trajectory(path: Path) -> Trajectory | None:

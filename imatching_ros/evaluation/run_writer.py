@@ -17,7 +17,19 @@ from ..plain import plain
 from ..sources.truth import Trajectory, tum_line, write_tum
 from .trajectory import TrajectoryScore, score_trajectory
 
-FRAME_COLUMNS = ("frame", "stamp_ns", "state", "inliers", "matches", "residual_px", "latency_ms", "processing_ms", "keyframe", "map", "weights_version")
+FRAME_COLUMNS = (
+    "frame",
+    "stamp_ns",
+    "state",
+    "inliers",
+    "matches",
+    "residual_px",
+    "latency_ms",
+    "processing_ms",
+    "keyframe",
+    "map",
+    "weights_version",
+)
 RESIDUAL_EDGES_PX = np.round(np.arange(0, 5.01, 0.1), 2)
 
 
@@ -76,8 +88,19 @@ class RunWriter:
             self._stamps.append(output.stamp_ns)
             self._poses.append(pose)
             self._trajectory.write(tum_line(output.stamp_ns, pose))
-        row = (output.frame_id, output.stamp_ns, output.state.value, output.inliers, matches, f"{residual:.4f}", f"{latency_ms:.3f}", f"{processing_ms:.3f}",
-               int(output.is_keyframe), output.map_id, output.weights_version)
+        row = (
+            output.frame_id,
+            output.stamp_ns,
+            output.state.value,
+            output.inliers,
+            matches,
+            f"{residual:.4f}",
+            f"{latency_ms:.3f}",
+            f"{processing_ms:.3f}",
+            int(output.is_keyframe),
+            output.map_id,
+            output.weights_version,
+        )
         self._frames.write(",".join(map(str, row)) + "\n")
 
     def add_event(self, event: dict[str, Any]) -> None:
@@ -111,8 +134,14 @@ class RunWriter:
             metrics |= {"path_length_m": score.ate["path_length_m"], "ate": score.ate, "rpe": score.rpe}
         else:
             metrics |= {"path_length_m": estimate.path_length_m, "ate": None, "rpe": None, "no_truth_because": score}
-        metrics |= {"path_length_is": "true, over the tracked frames" if isinstance(score, TrajectoryScore) else
-                    "estimated" if self.metric else "estimated, in map units", **more}
+        metrics |= {
+            "path_length_is": "true, over the tracked frames"
+            if isinstance(score, TrajectoryScore)
+            else "estimated"
+            if self.metric
+            else "estimated, in map units",
+            **more,
+        }
         metrics = plain(metrics)
         (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         self.close()

@@ -60,14 +60,28 @@ def score_trajectory(estimate: Trajectory, truth: Trajectory, metric: bool) -> T
     length = float(reference.path_length)
     statistics = ape.get_all_statistics()
     ate = {name: float(statistics[name]) for name in ("rmse", "mean", "median", "max")}
-    ate |= {"alignment": "se3" if metric else "sim3", "scale": float(scale), "poses": int(reference.num_poses), "path_length_m": length,
-            "percent_of_path": 100 * ate["rmse"] / length if length > 0 else None}
+    ate |= {
+        "alignment": "se3" if metric else "sim3",
+        "scale": float(scale),
+        "poses": int(reference.num_poses),
+        "path_length_m": length,
+        "percent_of_path": 100 * ate["rmse"] / length if length > 0 else None,
+    }
     step_m, step_deg = _relative(reference, aligned, 1)
     per_second = max(round(1 / max(float(np.median(np.diff(reference.timestamps))), 1e-6)), 1)
     second_m, second_deg = _relative(reference, aligned, per_second)
     rpe = {"frame": _rmse(step_m, step_deg, 1), "second": _rmse(second_m, second_deg, per_second)}
-    return TrajectoryScore(ate["alignment"], float(scale), _from_evo(aligned), _from_evo(reference), np.asarray(ape.error), step_m,
-                           step_deg, ate, rpe)
+    return TrajectoryScore(
+        ate["alignment"],
+        float(scale),
+        _from_evo(aligned),
+        _from_evo(reference),
+        np.asarray(ape.error),
+        step_m,
+        step_deg,
+        ate,
+        rpe,
+    )
 
 
 def _align_line(reference: PoseTrajectory3D, estimate: PoseTrajectory3D, with_scale: bool) -> float | None:
@@ -103,7 +117,11 @@ def _relative(reference: PoseTrajectory3D, estimate: PoseTrajectory3D, delta: in
 def _rmse(trans_m: np.ndarray, rot_deg: np.ndarray, delta: int) -> dict[str, Any] | None:
     if not len(trans_m):
         return None
-    return {"poses_apart": delta, "trans_rmse_m": float(np.sqrt(np.mean(trans_m**2))), "rot_rmse_deg": float(np.sqrt(np.mean(rot_deg**2)))}
+    return {
+        "poses_apart": delta,
+        "trans_rmse_m": float(np.sqrt(np.mean(trans_m**2))),
+        "rot_rmse_deg": float(np.sqrt(np.mean(rot_deg**2))),
+    }
 
 
 def _to_evo(trajectory: Trajectory) -> PoseTrajectory3D:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..camera import Camera
 from ..datatypes import Frame
@@ -33,8 +32,8 @@ class BagSource(Source):
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         """Raises:
-            SourceError: unreadable bag, missing or ambiguous topics.
-            CameraError: no calibration, or one of zeros.
+        SourceError: unreadable bag, missing or ambiguous topics.
+        CameraError: no calibration, or one of zeros.
         """
         super().__init__()
         self.name, self.options = path.resolve().name, options
@@ -104,14 +103,17 @@ class BagSource(Source):
         """The camera of the rectified pair; prepares the rectification when the pictures are raw."""
         if self.options.camera is not None:
             if self.options.camera.baseline_m is None or self.options.camera.is_distorted:
-                raise CameraError("a camera file for a stereo bag must describe rectified pictures and hold 'baseline_m'; "
-                                  "or use --mode mono")
+                raise CameraError(
+                    "a camera file for a stereo bag must describe rectified pictures and hold 'baseline_m'; or use --mode mono"
+                )
             return self.options.camera
         left, right = infos.get(self.topics.info), infos.get(self.topics.right_info)
         baseline = None if right is None else stereo_baseline_m(right)
         if baseline is None:
-            raise CameraError(f"the CameraInfo of {self.topics.right} states no baseline (P[3] is not below 0) or is missing; "
-                              "calibrate as a stereo pair or use --mode mono")
+            raise CameraError(
+                f"the CameraInfo of {self.topics.right} states no baseline (P[3] is not below 0) or is missing; "
+                "calibrate as a stereo pair or use --mode mono"
+            )
         rectified = camera_from_info(left, rectified=True)
         raw = [camera_from_info(info) for info in (left, right)]
         turned = [not np.allclose(_matrix(info, "r"), np.eye(3), atol=1e-4) for info in (left, right)]
@@ -153,8 +155,10 @@ class BagSource(Source):
             self.warn(f"{error}: frame skipped", stamp)
             return
         if depth is not None and depth.shape != image.shape[1:]:
-            raise CameraError(f"depth on {self.topics.depth} is {depth.shape[1]} x {depth.shape[0]}, the picture {image.shape[2]} x "
-                              f"{image.shape[1]}; use depth registered to the picture (aligned_depth_to_color) or --mode mono")
+            raise CameraError(
+                f"depth on {self.topics.depth} is {depth.shape[1]} x {depth.shape[0]}, the picture {image.shape[2]} x "
+                f"{image.shape[1]}; use depth registered to the picture (aligned_depth_to_color) or --mode mono"
+            )
         if self._rectification is not None and right is not None:
             image, right = self._rectification.apply(image, right)
         yield Frame(0, stamp, image, self.camera, depth, right)

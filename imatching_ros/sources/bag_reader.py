@@ -47,7 +47,9 @@ class BagReader:
                     self.counts[connection.topic] = self.counts.get(connection.topic, 0) + (connection.msgcount or 0)
         except Exception as error:  # rosbags answers damage with whatever its parser stumbles over
             if path.suffix == ".bag" or any(f.suffix == ".bag" for f in self._files):
-                raise SourceError(f"cannot read {path}: {error}; a ROS 1 bag that was not closed is repaired by 'rosbag reindex'") from None
+                raise SourceError(
+                    f"cannot read {path}: {error}; a ROS 1 bag that was not closed is repaired by 'rosbag reindex'"
+                ) from None
             self._recover(error)
         if not self.topics:
             raise SourceError(f"{path} holds no topics")

@@ -47,7 +47,9 @@ def scan_db3(path: Path) -> Iterator[tuple[str, str, str, int, bytes]]:
     # A recorder that was killed leaves a write-ahead log, which `ro` reads and `immutable` does not; but `ro` fails in a folder
     # that cannot be written.
     for options in ("mode=ro", "immutable=1"):
-        connection = sqlite3.connect(f"file:{path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?{options}", uri=True)
+        connection = sqlite3.connect(
+            f"file:{path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?{options}", uri=True
+        )
         seen = False
         try:
             topics = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT id, name, type FROM topics")}
@@ -67,7 +69,11 @@ def scan_db3(path: Path) -> Iterator[tuple[str, str, str, int, bytes]]:
 
 def _definitions(connection: sqlite3.Connection) -> dict[str, str]:
     try:
-        return dict(connection.execute("SELECT topic_type, encoded_message_definition FROM message_definitions WHERE encoding = 'ros2msg'"))
+        return dict(
+            connection.execute(
+                "SELECT topic_type, encoded_message_definition FROM message_definitions WHERE encoding = 'ros2msg'"
+            )
+        )
     except sqlite3.DatabaseError:  # before Iron bags held no definitions
         return {}
 
@@ -91,7 +97,7 @@ def _flatten(records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]
             continue
         try:
             compression, at = _string(body, 28)
-            inner = _decompress(body[at + 8:], compression)
+            inner = _decompress(body[at + 8 :], compression)
         except (struct.error, UnicodeDecodeError):
             return
         at = 0
@@ -99,7 +105,7 @@ def _flatten(records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]
             kind, length = struct.unpack_from("<BQ", inner, at)
             if at + 9 + length > len(inner):
                 return
-            yield kind, inner[at + 9: at + 9 + length]
+            yield kind, inner[at + 9 : at + 9 + length]
             at += 9 + length
 
 
@@ -107,7 +113,7 @@ def _string(data: bytes, at: int) -> tuple[str, int]:
     length = struct.unpack_from("<I", data, at)[0]
     if at + 4 + length > len(data):
         raise struct.error("string beyond the end")
-    return data[at + 4: at + 4 + length].decode(), at + 4 + length
+    return data[at + 4 : at + 4 + length].decode(), at + 4 + length
 
 
 def _decompress(data: bytes, compression: str) -> bytes:
@@ -125,7 +131,7 @@ def _decompress(data: bytes, compression: str) -> bytes:
     parts = []
     try:
         for start in range(0, len(data), 65536):
-            parts.append(decompressor.decompress(data[start: start + 65536]))
+            parts.append(decompressor.decompress(data[start : start + 65536]))
     except Exception:  # each library has its own error for a broken stream
         pass
     return b"".join(parts)

@@ -10,8 +10,12 @@ from .base import SourceOptions
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 INFO_TYPE = "sensor_msgs/msg/CameraInfo"
-POSE_TYPES = ("geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/PoseWithCovarianceStamped", "nav_msgs/msg/Odometry",
-              "geometry_msgs/msg/TransformStamped")
+POSE_TYPES = (
+    "geometry_msgs/msg/PoseStamped",
+    "geometry_msgs/msg/PoseWithCovarianceStamped",
+    "nav_msgs/msg/Odometry",
+    "geometry_msgs/msg/TransformStamped",
+)
 _TRUTH = re.compile(r"truth|(^|[/_])gt([/_]|$)|mocap|vicon|optitrack|leica", re.IGNORECASE)
 _DEPTH = re.compile(r"depth|disparity", re.IGNORECASE)
 # A topic is the right camera's when swapping one of these words gives the left camera's.
@@ -39,11 +43,18 @@ def choose_topics(topics: dict[str, str], options: SourceOptions, name: str) -> 
         SourceError: a topic that was asked for and is not there, no images, or several cameras.
         CameraError: no CameraInfo and no camera file.
     """
-    for given, types in ((options.image_topic, IMAGE_TYPES), (options.right_topic, IMAGE_TYPES), (options.depth_topic, IMAGE_TYPES),
-                         (options.info_topic, (INFO_TYPE,)), (options.truth_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage"))):
+    for given, types in (
+        (options.image_topic, IMAGE_TYPES),
+        (options.right_topic, IMAGE_TYPES),
+        (options.depth_topic, IMAGE_TYPES),
+        (options.info_topic, (INFO_TYPE,)),
+        (options.truth_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage")),
+    ):
         if given is not None and topics.get(given) not in types:
             there = f"is a {topics[given]}" if given in topics else "is not there"
-            raise SourceError(f"topic {given} {there} in {name}; expected one of type {' or '.join(types)}; {_list(topics, types)}")
+            raise SourceError(
+                f"topic {given} {there} in {name}; expected one of type {' or '.join(types)}; {_list(topics, types)}"
+            )
 
     images = {t for t, kind in topics.items() if kind in IMAGE_TYPES}
     if not images:
@@ -56,12 +67,16 @@ def choose_topics(topics: dict[str, str], options: SourceOptions, name: str) -> 
         candidates = sorted(t for t in colours if t not in rights)
         candidates = _one_per_camera(candidates)
         if len(candidates) != 1:
-            raise SourceError(f"{name} has {len(candidates)} cameras; choose one with --image-topic: {', '.join(candidates or sorted(images))}")
+            raise SourceError(
+                f"{name} has {len(candidates)} cameras; choose one with --image-topic: {', '.join(candidates or sorted(images))}"
+            )
         image = candidates[0]
     info = options.info_topic or _info_of(image, topics)
     if info is None and options.camera is None:
-        raise CameraError(f"{name} has no CameraInfo for {image}; give a calibration with --camera FILE (camera.json, or the yaml of ROS "
-                          f"camera_calibration) or name its topic with --camera-info-topic; {_list(topics)}")
+        raise CameraError(
+            f"{name} has no CameraInfo for {image}; give a calibration with --camera FILE (camera.json, or the yaml of ROS "
+            f"camera_calibration) or name its topic with --camera-info-topic; {_list(topics)}"
+        )
     right = options.right_topic or next((t for t, left in sorted(rights.items()) if left == image), None)
     depth = options.depth_topic
     if depth is None and len(_best_transport(depths)) == 1:

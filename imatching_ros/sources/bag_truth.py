@@ -66,8 +66,10 @@ def _static_transforms(reader: BagReader) -> dict[str, tuple[str, np.ndarray]]:
         if topic in reader.topics:
             for _, _, message in reader.messages([topic]):
                 for t in message.transforms:
-                    result[t.child_frame_id.lstrip("/")] = (t.header.frame_id.lstrip("/"),
-                                                            _matrix(t.transform.translation, t.transform.rotation))
+                    result[t.child_frame_id.lstrip("/")] = (
+                        t.header.frame_id.lstrip("/"),
+                        _matrix(t.transform.translation, t.transform.rotation),
+                    )
     return result
 
 
@@ -104,5 +106,7 @@ def _from_tf(reader: BagReader, topic: str, camera: str, static: dict[str, tuple
             stamps.append(stamp)
             poses.append(T)
     if not poses:
-        raise SourceError(f"no transform on {topic} moves the camera's frame '{camera}'; frames: {', '.join(sorted(tree)) or 'none'}")
+        raise SourceError(
+            f"no transform on {topic} moves the camera's frame '{camera}'; frames: {', '.join(sorted(tree)) or 'none'}"
+        )
     return from_matrices(np.array(stamps, np.int64), np.array(poses))

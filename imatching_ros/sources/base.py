@@ -76,8 +76,10 @@ class Source(ABC):
             if first is None:
                 first = frame.stamp_ns
             if last is not None and frame.stamp_ns <= last:
-                self.warn(f"stamp goes back by {(last - frame.stamp_ns) / 1e9:.6f} s after frame {count - 1}: frame skipped",
-                          frame.stamp_ns)
+                self.warn(
+                    f"stamp goes back by {(last - frame.stamp_ns) / 1e9:.6f} s after frame {count - 1}: frame skipped",
+                    frame.stamp_ns,
+                )
                 continue
             last = frame.stamp_ns
             since_start = (frame.stamp_ns - first) / 1e9

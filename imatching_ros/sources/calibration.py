@@ -37,14 +37,18 @@ def make_camera(width: int, height: int, K: Any, model: str, distortion: Any, ba
     name = words[0] if words else ""
     coefficients = tuple(float(x) for x in distortion)
     if name not in _MODELS:
-        raise CameraError(f"unknown distortion model '{model}'; known are plumb_bob (radtan), rational_polynomial, "
-                          "equidistant (fisheye) and none")
+        raise CameraError(
+            f"unknown distortion model '{model}'; known are plumb_bob (radtan), rational_polynomial, "
+            "equidistant (fisheye) and none"
+        )
     known = _MODELS[name]
     if known != "equidistant" and not any(coefficients):
         known, coefficients = "none", ()
     elif known == "none":
-        raise CameraError(f"the camera has the distortion coefficients {coefficients} and no model; name the model (plumb_bob, "
-                          "rational_polynomial or equidistant)")
+        raise CameraError(
+            f"the camera has the distortion coefficients {coefficients} and no model; name the model (plumb_bob, "
+            "rational_polynomial or equidistant)"
+        )
     elif known == "plumb_bob" and len(coefficients) == 8:
         known = "rational_polynomial"
     elif known == "plumb_bob" and len(coefficients) > 5 and not any(coefficients[5:]):
@@ -53,8 +57,9 @@ def make_camera(width: int, height: int, K: Any, model: str, distortion: Any, ba
         coefficients = coefficients[:8]
     elif known == "equidistant" and len(coefficients) > 4 and not any(coefficients[4:]):
         coefficients = coefficients[:4]
-    return Camera(int(width), int(height), float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]), known, coefficients,
-                  baseline_m)
+    return Camera(
+        int(width), int(height), float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]), known, coefficients, baseline_m
+    )
 
 
 def camera_from_info(info: Any, *, rectified: bool = False) -> Camera:
@@ -90,12 +95,20 @@ def _field(info: Any, name: str) -> Any:
 def _crop_and_bin(camera: Camera, info: Any) -> Camera:
     roi = getattr(info, "roi", None)
     if roi is not None and roi.width and roi.height:
-        camera = replace(camera, width=int(roi.width), height=int(roi.height), cx=camera.cx - roi.x_offset,
-                         cy=camera.cy - roi.y_offset)
+        camera = replace(
+            camera, width=int(roi.width), height=int(roi.height), cx=camera.cx - roi.x_offset, cy=camera.cy - roi.y_offset
+        )
     bx, by = max(int(getattr(info, "binning_x", 0)), 1), max(int(getattr(info, "binning_y", 0)), 1)
     if bx > 1 or by > 1:
-        camera = replace(camera, width=camera.width // bx, height=camera.height // by, fx=camera.fx / bx, fy=camera.fy / by,
-                         cx=(camera.cx + 0.5) / bx - 0.5, cy=(camera.cy + 0.5) / by - 0.5)
+        camera = replace(
+            camera,
+            width=camera.width // bx,
+            height=camera.height // by,
+            fx=camera.fx / bx,
+            fy=camera.fy / by,
+            cx=(camera.cx + 0.5) / bx - 0.5,
+            cy=(camera.cy + 0.5) / by - 0.5,
+        )
     return camera
 
 
@@ -117,8 +130,10 @@ def read_camera(path: str | Path) -> Camera:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CameraError(f"the camera file {path} lacks or spells wrongly {error}") from None
     if camera is None:
-        raise CameraError(f"the camera file {path} is in no known form; expected camera.json ('cameras'), the yaml of ROS "
-                          "camera_calibration ('camera_matrix'), EuRoC's sensor.yaml ('intrinsics') or a Kalibr camchain ('cam0')")
+        raise CameraError(
+            f"the camera file {path} is in no known form; expected camera.json ('cameras'), the yaml of ROS "
+            "camera_calibration ('camera_matrix'), EuRoC's sensor.yaml ('intrinsics') or a Kalibr camchain ('cam0')"
+        )
     return camera
 
 
@@ -131,15 +146,23 @@ def _parse(data: Any) -> Camera | None:
     if "fx" in data and "width" in data:
         return parse_json_camera(data)
     if "camera_matrix" in data:
-        return make_camera(data["image_width"], data["image_height"], data["camera_matrix"]["data"],
-                           data.get("distortion_model", data.get("camera_model", "")),
-                           data.get("distortion_coefficients", {}).get("data", ()))
+        return make_camera(
+            data["image_width"],
+            data["image_height"],
+            data["camera_matrix"]["data"],
+            data.get("distortion_model", data.get("camera_model", "")),
+            data.get("distortion_coefficients", {}).get("data", ()),
+        )
     if "cam0" in data:
         data = data["cam0"]
     if "intrinsics" in data and "resolution" in data:
         fx, fy, cx, cy = data["intrinsics"][-4:]
-        return make_camera(*data["resolution"], [fx, 0, cx, 0, fy, cy, 0, 0, 1], data.get("distortion_model", ""),
-                           data.get("distortion_coefficients", data.get("distortion_coeffs", ())))
+        return make_camera(
+            *data["resolution"],
+            [fx, 0, cx, 0, fy, cy, 0, 0, 1],
+            data.get("distortion_model", ""),
+            data.get("distortion_coefficients", data.get("distortion_coeffs", ())),
+        )
     return None
 
 

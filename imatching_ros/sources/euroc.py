@@ -48,7 +48,9 @@ def list_frames(path: Path) -> Listing:
         def rectification() -> Rectification:
             return Rectification(camera, right_camera, np.linalg.inv(T_B_left) @ T_B_right)
 
-    file = next((p for p in (root / "state_groundtruth_estimate0" / "data.csv", root / "mocap0" / "data.csv") if p.is_file()), None)
+    file = next(
+        (p for p in (root / "state_groundtruth_estimate0" / "data.csv", root / "mocap0" / "data.csv") if p.is_file()), None
+    )
 
     def truth() -> Trajectory | None:
         return None if file is None else read_trajectory(file).transformed(T_B_left)
@@ -70,8 +72,9 @@ def _read_sensor(path: Path) -> tuple[Camera, np.ndarray]:
     try:
         data = yaml.safe_load(path.read_text().replace("%YAML:1.0", ""))
         fx, fy, cx, cy = data["intrinsics"]
-        camera = make_camera(*data["resolution"], [fx, 0, cx, 0, fy, cy, 0, 0, 1], data["distortion_model"],
-                             data["distortion_coefficients"])
+        camera = make_camera(
+            *data["resolution"], [fx, 0, cx, 0, fy, cy, 0, 0, 1], data["distortion_model"], data["distortion_coefficients"]
+        )
         return camera, np.array(data["T_BS"]["data"], float).reshape(4, 4)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CameraError(f"cannot understand {path}: {type(error).__name__} {error}") from None

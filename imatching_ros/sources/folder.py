@@ -53,16 +53,19 @@ class FolderSource(Source):
         self.mode = choose_mode(options.mode, any(right for right, _ in has), any(depth for _, depth in has), self.name)
         camera = options.camera or listing.camera
         if camera is None:
-            raise CameraError(f"{self.name} has no camera calibration; give one with --camera FILE (camera.json, or the yaml of ROS "
-                              "camera_calibration)")
+            raise CameraError(
+                f"{self.name} has no camera calibration; give one with --camera FILE (camera.json, or the yaml of ROS "
+                "camera_calibration)"
+            )
         self._stored_camera = camera
         self._rectification = None
         if self.mode == "stereo" and listing.rectification is not None:
             self._rectification = listing.rectification()
             camera = self._rectification.camera
         elif self.mode == "stereo" and camera.baseline_m is None:
-            raise CameraError(f"{self.name} has no stereo baseline; give a camera.json with 'baseline_m' by --camera FILE, or use "
-                              "--mode mono")
+            raise CameraError(
+                f"{self.name} has no stereo baseline; give a camera.json with 'baseline_m' by --camera FILE, or use --mode mono"
+            )
         self.camera = camera
 
     @property
@@ -91,8 +94,10 @@ class FolderSource(Source):
         if self.mode == "rgbd" and entry.depth is not None:
             depth = read_depth(entry.depth, self._listing.depth_units_per_metre)
             if depth.shape != image.shape[1:]:
-                raise CameraError(f"the depth picture {entry.depth} is {depth.shape[1]} x {depth.shape[0]}, its picture is "
-                                  f"{image.shape[2]} x {image.shape[1]}; depth must be registered to the picture")
+                raise CameraError(
+                    f"the depth picture {entry.depth} is {depth.shape[1]} x {depth.shape[0]}, its picture is "
+                    f"{image.shape[2]} x {image.shape[1]}; depth must be registered to the picture"
+                )
         if self.mode == "stereo":
             if entry.right is None:
                 raise SourceError(f"the picture {entry.image} has no right picture")

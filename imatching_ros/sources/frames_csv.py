@@ -37,14 +37,18 @@ def list_frames(path: Path) -> Listing:
     columns = list(rows[0]) if rows else []
     image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
     if image is None or "timestamp" not in columns:
-        raise SourceError(f"{path / 'frames.csv'} has the columns {', '.join(map(str, columns)) or 'none'}; expected timestamp and one "
-                          f"of {', '.join(_IMAGE_COLUMNS)} (and depth or right)")
+        raise SourceError(
+            f"{path / 'frames.csv'} has the columns {', '.join(map(str, columns)) or 'none'}; expected timestamp and one "
+            f"of {', '.join(_IMAGE_COLUMNS)} (and depth or right)"
+        )
 
     def file(row: dict, column: str) -> Path | None:
         return path / row[column] if row.get(column) else None
 
     try:
-        entries = [Entry(parse_stamp(row["timestamp"]), path / row[image], file(row, "depth"), file(row, "right")) for row in rows]
+        entries = [
+            Entry(parse_stamp(row["timestamp"]), path / row[image], file(row, "depth"), file(row, "right")) for row in rows
+        ]
     except (InvalidOperation, TypeError, AttributeError):
         raise SourceError(f"{path / 'frames.csv'} has a line without a timestamp in seconds or without a picture") from None
     camera, units = None, 1000.0
@@ -60,4 +64,6 @@ def list_frames(path: Path) -> Listing:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CameraError(f"{path / 'camera.json'} cannot be understood: {type(error).__name__} {error}") from None
     truth = path / "groundtruth.txt"
-    return Listing(path.resolve().name, entries, camera, units, None, (lambda: read_trajectory(truth)) if truth.is_file() else None)
+    return Listing(
+        path.resolve().name, entries, camera, units, None, (lambda: read_trajectory(truth)) if truth.is_file() else None
+    )

@@ -53,7 +53,9 @@ def list_frames(path: Path) -> Listing:
     # Poses are of camera 0; P = K [I | -C] gives the centre of the others.
     T_0_left = np.eye(4)
     T_0_left[:3, 3] = -np.linalg.solve(projection[:, :3], projection[:, 3])
-    poses = next((p for p in (path / "poses.txt", path.parent.parent / "poses" / f"{path.resolve().name}.txt") if p.is_file()), None)
+    poses = next(
+        (p for p in (path / "poses.txt", path.parent.parent / "poses" / f"{path.resolve().name}.txt") if p.is_file()), None
+    )
 
     def truth():
         return None if poses is None else read_trajectory(poses, np.array(stamps, np.int64)).transformed(T_0_left)

@@ -32,8 +32,8 @@ def open_source(path: str | Path, options: SourceOptions = SourceOptions()) -> S
                 return FolderSource(layout.list_frames(path), options)
         inside = sorted(p.name for p in path.iterdir())[:8]
         raise SourceError(
-            f"{path} is not a recording that is known. Looked for: metadata.yaml, *.mcap or *.db3 (rosbag2), *.bag (ROS 1), frames.csv, "
-            "rgb.txt (TUM RGB-D), mav0/cam0/sensor.yaml (EuRoC), calib.txt with image_0 .. image_3 (KITTI odometry). "
+            f"{path} is not a recording that is known. Looked for: metadata.yaml, *.mcap or *.db3 (rosbag2), *.bag (ROS 1), "
+            "frames.csv, rgb.txt (TUM RGB-D), mav0/cam0/sensor.yaml (EuRoC), calib.txt with image_0 .. image_3 (KITTI odometry). "
             f"Found: {', '.join(inside) or 'an empty folder'}"
         )
     raise SourceError(f"{path} is a file of unknown kind; expected .mcap, .db3 or .bag, or a folder")

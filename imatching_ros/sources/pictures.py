@@ -84,8 +84,10 @@ def decode_image(message: Any) -> Tensor:
     if encoding is None:
         image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED) if len(message.data) else None
         if image is None:
-            raise SourceError(f"a compressed image of format '{message.format}' cannot be decoded ({len(message.data)} bytes); "
-                              "expected jpeg or png")
+            raise SourceError(
+                f"a compressed image of format '{message.format}' cannot be decoded ({len(message.data)} bytes); "
+                "expected jpeg or png"
+            )
         return to_picture(image, bgr=True)
     if encoding not in _ENCODINGS:
         raise SourceError(f"images of encoding '{encoding}' cannot be used; expected one of {', '.join(_ENCODINGS)}")
@@ -103,10 +105,12 @@ def decode_depth(message: Any) -> Tensor:
     encoding = getattr(message, "encoding", None)
     if encoding is None:
         # compressed_depth_image_transport puts 12 bytes (its quantisation) before the png.
-        data = np.frombuffer(message.data, np.uint8)[12 if "compressedDepth" in message.format else 0:]
+        data = np.frombuffer(message.data, np.uint8)[12 if "compressedDepth" in message.format else 0 :]
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) and "32FC1" not in message.format else None
         if image is None or image.ndim != 2 or image.dtype != np.uint16:
-            raise SourceError(f"compressed depth of format '{message.format}' cannot be read; expected a 16-bit png in mm (16UC1)")
+            raise SourceError(
+                f"compressed depth of format '{message.format}' cannot be read; expected a 16-bit png in mm (16UC1)"
+            )
         return to_depth(image, 1000.0)
     if encoding in ("16UC1", "mono16"):
         return to_depth(_raw(message, np.uint16, 1), 1000.0)
@@ -122,8 +126,10 @@ def _raw(message: Any, dtype: type, channels: int) -> np.ndarray:
     step = int(message.step) or row
     data = np.frombuffer(message.data, np.uint8)
     if height <= 0 or width <= 0 or step < row or len(data) < step * (height - 1) + row:
-        raise SourceError(f"an image of {width} x {height} {message.encoding} with rows of {step} bytes has {len(data)} bytes; "
-                          f"expected rows of at least {row} and {height * step} in all")
+        raise SourceError(
+            f"an image of {width} x {height} {message.encoding} with rows of {step} bytes has {len(data)} bytes; "
+            f"expected rows of at least {row} and {height * step} in all"
+        )
     rows = np.lib.stride_tricks.as_strided(data, (height, row), (step, 1))
     image = np.ascontiguousarray(rows).view(kind.newbyteorder(">" if message.is_bigendian else "<")).astype(kind, copy=False)
     return image.reshape((height, width) if channels == 1 else (height, width, channels))

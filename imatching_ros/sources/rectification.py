@@ -26,9 +26,13 @@ class Rectification:
         Raises:
             CameraError: cameras of two sizes or two families of distortion, or no baseline.
         """
-        if (left.width, left.height) != (right.width, right.height) or (left.model == "equidistant") != (right.model == "equidistant"):
-            raise CameraError("the two cameras of a stereo pair differ in size or in the family of their distortion model; "
-                              "rectify the pictures beforehand or use --mode mono")
+        if (left.width, left.height) != (right.width, right.height) or (left.model == "equidistant") != (
+            right.model == "equidistant"
+        ):
+            raise CameraError(
+                "the two cameras of a stereo pair differ in size or in the family of their distortion model; "
+                "rectify the pictures beforehand or use --mode mono"
+            )
         T_right_left = np.linalg.inv(T_left_right)
         size = (left.width, left.height)
         fisheye = left.model == "equidistant"
@@ -40,11 +44,15 @@ class Rectification:
             R1, R2, P1, P2, *_ = cv2.stereoRectify(K[0], D[0], K[1], D[1], size, R, t, flags=cv2.CALIB_ZERO_DISPARITY, alpha=0)
         baseline = -P2[0, 3] / P2[0, 0]
         if not baseline > 1e-6:
-            raise CameraError(f"the stereo calibration gives a baseline of {baseline:.4g} m along +x; expected the second camera to "
-                              "the right of the first")
+            raise CameraError(
+                f"the stereo calibration gives a baseline of {baseline:.4g} m along +x; expected the second camera to "
+                "the right of the first"
+            )
         build = cv2.fisheye.initUndistortRectifyMap if fisheye else cv2.initUndistortRectifyMap
         self._maps = [build(k, d, r, p[:, :3], size, cv2.CV_32FC1) for k, d, r, p in zip(K, D, (R1, R2), (P1, P2))]
-        self.camera = Camera(*size, float(P1[0, 0]), float(P1[1, 1]), float(P1[0, 2]), float(P1[1, 2]), baseline_m=float(baseline))
+        self.camera = Camera(
+            *size, float(P1[0, 0]), float(P1[1, 1]), float(P1[0, 2]), float(P1[1, 2]), baseline_m=float(baseline)
+        )
         self.T_left_rectified = np.eye(4)
         self.T_left_rectified[:3, :3] = R1.T
 

@@ -47,8 +47,14 @@ def list_frames(path: Path) -> Listing:
     else:
         camera = next((c for name, c in _PUBLISHED.items() if name in path.resolve().name), None)
     truth = path / "groundtruth.txt"
-    return Listing(path.resolve().name, entries, camera, _DEPTH_UNITS_PER_METRE, None,
-                   (lambda: read_trajectory(truth)) if truth.is_file() else None)
+    return Listing(
+        path.resolve().name,
+        entries,
+        camera,
+        _DEPTH_UNITS_PER_METRE,
+        None,
+        (lambda: read_trajectory(truth)) if truth.is_file() else None,
+    )
 
 
 def _read_list(path: Path) -> tuple[np.ndarray, list[str]]:

@@ -23,8 +23,12 @@ def wall(tmp_path_factory):
         (folder / name).mkdir()
     rng = np.random.default_rng(0)
     height, width, focal, step = 120, 160, 120.0, 0.05
-    walls = [cv2.GaussianBlur(cv2.resize(rng.integers(0, 256, (90, 300), dtype=np.uint8), (900, 270), interpolation=cv2.INTER_NEAREST), (0, 0), 1.0)
-             for _ in range(2)]
+    walls = [
+        cv2.GaussianBlur(
+            cv2.resize(rng.integers(0, 256, (90, 300), dtype=np.uint8), (900, 270), interpolation=cv2.INTER_NEAREST), (0, 0), 1.0
+        )
+        for _ in range(2)
+    ]
     lines, truth = ["index,timestamp,rgb,depth"], []
     for k in range(14):
         picture, depth = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint16)
@@ -38,19 +42,37 @@ def wall(tmp_path_factory):
         truth.append(f"{k * 0.1:.1f} {step * k} 0 0 0 0 0 1")
     (folder / "frames.csv").write_text("\n".join(lines))
     (folder / "groundtruth.txt").write_text("\n".join(truth))
-    (folder / "camera.json").write_text(json.dumps({"cameras": [dict(width=width, height=height, fx=focal, fy=focal, cx=79.5, cy=59.5)],
-                                                    "depth_scale": 1000}))
+    (folder / "camera.json").write_text(
+        json.dumps({"cameras": [dict(width=width, height=height, fx=focal, fy=focal, cx=79.5, cy=59.5)], "depth_scale": 1000})
+    )
     return folder
 
 
 def test_replay_leaves_everything_and_is_right(wall, tmp_path, capsys):
-    code = main(["replay", str(wall), "--out", str(tmp_path / "run"), "--matcher", "klt", "--learning", "off", "--seed", "3", "--json", "--quiet"])
+    code = main(
+        [
+            "replay",
+            str(wall),
+            "--out",
+            str(tmp_path / "run"),
+            "--matcher",
+            "klt",
+            "--learning",
+            "off",
+            "--seed",
+            "3",
+            "--json",
+            "--quiet",
+        ]
+    )
     metrics = json.loads(capsys.readouterr().out)
     run = tmp_path / "run"
     assert code == 0 and metrics == json.loads((run / "metrics.json").read_text())
     assert metrics["frames"] == 14 and metrics["seed"] == 3 and metrics["metric"] and metrics["ate"]["alignment"] == "se3"
     assert metrics["ate"]["rmse"] < 0.01 and metrics["tracked_frames"] >= 13
-    assert {"mode", "steps", "samples", "rejected", "promotions", "rollbacks", "probe_before", "probe_after"} <= metrics["learning"].keys()
+    assert {"mode", "steps", "samples", "rejected", "promotions", "rollbacks", "probe_before", "probe_after"} <= metrics[
+        "learning"
+    ].keys()
     assert {"matcher", "version", "hash"} <= metrics["weights"].keys()
     assert {"p50", "p95", "p99", "max"} <= metrics["latency_ms"].keys()
     assert len(read_trajectory(run / "trajectory.txt")) == metrics["tracked_frames"]
@@ -80,12 +102,18 @@ def test_weights_of_an_earlier_run_are_kept_and_not_used(wall, tmp_path):
 
 def test_interrupted_runs_keep_their_results(wall, tmp_path):
     """SIGINT in the middle of a replay: exit code 130, and every file is there."""
-    code = ("import sys, time; from imatching_ros import pipeline; p = pipeline.Pipeline.process\n"
-            "def slow(self, *a, **k): time.sleep(0.4); return p(self, *a, **k)\n"
-            "pipeline.Pipeline.process = slow\n"
-            "from imatching_ros.__main__ import main; sys.exit(main(sys.argv[1:]))")
-    process = subprocess.Popen([sys.executable, "-c", code, "replay", str(wall), "--out", str(tmp_path), "--matcher", "klt"],
-                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    code = (
+        "import sys, time; from imatching_ros import pipeline; p = pipeline.Pipeline.process\n"
+        "def slow(self, *a, **k): time.sleep(0.4); return p(self, *a, **k)\n"
+        "pipeline.Pipeline.process = slow\n"
+        "from imatching_ros.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "replay", str(wall), "--out", str(tmp_path), "--matcher", "klt"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     trajectory = tmp_path / "trajectory.txt"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (trajectory.is_file() and trajectory.read_text().count("\n") >= 3):
@@ -97,15 +125,32 @@ def test_interrupted_runs_keep_their_results(wall, tmp_path):
 
 
 def test_match_eval_writes_table_json_and_pictures(wall, tmp_path, capsys):
-    code = main(["match-eval", str(wall), "--matcher", "klt", "--matcher", "klt-chained", "--gap", "1,3", "--pairs", "4", "--out", str(tmp_path), "--quiet"])
+    code = main(
+        [
+            "match-eval",
+            str(wall),
+            "--matcher",
+            "klt",
+            "--matcher",
+            "klt-chained",
+            "--gap",
+            "1,3",
+            "--pairs",
+            "4",
+            "--out",
+            str(tmp_path),
+            "--quiet",
+        ]
+    )
     assert code == 0 and "klt-chained" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     assert [r["matcher"] for r in results] == ["klt", "klt-chained"] and results[0]["gaps"]["1"]["mma"]["1"] > 0.8
     assert (tmp_path / "table.md").is_file() and len(list(tmp_path.glob("*.jpg"))) == 4
 
 
-@pytest.mark.parametrize("arguments, complaint", [
-    (["--gap", "0"], "at least 1"), (["--gap", "a,b"], "whole numbers"), (["--matcher", "nope"], "nope")])
+@pytest.mark.parametrize(
+    "arguments, complaint", [(["--gap", "0"], "at least 1"), (["--gap", "a,b"], "whole numbers"), (["--matcher", "nope"], "nope")]
+)
 def test_match_eval_refuses_nonsense(wall, capsys, arguments, complaint):
     assert main(["match-eval", str(wall), "--quiet", *arguments]) == 1
     assert complaint in capsys.readouterr().err
@@ -114,8 +159,25 @@ def test_match_eval_refuses_nonsense(wall, capsys, arguments, complaint):
 @pytest.mark.data
 @pytest.mark.slow
 def test_kitti_with_klt(data_folder, tmp_path, capsys):
-    assert main(["replay", str(data_folder / "kitti_mono_turn"), "--out", str(tmp_path), "--matcher", "klt", "--learning", "off", "--duration", "6",
-                 "--json", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "replay",
+                str(data_folder / "kitti_mono_turn"),
+                "--out",
+                str(tmp_path),
+                "--matcher",
+                "klt",
+                "--learning",
+                "off",
+                "--duration",
+                "6",
+                "--json",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["ate"]["percent_of_path"] < 3 and metrics["initialized_at_frame"] <= 15
     assert metrics["tracked_share_after_initialization"] >= 0.95

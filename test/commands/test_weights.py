@@ -14,7 +14,13 @@ def files(tmp_path):
     state = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
     changed = {"a.weight": state["a.weight"] * 1.1, "a.bias": state["a.bias"]}
     write_weights(tmp_path / "one.safetensors", "expectation", state, 1, {"kind": "shipped"})
-    write_weights(tmp_path / "two.safetensors", "expectation", changed, 2, {"kind": "promotion", "probe_before_px": 1.5, "probe_after_px": 1.0})
+    write_weights(
+        tmp_path / "two.safetensors",
+        "expectation",
+        changed,
+        2,
+        {"kind": "promotion", "probe_before_px": 1.5, "probe_after_px": 1.0},
+    )
     return tmp_path
 
 
@@ -26,7 +32,12 @@ def output(capsys, *arguments):
 def test_list_tells_where_each_came_from(files, capsys):
     (files / "broken.safetensors").write_bytes(b"no")
     code, text = output(capsys, "list", files)
-    assert code == 0 and "expectation version 2" in text.out and "probe_before_px 1.5" in text.out and "broken.safetensors" in text.out
+    assert (
+        code == 0
+        and "expectation version 2" in text.out
+        and "probe_before_px 1.5" in text.out
+        and "broken.safetensors" in text.out
+    )
     _, text = output(capsys, "list", files, "--json")
     assert [e["sound"] for e in json.loads(text.out)] == [False, True, True]
 
@@ -34,7 +45,11 @@ def test_list_tells_where_each_came_from(files, capsys):
 def test_diff_is_relative(files, capsys):
     _, text = output(capsys, "diff", files / "one.safetensors", files / "two.safetensors", "--json")
     result = json.loads(text.out)
-    assert result["tensors"]["a.weight"] == pytest.approx(0.1, rel=1e-5) and result["tensors"]["a.bias"] == 0 and not result["identical"]
+    assert (
+        result["tensors"]["a.weight"] == pytest.approx(0.1, rel=1e-5)
+        and result["tensors"]["a.bias"] == 0
+        and not result["identical"]
+    )
     code, text = output(capsys, "diff", files / "one.safetensors", files / "one.safetensors")
     assert code == 0 and "identical" in text.out
 

@@ -53,22 +53,48 @@ class Bag:
     def image(self, topic, stamp, array, encoding="mono8", recorded=None):
         array = np.ascontiguousarray(array)
         data = array.view(np.uint8).ravel()
-        self.write(topic, stamp if recorded is None else recorded, self.type("sensor_msgs/msg/Image")(
-            header=self.header(stamp), height=array.shape[0], width=array.shape[1], encoding=encoding, is_bigendian=0,
-            step=len(data) // array.shape[0], data=data))
+        self.write(
+            topic,
+            stamp if recorded is None else recorded,
+            self.type("sensor_msgs/msg/Image")(
+                header=self.header(stamp),
+                height=array.shape[0],
+                width=array.shape[1],
+                encoding=encoding,
+                is_bigendian=0,
+                step=len(data) // array.shape[0],
+                data=data,
+            ),
+        )
 
     def compressed(self, topic, stamp, array):
-        self.write(topic, stamp, self.type("sensor_msgs/msg/CompressedImage")(
-            header=self.header(stamp), format="png", data=cv2.imencode(".png", array)[1].ravel()))
+        self.write(
+            topic,
+            stamp,
+            self.type("sensor_msgs/msg/CompressedImage")(
+                header=self.header(stamp), format="png", data=cv2.imencode(".png", array)[1].ravel()
+            ),
+        )
 
     def info(self, topic, stamp, k=K, p=None, d=(), size=(W, H)):
         p = np.array([50.0, 0, 31.5, 0, 0, 50, 23.5, 0, 0, 0, 1, 0]) if p is None else p
         roi = self.type("sensor_msgs/msg/RegionOfInterest")(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
         names = ("d", "k", "r", "p") if self.ros == 2 else ("D", "K", "R", "P")
         matrices = dict(zip(names, (np.array(d, float), np.array(k, float), np.eye(3).ravel(), p)))
-        self.write(topic, stamp, self.type("sensor_msgs/msg/CameraInfo")(
-            header=self.header(stamp), height=size[1], width=size[0], distortion_model="plumb_bob", binning_x=0, binning_y=0, roi=roi,
-            **matrices))
+        self.write(
+            topic,
+            stamp,
+            self.type("sensor_msgs/msg/CameraInfo")(
+                header=self.header(stamp),
+                height=size[1],
+                width=size[0],
+                distortion_model="plumb_bob",
+                binning_x=0,
+                binning_y=0,
+                roi=roi,
+                **matrices,
+            ),
+        )
 
     def pose(self, topic, stamp, x):
         point = self.type("geometry_msgs/msg/Point")(x=x, y=0.0, z=0.0)
@@ -80,8 +106,11 @@ class Bag:
 
     def transform(self, topic, stamp, parent, child, x, turn=0.0):
         t = self.type("geometry_msgs/msg/Transform")(
-            translation=self.type("geometry_msgs/msg/Vector3")(x=x, y=0.0, z=0.0), rotation=self.quaternion(turn))
-        stamped = self.type("geometry_msgs/msg/TransformStamped")(header=self.header(stamp, parent), child_frame_id=child, transform=t)
+            translation=self.type("geometry_msgs/msg/Vector3")(x=x, y=0.0, z=0.0), rotation=self.quaternion(turn)
+        )
+        stamped = self.type("geometry_msgs/msg/TransformStamped")(
+            header=self.header(stamp, parent), child_frame_id=child, transform=t
+        )
         self.write(topic, stamp, self.type("tf2_msgs/msg/TFMessage")(transforms=[stamped]))
 
 
@@ -174,7 +203,7 @@ def test_several_cameras_must_be_chosen(tmp_path):
             bag.image(f"/{name}/image_raw", 1, grey(5 if name == "rear" else 1))
     with pytest.raises(SourceError, match="--image-topic: /front/image_raw, /rear/image_raw"):
         open_source(tmp_path / "bag")
-    frame, = open_source(tmp_path / "bag", SourceOptions(image_topic="/rear/image_raw"))
+    (frame,) = open_source(tmp_path / "bag", SourceOptions(image_topic="/rear/image_raw"))
     assert frame.image.unique().tolist() == [5]
     with pytest.raises(SourceError, match="/nope is not there.*/front/image_raw"):
         open_source(tmp_path / "bag", SourceOptions(image_topic="/nope"))
@@ -189,7 +218,7 @@ def test_raw_is_preferred_to_its_compressed_twin(tmp_path):
     with Bag(tmp_path / "compressed") as bag:
         bag.info("/camera/camera_info", 1)
         bag.compressed("/camera/image_raw/compressed", 1, grey(9))
-    frame, = open_source(tmp_path / "compressed")
+    (frame,) = open_source(tmp_path / "compressed")
     assert frame.image.unique().tolist() == [9]
 
 
@@ -200,13 +229,25 @@ def test_depth_of_the_nearest_stamp(tmp_path):
             bag.info("/camera/color/camera_info", stamp)
             # Depth arrives before the colour of the same moment; one is missing.
             if k != 2:
-                bag.image("/camera/aligned_depth_to_color/image_raw", stamp + 5_000_000, np.full((H, W), 1000 + k, np.uint16), "16UC1",
-                          recorded=stamp)
+                bag.image(
+                    "/camera/aligned_depth_to_color/image_raw",
+                    stamp + 5_000_000,
+                    np.full((H, W), 1000 + k, np.uint16),
+                    "16UC1",
+                    recorded=stamp,
+                )
             bag.image("/camera/color/image_raw", stamp, grey(k), recorded=stamp + 20_000_000)
     source = open_source(tmp_path / "bag")
     frames = list(source)
     assert source.mode == "rgbd" and len(frames) == N
-    assert [None if f.depth is None else round(float(f.depth[0, 0]) * 1000) for f in frames] == [1000, 1001, None, 1003, 1004, 1005]
+    assert [None if f.depth is None else round(float(f.depth[0, 0]) * 1000) for f in frames] == [
+        1000,
+        1001,
+        None,
+        1003,
+        1004,
+        1005,
+    ]
 
 
 def test_stereo_pairs_with_the_baseline_of_p(tmp_path):
@@ -259,5 +300,5 @@ def test_real_bags(data_folder):
     sample = data_folder / "rosbag2" / "real_recorded_sample"
     with pytest.raises(CameraError, match="--camera FILE"):
         open_source(sample)
-    frame, = open_source(sample / "sample.db3", SourceOptions(camera=Camera(640, 480, 500, 500, 320, 240)))
+    (frame,) = open_source(sample / "sample.db3", SourceOptions(camera=Camera(640, 480, 500, 500, 320, 240)))
     assert frame.image.shape == (3, 480, 640) and frame.image.float().std() > 10

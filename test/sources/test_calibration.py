@@ -14,8 +14,17 @@ K = [500.0, 0, 320.0, 0, 510.0, 240.0, 0, 0, 1]
 
 
 def info(**values):
-    base = dict(width=640, height=480, k=K, d=[0.1, -0.2, 0.001, 0.002, 0.05], distortion_model="plumb_bob", binning_x=0, binning_y=0,
-                roi=SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0), p=[400.0, 0, 310, 0, 0, 400, 250, 0, 0, 0, 1, 0])
+    base = dict(
+        width=640,
+        height=480,
+        k=K,
+        d=[0.1, -0.2, 0.001, 0.002, 0.05],
+        distortion_model="plumb_bob",
+        binning_x=0,
+        binning_y=0,
+        roi=SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
+        p=[400.0, 0, 310, 0, 0, 400, 250, 0, 0, 0, 1, 0],
+    )
     return SimpleNamespace(**{**base, **values})
 
 
@@ -58,14 +67,17 @@ def test_baseline_of_the_right_camera():
     assert stereo_baseline_m(info()) is None
 
 
-@pytest.mark.parametrize("model, distortion, expected", [
-    ("plumb_bob k1 k2 p1 p2 k3", (0.1, 0, 0, 0, 0), "plumb_bob"),
-    ("radtan", (0.1, 0, 0, 0), "plumb_bob"),
-    ("plumb_bob", (0, 0, 0, 0, 0), "none"),
-    ("rational_polynomial", (0.1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), "rational_polynomial"),
-    ("equidistant", (0, 0, 0, 0), "equidistant"),
-    ("", (), "none"),
-])
+@pytest.mark.parametrize(
+    "model, distortion, expected",
+    [
+        ("plumb_bob k1 k2 p1 p2 k3", (0.1, 0, 0, 0, 0), "plumb_bob"),
+        ("radtan", (0.1, 0, 0, 0), "plumb_bob"),
+        ("plumb_bob", (0, 0, 0, 0, 0), "none"),
+        ("rational_polynomial", (0.1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), "rational_polynomial"),
+        ("equidistant", (0, 0, 0, 0), "equidistant"),
+        ("", (), "none"),
+    ],
+)
 def test_spellings_of_models(model, distortion, expected):
     assert make_camera(640, 480, K, model, distortion).model == expected
 
@@ -78,15 +90,47 @@ def test_unknown_models_are_refused(model, distortion):
 
 def test_files_of_all_forms_agree(tmp_path):
     expected = camera_from_info(info())
-    (tmp_path / "camera.json").write_text(json.dumps({"cameras": [dict(
-        width=640, height=480, fx=500, fy=510, cx=320, cy=240, model="pinhole", distortion_model="plumb_bob k1 k2 p1 p2 k3",
-        distortion=expected.distortion)]}))
-    (tmp_path / "ros.yaml").write_text(yaml.safe_dump(dict(
-        image_width=640, image_height=480, camera_matrix=dict(rows=3, cols=3, data=K), distortion_model="plumb_bob",
-        distortion_coefficients=dict(rows=1, cols=5, data=list(expected.distortion)))))
-    (tmp_path / "sensor.yaml").write_text("%YAML:1.0\n" + yaml.safe_dump(dict(
-        intrinsics=[500, 510, 320, 240], resolution=[640, 480], distortion_model="plumb_bob",
-        distortion_coefficients=list(expected.distortion))))
+    (tmp_path / "camera.json").write_text(
+        json.dumps(
+            {
+                "cameras": [
+                    dict(
+                        width=640,
+                        height=480,
+                        fx=500,
+                        fy=510,
+                        cx=320,
+                        cy=240,
+                        model="pinhole",
+                        distortion_model="plumb_bob k1 k2 p1 p2 k3",
+                        distortion=expected.distortion,
+                    )
+                ]
+            }
+        )
+    )
+    (tmp_path / "ros.yaml").write_text(
+        yaml.safe_dump(
+            dict(
+                image_width=640,
+                image_height=480,
+                camera_matrix=dict(rows=3, cols=3, data=K),
+                distortion_model="plumb_bob",
+                distortion_coefficients=dict(rows=1, cols=5, data=list(expected.distortion)),
+            )
+        )
+    )
+    (tmp_path / "sensor.yaml").write_text(
+        "%YAML:1.0\n"
+        + yaml.safe_dump(
+            dict(
+                intrinsics=[500, 510, 320, 240],
+                resolution=[640, 480],
+                distortion_model="plumb_bob",
+                distortion_coefficients=list(expected.distortion),
+            )
+        )
+    )
     assert all(read_camera(tmp_path / name) == expected for name in ("camera.json", "ros.yaml", "sensor.yaml"))
 
 

@@ -146,9 +146,17 @@ def write_euroc(root, T_B_right):
             picture(root / f"mav0/{camera}/data/{k}.png")
             lines.append(f"{1_403_636_579_763_555_584 + k * 50_000_000},{k}.png")
         (root / f"mav0/{camera}/data.csv").write_text("\r\n".join(lines))
-        (root / f"mav0/{camera}/sensor.yaml").write_text(yaml.safe_dump(dict(
-            T_BS=dict(cols=4, rows=4, data=T.ravel().tolist()), resolution=[W, H], intrinsics=[50, 50, 31.5, 23.5],
-            distortion_model="radial-tangential", distortion_coefficients=[-0.2, 0.05, 0.001, 0.0])))
+        (root / f"mav0/{camera}/sensor.yaml").write_text(
+            yaml.safe_dump(
+                dict(
+                    T_BS=dict(cols=4, rows=4, data=T.ravel().tolist()),
+                    resolution=[W, H],
+                    intrinsics=[50, 50, 31.5, 23.5],
+                    distortion_model="radial-tangential",
+                    distortion_coefficients=[-0.2, 0.05, 0.001, 0.0],
+                )
+            )
+        )
     return root
 
 
@@ -176,7 +184,9 @@ def test_euroc_rectification_keeps_rays(tmp_path):
     ramp = torch.arange(W, dtype=torch.uint8).mul(3).expand(1, H, W)
     picture_left, _ = rectification.apply(ramp, ramp)
     uv = torch.tensor([[30.0, 20.0], [40.0, 30.0]], dtype=torch.float64)
-    ray = torch.cat([(uv - torch.tensor([rectification.camera.cx, rectification.camera.cy])) / rectification.camera.fx, torch.ones(2, 1)], 1)
+    ray = torch.cat(
+        [(uv - torch.tensor([rectification.camera.cx, rectification.camera.cy])) / rectification.camera.fx, torch.ones(2, 1)], 1
+    )
     raw = left.project(ray @ torch.from_numpy(rectification.T_left_rectified[:3, :3]).T)
     seen = picture_left[0, uv[:, 1].long(), uv[:, 0].long()].double()
     assert (seen - 3 * raw[:, 0]).abs().max() < 1.5
@@ -199,8 +209,15 @@ def test_associate_takes_the_nearest_within_tolerance():
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, mode, count", [("kitti_mono_turn", "mono", 120), ("kitti_stereo_curve", "stereo", 40),
-                                               ("tartanair_hospital", "rgbd", 120), ("tum_fr1_rpy", "rgbd", 60)])
+@pytest.mark.parametrize(
+    "name, mode, count",
+    [
+        ("kitti_mono_turn", "mono", 120),
+        ("kitti_stereo_curve", "stereo", 40),
+        ("tartanair_hospital", "rgbd", 120),
+        ("tum_fr1_rpy", "rgbd", 60),
+    ],
+)
 def test_real_sequences(data_folder, name, mode, count):
     source = open_source(data_folder / name)
     frames = list(source)

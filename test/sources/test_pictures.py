@@ -17,13 +17,22 @@ def message(array, encoding, padding=0, big=0):
     array = np.ascontiguousarray(array)
     rows = array.reshape(array.shape[0], -1).view(np.uint8)
     rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=77)
-    return SimpleNamespace(height=array.shape[0], width=array.shape[1], encoding=encoding, is_bigendian=big, step=rows.shape[1],
-                           data=rows.tobytes())
+    return SimpleNamespace(
+        height=array.shape[0], width=array.shape[1], encoding=encoding, is_bigendian=big, step=rows.shape[1], data=rows.tobytes()
+    )
 
 
 @pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize("encoding, array", [("rgb8", RGB), ("bgr8", RGB[..., ::-1]), ("8UC3", RGB[..., ::-1]),
-                                             ("rgba8", np.dstack([RGB, RGB[..., 0]])), ("bgra8", np.dstack([RGB[..., ::-1], RGB[..., 0]]))])
+@pytest.mark.parametrize(
+    "encoding, array",
+    [
+        ("rgb8", RGB),
+        ("bgr8", RGB[..., ::-1]),
+        ("8UC3", RGB[..., ::-1]),
+        ("rgba8", np.dstack([RGB, RGB[..., 0]])),
+        ("bgra8", np.dstack([RGB[..., ::-1], RGB[..., 0]])),
+    ],
+)
 def test_colour_comes_out_as_rgb(encoding, array, padding):
     assert (decode_image(message(array, encoding, padding)).numpy() == RGB.transpose(2, 0, 1)).all()
 

@@ -44,8 +44,16 @@ def test_kitti_takes_the_frames_times(tmp_path):
         read_trajectory(tmp_path / "07.txt")
 
 
-@pytest.mark.parametrize("text, complaint", [("", "no poses"), ("1 2 3\n", "3 columns"), ("0 0 0 0 0 0 0 0\n", "unit length"),
-                                             ("0 nan 0 0 0 0 0 1\n", "not finite"), ("0 x 0 0 0 0 0 1\n", "not a number")])
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("", "no poses"),
+        ("1 2 3\n", "3 columns"),
+        ("0 0 0 0 0 0 0 0\n", "unit length"),
+        ("0 nan 0 0 0 0 0 1\n", "not finite"),
+        ("0 x 0 0 0 0 0 1\n", "not a number"),
+    ],
+)
 def test_bad_files_are_named(tmp_path, text, complaint):
     (tmp_path / "bad.txt").write_text(text)
     with pytest.raises(SourceError, match=complaint):
