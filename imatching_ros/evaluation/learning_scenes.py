@@ -6,7 +6,7 @@ No setting was ever chosen on these scenes: `TUNING` names the ones for that.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,6 @@ CLEAN_ROTATION = RenderedScene("clutter", 906, "none", "pure_rotation")
 def render_scene(name: str, scene: RenderedScene, extent: Extent, folder: Path, workers: int = 1) -> Path:
     """The folder of a scene's recording below `folder`; rendered unless it is there already."""
     from ..sources.simulation.recording import write_recording
-    from dataclasses import replace
 
     path = folder / f"{name}_{scene.kind}{scene.seed}_{extent.width}x{extent.height}_{extent.frames}"
     done = path / "complete"
@@ -120,15 +119,23 @@ class Part(Source):
         return self._stop - self._start
 
 
-def divide(whole: Source, learning_frames: int | None, mono: bool) -> tuple[Part, Part, Part]:
-    """(learning part, unseen part for odometry, unseen part for scoring matches, with depth where there is some).
+@dataclass(frozen=True)
+class Division:
+    """A recording in two, with a gap between that nobody uses."""
 
-    Args:
-        learning_frames: None takes 60 % of what remains without the gap.
+    learning: Part  # what learning sees
+    learning_truth: Part  # the same with depth, for the oracle
+    unseen: Part  # for odometry
+    unseen_truth: Part  # the same with depth, for scoring matches
+
+
+def divide(whole: Source, learning_frames: int | None, mono: bool) -> Division:
+    """Divides a recording; `learning_frames` None takes 60 % of what remains without the gap.
+
+    Raises:
+        ConfigError: too short.
     """
-    count = whole.length
-    if count is None:
-        count = sum(1 for _ in whole.read())
+    count = whole.length if whole.length is not None else sum(1 for _ in whole.read())
     first = learning_frames if learning_frames is not None else round(0.6 * (count - GAP_FRAMES))
     start = first + GAP_FRAMES
-    return Part(whole, 0, first, mono), Part(whole, start, count, mono), Part(whole, start, count)
+    return Division(Part(whole, 0, first, mono), Part(whole, 0, first), Part(whole, start, count, mono), Part(whole, start, count))

@@ -18,23 +18,29 @@ _DEPTH_TOLERANCE = 0.03
 
 
 class Oracle:
-    """Knows true poses and depths of a recording; its `solve` takes the place of bundle adjustment in a `Stepper`."""
+    """Knows true poses and depths of a recording; `solve` takes the place of bundle adjustment in a `Stepper`."""
 
-    def __init__(self, source: Source, wanted_stamps: set[int]) -> None:
-        """`source` yields depth and has true poses; only the frames at `wanted_stamps` are kept."""
+    def __init__(self, source: Source, frame_ids: set[int]) -> None:
+        """`source` yields depth and has true poses; only the frames named are kept."""
         truth = source.groundtruth()
-        self._by_stamp: dict[int, tuple[Tensor, Tensor]] = {}
+        self._by_id: dict[int, tuple[Tensor, Tensor]] = {}
         for frame in source:
-            if frame.stamp_ns in wanted_stamps and frame.depth is not None:
+            if frame.id in frame_ids and frame.depth is not None:
                 T, known = truth.at(np.array([frame.stamp_ns]))
                 if known[0]:
-                    self._by_stamp[frame.stamp_ns] = frame.depth, geometry.from_matrix(torch.from_numpy(T[0]))
+                    self._by_id[frame.id] = frame.depth, geometry.from_matrix(torch.from_numpy(T[0]))
 
-    def solve(self, sample: LearningSample, stamps: tuple[int, ...]) -> Solution:
-        """True poses, landmarks at the true depth of their anchor, and weight 1 wherever a landmark truly can be seen."""
+    def knows(self, sample: LearningSample) -> bool:
+        return all(k in self._by_id for k in sample.keyframe_ids)
+
+    def solve(self, sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
+        """True poses, landmarks at the true depth of their anchor, and weight 1 wherever a landmark truly can be seen.
+
+        Signature of `rematching.solve_again`; only the sample matters.
+        """
         w = sample.window
-        depth, T_WC = zip(*(self._by_stamp[stamp] for stamp in stamps))
-        T_WC = torch.stack(T_WC)
+        depth, poses = zip(*(self._by_id[k] for k in sample.keyframe_ids))
+        T_WC = torch.stack(poses)
         anchors = sample.anchor_obs
         at = w.camera.undistort(sample.uv_px[anchors].double())
         z = torch.stack([_look_up(depth[k], uv) for k, uv in zip(w.kf_idx[anchors].tolist(), at)])
@@ -48,14 +54,6 @@ class Oracle:
             there = _look_up(image, uv[mine])
             seen[mine] = ((there - points_C[mine, 2]).abs() < _DEPTH_TOLERANCE * there).double()
         return Solution(T_WC, points_W, seen, SimpleNamespace(status=BAStatus.CONVERGED))
-
-    def solver(self, stamps_of: dict[int, tuple[int, ...]]):
-        """A function with the signature of `rematching.solve_again`; `stamps_of` has the keyframes' stamps by the sample's stamp."""
-
-        def solve(sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
-            return self.solve(sample, stamps_of[sample.stamp_ns])
-
-        return solve
 
 
 def _look_up(depth: Tensor, uv: Tensor) -> Tensor:

@@ -14,6 +14,18 @@ from ..config import BundleConfig, LearningConfig
 from ..datatypes import BAResult, LearningSample, WindowSnapshot
 from ..matching.base import Features, Matcher, Prediction, Queries
 
+MARGIN_PX = 8.0  # nearer to the picture's edge a landmark may be outside
+
+
+@dataclass(frozen=True)
+class LiveMatches:
+    """What was matched into one keyframe with gradients: its observations, then landmarks that were not observed there but should be."""
+
+    keyframe: int
+    observations: Tensor  # (n,) int64
+    points: Tensor  # (n + e,) int64; the first n are those of the observations
+    prediction: Prediction  # (1, n + e, ...)
+
 
 @dataclass(frozen=True)
 class Rematch:
@@ -22,7 +34,7 @@ class Rematch:
     uv: Tensor  # (O, 2) float32 raw px; with gradients when asked for
     score: Tensor  # (O,)
     sigma_px: Tensor  # (O,)
-    predictions: tuple[tuple[Tensor, Prediction], ...]  # per live keyframe: its observations, and the prediction (1, n, ...)
+    live: tuple[LiveMatches, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,21 +73,41 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
     at_anchor[sample.anchor_obs] = True
     uv, sigma = sample.uv_px.clone(), window.sigma[:, 0].float().clone()
     score = torch.ones(len(uv))
-    predictions = []
+    parts = []
     for k, target in enumerate(features):
         observations = torch.nonzero((window.kf_idx == k) & ~at_anchor)[:, 0]
-        if len(observations) == 0:
-            continue
         points = window.pt_idx[observations]
+        if k in live:
+            points = torch.cat([points, missed_landmarks(sample, k, expected[k])])
+        if len(points) == 0:
+            continue
         with torch.set_grad_enabled(k in live):
             prediction = matcher.match(queries.select(order[points].to(matcher.device)), [target],
                                        expected[k, points][None].to(matcher.device), config.search_radius * window.camera.width,
                                        differentiable=k in live)
         if k in live:
-            predictions.append((observations, prediction))
-        uv = uv.index_put((observations,), prediction.uv[0].cpu())
-        score[observations], sigma[observations] = prediction.score[0].detach().cpu(), prediction.sigma_px[0].detach().cpu()
-    return Rematch(uv, score, sigma, tuple(predictions))
+            parts.append(LiveMatches(k, observations, points, prediction))
+        count = len(observations)
+        uv = uv.index_put((observations,), prediction.uv[0, :count].cpu())
+        score[observations] = prediction.score[0, :count].detach().cpu()
+        sigma[observations] = prediction.sigma_px[0, :count].detach().cpu()
+    return Rematch(uv, score, sigma, tuple(parts))
+
+
+def missed_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor:
+    """Landmarks (e,) int64 that keyframe k should show and in which they were not found: hard cases, which observations leave out.
+
+    They lie within the picture and were observed in a neighbouring keyframe, so that they are hardly hidden.
+
+    Args:
+        expected: (P, 2) raw px, where they reproject in keyframe k.
+    """
+    window = sample.window
+    seen = torch.zeros(len(window.points_W), dtype=torch.bool)
+    seen[window.pt_idx[(window.kf_idx - k).abs() == 1]] = True
+    seen[window.pt_idx[window.kf_idx == k]] = False
+    inside = ((expected > MARGIN_PX) & (expected < expected.new_tensor([window.camera.width, window.camera.height]) - 1 - MARGIN_PX)).all(-1)
+    return torch.nonzero(seen & inside)[:, 0]
 
 
 def _describe(matcher: Matcher, sample: LearningSample, features: list[Features]) -> tuple[Queries, Tensor]:

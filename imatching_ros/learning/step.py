@@ -8,6 +8,7 @@ level has converged. T* and p* are always those of the weights being updated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,10 @@ from ..datatypes import BAStatus, LearningSample
 from ..matching.base import Matcher
 from .rematching import Rematch, Solution, expected_uv, rematch, solve_again
 
+Solver = Callable[[LearningSample, Rematch, LearningConfig, BundleConfig], Solution]
+
 MIN_WEIGHT = 0.25  # observations that the robust kernel trusts less than this teach nothing
+MIN_VIEWS = 3  # two views of a landmark say nothing along the epipolar line
 MIN_OBSERVATIONS = 30  # fewer make a step of noise
 
 
@@ -33,12 +37,15 @@ class StepResult:
 
 def teaching_observations(sample: LearningSample, solution: Solution) -> Tensor:
     """(O,) bool: matched (not detected) observations of landmarks with three or more trusted views, never held out."""
-    window = sample.window
-    trusted = solution.weight > MIN_WEIGHT
-    views = torch.zeros(len(window.points_W), dtype=torch.long).index_add_(0, window.pt_idx, trusted.long())
-    teach = trusted & ~sample.held_out & (views[window.pt_idx] >= 3)
+    teach = (solution.weight > MIN_WEIGHT) & ~sample.held_out & (count_views(sample, solution)[sample.window.pt_idx] >= MIN_VIEWS)
     teach[sample.anchor_obs] = False
     return teach
+
+
+def count_views(sample: LearningSample, solution: Solution) -> Tensor:
+    """(P,) int64: trusted observations of every landmark."""
+    views = torch.zeros(len(sample.window.points_W), dtype=torch.long)
+    return views.index_add_(0, sample.window.pt_idx, (solution.weight > MIN_WEIGHT).long())
 
 
 def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfig, live: list[int]) -> Rematch:
@@ -62,28 +69,32 @@ def residual_loss(sample: LearningSample, found: Rematch, solution: Solution, te
 
 
 def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor) -> Tensor:
-    """Mean cross-entropy of the matching distributions at the reprojected landmarks.
+    """Mean cross-entropy of the matching distributions at the reprojected landmarks, those included that were not found.
 
     Not the gradient of anything that bundle adjustment minimises: an approximation, which pulls where the residual is blind, in a
     wrong coarse cell. Zero for matchers without distributions.
     """
     expected = expected_uv(sample, solution.T_WC, solution.points_W)
+    views = count_views(sample, solution)
     total, count = torch.zeros(()), 0
-    for observations, prediction in found.predictions:
-        chosen = teach[observations]
-        at = expected[sample.window.kf_idx[observations], sample.window.pt_idx[observations]].nan_to_num(-1e6)
-        for distribution in prediction.distributions:
-            loss, inside = distribution.cross_entropy(at[None].to(prediction.uv))
-            total = total + (loss[0] * (chosen.to(inside.device) & inside[0])).sum().cpu()
-        count += int(chosen.sum())
+    for part in found.live:
+        known = views[part.points] >= MIN_VIEWS
+        known[: len(part.observations)] = teach[part.observations]
+        at = expected[part.keyframe, part.points].nan_to_num(-1e6)
+        for distribution in part.prediction.distributions:
+            loss, inside = distribution.cross_entropy(at[None].to(part.prediction.uv))
+            total = total + (loss[0] * (known.to(inside.device) & inside[0])).sum().cpu()
+        count += int(known.sum())
     return total / max(count, 1)
 
 
 class Stepper:
     """Owns the optimiser of a candidate."""
 
-    def __init__(self, matcher: Matcher, shipped: dict[str, Tensor], config: LearningConfig, bundle: BundleConfig) -> None:
-        self.matcher, self.config, self.bundle = matcher, config, bundle
+    def __init__(self, matcher: Matcher, shipped: dict[str, Tensor], config: LearningConfig, bundle: BundleConfig,
+                 solve: Solver = solve_again) -> None:
+        """`solve` is the lower level; experiments put the truth in its place."""
+        self.matcher, self.config, self.bundle, self.solve = matcher, config, bundle, solve
         # What judges a match stays as shipped: the residual alone could lower itself by turning sigma up.
         named = [(n, p) for n, p in matcher.named_parameters() if not n.startswith("confidence.")]
         self.parameters = [p for _, p in named]
@@ -100,7 +111,7 @@ class Stepper:
         count = len(sample.images)
         live = torch.randperm(count, generator=generator)[: self.config.keyframes_per_step].tolist()
         found = match_window(self.matcher, sample, self.config, live)
-        solution = solve_again(sample, found, self.config, self.bundle)
+        solution = self.solve(sample, found, self.config, self.bundle)
         if solution.result.status is not BAStatus.CONVERGED:
             return f"candidate's bundle adjustment {solution.result.status.value}"
         teach = teaching_observations(sample, solution)

@@ -29,7 +29,7 @@ class Displacement(nn.Module):
 
     def rematch(self):
         uv = self.base + self.matched * self.layers(self.inputs)
-        return Rematch(uv, torch.ones(len(uv)), torch.full((len(uv),), 0.5), ())
+        return Rematch(uv, torch.ones(len(uv)), torch.full((len(uv),), 0.5))
 
 
 def scattered(sample):

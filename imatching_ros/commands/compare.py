@@ -1,0 +1,178 @@
+"""Does learning online make a matcher better? Frozen against adapted weights, scored on a part that learning never saw.
+
+A SOURCE is a recording or the name of a rendered scene (dark_noise, motion_blur, fog, vignette, new_texture; `scenes` for all). Its first part
+is for learning; after a gap of 10 frames comes the unseen part. Variants: frozen, adapted, unguarded (every candidate is promoted),
+control (as many further steps of the offline training), oracle (as many steps on true correspondences; where there is depth).
+Regimes: live (one pass at sensor rate, learning in the background) and repeated (the learning part played --passes times).
+Every cell is saved below DIR/cells and skipped when it is there, so that an interrupted comparison goes on.
+
+examples:
+  python -m imatching_ros compare --quick --out quick
+  python -m imatching_ros compare scenes recordings/hospital --out evidence --seeds 3
+  python -m imatching_ros compare --poison --quick --out poison
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .arguments import add_config_options, read_config
+
+VARIANTS = ("frozen", "adapted", "unguarded", "control", "oracle")
+REGIMES = ("live", "repeated")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="recordings, or names of rendered scenes; `scenes` for all of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="cells, rendered scenes and the report")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of everything random (default 1)")
+    parser.add_argument("--regime", default="", metavar="R,R", help="live, repeated or both (default: both; with --quick: repeated)")
+    parser.add_argument("--passes", type=int, default=2, metavar="N", help="repeated: how often the learning part is played (default 2)")
+    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V", help=f"of {', '.join(VARIANTS)} (default all)")
+    parser.add_argument("--pairs", type=int, default=40, metavar="N", help="scored pairs per gap (default 40)")
+    parser.add_argument("--quick", action="store_true", help="three scenes, 20 s to learn from, 6 s unseen, 320 x 240, one pass")
+    parser.add_argument("--poison", action="store_true", help="instead: learn from spoilt input, score on a clean probe")
+    parser.add_argument("--mode", choices=("mono", "auto"), default="mono", help="auto lets odometry use depth or a right picture")
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    import cv2
+    import torch
+
+    from ..evaluation.learning_report import write_report
+
+    config = read_config(args)
+    torch.set_num_threads(config.matcher.threads)
+    cv2.setNumThreads(config.matcher.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.poison:
+        from ..evaluation.poison import poison_cells
+
+        cells = list(poison_cells(args.out, config, args.quick, args.pairs, _keep(args.out)))
+    else:
+        cells = list(_cells(args, config))
+    print(write_report(args.out, cells, args.poison))
+    return 0
+
+
+def _cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str, Any]]:
+    from ..evaluation.learning_scenes import QUICK_SCENES
+
+    variants = _choose(args.variants, VARIANTS, "--variants")
+    regimes = _choose(args.regime or ("repeated" if args.quick else ",".join(REGIMES)), REGIMES, "--regime")
+    keep = _keep(args.out)
+    names = args.sources or (QUICK_SCENES if args.quick else [])
+    if not names:
+        raise ConfigError("no SOURCE was given; name recordings or rendered scenes, or use --quick")
+    for source in _sources(list(names), args):
+        for seed in range(args.seeds):
+            seeded = config.with_values({"seed": config.seed + seed, "odometry.mode": source[1].unseen.mode})
+            yield from _source_cells(source, variants, regimes, seeded, args, keep)
+
+
+def _source_cells(source: tuple[str, Any], variants: list[str], regimes: list[str], config: Any, args: argparse.Namespace,
+                  keep: Callable[..., dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    from ..evaluation import learning_runs as runs
+    from ..matching import create_matcher
+
+    name, division = source
+    passes = 1 if args.quick else args.passes
+    frames: list[Any] = []
+
+    def learning_frames() -> list[Any]:
+        if not frames:
+            frames.extend(division.learning)
+        return frames
+
+    def cell(regime: str, variant: str, learn: Callable[[], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
+        def work(weights: Path) -> dict[str, Any]:
+            matcher, told = learn()
+            return {"learning": told, "hash": runs.save_weights(weights, matcher, told), **runs.score_weights(matcher, config, division, args.pairs)}
+
+        return keep(name, regime, variant, config, work)
+
+    if "frozen" in variants:
+        yield cell("-", "frozen", lambda: (create_matcher(config.matcher), {"steps": 0}))
+    for regime in regimes:
+        adapted: dict[str, Any] = {}
+        for variant, guard in (("adapted", True), ("unguarded", False)):
+            if variant not in variants:
+                continue
+            settings = config.with_values({"learning.guard": guard})
+            learn = ((lambda s=settings: runs.learn_live(s, learning_frames())) if regime == "live" else
+                     (lambda s=settings: runs.learn_repeatedly(s, learning_frames(), passes)))
+            result = cell(regime, variant, learn)
+            adapted = adapted or result
+            yield result
+        if not adapted:
+            continue
+        steps = adapted["learning"]["steps"]
+        if "control" in variants:
+            folder = args.out / "control" / f"{name}_{regime}_{config.seed}"
+            yield cell(regime, "control", lambda: runs.learn_offline(config, steps, folder))
+        if "oracle" in variants and division.unseen_truth.mode == "rgbd":
+            yield cell(regime, "oracle", lambda: runs.learn_from_truth(config, division, learning_frames(), steps))
+
+
+def _sources(names: list[str], args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Yields (name, division) of every source; scenes are rendered when their turn comes."""
+    from ..evaluation.learning_scenes import FULL, QUICK, SCENES, TUNING, divide, render_scene
+    from ..sources.base import SourceOptions
+    from ..sources.opening import open_source
+
+    known = SCENES | TUNING
+    extent = QUICK if args.quick else FULL
+    for name in [n for given in names for n in (SCENES if given == "scenes" else [given])]:
+        rendered = name in known
+        if not rendered and not Path(name).exists():
+            raise ConfigError(f"'{name}' is neither a recording nor a rendered scene; scenes are {', '.join(known)}")
+        print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+        path = render_scene(name, known[name], extent, args.out / "scenes") if rendered else Path(name)
+        whole = open_source(path, SourceOptions())
+        yield Path(name).name, divide(whole, extent.learning_frames if rendered else None, args.mode == "mono")
+
+
+def _keep(out: Path) -> Callable[..., dict[str, Any]]:
+    """A function that returns a saved cell, or works it out and saves it."""
+    from ..evaluation.learning_runs import describe
+    from ..plain import plain
+
+    folder = out / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(source: str, regime: str, variant: str, config: Any, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        stem = "_".join([source, regime.replace("-", "any"), variant, str(config.seed)])
+        path = folder / f"{stem}.json"
+        settings = plain(describe(config))
+        if path.is_file():
+            saved = json.loads(path.read_text())
+            if saved["settings"] == settings:
+                return saved
+        begin = time.perf_counter()
+        cell = plain({"source": source, "regime": regime, "variant": variant, "seed": config.seed, "settings": settings,
+                      **work(folder / f"{stem}.safetensors")})
+        cell["cell_s"] = time.perf_counter() - begin
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(cell, indent=1) + "\n")
+        partial.replace(path)
+        print(f"{time.strftime('%H:%M:%S')}   {stem}: {cell['cell_s']:.0f} s", flush=True)
+        return cell
+
+    return keep
+
+
+def _choose(text: str, known: tuple[str, ...], option: str) -> list[str]:
+    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [part for part in chosen if part not in known]
+    if unknown or not chosen:
+        raise ConfigError(f"{option} {text}: expected some of {', '.join(known)}, separated by commas")
+    return chosen

@@ -1,0 +1,150 @@
+"""The comparison as a text table, JSON and one HTML page."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..plain import plain
+
+HEALTHY_MMA = 0.10  # sources whose frozen MMA at 1 px is lower say nothing about a ratio
+Rows = list[list[str]]
+
+
+def write_report(out: Path, cells: list[dict[str, Any]], poison: bool = False) -> str:
+    """Writes table.txt, comparison.json and index.html into `out`; returns the table."""
+    head, rows = _rows(cells)
+    summary = [] if poison else summarise(cells)
+    text = "\n".join([format_table(head, rows), "", *summary])
+    (out / "table.txt").write_text(text + "\n")
+    (out / "comparison.json").write_text(json.dumps(plain({"cells": cells, "summary": summary}), indent=1) + "\n")
+    (out / "index.html").write_text(_page(head, rows, summary, "" if poison else _curves(cells), poison))
+    return text
+
+
+def _rows(cells: list[dict[str, Any]]) -> tuple[list[str], Rows]:
+    """One row per source, regime and variant; numbers are means over seeds, with +- the deviation when there are several."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        groups[cell["source"], cell["regime"], cell["variant"]].append(cell)
+    head = ["source", "regime", "variant", "seeds", "MMA 1/3/5 gap 1", "MMA 1/3/5 gap 5", "epi<1px", "AUC5/10/20", "ATE m", "RPE m", "tracked",
+            "steps", "prom.", "rollb.", "first s"]
+    rows = []
+    for (source, regime, variant), members in groups.items():
+        def mean(*keys: str, form: str = ".3f") -> str:
+            return _spread([_dig(m, keys) for m in members], form)
+
+        rows.append([source, regime, variant, str(len(members)),
+                     " ".join(mean("matching", "1", "mma", px) for px in "135"), " ".join(mean("matching", "5", "mma", px) for px in "135"),
+                     mean("matching", "1", "sampson_within_1"), " ".join(mean("matching", "5", "pose_auc", d) for d in ("5", "10", "20")),
+                     mean("ate", "rmse"), mean("rpe", "frame", "trans_rmse_m", form=".4f"), mean("tracked", form=".2f"),
+                     mean("learning", "steps", form=".0f"), mean("learning", "promotions", form=".1f"), mean("learning", "rollbacks", form=".1f"),
+                     mean("learning", "first_promotion_s", form=".0f")])
+    return head, rows
+
+
+def summarise(cells: list[dict[str, Any]]) -> list[str]:
+    """Per regime: the gain at 1 px as a ratio of sums, over the better of frozen and control, and the share of the oracle's gain."""
+    value = {(c["source"], c["regime"], c["variant"], c["seed"]): c for c in cells}
+    lines = []
+    for regime in sorted({c["regime"] for c in cells} - {"-"}):
+        sums: dict[str, list[float]] = defaultdict(list)
+        worst_3px, worst_ate, used = 0.0, 0.0, []
+        for (source, own, variant, seed), cell in value.items():
+            frozen = value.get((source, "-", "frozen", seed))
+            if own != regime or variant != "adapted" or frozen is None or _mma(frozen) is None:
+                continue
+            worst_3px = min(worst_3px, _mma(cell, "3") - _mma(frozen, "3"))
+            before, after = _dig(frozen, ("ate", "rmse")), _dig(cell, ("ate", "rmse"))
+            if before and after:
+                worst_ate = max(worst_ate, after / before - 1)
+            if _mma(frozen) < HEALTHY_MMA:
+                continue
+            used.append(source)
+            sums["frozen"].append(_mma(frozen))
+            sums["adapted"].append(_mma(cell))
+            for other in ("unguarded", "control", "oracle"):
+                rival = value.get((source, regime, other, seed))
+                if rival is not None:
+                    sums[other].append(_mma(rival))
+        if not used:
+            lines.append(f"{regime}: no source has a frozen MMA at 1 px of {HEALTHY_MMA} or more")
+            continue
+        base = sum(sums["frozen"])
+        complete = {k: sum(v) / base - 1 for k, v in sums.items() if len(v) == len(sums["frozen"])}
+        gains = ", ".join(f"{k} {100 * v:+.1f} %" for k, v in complete.items() if k != "frozen")
+        claimed = complete["adapted"] - max(0.0, complete.get("control", 0.0))
+        share = f", {complete['adapted'] / complete['oracle']:.2f} of the oracle's gain" if complete.get("oracle", 0) > 0 else ""
+        lines.append(f"{regime}: MMA at 1 px (gap 1) against frozen over {len(used)} runs: {gains}; claimed {100 * claimed:+.1f} %{share}; "
+                     f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %")
+    return lines
+
+
+def format_table(head: list[str], rows: Rows) -> str:
+    """Columns of equal width."""
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in (head, *rows))
+
+
+def _mma(cell: dict[str, Any], px: str = "1") -> float | None:
+    return _dig(cell, ("matching", "1", "mma", px))
+
+
+def _dig(value: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def _spread(values: list[float | None], form: str) -> str:
+    known = [float(v) for v in values if v is not None]
+    if not known:
+        return "-"
+    return format(np.mean(known), form) + (f"+-{format(np.std(known, ddof=1), form)}" if len(known) > 1 else "")
+
+
+def _curves(cells: list[dict[str, Any]]) -> str:
+    """One small bar chart per source and regime: MMA at 1, 3 and 5 px of every variant."""
+    colours = {"frozen": "#8a8f98", "adapted": "#1f77b4", "unguarded": "#9ecae1", "control": "#d9a441", "oracle": "#4c9f70"}
+    charts = []
+    for source in dict.fromkeys(c["source"] for c in cells):
+        for regime in sorted({c["regime"] for c in cells if c["source"] == source} - {"-"}):
+            bars = []
+            shown = [c for c in cells if c["source"] == source and c["regime"] in ("-", regime) and _mma(c) is not None]
+            for group, px in enumerate("135"):
+                for k, variant in enumerate(colours):
+                    values = [_mma(c, px) for c in shown if c["variant"] == variant]
+                    if values:
+                        height, x = 120 * float(np.mean(values)), 20 + group * 110 + k * 18
+                        bars.append(f'<rect x="{x}" y="{130 - height:.1f}" width="15" height="{height:.1f}" fill="{colours[variant]}">'
+                                    f"<title>{variant}, {px} px: {np.mean(values):.3f}</title></rect>")
+                bars.append(f'<text x="{50 + group * 110}" y="146">{px} px</text>')
+            charts.append(f'<figure><svg viewBox="0 0 350 150" role="img" aria-label="MMA of {html.escape(source)}">{"".join(bars)}</svg>'
+                          f"<figcaption>{html.escape(source)}, {regime}</figcaption></figure>")
+    legend = " ".join(f'<span style="border-bottom:3px solid {c}">{v}</span>' for v, c in colours.items())
+    return f"<p>{legend}</p><div class=charts>{''.join(charts)}</div>"
+
+
+def _page(head: list[str], rows: Rows, summary: list[str], curves: str, poison: bool) -> str:
+    title = "Learning from spoilt input" if poison else "Frozen against adapted"
+    note = ("Scored on a clean probe that learning never saw." if poison else
+            "Scored on the unseen part of every source, after a gap of 10 frames, with learning off. Live and repeated runs are never mixed.")
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 14px/1.45 system-ui, sans-serif; margin: 2rem; color: #1c2126; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }} td, th {{ padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; }} figure {{ margin: 0; }}
+svg text {{ font-size: 11px; fill: #555; }} .scroll {{ overflow-x: auto; }}
+</style></head><body><h1>{title}</h1><p>{note}</p>
+{"".join(f"<p><b>{html.escape(line)}</b></p>" for line in summary)}
+{curves}<div class="scroll"><table><tr>{"".join(f"<th>{html.escape(h)}</th>" for h in head)}</tr>{cells}</table></div>
+</body></html>
+"""

@@ -1,0 +1,142 @@
+"""The comparison of frozen and adapted weights: parts of a recording, saved cells, sums, spoilt input, the oracle's truth."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from imatching_ros import geometry
+from imatching_ros.camera import Camera
+from imatching_ros.commands.compare import _keep
+from imatching_ros.config import Config
+from imatching_ros.datatypes import Frame
+from imatching_ros.errors import ConfigError
+from imatching_ros.evaluation import poison
+from imatching_ros.evaluation.learning_report import summarise, write_report
+from imatching_ros.evaluation.learning_scenes import GAP_FRAMES, SCENES, TUNING, divide
+from imatching_ros.evaluation.oracle import Oracle
+from imatching_ros.sources.base import Source, SourceOptions
+from imatching_ros.sources.truth import Trajectory
+
+CAMERA = Camera(96, 64, 80.0, 80.0, 47.5, 31.5)
+
+
+class Wall(Source):
+    """A camera that moves sideways in front of a wall 2 m away."""
+
+    name, mode, camera, options = "wall", "rgbd", CAMERA, SourceOptions()
+
+    def __init__(self, count=60):
+        super().__init__()
+        self.count = count
+
+    def read(self):
+        for k in range(self.count):
+            image = torch.full((1, 64, 96), k, dtype=torch.uint8)
+            yield Frame(k, 10**8 * (k + 1), image, CAMERA, torch.full((64, 96), 2.0))
+
+    def groundtruth(self):
+        T = np.zeros((self.count, 7))
+        T[:, 0], T[:, 6] = 0.05 * np.arange(self.count), 1
+        return Trajectory(10**8 * (np.arange(self.count) + 1), T)
+
+    @property
+    def length(self):
+        return self.count
+
+
+def cell(variant, mma, seed=0, regime="repeated", source="fog", ate=0.1):
+    return {"source": source, "regime": "-" if variant == "frozen" else regime, "variant": variant, "seed": seed,
+            "matching": {"1": {"mma": {"1": mma, "3": 2 * mma, "5": 3 * mma}, "pose_auc": None, "sampson_within_1": 0.5}}, "tracked": 1.0,
+            "ate": {"rmse": ate}, "rpe": None, "learning": {"steps": 10, "promotions": 1, "rollbacks": 0, "first_promotion_s": 12.0}}
+
+
+def test_parts_do_not_overlap_and_leave_a_gap():
+    division = divide(Wall(), 30, mono=True)
+    learned, unseen = [f.stamp_ns for f in division.learning], [f.stamp_ns for f in division.unseen]
+    assert len(learned) == 30 and len(unseen) == 60 - 30 - GAP_FRAMES
+    assert unseen[0] - learned[-1] == 10**8 * (GAP_FRAMES + 1)
+    assert [f.stamp_ns for f in division.unseen_truth] == unseen
+    assert all(f.depth is None for f in division.learning) and all(f.depth is not None for f in division.unseen_truth)
+
+
+def test_recording_that_is_too_short_is_refused():
+    with pytest.raises(ConfigError, match="too short"):
+        divide(Wall(12), 10, mono=True)
+
+
+def test_scenes_for_judging_and_for_tuning_are_different():
+    assert not {s.seed for s in SCENES.values()} & {s.seed for s in TUNING.values()}
+
+
+def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path):
+    calls = []
+
+    def work(weights):
+        calls.append(weights)
+        return {"value": float("nan"), "learning": {}}
+
+    config = Config()
+    for settings in (config, config, config.with_values({"learning.learning_rate": 1e-5})):
+        result = _keep(tmp_path)("fog", "live", "adapted", settings, work)
+        assert result["value"] is None  # not a number has no place in JSON
+    assert len(calls) == 2
+
+
+def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
+    cells = [cell("frozen", 0.2), cell("adapted", 0.3), cell("control", 0.24), cell("oracle", 0.32),
+             cell("frozen", 0.05, source="dark"), cell("adapted", 0.5, source="dark")]
+    (line,) = summarise(cells)
+    assert "adapted +50.0 %" in line and "control +20.0 %" in line and "claimed +30.0 %" in line
+    assert "over 1 runs" in line and "0.83 of the oracle's gain" in line
+
+
+def test_losses_are_told():
+    (line,) = summarise([cell("frozen", 0.2, ate=0.1), cell("adapted", 0.1, ate=0.13)])
+    assert "claimed -50.0 %" in line and "largest loss at 3 px 0.200" in line and "ATE +30 %" in line
+
+
+def test_report_has_table_page_and_numbers(tmp_path):
+    cells = [cell("frozen", 0.2), cell("adapted", 0.3), cell("adapted", 0.4, seed=1)]
+    text = write_report(tmp_path, cells)
+    assert "0.350+-0.071" in text
+    assert json.loads((tmp_path / "comparison.json").read_text())["cells"] == cells
+    page = (tmp_path / "index.html").read_text()
+    assert "<svg" in page and "0.350+-0.071" in page
+
+
+@pytest.mark.parametrize("name", poison.POISONS)
+def test_poison_changes_what_it_should_and_nothing_else(name):
+    frames = [Frame(k, k, torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(k)), CAMERA)
+              for k in range(12)]
+    spoilt = poison.POISONS[name](frames)
+    assert [f.stamp_ns for f in spoilt] == [f.stamp_ns for f in frames]
+    assert all(f.image.shape == g.image.shape for f, g in zip(frames, spoilt))
+    changed_camera = any(f.camera != g.camera for f, g in zip(frames, spoilt))
+    changed_image = any(not torch.equal(f.image, g.image) for f, g in zip(frames, spoilt))
+    assert changed_camera == (name == "wrong_focal_length") and changed_image != changed_camera
+
+
+def test_oracle_knows_where_landmarks_truly_are(make_sample_of_wall):
+    sample, points = make_sample_of_wall
+    oracle = Oracle(Wall(), set(sample.keyframe_ids))
+    assert oracle.knows(sample)
+    solution = oracle.solve(sample, None, None, None)
+    assert torch.allclose(solution.points_W, points, atol=1e-9)
+    inside = torch.tensor([bool(((uv >= -0.5) & (uv <= uv.new_tensor([95.5, 63.5]))).all()) for uv in sample.window.obs[:, :2]])
+    assert torch.equal(solution.weight.bool(), inside)
+
+
+@pytest.fixture
+def make_sample_of_wall():
+    """Three views of a wall, with landmarks whose queries lie in the first; one of them leaves the picture."""
+    T = geometry.identity(3)
+    T[:, 0] = torch.tensor([0.0, 0.5, 1.0])
+    points = torch.tensor([[0.2, 0.1, 2.0], [0.5, -0.2, 2.0], [-0.7, 0.0, 2.0]], dtype=torch.float64)
+    kf, pt = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
+    uv = geometry.project(CAMERA, geometry.act(geometry.inverse(T)[kf], points[pt]))
+    window = SimpleNamespace(camera=CAMERA, points_W=points, kf_idx=kf, pt_idx=pt, obs=torch.cat([uv, torch.zeros(9, 1, dtype=torch.float64)], 1))
+    sample = SimpleNamespace(window=window, keyframe_ids=(0, 10, 20), anchor_obs=torch.arange(3), uv_px=uv)
+    return sample, points
