@@ -36,6 +36,14 @@ from .outputs import Counters, Outputs
 from .processing import Processor
 from .transport import use_shipped_profile
 
+# name: type, what it does
+SERVICES = {
+    "~/reset": (Trigger, "starts again at the origin with an empty map; the weights stay"),
+    "~/set_learning": (SetBool, "switches learning on or off"),
+    "~/save_weights": (Weights, "writes the weights in use as a profile (a name) or a .safetensors file; an empty name is the profile in use"),
+    "~/load_weights": (Weights, "takes a profile, a .safetensors file, `default` or `previous` into use"),
+}
+
 _SERVICE_TIMEOUT_S = 20.0
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -58,10 +66,10 @@ class OdometryNode(LifecycleNode):
         self._inputs: CameraInputs | None = None
         self._processor: Processor | None = None
         self._diagnostics = Diagnostics(self)
-        self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_service(SetBool, "~/set_learning", self._on_set_learning)
-        self.create_service(Weights, "~/save_weights", self._on_save_weights)
-        self.create_service(Weights, "~/load_weights", self._on_load_weights)
+        answers = {"~/reset": self._on_reset, "~/set_learning": self._on_set_learning, "~/save_weights": self._on_save_weights,
+                   "~/load_weights": self._on_load_weights}
+        for name, (kind, _) in SERVICES.items():
+            self.create_service(kind, name, answers[name])
         # Not the node's clock: with simulated time that stops when the bag stops, which is when a warning is due.
         self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False)

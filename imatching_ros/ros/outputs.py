@@ -31,6 +31,22 @@ try:
 except ImportError:
     TFMessage = None
 
+# What the node publishes: name, type, history depth, what it is. All are reliable and volatile.
+TOPICS: dict[str, tuple[type | None, int, str]] = {
+    "odom": (Odometry, 10, "pose of the base in the odometry frame, twist in the base frame, both with covariance; only for pictures "
+                           "whose own matches support a pose"),
+    "/tf": (TFMessage, 100, "odom -> base_link, when `publish_tf`"),
+    "~/pose": (PoseWithCovarianceStamped, 10, "the pose of `odom` alone"),
+    "~/path": (Path, 1, "the last `path_length` poses, twice a second"),
+    "~/matches": (MatchesMsg, 5, "matches between the newest keyframe and the picture"),
+    "~/matches/image": (Image, 1, "the picture with the matches drawn: green supports the pose, red does not"),
+    "~/landmarks": (PointCloud2, 1, "points of the window in the odometry frame, with each keyframe"),
+    "~/keyframes": (PoseArray, 1, "camera poses of the window in the odometry frame, with each keyframe"),
+    "~/status": (Status, 10, "tracking state, counts, latency, for every picture"),
+    "~/learning/status": (LearningStatusMsg, 10, "what learning does, for every picture"),
+    "~/events": (String, 100, "keyframes, losses, decisions of learning: one JSON object each, as in a replay's events.jsonl"),
+}
+
 _STATES = {TrackingState.INITIALIZING: Status.INITIALIZING, TrackingState.TRACKING: Status.TRACKING,
            TrackingState.DEGRADED: Status.DEGRADED, TrackingState.LOST: Status.LOST}
 _PATH_PERIOD_NS = 500_000_000  # a whole path is a large message
@@ -52,18 +68,9 @@ class Outputs:
     def __init__(self, node: LifecycleNode, config: NodeConfig) -> None:
         self._node = node
         self.config = config
-        publisher = node.create_lifecycle_publisher
-        self._odometry = publisher(Odometry, "odom", 10)
-        self._pose = publisher(PoseWithCovarianceStamped, "~/pose", 10)
-        self._path = publisher(Path, "~/path", 1)
-        self._matches = publisher(MatchesMsg, "~/matches", 5)
-        self._matches_image = publisher(Image, "~/matches/image", 1)
-        self._landmarks = publisher(PointCloud2, "~/landmarks", 1)
-        self._keyframes = publisher(PoseArray, "~/keyframes", 1)
-        self._status = publisher(Status, "~/status", 10)
-        self._learning = publisher(LearningStatusMsg, "~/learning/status", 10)
-        self._events = publisher(String, "~/events", 100)
-        self._tf = publisher(TFMessage, "/tf", QoSProfile(depth=100)) if TFMessage is not None else None
+        self._publishers = {name: node.create_lifecycle_publisher(kind, name, QoSProfile(depth=depth))
+                            for name, (kind, depth, _) in TOPICS.items() if kind is not None}
+        self._tf = self._publishers.get("/tf")
         if self._tf is None and config.publish_tf:
             node.get_logger().warning("tf2_msgs is not installed: no TF is published (apt install ros-$ROS_DISTRO-tf2-msgs)")
         self._poses: deque[PoseStamped] = deque(maxlen=config.path_length)
@@ -74,40 +81,38 @@ class Outputs:
         self._path_ns = 0
 
     def close(self) -> None:
-        for publisher in (self._odometry, self._pose, self._path, self._matches, self._matches_image, self._landmarks, self._keyframes,
-                          self._status, self._learning, self._events, self._tf):
-            if publisher is not None:
-                self._node.destroy_lifecycle_publisher(publisher)
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
 
     def publish_pose(self, stamp_ns: int, pose: RobotPose) -> None:
         """Odometry, pose and TF: at once when the pose is known."""
         c = self.config
-        self._odometry.publish(convert.make_odometry(stamp_ns, pose, c.odom_frame, c.base_frame))
+        self._send("odom", convert.make_odometry(stamp_ns, pose, c.odom_frame, c.base_frame))
         if self._tf is not None and c.publish_tf:
             self._tf.publish(TFMessage(transforms=[convert.make_transform(stamp_ns, pose.T_OB, c.odom_frame, c.base_frame)]))
-        if self._heard(self._pose):
-            self._pose.publish(convert.make_pose_with_covariance(stamp_ns, pose, c.odom_frame))
+        if self._heard("~/pose"):
+            self._send("~/pose", convert.make_pose_with_covariance(stamp_ns, pose, c.odom_frame))
         if self._poses.maxlen != c.path_length:
             self._poses = deque(self._poses, c.path_length)
         self._poses.append(PoseStamped(header=convert.make_header(stamp_ns, c.odom_frame), pose=convert.make_pose(pose.T_OB)))
-        if self._heard(self._path) and stamp_ns - self._path_ns >= _PATH_PERIOD_NS:
+        if self._heard("~/path") and stamp_ns - self._path_ns >= _PATH_PERIOD_NS:
             self._path_ns = stamp_ns
-            self._path.publish(convert.make_path(self._poses, c.odom_frame))
+            self._send("~/path", convert.make_path(self._poses, c.odom_frame))
 
     def publish_details(self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker) -> None:
         """Matches always; keyframes and landmarks with each keyframe."""
         if output.matches is not None:
-            if self._heard(self._matches):
-                self._matches.publish(convert.make_matches(output.matches, camera_frame))
-            if self._heard(self._matches_image):
-                self._matches_image.publish(convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8"))
+            if self._heard("~/matches"):
+                self._send("~/matches", convert.make_matches(output.matches, camera_frame))
+            if self._heard("~/matches/image"):
+                self._send("~/matches/image", convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8"))
         if output.is_keyframe:
-            if self._heard(self._keyframes):
+            if self._heard("~/keyframes"):
                 poses = [tracker.camera_pose(T) for T in window.T_WC.numpy()]
-                self._keyframes.publish(convert.make_keyframes(output.stamp_ns, poses, self.config.odom_frame))
-            if self._heard(self._landmarks):
+                self._send("~/keyframes", convert.make_keyframes(output.stamp_ns, poses, self.config.odom_frame))
+            if self._heard("~/landmarks"):
                 points = window.landmarks.points_W[window.landmarks.resolved].numpy()
-                self._landmarks.publish(convert.make_cloud(output.stamp_ns, tracker.points(points), self.config.odom_frame))
+                self._send("~/landmarks", convert.make_cloud(output.stamp_ns, tracker.points(points), self.config.odom_frame))
 
     def publish_status(self, output: OdometryOutput, camera_frame: str, window: Any, counters: Counters, received: int, dropped: int,
                        latency_ms: float, processing_ms: float) -> None:
@@ -118,18 +123,20 @@ class Outputs:
                      frames_processed=counters.processed, frames_tracked=counters.tracked, frames_lost=counters.lost,
                      frames_dropped=dropped, frames_rejected=counters.rejected, latency_ms=float(latency_ms),
                      processing_ms=float(processing_ms), weights_version=int(output.weights_version))
-        self._status.publish(msg)
+        self._send("~/status", msg)
 
     def publish_learning(self, stamp_ns: int, status: Any, mode: str, matcher: str) -> None:
-        self._learning.publish(convert.make_learning_status(stamp_ns, status, mode, matcher))
+        self._send("~/learning/status", convert.make_learning_status(stamp_ns, status, mode, matcher))
 
     def publish_event(self, event: dict[str, Any]) -> None:
         """A keyframe, a loss, a decision of learning: one JSON object, as in the events.jsonl of a replay."""
-        self._events.publish(String(data=json.dumps(plain(event))))
+        self._send("~/events", String(data=json.dumps(plain(event))))
 
-    @staticmethod
-    def _heard(publisher: Any) -> bool:
-        return publisher.get_subscription_count() > 0
+    def _send(self, name: str, message: Any) -> None:
+        self._publishers[name].publish(message)
+
+    def _heard(self, name: str) -> bool:
+        return self._publishers[name].get_subscription_count() > 0
 
 
 def draw_matches(frame: Frame, output: OdometryOutput) -> np.ndarray:

@@ -72,10 +72,14 @@ class NodeProcess:
         ros = ["--ros-args", *(part for k, v in (parameters or {}).items() for part in ("-p", f"{k}:={v}")), *arguments]
         self.log = log
         self._file = open(log, "w")
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        env = os.environ | {"ROS_DOMAIN_ID": str(domain), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | (environment or {})
         self.process = subprocess.Popen([sys.executable, *program, *ros], stdout=self._file, stderr=subprocess.STDOUT,
-                                        stdin=subprocess.DEVNULL, env=env, cwd=log.parent)
+                                        stdin=subprocess.DEVNULL, env=self.environment(domain) | (environment or {}), cwd=log.parent)
+
+    @staticmethod
+    def environment(domain: int) -> dict[str, str]:
+        """That of a process in a domain, with the source tree on the path."""
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        return os.environ | {"ROS_DOMAIN_ID": str(domain), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
     @property
     def output(self) -> str:

@@ -1,0 +1,165 @@
+"""Launch files, parameter files, messages and documentation agree with the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from nav_msgs.msg import Odometry
+from peers import ROOT, NodeProcess, Peer, image_message, info_message, send_until
+from sensor_msgs.msg import CameraInfo, Image
+from walls import CAMERA, look
+
+from imatching_ros.errors import ConfigError
+from imatching_ros.ros import params, reference
+from imatching_ros.ros.inputs import TOPICS
+from imatching_ros.ros.serialized import move_stamp, read_stamp_ns, starts_with_header
+
+pytestmark = pytest.mark.ros
+
+KNOWN = {name: (default, meta) for name, default, meta in params.settings()}
+PARAMETER_FILES = sorted(p.name for p in (ROOT / "config").glob("*.yaml"))
+# Not find_spec("launch"): the folder launch/ of the source tree would do.
+WITHOUT_LAUNCH = importlib.util.find_spec("launch_ros") is None or importlib.util.find_spec("ros2cli") is None
+
+
+def load_launch(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_file_for_every_camera_and_computer():
+    assert {"mono.yaml", "stereo.yaml", "rgbd.yaml", "cpu.yaml", "jetson.yaml", "desktop_gpu.yaml", "online.yaml"} == set(PARAMETER_FILES)
+
+
+@pytest.mark.parametrize("name", PARAMETER_FILES)
+def test_parameter_file(name):
+    text = (ROOT / "config" / name).read_text()
+    given = yaml.safe_load(text)["/**"]["ros__parameters"]
+    assert set(given) <= set(KNOWN), set(given) - set(KNOWN)
+    values = {k: default for k, (default, _) in KNOWN.items()} | {k: "off" if v is False and "off" in KNOWN[k][1]["choices"] else v
+                                                                 for k, v in given.items()}
+    params.make_configs(values)
+    for key, value in given.items():
+        assert type(value) is type(KNOWN[key][0]) or value is False, f"{key}: {value!r} would be refused by ROS, which is strict about types"
+    lines = [line for line in text.splitlines()[3:] if line.strip() and not line.lstrip().startswith("#")]
+    assert all("#" in line for line in lines if "ros__parameters" not in line and "/**" not in line), "every line is commented"
+
+
+def test_launch_sets_only_parameters_that_exist():
+    launch = load_launch("online")
+    assert set(launch.PARAMETERS.values()) <= set(KNOWN) and set(launch.PARAMETERS) <= set(launch.ARGUMENTS)
+    defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
+    values = {k: default for k, (default, _) in KNOWN.items()} | launch.make_parameters(defaults)
+    node, _ = params.make_configs(values)
+    assert node.mode == "mono"
+    changed = launch.make_parameters(defaults | {"publish_tf": "false", "learning": "sync", "base_frame": "robot"})
+    assert (changed["publish_tf"], changed["learning.mode"], changed["base_frame"]) == (False, "sync", "robot")
+
+
+@pytest.mark.parametrize("mode", ["mono", "stereo", "rgbd"])
+def test_launch_remaps_only_topics_that_exist(mode):
+    launch = load_launch("online")
+    values = {name: default for name, (default, _) in launch.ARGUMENTS.items()} | {
+        "mode": mode, "image_topic": "/a", "camera_info_topic": "/b", "right_image_topic": "/c", "right_camera_info_topic": "/d", "depth_topic": "/e"}
+    names = [name for name, _ in launch.make_remappings(values)]
+    assert set(names) == {topic for pair in TOPICS[mode].items() for topic in pair if topic}
+    assert (ROOT / "config" / f"{mode}.yaml").is_file()
+
+
+def test_replay_launch_passes_options_that_exist():
+    launch = load_launch("replay")
+    arguments = launch.make_command({name: "1" for name in launch.ARGUMENTS})
+    text = subprocess.run([sys.executable, "-m", "imatching_ros", "replay", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(a in text for a in arguments if a.startswith("--")), arguments
+
+
+@pytest.mark.skipif(WITHOUT_LAUNCH, reason="launch is not installed: the launch files were compared with the code, not started")
+def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
+    """ros2 launch, its own process; pictures in, odometry out, SIGINT ends it all."""
+    program = ("-c", "import sys; from ros2cli.cli import main; sys.exit(main())", "launch", "imatching_ros", "online.launch.py",
+               "image_topic:=/cam/image", "mode:=rgbd", "depth_topic:=/cam/depth", "learning:=off", "base_frame:=optical", "namespace:=robot")
+    log = tmp_path / "launch.txt"
+    with log.open("w") as file:
+        environment = NodeProcess.environment(domain) | {"ROS_LOG_DIR": str(tmp_path), "ROS_HOME": str(tmp_path)}
+        launch = subprocess.Popen([sys.executable, *program], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
+        try:
+            odometry = peer.collect(Odometry, "/robot/odom")
+            infos, images, depths = (peer.publisher(kind, topic) for kind, topic in (
+                (CameraInfo, "/cam/camera_info"), (Image, "/cam/image"), (Image, "/cam/depth")))
+            image, depth = look()
+            stamp = 0
+
+            def send() -> None:
+                nonlocal stamp
+                stamp += 10**9
+                infos.publish(info_message(stamp, CAMERA))
+                depths.publish(image_message(stamp, depth, "32FC1"))
+                images.publish(image_message(stamp, image, "mono8"))
+
+            send_until(send, lambda: len(odometry) > 0, f"odometry:\n{log.read_text()}")
+        finally:
+            launch.send_signal(signal.SIGINT)
+            code = launch.wait(30)
+    assert code == 0 and "process has finished cleanly" in log.read_text(), log.read_text()
+
+
+def test_layouts_show_topics_that_exist():
+    from imatching_ros.ros.outputs import TOPICS as published
+
+    names = {name.replace("~/", "imatching/").lstrip("/") for name in published}
+    displays = yaml.safe_load((ROOT / "config" / "imatching.rviz").read_text())["Visualization Manager"]["Displays"]
+    shown = {d["Topic"]["Value"] for d in displays if "Topic" in d}
+    text = json.dumps(json.loads((ROOT / "config" / "foxglove.json").read_text()))
+    shown |= {t.split(".")[0] for t in re.findall(r'"/((?:odom|imatching/)[\w/.]*)"', text)}
+    assert len(shown) >= 6 and shown <= names, shown - names
+
+
+def test_documentation_is_what_the_code_says():
+    text = (ROOT / "docs" / "ros.md").read_text()
+    assert reference.fill(text) == text, "run: python -m imatching_ros.ros.reference docs/ros.md"
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), [
+    ("odometry.min_inliers", 2, "expected 6 to 1000"),
+    ("mode", "quad", "one of mono, stereo, rgbd"),
+    ("base_from_camera", (1.0, 2.0), "has 2 numbers"),
+    ("base_from_camera", (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0), "is no pose"),
+    ("learning.budget", float("nan"), "expected 0.01 to 1"),
+])
+def test_bad_values_are_refused(name, value, reason):
+    with pytest.raises(ConfigError, match=reason):
+        params.make_configs({k: default for k, (default, _) in KNOWN.items()} | {name: value})
+
+
+def test_every_dependency_of_the_code_is_in_package_xml():
+    named = set(re.findall(r"<(?:exec_|build_|buildtool_)?depend>([\w-]+)<", (ROOT / "package.xml").read_text()))
+    imported = set()
+    for file in (ROOT / "imatching_ros" / "ros").glob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+    ros = {name for name in imported if name.endswith("_msgs") or name in ("rclpy", "tf2_ros", "sensor_msgs_py", "builtin_interfaces",
+                                                                          "rcl_interfaces", "std_srvs")}
+    assert ros <= named, ros - named
+    assert {"rclpy", "cv_bridge", "sensor_msgs_py", "python3-opencv"} <= named
+
+
+def test_stamps_are_moved_without_unpacking():
+    from rclpy.serialization import deserialize_message, serialize_message
+
+    message = image_message(5 * 10**9 + 7, np.zeros((2, 3), np.uint8), "mono8")
+    data = serialize_message(message)
+    assert read_stamp_ns(data) == 5 * 10**9 + 7 and starts_with_header(Image)
+    moved = deserialize_message(move_stamp(data, 10**9 + 1), Image)
+    assert (moved.header.stamp.sec, moved.header.stamp.nanosec) == (6, 8)
+    moved.header.stamp = message.header.stamp
+    assert moved == message

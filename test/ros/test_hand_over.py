@@ -1,0 +1,114 @@
+"""Pairing by stamp, and the hand-over between threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from imatching_ros.ros.inbox import Inbox
+from imatching_ros.ros.synchronizer import Synchronizer
+
+pytestmark = pytest.mark.ros
+
+
+class Pairs:
+    def __init__(self, slop_ns: int, names: tuple[str, ...] = ("left", "right"), depth: int = 10) -> None:
+        self.found: list[tuple] = []
+        self.synchronizer = Synchronizer(names, slop_ns, lambda m: self.found.append(tuple(m[n] for n in names)), depth)
+
+    def add(self, *entries: tuple[str, int]) -> list[tuple]:
+        for name, stamp in entries:
+            self.synchronizer.add(name, stamp, stamp)
+        return self.found
+
+
+@pytest.mark.parametrize("order", [(("left", 5), ("right", 5)), (("right", 5), ("left", 5))])
+def test_exact(order):
+    assert Pairs(0).add(*order) == [(5, 5)]
+
+
+def test_exact_refuses_a_nanosecond():
+    pairs = Pairs(0)
+    assert pairs.add(("left", 5), ("right", 6), ("left", 7), ("right", 7)) == [(7, 7)]
+    assert pairs.synchronizer.dropped == 1
+
+
+def test_approximate_takes_the_nearest():
+    assert Pairs(10).add(("right", 92), ("right", 101), ("left", 100)) == [(100, 101)]
+    assert Pairs(10).add(("left", 100), ("right", 91), ("right", 99)) == [(100, 99)]
+
+
+def test_beyond_the_slop_nothing_is_paired():
+    pairs = Pairs(10)
+    assert pairs.add(("left", 100), ("right", 111), ("left", 112)) == [(112, 111)]
+    assert pairs.synchronizer.dropped == 1
+
+
+def test_every_message_is_used_once():
+    assert Pairs(10).add(("right", 100), ("left", 99), ("left", 101), ("right", 200), ("left", 200)) == [(99, 100), (200, 200)]
+
+
+def test_three_topics():
+    pairs = Pairs(5, ("a", "b", "c"))
+    assert pairs.add(("a", 10), ("c", 11), ("b", 9)) == [(10, 9, 11)]
+
+
+def test_time_that_goes_back_forgets_what_waits():
+    pairs = Pairs(10)
+    assert pairs.add(("left", 1000), ("left", 100), ("right", 100)) == [(100, 100)]
+
+
+def test_queues_are_bounded():
+    pairs = Pairs(0, depth=3)
+    pairs.add(*(("left", stamp) for stamp in range(10)))
+    assert pairs.synchronizer.dropped == 7
+    assert pairs.add(("right", 9)) == [(9, 9)]
+
+
+def test_a_steady_pair_loses_nothing():
+    pairs = Pairs(10)
+    for k in range(100):
+        pairs.add(("left", 1000 * k), ("right", 1000 * k + 3))
+    assert len(pairs.found) == 100 and pairs.synchronizer.dropped == 0
+
+
+def test_the_newest_picture_wins_and_drops_are_counted():
+    inbox = Inbox()
+    for picture in (1, 2, 3):
+        inbox.put(picture)
+    assert inbox.take() == 3 and (inbox.received, inbox.dropped) == (3, 2)
+
+
+def test_commands_run_in_the_taking_thread_before_pictures():
+    inbox, order = Inbox(), []
+    inbox.put("picture")
+    future = inbox.call(lambda: order.append(threading.current_thread().name) or "done")
+    taker = threading.Thread(target=lambda: order.append(inbox.take()), name="taker")
+    taker.start()
+    assert future.result(timeout=5) == "done"
+    taker.join(5)
+    assert order == ["taker", "picture"]
+
+
+def test_an_error_of_a_command_goes_to_the_caller():
+    inbox = Inbox()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    future = inbox.call(fail)
+    inbox.put(1)
+    assert inbox.take() == 1
+    with pytest.raises(ValueError, match="no"):
+        future.result(timeout=1)
+
+
+def test_closing_ends_the_wait_and_refuses_commands():
+    inbox = Inbox()
+    waiting = inbox.call(lambda: None)
+    inbox.close()
+    assert inbox.take() is None
+    for future in (waiting, inbox.call(lambda: None)):
+        with pytest.raises(RuntimeError, match="shutting down"):
+            future.result(timeout=1)

@@ -1,0 +1,109 @@
+"""Poses, covariances and continuity of the odometry frame, against SciPy and sampling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import expm
+from scipy.spatial.transform import Rotation
+
+from imatching_ros.datatypes import OdometryOutput, TrackingState
+from imatching_ros.ros import transforms
+from imatching_ros.ros.robot_pose import RobotPoseTracker
+
+pytestmark = pytest.mark.ros
+
+
+def random_pose(rng: np.random.Generator) -> np.ndarray:
+    return np.concatenate([rng.normal(size=3), Rotation.random(rng=rng).as_quat()])
+
+
+def exp(twist: np.ndarray) -> np.ndarray:
+    generator = np.zeros((4, 4))
+    generator[:3, :3], generator[:3, 3] = transforms.skew(twist[3:]), twist[:3]
+    return expm(generator)
+
+
+def output(stamp_s: float, T_WC: np.ndarray | None, map_id: int = 0, sigma: float = 0.01) -> OdometryOutput:
+    pose = None if T_WC is None else torch.tensor(T_WC, dtype=torch.float64)
+    return OdometryOutput(0, round(stamp_s * 1e9), TrackingState.TRACKING, "", pose, torch.eye(6, dtype=torch.float64) * sigma**2, 50, False,
+                          True, map_id, None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_matrix_and_quaternion_agree_with_scipy(seed):
+    pose = random_pose(np.random.default_rng(seed))
+    T = transforms.from_pose(pose)
+    np.testing.assert_allclose(T[:3, :3], Rotation.from_quat(pose[3:]).as_matrix(), atol=1e-12)
+    q = np.array(transforms.quaternion(T[:3, :3]))
+    np.testing.assert_allclose(q, pose[3:] * np.sign(pose[6]), atol=1e-12)
+    np.testing.assert_allclose(transforms.rotation_vector(T[:3, :3]), Rotation.from_quat(q).as_rotvec(), atol=1e-9)
+
+
+@pytest.mark.parametrize("axis", np.eye(3))
+def test_half_turns(axis):
+    R = Rotation.from_rotvec(np.pi * axis).as_matrix()
+    np.testing.assert_allclose(np.abs(transforms.quaternion(R)), [*axis, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("pose", [[0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 2], [np.nan, 0, 0, 0, 0, 0, 1]])
+def test_what_is_no_pose_is_refused(pose):
+    with pytest.raises(ValueError, match="is no pose"):
+        transforms.from_pose(np.array(pose, float))
+
+
+def test_covariance_of_the_base_agrees_with_sampling():
+    rng = np.random.default_rng(1)
+    T_OC, T_BC = transforms.from_pose(random_pose(rng)), transforms.from_pose(random_pose(rng))
+    A = rng.normal(size=(6, 6)) * 2e-3
+    covariance_C = A @ A.T
+    T_OB = T_OC @ transforms.inverse(T_BC)
+    samples = []
+    for twist in rng.multivariate_normal(np.zeros(6), covariance_C, 20000):
+        T = T_OC @ exp(twist) @ transforms.inverse(T_BC)
+        samples.append([*(T[:3, 3] - T_OB[:3, 3]), *Rotation.from_matrix(T[:3, :3] @ T_OB[:3, :3].T).as_rotvec()])
+    expected = np.cov(np.array(samples).T)
+    found = transforms.fixed_axis_covariance(transforms.body_covariance(covariance_C, T_BC), T_OB[:3, :3])
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_odometry_starts_at_the_origin_of_the_base():
+    rng = np.random.default_rng(2)
+    tracker = RobotPoseTracker(transforms.from_pose(random_pose(rng)))
+    np.testing.assert_allclose(tracker.update(output(0, np.array([0, 0, 0, 0, 0, 0, 1.0]))).T_OB, np.eye(4), atol=1e-12)
+
+
+def test_no_pose_gives_no_odometry():
+    assert RobotPoseTracker(np.eye(4)).update(output(0, None)) is None
+
+
+def test_twist_is_in_the_base_frame():
+    tracker = RobotPoseTracker(np.eye(4))
+    tracker.update(output(0, np.array([0, 0, 0, 0, 0, 0, 1.0])))
+    turn = Rotation.from_euler("z", 90, degrees=True).as_quat()
+    pose = tracker.update(output(0.5, np.array([0, 1.0, 0, *turn])))
+    np.testing.assert_allclose(pose.twist, [2, 0, 0, 0, 0, np.pi], atol=1e-9)  # what was +y of the world is ahead now
+    np.testing.assert_allclose(pose.twist_covariance, (2 * 1e-4 + 2e-9) / 0.25 * np.eye(6), atol=1e-12)
+
+
+def test_a_new_map_of_the_core_keeps_its_place_and_loses_certainty():
+    tracker = RobotPoseTracker(np.eye(4))
+    tracker.update(output(0, np.array([0, 0, 0, 0, 0, 0, 1.0])))
+    before = tracker.update(output(1, np.array([1.0, 0, 0, 0, 0, 0, 1])))
+    after = tracker.update(output(3, np.array([1.0, 0, 0, 0, 0, 0, 1]), map_id=1))
+    np.testing.assert_allclose(after.T_OB, before.T_OB)
+    assert after.covariance[0, 0] == pytest.approx(before.covariance[0, 0] + 2.0**2)  # 1 m/s for 2 s
+    assert after.covariance[5, 5] > before.covariance[5, 5] and not after.twist.any()
+    assert tracker.update(output(4, np.array([1.0, 0, 0, 0, 0, 0, 1]), map_id=1)).covariance[0, 0] > 4  # and it does not come back
+
+
+def test_after_a_restart_the_next_pose_is_the_last():
+    tracker = RobotPoseTracker(transforms.T_BODY_OPTICAL)
+    tracker.update(output(0, np.array([0, 0, 0, 0, 0, 0, 1.0])))
+    before = tracker.update(output(1, np.array([0, 0, 3.0, 0, 0, 0, 1])))
+    tracker.restart()
+    after = tracker.update(output(2, np.array([0, 0, 0, 0, 0, 0, 1.0])))
+    np.testing.assert_allclose(after.T_OB, before.T_OB, atol=1e-12)
+    np.testing.assert_allclose(after.T_OB[:3, 3], [3, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(tracker.points(np.array([[0, 0, 1.0]])), [[4, 0, 0]], atol=1e-12)
