@@ -289,7 +289,8 @@ def triangulate(camera: Camera, T_WC: Tensor, kf_idx: Tensor, pt_idx: Tensor, ob
         cost = torch.where(better, cost_t, cost)
         damping = torch.where(better, damping * 0.1, damping * 10)
         per_obs = better[pt_idx]
-        X_C, z, r = (torch.where(per_obs[:, None], X_C_t, X_C), torch.where(per_obs, z_t, z), torch.where(per_obs[:, None], r_t, r))
+        X_C, r = torch.where(per_obs[:, None], X_C_t, X_C), torch.where(per_obs[:, None], r_t, r)
+        z = torch.where(per_obs, z_t, z)
 
     ones = torch.ones_like(pt_idx)
     views = torch.zeros(num_points, dtype=torch.int64, device=obs.device).index_add_(0, pt_idx, ones)

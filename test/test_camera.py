@@ -56,7 +56,8 @@ def test_undistort_agrees_with_opencv_over_the_picture(name):
         expected = cv2.fisheye.undistortPoints(uv[:, None], matrix(camera), np.array(camera.distortion), P=matrix(camera))
     else:
         criteria = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 200, 1e-12)
-        expected = cv2.undistortPointsIter(uv[:, None], matrix(camera), np.array(camera.distortion), None, matrix(camera), criteria)
+        K = matrix(camera)
+        expected = cv2.undistortPointsIter(uv[:, None], K, np.array(camera.distortion), None, K, criteria)
     assert np.abs(camera.undistort(torch.tensor(uv)).numpy() - expected[:, 0]).max() < 1e-4
 
 

@@ -138,7 +138,8 @@ def test_triangulation_refuses_what_it_cannot_know():
     # 0: seen once; 1: rays that meet behind the cameras; 2: not finite; 3: good; 4: never seen
     kf = torch.tensor([0, 0, 1, 0, 1, 0, 1])
     pt = torch.tensor([0, 1, 1, 2, 2, 3, 3])
-    uv = torch.tensor([[320.0, 240], [300, 240], [340, 240], [float("nan"), 1], [2, 2], [340, 240], [300, 240]], dtype=torch.float64)
+    nan = float("nan")
+    uv = torch.tensor([[320.0, 240], [300, 240], [340, 240], [nan, 1], [2, 2], [340, 240], [300, 240]], dtype=torch.float64)
     found = geometry.triangulate(camera, T, kf, pt, uv, 5)
     assert found.valid.tolist() == [False, False, False, True, False]
     assert found.points_W.isfinite().all()

@@ -52,5 +52,5 @@ def read_bal(path: str | Path) -> WindowSnapshot:
     fixed = torch.zeros(M, dtype=torch.bool)
     fixed[0] = True
     kind = torch.full((count,), int(ObservationKind.MONO))
-    return WindowSnapshot(camera, T_WC, points, kf_idx, pt_idx, torch.cat([uv, torch.zeros(count, 1, dtype=torch.float64)], 1), kind, sigma,
-                          fixed)
+    obs = torch.cat([uv, torch.zeros(count, 1, dtype=torch.float64)], 1)
+    return WindowSnapshot(camera, T_WC, points, kf_idx, pt_idx, obs, kind, sigma, fixed)

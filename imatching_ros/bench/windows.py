@@ -22,9 +22,9 @@ class SyntheticWindow:
     outlier: Tensor  # (O,) bool
 
 
-def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: ObservationKind = ObservationKind.MONO, track: float = 4.4,
-                noise_px: float = 1.0, outliers: float = 0.0, pose_noise: float = 0.02, point_noise: float = 0.05,
-                motion: str = "sideways", shortest_track: int = 3, step_m: float = 0.5, newest_only: bool = False) -> SyntheticWindow:
+def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: ObservationKind = ObservationKind.MONO,
+                track: float = 4.4, shortest_track: int = 3, noise_px: float = 1.0, outliers: float = 0.0, pose_noise: float = 0.02,
+                point_noise: float = 0.05, motion: str = "sideways", step_m: float = 0.5) -> SyntheticWindow:
     """A window of a 640 x 480 camera with f = 500 px.
 
     Args:
@@ -34,7 +34,6 @@ def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: Observat
         pose_noise: start error of the free poses, in metres and, a quarter of it, radians. point_noise: relative to depth.
         step_m: way between keyframes; the landmarks are 2 to 10 m away.
         motion: sideways, forward or rotation (about the optical centre, no translation).
-        newest_only: only the newest pose starts off the truth (a warm start).
     """
     g = torch.Generator().manual_seed(seed)
     real = dict(generator=g, dtype=torch.float64)
@@ -85,10 +84,7 @@ def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: Observat
     fixed[0] = True
     shake = torch.randn(keyframes, 6, **real) * pose_noise * torch.tensor([1, 1, 1, 0.25, 0.25, 0.25])
     shake[0] = 0
-    if newest_only:
-        shake[:-1] = 0
     start_T = geometry.retract(T, shake)
     away = torch.randn(landmarks, 3, **real) * point_noise * depth[:, None]
-    start_X = points if newest_only else points + away
-    window = WindowSnapshot(camera, start_T, start_X, kf_idx, pt_idx, obs, torch.full((count,), int(kind)), sigma, fixed)
+    window = WindowSnapshot(camera, start_T, points + away, kf_idx, pt_idx, obs, torch.full((count,), int(kind)), sigma, fixed)
     return SyntheticWindow(window, T, points, outlier)

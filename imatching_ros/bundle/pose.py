@@ -51,8 +51,8 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
     """
     N = len(points_W)
     if not (obs.shape == sigma.shape == (N, 3) and kind.shape == (N,) and T_WC.shape == (7,)):
-        raise BundleError(f"refine_pose got T_WC {tuple(T_WC.shape)}, points {tuple(points_W.shape)}, obs {tuple(obs.shape)}, kind "
-                          f"{tuple(kind.shape)}, sigma {tuple(sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)")
+        raise BundleError(f"refine_pose got T_WC {tuple(T_WC.shape)}, points {tuple(points_W.shape)}, obs {tuple(obs.shape)}, "
+                          f"kind {tuple(kind.shape)}, sigma {tuple(sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)")
     T = T_WC.double()
     X, obs, sigma = points_W.double().T, obs.double(), sigma.double()
     alpha, beta = third_number(camera, kind, torch.float64)
@@ -174,5 +174,5 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
     else:
         pose = geometry.from_matrix(torch.cat([R, t], 1))
         pose[3:] = torch.where((pose[3:] * T[3:]).sum() < 0, -pose[3:], pose[3:])
-    return PoseResult(pose, covariance, residual, weight, usable & (s <= config.inlier_gate**2), cost_before, cost, iteration, status,
-                      reason)
+    inlier = usable & (s <= config.inlier_gate**2)
+    return PoseResult(pose, covariance, residual, weight, inlier, cost_before, cost, iteration, status, reason)

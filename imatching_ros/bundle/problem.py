@@ -56,29 +56,32 @@ class Problem:
 def check(window: WindowSnapshot) -> None:
     """Raises BundleError when arrays disagree in shape, point outside the window, or poses are not finite."""
     M, P, count = len(window.T_WC), len(window.points_W), len(window.kf_idx)
-    shapes = {"T_WC": (M, 7), "points_W": (P, 3), "kf_idx": (count,), "pt_idx": (count,), "obs": (count, 3), "kind": (count,), "sigma": (count, 3),
-              "fixed": (M,)}
+    shapes = {"T_WC": (M, 7), "points_W": (P, 3), "kf_idx": (count,), "pt_idx": (count,), "obs": (count, 3), "kind": (count,),
+              "sigma": (count, 3), "fixed": (M,)}
     for name, shape in shapes.items():
         found = tuple(getattr(window, name).shape)
         if found != shape:
-            raise BundleError(f"window.{name} has shape {found}, expected {shape} (M={M} poses, P={P} landmarks, O={count} observations)")
+            raise BundleError(f"window.{name} has shape {found}, expected {shape} (M={M} poses, P={P} landmarks, "
+                              f"O={count} observations)")
     if M == 0:
         raise BundleError("the window holds no keyframe; add at least one before solving")
     for name, size in (("kf_idx", M), ("pt_idx", P)):
         index = getattr(window, name)
         if count and (int(index.min()) < 0 or int(index.max()) >= size):
-            raise BundleError(f"window.{name} spans {int(index.min())}..{int(index.max())}, expected 0..{size - 1}: an observation "
-                              "points outside the window")
+            raise BundleError(f"window.{name} spans {int(index.min())}..{int(index.max())}, expected 0..{size - 1}: an "
+                              "observation points outside the window")
     if not bool(window.T_WC.isfinite().all()):
         raise BundleError(f"poses {(~window.T_WC.isfinite().all(1)).nonzero().flatten().tolist()} of the window are not finite; "
                           "bundle adjustment refines a start, give each keyframe one")
     norm = window.T_WC[:, 3:].norm(dim=1)
     if bool(((norm - 1).abs() > 1e-3).any()):
-        raise BundleError(f"quaternions of the window have norms {norm.min():.4g} to {norm.max():.4g}, expected 1; normalise them")
+        raise BundleError(f"quaternions of the window have norms {norm.min():.4g} to {norm.max():.4g}, expected 1; normalise "
+                          "them")
     if bool((window.kind == ObservationKind.STEREO).any()) and window.camera.baseline_m is None:
         raise BundleError("the window holds stereo observations but its camera has no baseline_m; set it in metres")
     if not all(isinstance(p, (PosePrior, PointPrior, MarginalPrior)) for p in window.priors):
-        raise BundleError(f"window.priors holds {[type(p).__name__ for p in window.priors]}, expected PosePrior, PointPrior or MarginalPrior")
+        raise BundleError(f"window.priors holds {[type(p).__name__ for p in window.priors]}, expected PosePrior, PointPrior or "
+                          "MarginalPrior")
 
 
 def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
@@ -237,5 +240,5 @@ def _find_loose_ends(M: int, P: int, kf: Tensor, pt: Tensor, fixed: Tensor, anch
         reached = ((linked @ reached) + reached > 0).float()
     loose = (reached == 0).nonzero().flatten().tolist()
     if loose:
-        return f"disconnected: keyframes {loose} share no landmark, directly or through others, with a keyframe whose pose is held"
+        return f"disconnected: keyframes {loose} share no landmark, not even through others, with a keyframe whose pose is held"
     return ""

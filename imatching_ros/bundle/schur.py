@@ -20,7 +20,7 @@ from .problem import Problem
 # The order of the six numbers of C and of the products of Y.
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0))
 
-# A landmark's distance grows at most by 1 / (1 - this) in one step; those whose rays meet behind the cameras move away at this rate.
+# A landmark's distance grows at most by 1 / (1 - this) in one step; those whose rays meet behind the cameras go at this rate.
 _MOST_GROWTH = 0.9
 # Stiffness, relative to the best known direction of a landmark, that keeps directions nothing sees invertible.
 _LANDMARK_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -130,7 +130,8 @@ def linearise(problem: Problem, state: State, kernel: str, width: float, work: W
     r = state.residual * root
     rows = [J_u, J_v]
     if problem.alpha is not None:
-        x_part, z_part = gain[2] * problem.alpha, gain[2] * torch.addcmul(problem.alpha * state.ratio[0], problem.beta, state.inv_depth)
+        x_part = gain[2] * problem.alpha
+        z_part = gain[2] * torch.addcmul(problem.alpha * state.ratio[0], problem.beta, state.inv_depth)
         rows.append(torch.addcmul(x_part[:, None] * columns[0], z_part[:, None], columns[2], value=-1))
     sums = work.sums
     for d, J in enumerate(rows):

@@ -139,7 +139,8 @@ def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: Bundl
     else:
         status, why = (BAStatus.CONVERGED if run.converged else BAStatus.MAX_ITER), run.reason
     reason = "; ".join(part for part in (why, problem.set_aside) if part)
-    return BAResult(T_WC, points_W, residual, weight, run.cost_before, float(state.cost), run.iterations, status, reason, covariance)
+    return BAResult(T_WC, points_W, residual, weight, run.cost_before, float(state.cost), run.iterations, status, reason,
+                    covariance)
 
 
 def _unsolved(window: WindowSnapshot, problem: Problem, config: BundleConfig, why: str) -> BAResult:
@@ -191,7 +192,7 @@ def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: T
         return None, "the observations do not determine all poses: the reduced system is singular"
     spread = _spread(window, problem, F, s, weight, config)
     if problem.mono:
-        # A rotation that is taken for a translation of landmarks far away leaves this mark: the positions are loose against the baseline.
+        # A rotation that is taken for a translation past far landmarks leaves this mark: positions are loose against the baseline.
         loose = inverse.diagonal().view(F, 6)[:, :3].sum(1).clamp_min(0).sqrt().median() * spread.sqrt()
         baseline = (state.t - state.t[0]).norm(dim=1).max()
         if not bool(loose < config.max_baseline_error * baseline):

@@ -34,7 +34,8 @@ def test_mean_nees_is_within_its_interval(kind, kernel, outliers):
 
 
 def test_covariance_is_symmetric_and_shrinks_with_more_landmarks():
-    few, many = (bundle.solve(make_window(5, n, kind=ObservationKind.STEREO).window, BundleConfig()).covariance_newest for n in (50, 800))
+    windows = (make_window(5, n, kind=ObservationKind.STEREO).window for n in (50, 800))
+    few, many = (bundle.solve(w, BundleConfig()).covariance_newest for w in windows)
     for C in (few, many):
         assert torch.allclose(C, C.T, rtol=1e-6, atol=1e-15) and torch.linalg.eigvalsh(C).min() > 0
     assert 8 < few.trace() / many.trace() < 40  # 16 times the landmarks

@@ -29,6 +29,10 @@ def change(window, **fields):
     return dataclasses.replace(window, **fields)
 
 
+def select(window, keep):
+    return change(window, **{name: getattr(window, name)[keep] for name in ("kf_idx", "pt_idx", "obs", "kind", "sigma")})
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("noise_px", (0.3, 1.0))
 def test_pure_rotation_has_no_parallax(precision, noise_px):
@@ -133,8 +137,7 @@ def test_observation_that_is_not_finite_is_set_aside(precision, bad):
     obs[11, 1] = bad
     result = solve(change(w, obs=obs), precision)
     keep = torch.arange(len(obs)) != 11
-    without = solve(change(w, obs=w.obs[keep], kf_idx=w.kf_idx[keep], pt_idx=w.pt_idx[keep], kind=w.kind[keep], sigma=w.sigma[keep]),
-                    precision)
+    without = solve(select(w, keep), precision)
     assert result.status is BAStatus.CONVERGED and "not finite" in result.reason
     assert result.weight[11] == 0
     assert geometry.local(without.T_WC, result.T_WC).norm(dim=1).max() < (1e-9 if precision == "float64" else 1e-4)
@@ -156,8 +159,7 @@ def test_disconnected_window(kind):
     w = made.window
     first_half = torch.zeros(300, dtype=torch.bool).index_fill(0, w.pt_idx[w.kf_idx < 3], True)
     keep = torch.where(w.kf_idx < 3, True, ~first_half[w.pt_idx])
-    cut = change(w, obs=w.obs[keep], kf_idx=w.kf_idx[keep], pt_idx=w.pt_idx[keep], kind=w.kind[keep], sigma=w.sigma[keep])
-    result = solve(cut)
+    result = solve(select(w, keep))
     assert result.status is BAStatus.DEGENERATE and "disconnected" in result.reason and "[3, 4, 5]" in result.reason
     assert torch.equal(result.T_WC, w.T_WC)
 
@@ -166,7 +168,7 @@ def test_keyframe_without_observations():
     made = make_window(4, 200)
     w = made.window
     keep = w.kf_idx != 2
-    result = solve(change(w, obs=w.obs[keep], kf_idx=w.kf_idx[keep], pt_idx=w.pt_idx[keep], kind=w.kind[keep], sigma=w.sigma[keep]))
+    result = solve(select(w, keep))
     assert result.status is BAStatus.DEGENERATE and "[2]" in result.reason
 
 
@@ -183,8 +185,7 @@ def test_single_keyframe_moves_landmarks_only():
     made = make_window(2, 100, track=2, shortest_track=2, kind=ObservationKind.STEREO, noise_px=0.3)
     w = made.window
     keep = w.kf_idx == 0
-    result = solve(change(w, T_WC=w.T_WC[:1], fixed=w.fixed[:1], obs=w.obs[keep], kf_idx=w.kf_idx[keep], pt_idx=w.pt_idx[keep],
-                          kind=w.kind[keep], sigma=w.sigma[keep]))
+    result = solve(change(select(w, keep), T_WC=w.T_WC[:1], fixed=w.fixed[:1]))
     assert result.status is BAStatus.CONVERGED and torch.equal(result.T_WC, w.T_WC[:1])
     assert (result.cost_after < 1e-6 * result.cost_before) and result.covariance_newest is None
 

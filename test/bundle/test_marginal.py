@@ -18,8 +18,8 @@ def without(window, leaving, lost, prior):
     keep = ~lost
     row = (~leaving).long().cumsum(0) - 1
     return dataclasses.replace(
-        window, T_WC=window.T_WC[~leaving], fixed=window.fixed[~leaving], kf_idx=row[window.kf_idx[keep]], pt_idx=window.pt_idx[keep],
-        obs=window.obs[keep], kind=window.kind[keep], sigma=window.sigma[keep], priors=(prior,) if prior else ())
+        window, T_WC=window.T_WC[~leaving], fixed=window.fixed[~leaving], kf_idx=row[window.kf_idx[keep]],
+        pt_idx=window.pt_idx[keep], obs=window.obs[keep], kind=window.kind[keep], sigma=window.sigma[keep], priors=(prior,) if prior else ())
 
 
 def solved(kind, **options):

@@ -86,8 +86,8 @@ def test_bal_problem_that_is_cut_off_is_named(tmp_path):
 
 def test_bal_observations_are_what_the_format_says(tmp_path):
     """One camera turned by hand: the format's own formula gives the observation that the window predicts."""
-    omega, t, (f, k1, k2), X = torch.tensor([0.1, -0.2, 0.05]), torch.tensor([0.1, 0.2, -3.0]), (700.0, -0.1, 0.02), torch.tensor([0.3, -0.4, -2.0])
-    omega, t, X = omega.double(), t.double(), X.double()
+    omega, t, X = torch.tensor([[0.1, -0.2, 0.05], [0.1, 0.2, -3.0], [0.3, -0.4, -2.0]], dtype=torch.float64)
+    f, k1, k2 = 700.0, -0.1, 0.02
     skew = torch.tensor([[0, -omega[2], omega[1]], [omega[2], 0, -omega[0]], [-omega[1], omega[0], 0]])
     P = torch.linalg.matrix_exp(skew) @ X + t
     p = -P[:2] / P[2]
