@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ from .camera import Camera
 from .config import BundleConfig, OdometryConfig
 from .datatypes import BAStatus, ObservationKind
 
-_TRUST_GUESS = 0.6  # share of inliers above which the pose refined from the guess is not questioned by RANSAC
+_TRUST_GUESS = 0.4  # share of inliers above which the pose refined from the guess is not questioned by RANSAC
 _RANSAC_ITERATIONS = 300
 
 
@@ -63,8 +63,9 @@ def _refine(camera: Camera, uv: Tensor, points_W: Tensor, sigma_px: Tensor, T_WC
     sigma = sigma_px.double()[:, None].expand(-1, 3)
     kind = torch.full((len(uv),), int(ObservationKind.MONO))
     used = torch.arange(len(uv))
-    for _ in range(2):
-        refined = refine_pose(camera, T_WC, points_W[used], obs[used], kind[used], sigma[used], bundle)
+    # The first round only has to tell who the inliers are.
+    for settings in (replace(bundle, cost_tolerance=max(bundle.cost_tolerance, 1e-2)), bundle):
+        refined = refine_pose(camera, T_WC, points_W[used], obs[used], kind[used], sigma[used], settings)
         if refined.status is BAStatus.DEGENERATE:
             return None
         T_WC = refined.T_WC

@@ -1,0 +1,52 @@
+"""Rendered and warped pictures that the tests of odometry share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+
+from imatching_ros.camera import Camera
+from imatching_ros.config import Config
+from imatching_ros.datatypes import Frame
+
+CAMERA = Camera(320, 240, 256.0, 256.0, 159.5, 119.5)
+STEP_NS = 100_000_000
+
+
+def configure(matcher: str = "klt", **values) -> Config:
+    return Config().with_values({"matcher.name": matcher, "learning.mode": '"off"', **{k.replace("__", "."): v for k, v in values.items()}})
+
+
+def speckle(seed: int = 0, size: tuple[int, int] = (480, 640)) -> np.ndarray:
+    """A picture with corners of several sizes, (H, W) uint8."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros(size, np.float32)
+    for cell in (6, 13, 29):
+        rows, cols = size[0] // cell + 2, size[1] // cell + 2
+        noise = rng.normal(0, 1, (rows, cols)).astype(np.float32)
+        picture += np.kron(noise, np.ones((cell, cell), np.float32))[: size[0], : size[1]]
+    picture = cv2.GaussianBlur(picture, (0, 0), 0.8)
+    return np.clip(picture * 28 + 128, 0, 255).astype(np.uint8)
+
+
+def rotating(count: int, degrees: float) -> list[Frame]:
+    """A camera that only turns, about its y axis, by `degrees` a frame: exact homographies of one picture."""
+    wide = speckle(3, (480, 900))
+    K = np.array([[CAMERA.fx, 0, CAMERA.cx], [0, CAMERA.fy, CAMERA.cy], [0, 0, 1]])
+    centre = np.array([[CAMERA.fx, 0, 450.0], [0, CAMERA.fy, 240.0], [0, 0, 1]])
+    frames = []
+    for i in range(count):
+        R = cv2.Rodrigues(np.array([0.0, np.radians(degrees * i), 0.0]))[0]
+        H = centre @ R @ np.linalg.inv(K)
+        picture = cv2.warpPerspective(wide, H, (CAMERA.width, CAMERA.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        frames.append(Frame(i, i * STEP_NS, torch.from_numpy(picture)[None], CAMERA))
+    return frames
+
+
+def noisy(frame: Frame, seed: int, **changes) -> Frame:
+    """The same view with other sensor noise."""
+    noise = torch.randn(frame.image.shape, generator=torch.Generator().manual_seed(seed)) * 2
+    return replace(frame, image=(frame.image + noise).round().clamp(0, 255).to(torch.uint8), **changes)

@@ -1,0 +1,38 @@
+"""The memory of places: bounded, and it knows a place again under other light."""
+
+import torch
+
+from imatching_ros import geometry
+from imatching_ros.recovery import Place, Places, shows_nothing, thumbnail
+from imatching_ros.window import Window
+from odometry_scenes import speckle
+
+
+def place(number: int) -> Place:
+    image = torch.from_numpy(speckle(number, (240, 320)))[None]
+    return Place(number, number, image, geometry.identity(), torch.zeros(0, 2), torch.zeros(0, 3), thumbnail(image))
+
+
+def test_memory_is_bounded_and_finds_the_place_again():
+    places = Places(5)
+    for number in range(12):
+        places.remember(place(number))
+    assert len(places) == 5
+    newest = place(11).image
+    darker = (newest.float() * 0.5 + 10).to(torch.uint8)
+    assert places.most_alike(darker, 2, Window())[0].id == 11
+    places.clear()
+    assert places.most_alike(darker, 2, Window()) == []
+
+
+def test_no_memory_when_none_is_wanted():
+    places = Places(0)
+    places.remember(place(1))
+    assert len(places) == 0
+
+
+def test_dark_and_covered_pictures_show_nothing():
+    assert shows_nothing(torch.zeros(1, 240, 320, dtype=torch.uint8))
+    noise = torch.randn(1, 240, 320, generator=torch.Generator().manual_seed(0)) * 2 + 15
+    assert shows_nothing(noise.to(torch.uint8))
+    assert shows_nothing(place(0).image) == ""
