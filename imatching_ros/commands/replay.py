@@ -7,6 +7,7 @@ config.yaml and weights/ (promoted weights).
 examples:
   python -m imatching_ros replay my_bag/ --out run
   python -m imatching_ros replay rgbd_dataset_freiburg1_desk --out run --mode mono --learning off
+  python -m imatching_ros replay monday.mcap tuesday.mcap --out week --report
   python -m imatching_ros replay run.mcap --out run --groundtruth truth.txt --learning sync --seed 1
 """
 
@@ -26,9 +27,15 @@ from .arguments import add_config_options, add_source_options, read_config, sour
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="bag file or folder, or a data set's sequence folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    parser.add_argument("--report", action="store_true", help="also write report.html")
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="bag file or folder, or a data set's sequence folder"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where the results go; several sources get folders in it"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="also write report.html, with matches of frozen and adapted weights drawn"
+    )
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_config_options(parser)
@@ -39,15 +46,24 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     options = source_options(args)
     config = read_config(args)
-    metrics = replay(args.source, args.out, config, options, quiet=args.quiet)
-    if args.report:
-        from ..evaluation.report import write_report
+    results = []
+    for number, path in enumerate(args.sources):
+        out = args.out if len(args.sources) == 1 else args.out / f"{number:02d}_{path.resolve().stem}"
+        metrics = replay(path, out, config, options, quiet=args.quiet)
+        results.append(metrics)
+        if args.report:
+            from ..evaluation.report import write_report
+            from .report import add_matches
 
-        write_report(args.out, args.out / "report.html")
-    print(json.dumps(metrics, indent=2) if args.json else summary(metrics))
-    if not args.json:
-        print(f"results are in {args.out}")
-    return 130 if metrics["interrupted"] else 0
+            add_matches(out, path, options, quiet=args.quiet)
+            write_report(out)
+        if not args.json:
+            print(f"{summary(metrics)}\nresults are in {out}")
+        if metrics["interrupted"]:
+            break
+    if args.json:
+        print(json.dumps(results[0] if len(args.sources) == 1 else results, indent=2))
+    return 130 if results[-1]["interrupted"] else 0
 
 
 def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False) -> dict[str, Any]:
@@ -166,7 +182,10 @@ def versions() -> dict[str, str]:
 def summary(metrics: dict[str, Any]) -> str:
     """A small table."""
     m, learning, latency, ate = metrics, metrics["learning"], metrics["latency_ms"], metrics["ate"]
-    accuracy = metrics.get("no_truth_because", "")
+    own = m["self_consistency"]
+    accuracy = f"none: {m.get('no_truth_because')}"
+    if own["median_residual_px"] is not None:
+        accuracy += f"; self-consistency only: residual {own['median_residual_px']:.2f} px, tracks of {own['mean_track_length_frames']:.1f} frames"
     if ate:
         share = "" if ate["percent_of_path"] is None else f" ({ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m)"
         accuracy = f"{ate['rmse']:.4f} m{share}, {ate['alignment']}, scale {ate['scale']:.4g}"

@@ -57,6 +57,8 @@ class RunWriter:
         self._inliers: list[int] = []
         self._histogram = np.zeros(len(RESIDUAL_EDGES_PX), np.int64)  # the last bin is everything beyond
         self._keyframes = 0
+        self._landmarks: set[int] = set()
+        self._sightings = 0
         self._maps: set[int] = set()
         self.metric = False
 
@@ -74,6 +76,9 @@ class RunWriter:
         matches = 0
         if output.matches is not None:
             matches = len(output.matches.uv_i)
+            seen = output.matches.landmark_id[output.matches.inlier].tolist()
+            self._landmarks.update(seen)
+            self._sightings += len(seen)
             residuals = output.matches.residual_px[output.matches.inlier].double().cpu().numpy()
             residuals = residuals[np.isfinite(residuals)]
             if len(residuals):
@@ -153,6 +158,13 @@ class RunWriter:
             for file in (self._trajectory, self._frames, self._events):
                 file.close()
 
+    def _median_residual(self) -> float | None:
+        """To the middle of a bin of the histogram."""
+        total = self._histogram.sum()
+        if not total:
+            return None
+        return float(RESIDUAL_EDGES_PX[np.searchsorted(self._histogram.cumsum(), total / 2)] + RESIDUAL_EDGES_PX[1] / 2)
+
     def _counts(self) -> dict[str, Any]:
         first = next((k for k, s in enumerate(self._states) if s in (TrackingState.TRACKING, TrackingState.DEGRADED)), None)
         after = len(self._states) - first if first is not None else 0
@@ -170,6 +182,11 @@ class RunWriter:
             "fps": len(self._states) / spent_s if spent_s > 0 else None,
             "latency_ms": _percentiles(self._latencies_ms),
             "processing_ms": _percentiles(self._processing_ms),
+            # What can be said without truth: it falls with better matches, but wrong and consistent ones lower it too.
+            "self_consistency": {
+                "median_residual_px": self._median_residual(),
+                "mean_track_length_frames": self._sightings / len(self._landmarks) if self._landmarks else None,
+            },
             "residual_histogram": {"edges_px": RESIDUAL_EDGES_PX.tolist(), "counts": self._histogram.tolist()},
         }
 

@@ -93,6 +93,17 @@ def test_runs_are_repeatable(wall, tmp_path):
     assert (tmp_path / "a/trajectory.txt").read_text() == (tmp_path / "b/trajectory.txt").read_text()
 
 
+def test_several_recordings_at_once(wall, tmp_path, capsys):
+    assert (
+        main(
+            ["replay", str(wall), str(wall), "--out", str(tmp_path), "--matcher", "klt", "--duration", "0.5", "--json", "--quiet"]
+        )
+        == 0
+    )
+    assert [m["frames"] for m in json.loads(capsys.readouterr().out)] == [6, 6]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{k:02d}_{wall.name}" for k in range(2)]
+
+
 def test_weights_of_an_earlier_run_are_kept_and_not_used(wall, tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/current.safetensors").write_bytes(b"from before")

@@ -44,6 +44,8 @@ def test_everything_is_there_and_counts(tmp_path):
     assert metrics["initialized_at_frame"] == 2 and metrics["tracked_share_after_initialization"] == 7 / 8
     assert metrics["ate"]["rmse"] < 1e-6 and abs(metrics["ate"]["scale"] - 4) < 1e-6 and metrics["ate"]["alignment"] == "sim3"
     assert metrics["latency_ms"]["max"] == 19 and metrics["fps"] == 50 and metrics["seed"] == 3
+    consistency = metrics["self_consistency"]
+    assert abs(consistency["median_residual_px"] - 0.25) < 1e-9 and consistency["mean_track_length_frames"] == 7
     assert sum(metrics["residual_histogram"]["counts"]) == 7 * 15 and metrics["residual_histogram"]["counts"][2] == 7 * 15
     assert len(read_trajectory(tmp_path / "trajectory.txt")) == 7 and len(read_trajectory(tmp_path / "keyframes.txt")) == 1
     assert (tmp_path / "frames.csv").read_text().splitlines()[0] == ",".join(FRAME_COLUMNS)
