@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     before = torch.get_num_threads()
     for threads in args.threads if args.device == "cpu" else [1]:
         torch.set_num_threads(threads)
-        print(f"\n{threads} thread(s), {args.clock} time: ms (iterations) to within 0.1 % of the best cost, problem building included;\n"
-              "/ ceres, / gtsam: our float64 over theirs; -: another optimum, or a landmark behind its camera")
+        print(f"\n{threads} thread(s), {args.clock} time: ms (iterations) to within 0.1 % of the best cost, problem building "
+              "included;\n/ ceres, / gtsam: our float64 over theirs; -: another optimum, or a landmark behind its camera")
         header = f"{'K x L':>9} {'obs':>6} | " + " | ".join(f"{name:>13}" for name in _columns(args.device, others))
         print(header + " | / ceres | / gtsam | whole solve() | warm start")
         for K in args.keyframes:
@@ -124,7 +124,8 @@ def _measure(K: int, L: int, threads: int, others: list[str], args: argparse.Nam
            "best_cost": best,
            "ms": {n: statistics.median(t) if t else None for n, t in times.items()},
            "spread_ms": {n: [min(t), max(t)] if t else None for n, t in times.items()}, "iterations": stop,
-           "final_cost": finals, "solve_ms": statistics.median(whole), "warm_start_ms": statistics.median(warm_times),
+           "final_cost": {n: c if math.isfinite(c) else None for n, c in finals.items()},
+           "solve_ms": statistics.median(whole), "warm_start_ms": statistics.median(warm_times),
            "warm_start_iterations": bundle.solve(warm, config).iterations}
     if args.device == "cuda":
         row["synchronisations"] = {n: s.count_synchronisations() for n, s in solvers.items() if "cuda" in n}
