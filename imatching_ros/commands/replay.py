@@ -185,7 +185,8 @@ def summary(metrics: dict[str, Any]) -> str:
     own = m["self_consistency"]
     accuracy = f"none: {m.get('no_truth_because')}"
     if own["median_residual_px"] is not None:
-        accuracy += f"; self-consistency only: residual {own['median_residual_px']:.2f} px, tracks of {own['mean_track_length_frames']:.1f} frames"
+        accuracy += f"; self-consistency only: residual {own['median_residual_px']:.2f} px"
+        accuracy += f", tracks of {own['mean_track_length_frames']:.1f} frames"
     if ate:
         share = "" if ate["percent_of_path"] is None else f" ({ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m)"
         accuracy = f"{ate['rmse']:.4f} m{share}, {ate['alignment']}, scale {ate['scale']:.4g}"
