@@ -90,13 +90,13 @@ class BAResult:
 
     T_WC: Tensor  # (M, 7) float64
     points_W: Tensor  # (P, 3) float64
-    residual_px: Tensor  # (O, 2) float64, observed minus reprojected, ideal px
-    weight: Tensor  # (O,) float64, the kernel's weight at the optimum, 0..1
+    residual_px: Tensor  # (O, 2) float64, observed minus reprojected, ideal px; NaN without a reprojection (behind the camera)
+    weight: Tensor  # (O,) float64, the kernel's weight at the optimum, 0..1; 0 for observations that were set aside
     cost_before: float  # robust cost: sum of rho(|whitened residual|^2) / 2
     cost_after: float
     iterations: int
     status: BAStatus
-    reason: str  # why DEGENERATE or MAX_ITER; empty when CONVERGED
+    reason: str  # why DEGENERATE or MAX_ITER, and what was set aside, if anything
     covariance_newest: Tensor | None  # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate
 
 
