@@ -24,6 +24,8 @@ from typing import Any
 
 from .arguments import add_config_options, add_source_options, read_config, source_options
 
+_WARNINGS_SHOWN = 5  # a recording with one fault often has it in every frame
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
@@ -95,7 +97,8 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
 
     def warn(stamp_ns: int | None, text: str) -> None:
         writer.add_event({"stamp_ns": stamp_ns, "event": "warning", "text": text})
-        print(f"\nwarning: {text}", file=sys.stderr)
+        if len(source.warnings) <= _WARNINGS_SHOWN:
+            print(f"\nwarning: {text}", file=sys.stderr)
 
     source.on_warning = warn
     interrupted = False
@@ -120,8 +123,10 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
             truth,
             pipeline.keyframes(),
             _provenance(path, source, config, pipeline)
-            | {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings},
+            | {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]},
         )
+        if len(source.warnings) > _WARNINGS_SHOWN:
+            print(f"warning: {len(source.warnings) - _WARNINGS_SHOWN} more are in {out / 'events.jsonl'}", file=sys.stderr)
     return metrics
 
 

@@ -37,7 +37,7 @@ class Rectification:
         size = (left.width, left.height)
         fisheye = left.model == "equidistant"
         K, D = zip(*(_opencv(c) for c in (left, right)))
-        R, t = T_right_left[:3, :3], T_right_left[:3, 3:]
+        R, t = (np.ascontiguousarray(x) for x in (T_right_left[:3, :3], T_right_left[:3, 3:]))
         if fisheye:
             R1, R2, P1, P2, _ = cv2.fisheye.stereoRectify(K[0], D[0], K[1], D[1], size, R, t, cv2.CALIB_ZERO_DISPARITY)
         else:
