@@ -259,7 +259,8 @@ class _RosLog(logging.Handler):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the node until SIGINT or SIGTERM. `argv`: arguments after the program's name, ROS arguments included."""
+    """Runs the node until SIGINT or SIGTERM, then ends the process. `argv`: arguments after the program's name, ROS arguments
+    included. Returns only when the parameters are wrong."""
     use_shipped_profile()
     stop = threading.Event()
     # rclpy's own handlers end the context under the feet of the running threads; ours only end the loop, however often they come.
@@ -289,7 +290,10 @@ def main(argv: list[str] | None = None) -> int:
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown()
-    return code
+    # All that was open is closed. Taking torch down at leisure lasts longer on a busy computer than launch waits before SIGTERM.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
