@@ -140,7 +140,10 @@ class Learner:
         if verdict.outcome == "better":
             return self._promote(sample, verdict)
         # Undecided candidates learn on; those that lost something start again from the active weights.
-        self._begin_candidate(self.active if verdict.outcome == "worse" else self.candidate)
+        if verdict.outcome == "worse":
+            self._begin_candidate(self.active)
+        else:
+            self._begin_lessons()
         return None
 
     def _is_news(self, sample: LearningSample) -> bool:
@@ -157,7 +160,7 @@ class Learner:
         self.active = self._copy(self.candidate)
         self.probation = []
         self.status.promotions += 1
-        self._begin_candidate(self.active)
+        self._begin_lessons()
         return self._update(sample, "promotion", verdict)
 
     def _watch(self, sample: LearningSample) -> WeightsUpdate | None:
@@ -196,6 +199,10 @@ class Learner:
     def _begin_candidate(self, origin: Matcher) -> None:
         self.candidate = self._copy(origin)
         self.stepper = Stepper(self.candidate, self.shipped, self.settings, self.config.bundle)
+        self._begin_lessons()
+
+    def _begin_lessons(self) -> None:
+        """The candidate learns (on) until its next trial; the optimiser keeps its momentum."""
         self.steps = 0
         self.scores_active: list[Score] = []
         self.scores_candidate: list[Score] = []

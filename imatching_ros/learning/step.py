@@ -9,7 +9,7 @@ level has converged. T* and p* are always those of the weights being updated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from .rematching import Rematch, Solution, expected_uv, rematch, solve_again
 Solver = Callable[[LearningSample, Rematch, LearningConfig, BundleConfig], Solution]
 
 MIN_WEIGHT = 0.25  # observations that the robust kernel trusts less than this teach nothing
+WARM_UP = 8  # steps until the full step size: Adam's first steps move every weight by all of it, whatever the gradient
+PATIENCE = 3  # times the iterations that odometry allows
 MIN_VIEWS = 3  # two views of a landmark say nothing along the epipolar line
 MIN_OBSERVATIONS = 30  # fewer make a step of noise
 
@@ -94,12 +96,15 @@ class Stepper:
     def __init__(self, matcher: Matcher, shipped: dict[str, Tensor], config: LearningConfig, bundle: BundleConfig,
                  solve: Solver = solve_again) -> None:
         """`solve` is the lower level; experiments put the truth in its place."""
-        self.matcher, self.config, self.bundle, self.solve = matcher, config, bundle, solve
+        self.matcher, self.config, self.solve = matcher, config, solve
+        # Nobody waits for the learner's bundle adjustment, and only a converged one teaches.
+        self.bundle = replace(bundle, max_iterations=PATIENCE * bundle.max_iterations)
         # What judges a match stays as shipped: the residual alone could lower itself by turning sigma up.
         named = [(n, p) for n, p in matcher.named_parameters() if not n.startswith("confidence.")]
         self.parameters = [p for _, p in named]
         self.shipped = [shipped[n].to(matcher.device) for n, _ in named]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
+        self.taken = 0
 
     def step(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
         """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
@@ -126,9 +131,12 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], self.config.clip_norm)
         if not torch.isfinite(norm):
             return "gradient not finite"
+        self.taken += 1
+        rate = self.config.learning_rate * min(1.0, self.taken / WARM_UP)
+        self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         with torch.no_grad():
-            pull = self.config.anchor * self.config.learning_rate / 1e-3
+            pull = self.config.anchor * rate / 1e-3
             for parameter, home in zip(self.parameters, self.shipped):
                 parameter.lerp_(home, pull)
         return StepResult(float(residual.detach()), float(auxiliary.detach()), int(teach.sum()), float(norm))

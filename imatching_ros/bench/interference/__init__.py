@@ -1,0 +1,1 @@
+"""What learning in the background costs odometry."""
