@@ -19,6 +19,7 @@ from .tracking import locate
 _VIEWS = 6  # frames between reference and newest that are kept
 _THRESHOLD_PX = 1.0
 _PLANAR = 0.95  # a homography that explains so much of what the essential matrix explains leaves the pose ambiguous
+_TURNED = 0.02  # a homography this near to a rotation shows a camera that only turns
 _PATIENCE = 12  # frames over which the wanted parallax falls
 _FADING = 0.7  # share of the wanted parallax that is enough when the reference is about to be lost
 _LEAST_PARALLAX = 0.4  # share of the wanted parallax below which nothing starts
@@ -117,8 +118,12 @@ class MonoStart:
         parallax = float((rotated - b[rows]).norm(dim=1)[torch.from_numpy(support)].median()) if support.any() else 0.0
         if parallax < needed:
             return f"no parallax: {parallax:.1f} px after rotation, {needed:.1f} are needed; move the camera sideways"
-        _, flat = cv2.findHomography(pa, pb, cv2.USAC_MAGSAC, 2 * _THRESHOLD_PX)
+        H, flat = cv2.findHomography(pa, pb, cv2.USAC_MAGSAC, 2 * _THRESHOLD_PX)
         if flat is not None and flat.sum() >= _PLANAR * support.sum():
+            turned = np.linalg.inv(K) @ H @ K
+            turned = turned / np.cbrt(np.linalg.det(turned))
+            if np.abs(turned @ turned.T - np.eye(3)).max() < _TURNED:
+                return "no parallax: the camera only turns; move it sideways"
             return "the scene is one plane from these views: the motion is ambiguous; move on"
         if in_front.sum() < 0.7 * support.sum() or in_front.sum() < c.start_landmarks:
             return f"only {int(in_front.sum())} points agree on the motion"

@@ -1,0 +1,196 @@
+"""Odometry on pictures with known truth: accuracy, honesty when it cannot know, recovery, and a bounded memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from imatching_ros import geometry
+from imatching_ros.datatypes import Frame, TrackingState
+from imatching_ros.errors import SourceError
+from imatching_ros.pipeline import Pipeline
+from imatching_ros.sources.simulation.sequence import SimulatedSequence
+from odometry_scenes import CAMERA, STEP_NS, configure, noisy, rotating
+
+
+@pytest.fixture(scope="module")
+def clip() -> list[tuple[Frame, torch.Tensor]]:
+    """Frames with depth of a rendered walk, and where the camera was, seen from the first frame."""
+    rendered = list(SimulatedSequence(kind="clutter", frames=18, seed=1, width=320, height=240, supersample=1, speed_mps=0.6).read())
+    return [(frame, geometry.relative(rendered[0][1], T)) for frame, T in rendered]
+
+
+def drive(frames, matcher="klt", pipeline=None, **values):
+    pipeline = pipeline or Pipeline(configure(matcher, **values))
+    return pipeline, [pipeline.process(frame) for frame in frames]
+
+
+def position_error(output, T) -> float:
+    return float((output.T_WC[:3] - T[:3]).norm())
+
+
+def test_rgbd_is_metric_from_the_first_frame(clip):
+    pipeline, outputs = drive([frame for frame, _ in clip])
+    assert [o.state for o in outputs] == [TrackingState.TRACKING] * len(clip)
+    path = sum(float((b[:3] - a[:3]).norm()) for (_, a), (_, b) in zip(clip, clip[1:]))
+    assert path > 0.5
+    errors = [position_error(o, T) for o, (_, T) in zip(outputs, clip)]
+    assert max(errors) < 0.03 * path
+    assert all(o.metric and o.inliers >= 15 and o.T_WC is not None for o in outputs)
+    assert outputs[0].is_keyframe and outputs[0].covariance.shape == (6, 6)
+    covariance = outputs[-1].covariance
+    assert torch.allclose(covariance, covariance.T) and (torch.linalg.eigvalsh(covariance) > 0).all()
+
+
+def test_matches_agree_with_the_truth(clip):
+    _, outputs = drive([frame for frame, _ in clip])
+    depth = {frame.id: frame.depth for frame, _ in clip}
+    pose = {frame.id: T for frame, T in clip}
+    errors = []
+    for output in outputs[1:]:
+        m = output.matches
+        assert m.id_j == output.frame_id and m.id_i < m.id_j and len(m.uv_i) == len(m.uv_j) == len(m.inlier) == len(m.landmark_id)
+        at = m.uv_i.round().long().clamp_min(0)
+        z = depth[m.id_i][at[:, 1].clamp_max(239), at[:, 0].clamp_max(319)].double()
+        points = geometry.act(pose[m.id_i], geometry.back_project(CAMERA, m.uv_i.double(), z))
+        seen = geometry.project(CAMERA, geometry.act(geometry.inverse(pose[m.id_j]), points))
+        errors.append((seen - m.uv_j).norm(dim=1)[m.inlier & (z > 0)])
+    errors = torch.cat(errors)
+    assert len(errors) > 500 and errors.median() < 1.0 and (errors < 3).float().mean() > 0.85
+
+
+def test_mono_starts_from_parallax_and_says_that_it_has_no_scale(clip):
+    _, outputs = drive([replace(frame, depth=None) for frame, _ in clip])
+    states = [o.state for o in outputs]
+    first = states.index(TrackingState.TRACKING)
+    assert 0 < first < 14 and states[:first] == [TrackingState.INITIALIZING] * first
+    assert all(o.T_WC is None and o.reason for o in outputs[:first]) and not any(o.metric for o in outputs)
+    tracked = outputs[first:]
+    assert all(o.T_WC is not None for o in tracked)
+    estimate, truth = torch.stack([o.T_WC[:3] for o in tracked]), torch.stack([T[:3] for _, T in clip[first:]])
+    scale = (truth * estimate).sum() / estimate.square().sum()
+    assert ((scale * estimate - truth).norm(dim=1) < 0.1 * truth.norm(dim=1).max()).all()
+
+
+def test_a_known_first_baseline_gives_mono_its_scale(clip):
+    _, outputs = drive([replace(frame, depth=None) for frame, _ in clip], odometry__first_baseline_m=0.5)
+    first = next(o for o in outputs if o.T_WC is not None)
+    assert first.metric and abs(float(first.T_WC[:3].norm()) - 0.5) < 1e-6
+
+
+def test_pure_rotation_invents_no_translation():
+    pipeline, outputs = drive(rotating(14, 0.8))
+    assert all(o.T_WC is None and o.state is TrackingState.INITIALIZING for o in outputs)
+    assert "parallax" in outputs[-1].reason
+    assert pipeline.window.keyframes == []
+
+
+def test_rotation_in_a_running_rgbd_map_stays_in_place():
+    flat = [replace(frame, depth=None) for frame in rotating(10, 0.8)]
+    # A wall at 3 m that faces the first camera, seen by a camera that turns.
+    uv = torch.stack(torch.meshgrid(torch.arange(320.0), torch.arange(240.0), indexing="xy"), -1).double()
+    frames, angles = [], []
+    for i, frame in enumerate(flat):
+        turn = geometry.exp(torch.tensor([0, 0, 0, 0, 0.8 * i * torch.pi / 180, 0], dtype=torch.float64))
+        rays = geometry.rays(CAMERA, uv)
+        depth = 3.0 / geometry.rotate(turn[3:], rays)[..., 2]
+        frames.append(replace(frame, depth=depth.float()))
+        angles.append(turn)
+    _, outputs = drive(frames)
+    assert max(float(o.T_WC[:3].norm()) for o in outputs) < 0.005
+    assert max(float(geometry.relative(o.T_WC, T)[3:6].norm()) for o, T in zip(outputs, angles)) < 0.003
+
+
+def test_standing_still_neither_drifts_nor_fills_the_window(clip):
+    pipeline, _ = drive([frame for frame, _ in clip[:4]])
+    base, keyframes = clip[4][0], len(pipeline.window.keyframes)
+    still = [noisy(base, k, id=base.id + k, stamp_ns=base.stamp_ns + k * STEP_NS) for k in range(31)]
+    _, outputs = drive(still, pipeline=pipeline)
+    drift = torch.stack([o.T_WC[:3] for o in outputs])
+    early, late = drift[1:6].mean(0), drift[-5:].mean(0)
+    assert float((late - early).norm()) < 0.0025  # metres in 2.5 s
+    assert float((drift[-5:] - late).norm(dim=1).max()) < 0.003
+    assert len(pipeline.window.keyframes) <= keyframes + 1
+
+
+@pytest.mark.parametrize("matcher", ["klt", "sift"])
+def test_a_black_spell_is_told_and_survived(clip, matcher):
+    pipeline, _ = drive([frame for frame, _ in clip[:6]], matcher)
+    dark = [replace(frame, image=torch.zeros_like(frame.image)) for frame, _ in clip[6:9]]
+    _, lost = drive(dark, pipeline=pipeline)
+    assert all(o.state is TrackingState.LOST and o.T_WC is None and "dark" in o.reason for o in lost)
+    _, back = drive([frame for frame, _ in clip[9:12]], pipeline=pipeline)
+    assert back[0].T_WC is not None and back[0].map_id == 0
+    assert position_error(back[0], clip[9][1]) < 0.05
+
+
+def test_an_unknown_place_starts_a_new_map_where_the_last_pose_was(clip):
+    events = []
+    pipeline = Pipeline(configure(odometry__restart_frames=2), on_event=events.append)
+    _, before = drive([frame for frame, _ in clip[:6]], pipeline=pipeline)
+    elsewhere = [replace(frame, id=100 + k, stamp_ns=clip[6][0].stamp_ns + k * STEP_NS, depth=torch.full((240, 320), 3.0))
+                 for k, frame in enumerate(rotating(4, 0.3))]
+    _, after = drive(elsewhere, pipeline=pipeline)
+    assert after[0].state is TrackingState.LOST and after[0].T_WC is None
+    restarted = next(o for o in after if o.T_WC is not None)
+    assert restarted.map_id == 1 and position_error(restarted, before[-1].T_WC) < 1e-9
+    assert restarted.covariance[0, 0] > 10 * before[-1].covariance[0, 0]
+    assert [e["event"] for e in events if e["event"] != "keyframe"] == ["tracking", "lost", "restart", "tracking"]
+
+
+def test_dropped_frames_are_bridged(clip):
+    kept = clip[:7] + clip[12:]
+    _, outputs = drive([frame for frame, _ in kept], "sift")
+    assert all(o.T_WC is not None and o.map_id == 0 for o in outputs)
+    assert position_error(outputs[7], clip[12][1]) < 0.05
+
+
+def test_memory_is_bounded(clip):
+    there_and_back = clip + clip[-2::-1] + clip[1:]
+    frames = [replace(frame, id=k, stamp_ns=k * STEP_NS) for k, (frame, _) in enumerate(there_and_back)]
+    values = dict(odometry__window_keyframes=4, odometry__stored_keyframes=3, odometry__keyframe_parallax=0.005)
+    pipeline, outputs = drive(frames, **values)
+    assert sum(o.is_keyframe for o in outputs) > 12
+    window = pipeline.window
+    assert len(window.keyframes) == 4 and len(pipeline.odometry._places) == 3
+    assert len(window.landmarks) < 4 * 400 and len(window.observations) < 16 * 400
+    assert position_error(outputs[-1], clip[-1][1]) < 0.05
+
+
+def test_the_same_frames_give_the_same_poses_and_reset_forgets_everything(clip):
+    frames = [replace(frame, depth=None) for frame, _ in clip]
+    pipeline, first = drive(frames)
+    pipeline.reset()
+    _, again = drive(frames, pipeline=pipeline)
+    _, other = drive(frames)
+    for a, b, c in zip(first, again, other):
+        assert (a.T_WC is None) == (b.T_WC is None) == (c.T_WC is None)
+        if a.T_WC is not None:
+            assert torch.equal(a.T_WC, b.T_WC) and torch.equal(a.T_WC, c.T_WC)
+
+
+def test_time_that_goes_backwards_is_refused(clip):
+    pipeline, _ = drive([clip[1][0]])
+    with pytest.raises(SourceError, match="not after the one before"):
+        pipeline.process(clip[0][0])
+    assert pipeline.process(clip[2][0]).T_WC is not None
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "mode", "bound"), [("kitti_mono_turn", "mono", 0.02), ("tartanair_hospital", "rgbd", 0.01)])
+def test_real_sequences(data_folder, name, mode, bound):
+    from imatching_ros.sources.base import SourceOptions
+    from imatching_ros.sources.opening import open_source
+
+    source = open_source(data_folder / name, SourceOptions(mode=mode, duration_s=3.0))
+    truth = source.groundtruth().T_WC
+    _, outputs = drive(source)
+    tracked = [o for o in outputs if o.T_WC is not None]
+    assert len(tracked) >= len(outputs) - (15 if mode == "mono" else 0)
+    estimate = torch.stack([o.T_WC[:3] for o in tracked])
+    truth = torch.as_tensor(truth)[[i for i, o in enumerate(outputs) if o.T_WC is not None], :3].double()
+    estimate, truth = estimate - estimate.mean(0), truth - truth.mean(0)
+    U, S, Vt = torch.linalg.svd(truth.T @ estimate)
+    scale = S.sum() / estimate.square().sum() if mode == "mono" else 1.0
+    error = (scale * estimate @ (U @ Vt).T - truth).norm(dim=1)
+    assert error.square().mean().sqrt() < bound * (truth[1:] - truth[:-1]).norm(dim=1).sum()
