@@ -15,6 +15,7 @@ from ..datatypes import BAStatus, ObservationKind
 from ..errors import BundleError
 from ..residuals import MIN_DEPTH, kernel_cost, kernel_weight, third_number
 from .priors import PosePrior, pose_error
+from .schur import rotate_small
 from .spread import measure_spread
 
 
@@ -101,20 +102,15 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
         k = gain * h
         x, y, z = P
         # Row of a = gain * (e_d - h_d e_z): [-a, a x P].
-        J = P.new_empty(6, D, P.shape[1])
-        J[0, 0], J[1, 0], J[2, 0] = -gain[0], 0, k[0]
-        J[0, 1], J[1, 1], J[2, 1] = 0, -gain[1], k[1]
-        J[3, :2] = k * y
-        J[4, :2] = -k * x
-        J[5, 0], J[5, 1] = gain[0] * y, -gain[1] * x
-        J[4, 0] -= gain[0] * z
-        J[3, 1] += gain[1] * z
+        kx, ky, gz, less = k * x, k * y, gain * z, -gain
+        nothing = torch.zeros_like(x)
+        rows = [torch.stack([less[0], nothing, k[0], ky[0], -kx[0] - gz[0], gain[0] * y]),
+                torch.stack([nothing, less[1], k[1], ky[1] + gz[1], -kx[1], less[1] * x])]
         if not all_mono:
             a0 = (inv_sigma[2] * root) * alpha * camera.fx * iz
             a2 = -(inv_sigma[2] * root) * torch.addcmul(alpha * camera.fx * h[0], beta, iz) * iz
-            J[0, 2], J[1, 2], J[2, 2] = -a0, 0, -a2
-            J[3, 2], J[4, 2], J[5, 2] = -a2 * y, a2 * x - a0 * z, a0 * y
-        J = J.view(6, -1)
+            rows.append(torch.stack([-a0, nothing, -a2, -a2 * y, a2 * x - a0 * z, a0 * y]))
+        J = torch.cat(rows, 1)
         H, g = J @ J.T, J @ (r * root).flatten()
         if prior is not None:
             B = torch.block_diag(R, R)
@@ -133,12 +129,13 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
         H, g = normal_equations(R, t, *current[:-1])
         for iteration in range(1, config.max_iterations + 1):
             step = torch.linalg.solve_ex(H + torch.diag(H.diagonal() * damping + 1e-300), g)[0]
-            gain = 0.5 * float(step @ g)
-            move = geometry.exp(step)
-            R_new, t_new = R @ geometry.rotation_matrix(move[3:]), t + R @ move[:3, None]
+            gain, floor = 0.5 * float(step @ g), config.cost_tolerance * cost + 1e-14 * N
+            if 0 <= gain <= floor and damping < 1e-2:
+                status, reason = BAStatus.CONVERGED, ""
+                break
+            R_new, t_new = R @ rotate_small(step[None, 3:])[0], t + R @ step[:3, None]
             trial = evaluate(R_new, t_new)
             trial_cost = float(trial[-1])
-            floor = config.cost_tolerance * cost + 1e-14 * N
             if math.isfinite(trial_cost) and trial_cost <= cost:
                 decrease, cost = cost - trial_cost, trial_cost
                 R, t, current = R_new, t_new, trial
@@ -148,9 +145,6 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
                     status, reason = BAStatus.CONVERGED, ""
                     break
                 continue
-            if 0 <= gain <= floor:
-                status, reason = BAStatus.CONVERGED, ""
-                break
             damping = max(damping * 10, 1e-4)
             if damping > 1e6 or not math.isfinite(gain):
                 reason = "no step lowers the cost any more"
