@@ -38,6 +38,7 @@ class BagSource(Source):
         super().__init__()
         self.name, self.options = path.resolve().name, options
         self._reader = BagReader(path, self.warn)
+        self._first_ns: int | None = None
         self.topics: BagTopics = choose_topics(self._reader.topics, options, self.name)
         topics = self.topics
         self.mode = choose_mode(options.mode, topics.right is not None, topics.depth is not None, self.name)
@@ -56,6 +57,7 @@ class BagSource(Source):
         return self._reader.counts.get(self.topics.image) or None
 
     def read(self) -> Iterator[Frame]:
+        self._first_ns = None
         partner_topic = {"stereo": self.topics.right, "rgbd": self.topics.depth}.get(self.mode)
         if partner_topic is None:
             for _, _, message in self._reader.messages([self.topics.image]):
@@ -139,6 +141,10 @@ class BagSource(Source):
     def _frame(self, message: Any, partner: Any) -> Iterator[Frame]:
         """One frame, or none when the picture cannot be decoded."""
         stamp = stamp_of(message)
+        if self._first_ns is None:
+            self._first_ns = stamp
+        elif (stamp - self._first_ns) / 1e9 < self.options.start_s:
+            return  # decoding what the time range leaves out would take minutes on a long recording
         try:
             image = decode_image(message)
         except SourceError as error:

@@ -139,6 +139,11 @@ def test_every_kind_of_bag(tmp_path, kind):
     assert source.groundtruth().path_length_m == pytest.approx(2.5)
 
 
+def test_time_range(tmp_path):
+    source = open_source(write_mono(tmp_path / "bag"), SourceOptions(start_s=0.2, duration_s=0.2))
+    assert [f.stamp_ns // STEP for f in source] == [3, 4, 5] and [f.id for f in source] == [0, 1, 2]
+
+
 def test_a_file_alone_is_enough(tmp_path):
     folder = write_mono(tmp_path / "bag")
     (folder / "metadata.yaml").unlink()
