@@ -73,6 +73,7 @@ class OdometryConfig:
     depth_max_m: float = setting(20.0, "farther depths are not used", unit="m", low=0.1, high=1000.0)
     depth_sigma: float = setting(0.003, "standard deviation of inverse depth from an RGB-D camera", unit="1/m", low=1e-6, high=1.0)
     max_disparity: float = setting(0.15, "largest disparity searched in a stereo pair", unit="image widths", low=0.01, high=0.5)
+    stereo_far: float = setting(35.0, "stereo depth is used up to this distance", unit="baselines", low=1.0, high=1e6)
     first_baseline_m: float = setting(0.0, "mono: known distance between the first two keyframes; 0 = scale unknown", unit="m", low=0.0, high=1000.0)
 
 
@@ -82,10 +83,12 @@ class LearningConfig:
     guard: bool = setting(True, "try candidates before use; false promotes every candidate, for experiments only")
     budget: float = setting(0.5, "largest share of time that the background thread works", low=0.01, high=1.0, live=True)
     queue: int = setting(4, "windows waiting for the background thread; the oldest is dropped", low=1, high=100)
-    learning_rate: float = setting(2e-4, "step size of Adam", low=1e-7, high=1e-1, live=True)
+    learning_rate: float = setting(5e-4, "step size of Adam", low=1e-7, high=1e-1, live=True)
     clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3)
     anchor: float = setting(0.02, "part of the way back to the shipped weights taken with each step, times the learning rate / 1e-3",
                             low=0.0, high=1.0)
+    averaging: float = setting(0.9, "what is tried and used is the running mean of the weights over the steps, with this decay a step", low=0.0,
+                               high=0.9999)
     residual_weight: float = setting(1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0)
     auxiliary_weight: float = setting(0.5, "weight of the cross-entropy of the matching distributions at the reprojected landmark "
                                       "(an approximation: it pulls the wrong cells that the residual cannot see)", low=0.0, high=100.0)

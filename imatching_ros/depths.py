@@ -41,11 +41,17 @@ def resolve_mode(frame: Frame, mode: str) -> str:
     return mode
 
 
-def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig) -> Depths | None:
-    """Depth of a frame at raw px (N, 2); None in mono."""
+def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig, far: bool = False) -> Depths | None:
+    """Depth of a frame at raw px (N, 2); None in mono.
+
+    In stereo, points beyond `stereo_far` baselines count as not measured unless `far`: there, a rectification that is wrong by
+    a fraction of a pixel outweighs the measurement, and motion tells their depth better.
+    """
     if mode == "mono":
         return None
-    return _look_up(frame, uv, config) if mode == "rgbd" else _match_row(frame, uv, config)
+    if mode == "rgbd":
+        return _look_up(frame, uv, config)
+    return _match_row(frame, uv, config, torch.inf if far else config.stereo_far * frame.camera.baseline_m)
 
 
 def _look_up(frame: Frame, uv: Tensor, config: OdometryConfig) -> Depths:
@@ -64,7 +70,7 @@ def _look_up(frame: Frame, uv: Tensor, config: OdometryConfig) -> Depths:
     return Depths(ObservationKind.DEPTH, 1 / depth, torch.full_like(depth, config.depth_sigma), depth)
 
 
-def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig) -> Depths:
+def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig, farthest_m: float) -> Depths:
     """Block matching finds the disparity to a pixel, Lucas-Kanade refines it and must come back to where it started."""
     camera = frame.camera
     left, right = (np.ascontiguousarray(as_grey(image)[0].cpu().numpy()) for image in (frame.image, frame.right))
@@ -94,7 +100,7 @@ def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig) -> Depths:
         there = start
     disparity = torch.from_numpy(start[:, 0] - there[:, 0]).double()
     depth = camera.fx * camera.baseline_m / disparity.clamp_min(1e-3)
-    good = torch.from_numpy(found) & (disparity > 0.5) & (depth >= config.depth_min_m)
+    good = torch.from_numpy(found) & (disparity > 0.5) & (depth >= config.depth_min_m) & (depth <= farthest_m)
     nothing = torch.full_like(depth, torch.nan)
     return Depths(ObservationKind.STEREO, torch.where(good, torch.from_numpy(there[:, 0]).double(), nothing),
                   torch.full_like(depth, _STEREO_SIGMA_PX), torch.where(good, depth, nothing))

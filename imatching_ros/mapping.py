@@ -63,7 +63,7 @@ class Mapper:
         """A window of one keyframe at the origin whose landmarks have a measured depth; or why not."""
         window = Window()
         row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, image, features), geometry.identity())
-        self._add_corners(window, row, frame, image, features, mode)
+        self._add_corners(window, row, frame, image, features, mode, far=True)
         window.triangulate(frame.camera, self._config.min_parallax_px, self._config.inlier_px)
         known = int(window.landmarks.resolved.sum())
         if known < self._config.start_landmarks:
@@ -129,14 +129,16 @@ class Mapper:
         queries = self._matcher.describe(features, uv.to(self._matcher.device)) if self._matcher.wide_baseline else None
         return window.add_landmarks(row, uv, queries)
 
-    def _observe(self, window: Window, row: int, frame: Frame, rows: Tensor, uv: Tensor, sigma_px: Tensor, mode: str) -> None:
-        measured = depths.measure(frame, mode, uv, self._config)
+    def _observe(self, window: Window, row: int, frame: Frame, rows: Tensor, uv: Tensor, sigma_px: Tensor, mode: str,
+                 far: bool = False) -> None:
+        measured = depths.measure(frame, mode, uv, self._config, far)
         if measured is None:
             window.observe(frame.camera, row, rows, uv, sigma_px)
         else:
             window.observe(frame.camera, row, rows, uv, sigma_px, measured.third, measured.sigma, measured.kind)
 
-    def _add_corners(self, window: Window, row: int, frame: Frame, image: Tensor, features: Features, mode: str) -> Tensor:
+    def _add_corners(self, window: Window, row: int, frame: Frame, image: Tensor, features: Features, mode: str,
+                     far: bool = False) -> Tensor:
         """Fills the picture up with new corners as landmarks; returns their rows."""
         c = self._config
         o = window.observations
@@ -146,7 +148,7 @@ class Mapper:
             return torch.zeros(0, dtype=torch.int64)
         uv = detect(self._matcher, features, image, taken, wanted, c.corner_distance * frame.camera.width, c.corner_quality)
         rows = self._add_landmarks(window, row, features, uv)
-        self._observe(window, row, frame, rows, uv, torch.full((len(rows),), self._config.corner_sigma_px), mode)
+        self._observe(window, row, frame, rows, uv, torch.full((len(rows),), self._config.corner_sigma_px), mode, far)
         return rows
 
     def _search_pending(self, window: Window, row: int, frame: Frame, features: Features, mode: str) -> None:

@@ -40,11 +40,14 @@ def test_disparity_of_a_plane_to_a_fifth_of_a_pixel():
                       right=torch.from_numpy(np.ascontiguousarray(right))[None])
         rng = np.random.default_rng(0)
         uv = torch.from_numpy(rng.uniform((60, 20), (300, 220), (80, 2)).astype(np.float32))
-        found = measure(frame, "stereo", uv, CONFIG)
+        found = measure(frame, "stereo", uv, CONFIG, far=True)
         good = found.third.isfinite()
         assert good.float().mean() > 0.6
         assert (uv[good, 0].double() - found.third[good] - shift).abs().max() < 0.2
         assert torch.allclose(found.depth[good], 256.0 * 0.2 / (uv[good, 0].double() - found.third[good]))
+        near = measure(frame, "stereo", uv, CONFIG)
+        assert near.depth.nan_to_num(0.0).max() <= CONFIG.stereo_far * 0.2
+        assert bool(near.third.isfinite().any()) == (256.0 / shift < CONFIG.stereo_far)
 
 
 def test_mode_is_what_the_frame_carries_and_is_refused_where_it_does_not():
