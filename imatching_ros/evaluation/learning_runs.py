@@ -118,7 +118,7 @@ def learn_from_windows(config: Config, samples: list[LearningSample], steps: int
         result = stepper.step(samples[int(torch.randint(len(samples), (1,), generator=generator))], generator)
         refused += isinstance(result, str)
         taken += not isinstance(result, str)
-    return matcher, {"steps": taken, "windows": len(samples), "seconds": time.perf_counter() - begin}
+    return stepper.averaged(), {"steps": taken, "windows": len(samples), "seconds": time.perf_counter() - begin}
 
 
 def learn_from_truth(config: Config, division: Division, frames: Iterable[Frame], steps: int) -> tuple[Matcher, dict[str, Any]]:

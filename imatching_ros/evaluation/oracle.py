@@ -12,6 +12,7 @@ from .. import geometry
 from ..config import BundleConfig, LearningConfig
 from ..datatypes import BAStatus, LearningSample
 from ..learning.rematching import Rematch, Solution
+from ..residuals import kernel_weight
 from ..sources.base import Source
 
 _DEPTH_TOLERANCE = 0.03
@@ -34,9 +35,9 @@ class Oracle:
         return all(k in self._by_id for k in sample.keyframe_ids)
 
     def solve(self, sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
-        """True poses, landmarks at the true depth of their anchor, and weight 1 wherever a landmark truly can be seen.
+        """True poses, landmarks at the true depth of their anchor, and weight 0 wherever a landmark cannot be seen.
 
-        Signature of `rematching.solve_again`; only the sample matters.
+        Signature of `rematching.solve_again`.
         """
         w = sample.window
         depth, poses = zip(*(self._by_id[k] for k in sample.keyframe_ids))
@@ -53,7 +54,10 @@ class Oracle:
             mine = (w.kf_idx == k).nonzero()[:, 0]
             there = _look_up(image, uv[mine])
             seen[mine] = ((there - points_C[mine, 2]).abs() < _DEPTH_TOLERANCE * there).double()
-        return Solution(T_WC, points_W, seen, SimpleNamespace(status=BAStatus.CONVERGED))
+        # Wrong matches weigh as little as in bundle adjustment: the same step, with the truth in its place.
+        error = (found.uv.detach().double() - uv).nan_to_num(1e6) / found.sigma_px[:, None].double().clamp_min(1e-2)
+        weight = kernel_weight(bundle.kernel, (error**2).sum(1), bundle.kernel_width)
+        return Solution(T_WC, points_W, seen * weight, SimpleNamespace(status=BAStatus.CONVERGED))
 
 
 def _look_up(depth: Tensor, uv: Tensor) -> Tensor:

@@ -120,13 +120,15 @@ class Learner:
 
     def _try(self, sample: LearningSample) -> WeightsUpdate | None:
         self.status.state = "trial"
+        if self.contender is None:
+            self.contender = self.stepper.averaged()
         if not self.settings.guard:
             return self._promote(sample, Verdict("better", "no guard", float("nan"), float("nan"), 0))
         if not self._is_news(sample):
             return None
         seed = self.config.seed + sample.stamp_ns % 1_000_003
         self.scores_active.append(score(self.active, sample, self.settings, self.config.bundle, seed))
-        self.scores_candidate.append(score(self.candidate, sample, self.settings, self.config.bundle, seed))
+        self.scores_candidate.append(score(self.contender, sample, self.settings, self.config.bundle, seed))
         self.tried.append(sample)
         verdict = judge(self.scores_active, self.scores_candidate, self.settings)
         self.status.probe_before, self.status.probe_after = verdict.before_px, verdict.after_px
@@ -157,7 +159,7 @@ class Learner:
 
     def _promote(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
         self.previous = self.active if self.settings.guard else None
-        self.active = self._copy(self.candidate)
+        self.active = self.contender
         self.probation = []
         self.status.promotions += 1
         self._begin_lessons()
@@ -197,13 +199,13 @@ class Learner:
         return WeightsUpdate(snapshot, features, before, event == "rollback")
 
     def _begin_candidate(self, origin: Matcher) -> None:
-        self.candidate = self._copy(origin)
-        self.stepper = Stepper(self.candidate, self.shipped, self.settings, self.config.bundle)
+        self.stepper = Stepper(self._copy(origin), self.shipped, self.settings, self.config.bundle)
         self._begin_lessons()
 
     def _begin_lessons(self) -> None:
         """The candidate learns (on) until its next trial; the optimiser keeps its momentum."""
         self.steps = 0
+        self.contender: Matcher | None = None  # what the candidate has become, while it is tried
         self.scores_active: list[Score] = []
         self.scores_candidate: list[Score] = []
         self.tried: list[LearningSample] = []

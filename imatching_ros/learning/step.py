@@ -8,6 +8,7 @@ level has converged. T* and p* are always those of the weights being updated.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -70,7 +71,7 @@ def residual_loss(sample: LearningSample, found: Rematch, solution: Solution, te
     return residuals.kernel_cost(bundle.kernel, (r**2).sum(-1), bundle.kernel_width).mean() / 2
 
 
-def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor) -> Tensor:
+def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution) -> Tensor:
     """Mean cross-entropy of the matching distributions at the reprojected landmarks, those included that were not found.
 
     Not the gradient of anything that bundle adjustment minimises: an approximation, which pulls where the residual is blind, in a
@@ -80,8 +81,9 @@ def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution, t
     views = count_views(sample, solution)
     total, count = torch.zeros(()), 0
     for part in found.live:
+        # A wrong match of a landmark that others have fixed is what this term is for; what is held out stays out.
         known = views[part.points] >= MIN_VIEWS
-        known[: len(part.observations)] = teach[part.observations]
+        known[: len(part.observations)] &= ~sample.held_out[part.observations]
         at = expected[part.keyframe, part.points].nan_to_num(-1e6)
         for distribution in part.prediction.distributions:
             loss, inside = distribution.cross_entropy(at[None].to(part.prediction.uv))
@@ -101,10 +103,12 @@ class Stepper:
         self.bundle = replace(bundle, max_iterations=PATIENCE * bundle.max_iterations)
         # What judges a match stays as shipped: the residual alone could lower itself by turning sigma up.
         named = [(n, p) for n, p in matcher.named_parameters() if not n.startswith("confidence.")]
+        self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
         self.shipped = [shipped[n].to(matcher.device) for n, _ in named]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
         self.taken = 0
+        self._average = [p.detach().clone() for p in self.parameters]
 
     def step(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
         """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
@@ -124,7 +128,7 @@ class Stepper:
         if int(teach.sum()) < MIN_OBSERVATIONS:
             return "too few teaching observations"
         residual = residual_loss(sample, found, solution, teach, self.bundle)
-        auxiliary = auxiliary_loss(sample, found, solution, teach)
+        auxiliary = auxiliary_loss(sample, found, solution)
         loss = self.config.residual_weight * residual + self.config.auxiliary_weight * auxiliary
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -137,6 +141,21 @@ class Stepper:
         self.optimizer.step()
         with torch.no_grad():
             pull = self.config.anchor * rate / 1e-3
-            for parameter, home in zip(self.parameters, self.shipped):
+            share = max(1 - self.config.averaging, 1 / (self.taken + 1))
+            for parameter, home, average in zip(self.parameters, self.shipped, self._average):
                 parameter.lerp_(home, pull)
+                average.lerp_(parameter, share)
         return StepResult(float(residual.detach()), float(auxiliary.detach()), int(teach.sum()), float(norm))
+
+    @torch.no_grad()
+    def averaged(self) -> Matcher:
+        """A copy of the matcher with the running mean of its weights over the last steps: what is tried and used.
+
+        A step on a few keyframes shakes the weights; the mean keeps what the steps agree on (Polyak and Juditsky 1992).
+        """
+        twin = copy.deepcopy(self.matcher)
+        own = dict(twin.named_parameters())
+        for name, average in zip(self.names, self._average):
+            own[name].copy_(average)
+        twin.weights_version = self.matcher.weights_version
+        return twin.eval()

@@ -10,13 +10,14 @@ import torch
 from imatching_ros import geometry
 from imatching_ros.camera import Camera
 from imatching_ros.commands.compare import _keep
-from imatching_ros.config import Config
+from imatching_ros.config import BundleConfig, Config, LearningConfig
 from imatching_ros.datatypes import Frame
 from imatching_ros.errors import ConfigError
 from imatching_ros.evaluation import poison
 from imatching_ros.evaluation.learning_report import summarise, write_report
 from imatching_ros.evaluation.learning_scenes import GAP_FRAMES, SCENES, TUNING, divide
 from imatching_ros.evaluation.oracle import Oracle
+from imatching_ros.learning.rematching import Rematch
 from imatching_ros.sources.base import Source, SourceOptions
 from imatching_ros.sources.truth import Trajectory
 
@@ -123,7 +124,8 @@ def test_oracle_knows_where_landmarks_truly_are(make_sample_of_wall):
     sample, points = make_sample_of_wall
     oracle = Oracle(Wall(), set(sample.keyframe_ids))
     assert oracle.knows(sample)
-    solution = oracle.solve(sample, None, None, None)
+    found = Rematch(sample.window.obs[:, :2].float(), torch.ones(9), torch.ones(9))
+    solution = oracle.solve(sample, found, LearningConfig(), BundleConfig())
     assert torch.allclose(solution.points_W, points, atol=1e-9)
     inside = torch.tensor([bool(((uv >= -0.5) & (uv <= uv.new_tensor([95.5, 63.5]))).all()) for uv in sample.window.obs[:, :2]])
     assert torch.equal(solution.weight.bool(), inside)

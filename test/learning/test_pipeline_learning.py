@@ -142,8 +142,9 @@ def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
     events = []
     learner = Learner(create_matcher(CONFIG.matcher), CONFIG.with_values({"learning.guard": True}), events.append)
     home, sample = hash_state(learner.active.state_dict()), make_sample(landmarks=40)
+    learner.contender = learner.stepper.averaged()
     with torch.no_grad():
-        next(learner.candidate.parameters()).add_(0.01)
+        next(learner.contender.parameters()).add_(0.01)
     promotion = learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
     assert promotion.snapshot.hash != home and not promotion.rollback
     assert {f.weights_version for f in promotion.features.values()} == {promotion.snapshot.version}
