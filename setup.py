@@ -28,6 +28,7 @@ setup(
         # Python packages of a ROS 2 installation, not on PyPI under these names: with ROS sourced, pip sees them as installed.
         "ros": ["rclpy", "cv_bridge", "sensor_msgs_py", "sensor_msgs", "nav_msgs", "geometry_msgs", "std_srvs", "diagnostic_msgs",
                 "tf2_ros", "launch", "launch_ros"],
+        "kornia": ["kornia>=0.9"],  # matchers xfeat and loftr; needs Python 3.11
         "test": ["pytest==8.3.*"],
         # What `bench ba` compares with. GTSAM asks for a newer pytest than "test"; with both, install it by pip --no-deps.
         "bench": ["gtsam>=4.3", "pyceres>=2.6", "pycolmap>=4"],

@@ -21,6 +21,8 @@ MATCHERS = {
     "regression": "imatching_ros.matching.regression:RegressionMatcher",
     "klt": "imatching_ros.matching.klt:KltMatcher",
     "sift": "imatching_ros.matching.sift:SiftMatcher",
+    "xfeat": "imatching_ros.matching.xfeat:XFeatMatcher",
+    "loftr": "imatching_ros.matching.loftr:LoftrMatcher",
 }
 ENTRY_POINTS = "imatching_ros.matchers"
 

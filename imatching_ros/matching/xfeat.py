@@ -1,0 +1,95 @@
+"""XFeat (Potje et al., CVPR 2024) by kornia, matched by expectation: coarse on its descriptors at 1/8, fine by its own matcher.
+
+The published semi-dense variant refines the point of the first picture with a small network on both descriptors, whose 8x8
+distribution is turned into a coordinate by a soft-argmax. Here the pair is given the other way round, so that the query stays
+and the point in the target moves. Score and sigma come from the two distributions; they are not calibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import MatcherConfig
+from ..errors import MatcherError
+from .backbone import COARSE_STRIDE, sample_map
+from .base import Distribution, Features, Matcher, Prediction, Queries
+from .coarse import coarse_estimate, search_region
+from .foreign import import_kornia, load_published
+
+ADDRESS = "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt"
+_TEMPERATURE = 20.0  # of the cosine similarity of descriptors
+_FINE_TEMPERATURE = 3.0  # of the offset distribution, as published
+_LEAST_SIMILARITY = 0.7  # cosine at which a match is as likely wrong as right
+
+
+class XFeatMatcher(Matcher):
+    """Features are the normalised descriptors at 1/8; weights are the authors' xfeat.pt, named in `matcher.weights`."""
+
+    name: ClassVar[str] = "xfeat"
+    min_side_px = 32
+
+    def __init__(self, config: MatcherConfig | None = None) -> None:
+        """With a configuration: weights loaded, on its device. Without: random weights."""
+        super().__init__()
+        self.network = import_kornia(self.name).XFeat().net
+        # Parts that matching does not use, so that no optimiser moves them without a reason.
+        for part in (self.network.heatmap_head, self.network.keypoint_head):
+            part.requires_grad_(False)
+        if config is not None:
+            load_published(self, self.network, config, ADDRESS)
+            self.to(config.device)
+        self.eval()
+
+    def train(self, mode: bool = True) -> XFeatMatcher:
+        """Stays in evaluation mode: the statistics of batch norm are those of the published weights, also while learning."""
+        return super().train(False)
+
+    def extract(self, images: Tensor) -> list[Features]:
+        self.check(images)
+        height, width = images.shape[-2:]
+        maps, _, _ = self.network(F.pad(images, (0, -width % 32, 0, -height % 32), mode="replicate"))
+        maps = maps[..., : -(-height // COARSE_STRIDE), : -(-width // COARSE_STRIDE)]
+        return [Features({"raw": m}, height, width, self.weights_version) for m in maps]
+
+    def describe(self, features: Features, uv: Tensor) -> Queries:
+        uv = uv.to(self.device, torch.float32)
+        return Queries(uv, {"raw": sample_map(features.maps["raw"][None], uv[None], COARSE_STRIDE)[0]}, features.weights_version)
+
+    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
+              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+        query = queries.data["raw"]
+        if not targets or not len(queries):
+            nothing = query.new_zeros(len(targets), len(queries))
+            return Prediction(nothing[..., None].repeat(1, 1, 2), nothing, nothing)
+        if len({(t.width, t.height) for t in targets}) > 1:
+            raise MatcherError("the target pictures have several sizes; match pictures of one size at a time")
+        maps = torch.stack([t.maps["raw"] for t in targets])
+        height, width = maps.shape[-2:]
+        logits = _TEMPERATURE * F.normalize(query, dim=-1) @ F.normalize(maps, dim=1).flatten(2)
+        logits = logits.unflatten(-1, (height, width))
+        coarse, evidence = coarse_estimate(logits, _TEMPERATURE, search_region(predicted, radius_px))
+
+        # The whole cell nearest to the coarse estimate, and the place within it that the fine network believes in.
+        cell = ((coarse.detach() - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE).round()
+        cell = torch.minimum(cell.clamp_min(0), cell.new_tensor([width - 1, height - 1]))
+        x, y = cell.long().unbind(-1)
+        found = maps.flatten(2).gather(2, (y * width + x)[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
+        pairs = torch.cat([found, query.expand_as(found)], -1)
+        fine = _FINE_TEMPERATURE * self.network.fine_matcher(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2]).unflatten(-1, (8, 8))
+        weight = torch.softmax(fine.flatten(2), -1).view_as(fine)
+        steps = torch.arange(8, device=fine.device, dtype=fine.dtype) - 4
+        in_x, in_y = weight.sum(-2), weight.sum(-1)
+        offset = torch.stack([(in_x * steps).sum(-1), (in_y * steps).sum(-1)], -1)
+        origin = cell * COARSE_STRIDE + (COARSE_STRIDE - 1) / 2
+        spread = (in_x * (steps - offset[..., :1]) ** 2).sum(-1) + (in_y * (steps - offset[..., 1:]) ** 2).sum(-1)
+
+        log_mass, similarity, _ = evidence.detach().unbind(-1)
+        score = log_mass.exp() * torch.sigmoid((similarity - _LEAST_SIMILARITY) * _TEMPERATURE)
+        distributions = (Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),
+                         Distribution(fine, origin - 4, 1)) if differentiable else ()
+        return Prediction(origin + offset, score, (spread.detach() / 2).sqrt().clamp_min(0.3), distributions)
