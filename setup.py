@@ -14,8 +14,7 @@ setup(
         "torch>=2.1",
         "pypose>=0.6.8",
         "safetensors>=0.4",
-        "rosbags>=0.10.5",
-        "rosbags-image>=0.9",
+        "rosbags>=0.11",
         "evo>=1.28",
         "numpy>=1.26",
         "scipy>=1.11",
@@ -29,6 +28,7 @@ setup(
         "ros": ["rclpy", "cv_bridge", "sensor_msgs_py", "sensor_msgs", "nav_msgs", "geometry_msgs", "std_srvs", "diagnostic_msgs",
                 "tf2_ros", "launch", "launch_ros"],
         "kornia": ["kornia>=0.9"],  # matchers xfeat and loftr; needs Python 3.11
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],  # `weights export FILE.onnx`
         "test": ["pytest==8.3.*"],
         # What `bench ba` compares with. GTSAM asks for a newer pytest than "test"; with both, install it by pip --no-deps.
         "bench": ["gtsam>=4.3", "pyceres>=2.6", "pycolmap>=4"],
