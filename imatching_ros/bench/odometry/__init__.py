@@ -1,0 +1,1 @@
+"""Accuracy, faults and the time of every part of odometry."""
