@@ -18,6 +18,7 @@ from .camera import Camera
 from .config import Config
 from .corners import spread
 from .datatypes import BAResult, BAStatus, Frame, LearningSample, Matches, OdometryOutput, TrackingState, WeightsSnapshot, as_grey
+from .drift import Drift
 from .initialization import MonoStart, Start
 from .keyframes import Progress, keyframe_reason
 from .mapping import Fresh, Mapper, Sighting
@@ -79,7 +80,7 @@ class Odometry:
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
         self._last: Tracked | None = None
         self._twist = torch.zeros(6, dtype=torch.float64)  # per second
-        self._drift = torch.zeros(6, 6, dtype=torch.float64)  # covariance that restarts have added
+        self._drift = Drift()
         self._fresh: Fresh | None = None
         self._solved: Solved | None = None
         self._bundle: BAResult | None = None
@@ -254,7 +255,7 @@ class Odometry:
             return self._nothing(frame, window)
         if self._last is not None:
             self._map_id += 1
-            self._drift = self._drift + self._uncertainty(frame)
+            self._drift.add(self._uncertainty(frame), self._last.T_WC)
             self._settling = _SETTLING
         window.move(T_origin)
         self.window = window
@@ -312,6 +313,7 @@ class Odometry:
         self._last = replace(self._last, T_WC=self.window.T_WC[-1].clone())
         if adjusted is None:
             return None
+        self._drift.note(adjusted.result, self.window.slid)
         self._solved = adjusted.solved
         return adjusted.result
 
@@ -349,7 +351,7 @@ class Odometry:
 
     def _output(self, frame: Frame, state: TrackingState, reason: str, located: Located, matches: Matches | None) -> OdometryOutput:
         return OdometryOutput(
-            frame.id, frame.stamp_ns, state, reason, located.T_WC.clone(), located.covariance + self._drift, int(located.inlier.sum()),
+            frame.id, frame.stamp_ns, state, reason, located.T_WC.clone(), self._drift.at(located.T_WC) + located.covariance, int(located.inlier.sum()),
             self._fresh is not None, self._metric, self._map_id, matches, None, self.matcher.weights_version,
         )
 
