@@ -108,6 +108,8 @@ class Pipeline:
     def configure(self, config: Config) -> None:
         """Takes over settings that may change while running (`live` in the configuration); others keep their effect of the start."""
         self.config = self.odometry.config = config
+        if self._learning is not None:
+            self._learning.configure(config)
 
     def reset(self) -> None:
         """Starts again with an empty map; the weights stay."""

@@ -71,6 +71,11 @@ class Learner:
         self.probation: list[tuple[Score, Score]] = []
         self._begin_candidate(self.active)
 
+    def configure(self, config: Config) -> None:
+        """Takes over settings that may change while learning; frozen, so another thread may be reading the old ones."""
+        self.config, self.settings = config, config.learning
+        self.stepper.config = config.learning
+
     def consume(self, sample: LearningSample) -> WeightsUpdate | None:
         """Learns from a window, or tries on it what was learned."""
         begin = time.perf_counter()

@@ -38,6 +38,10 @@ class InlineLearning:
     def status(self) -> LearningStatus:
         return self._learner.status
 
+    def configure(self, config: Config) -> None:
+        """Takes over settings that may change while learning."""
+        self._learner.configure(config)
+
     def pause(self, odometry_behind: bool) -> None:
         """In line there is nobody to wait for."""
 
@@ -82,6 +86,11 @@ class LearningWorker:
     def status(self) -> LearningStatus:
         with self._changed:
             return replace(self._status, dropped=self._dropped)
+
+    def configure(self, config: Config) -> None:
+        """Takes over settings that may change while learning."""
+        self._config = config
+        self._learner.configure(config)
 
     def pause(self, odometry_behind: bool) -> None:
         """Told before every frame whether odometry is late; the thread takes no new window while it is."""

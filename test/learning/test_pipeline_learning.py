@@ -154,3 +154,12 @@ def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
     assert [e["event"] for e in events] == ["promotion", "rollback"] and "tracking" in events[-1]["reason"]
     assert learner.status.rollbacks == 1
     assert learner.consume(dataclasses.replace(sample, tracking_healthy=False)) is None  # only once
+
+
+@pytest.mark.parametrize("mode", ["sync", "thread"])
+def test_settings_that_may_change_reach_the_learner(mode):
+    pipeline = Pipeline(CONFIG.with_values({"learning.mode": mode}))
+    pipeline.configure(pipeline.config.with_values({"learning.learning_rate": 1e-5, "learning.budget": 0.25}))
+    assert pipeline._learning._learner.stepper.config.learning_rate == 1e-5
+    assert pipeline._learning._learner.settings.budget == 0.25
+    pipeline.close()
