@@ -21,8 +21,8 @@ def setting(default: Any, doc: str, *, unit: str = "", low: float | None = None,
 
 @dataclass(frozen=True)
 class MatcherConfig:
-    name: str = setting("expectation", "matcher: expectation, regression, klt, sift, or the name of an entry point")
-    weights: str = setting("default", "'default' for the shipped weights, or a .safetensors file")
+    name: str = setting("expectation", "matcher: expectation, regression, klt, sift, xfeat, loftr, or the name of an entry point")
+    weights: str = setting("default", "'default' for the shipped weights, or a .safetensors file; xfeat and loftr: the authors' file")
     device: str = setting("cpu", "where the network runs", choices=("cpu", "cuda"))
     precision: str = setting("auto", "number type of the network: bfloat16 is twice as fast on processors that have it, and slow on others; "
                                      "auto: bfloat16 where the CPU has it, else float32", choices=("auto", "float32", "bfloat16"))
@@ -65,7 +65,7 @@ class OdometryConfig:
     start_parallax: float = setting(0.015, "median parallax at which mono starts", unit="image widths", low=0.001, high=0.5)
     start_precision: float = setting(0.02, "mono starts when the first motion is known to this share of itself", low=0.001, high=1.0)
     start_landmarks: int = setting(50, "landmarks that a start needs", low=8, high=1000)
-    keyframe_share: float = setting(0.7, "new keyframe when fewer of the newest keyframe's landmarks are tracked", low=0.1, high=1.0)
+    keyframe_share: float = setting(0.6, "new keyframe when fewer of the newest keyframe's landmarks are tracked", low=0.1, high=1.0)
     keyframe_parallax: float = setting(0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0)
     keyframe_interval_s: float = setting(1.0, "new keyframe after this time, if the camera has moved", unit="s", low=0.05, high=60.0)
     restart_frames: int = setting(3, "lost for so many usable frames, a new map is started", low=1, high=1000)

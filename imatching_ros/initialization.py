@@ -64,7 +64,7 @@ class MonoStart:
         wide = self._matcher.wide_baseline
         source = reference if wide else last
         width = frame.camera.width
-        found = self._matcher.estimate(self._matcher.describe(source.features, source.uv), [features],
+        found = self._matcher.estimate(self._matcher.describe(source.features, source.uv.to(self._matcher.device)), [features],
                                        last.uv[None].to(self._matcher.device), self._config.new_search_radius * width)
         uv, score = found.uv[0].cpu().float(), found.score[0].cpu()
         ok = (score >= self._config.min_score) & (last.ok | wide)

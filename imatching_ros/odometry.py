@@ -228,8 +228,10 @@ class Odometry:
 
     def _progress(self, frame: Frame, sighting: Sighting, located: Located) -> Progress:
         camera, o = frame.camera, self.window.observations
-        at, total = self.window.seen_at(len(self.window.keyframes) - 1)
-        both = located.inlier & (at[sighting.rows] >= 0)
+        at, _ = self.window.seen_at(len(self.window.keyframes) - 1)
+        # Only what more than one keyframe has seen: many a new corner, with a depth but no second view, is never seen again.
+        firm = (at >= 0) & self.window.landmarks.resolved & (self.window.views() >= min(2, len(self.window.keyframes)))
+        total, both = int(firm.sum()), located.inlier & firm[sighting.rows]
         now = camera.undistort(sighting.uv[both].double())
         before = o.obs[at[sighting.rows[both]], :2]
         time_s = (frame.stamp_ns - self.window.keyframes[-1].stamp_ns) * 1e-9

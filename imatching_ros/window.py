@@ -188,14 +188,13 @@ class Window:
             return rows
         index = torch.full((len(self.landmarks),), -1)
         index[rows] = torch.arange(len(rows))
-        for _ in range(2):
+        for iterations in (2, 4):  # the first round only has to show the outliers
             used = ((index[o.lm] >= 0) & keep).nonzero()[:, 0]
             lm = index[o.lm[used]]
-            found = geometry.triangulate(camera, self.T_WC, o.kf[used], lm, o.obs[used], len(rows), o.kind[used], o.sigma[used])
+            found = geometry.triangulate(camera, self.T_WC, o.kf[used], lm, o.obs[used], len(rows), o.kind[used], o.sigma[used],
+                                         iterations)
             residual = self._residuals(camera, found.points_W[lm], used)[0]
             keep[used] = residual < gate_px
-            if bool(keep.all()):
-                break
         enough = found.parallax_rad * camera.fx >= min_parallax_px
         good = found.valid & (found.rms_px < gate_px) & (enough | self._measured()[rows])
         self.place(rows[good], found.points_W[good])

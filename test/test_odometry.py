@@ -150,7 +150,7 @@ def test_memory_is_bounded(clip):
     frames = [replace(frame, id=k, stamp_ns=k * STEP_NS) for k, (frame, _) in enumerate(there_and_back)]
     values = dict(odometry__window_keyframes=4, odometry__stored_keyframes=3, odometry__keyframe_parallax=0.005)
     pipeline, outputs = drive(frames, **values)
-    assert sum(o.is_keyframe for o in outputs) > 12
+    assert sum(o.is_keyframe for o in outputs) > 8  # more than the window and the memory hold
     window = pipeline.window
     assert len(window.keyframes) == 4 and len(pipeline.odometry._places) == 3
     assert len(window.landmarks) < 4 * 400 and len(window.observations) < 16 * 400
