@@ -1,8 +1,8 @@
 """Starts visual odometry on a camera.
 
-  ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw
-  ros2 launch imatching_ros online.launch.py mode:=stereo image_topic:=/left/image_rect right_image_topic:=/right/image_rect
-  ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw bag:=my_bag use_sim_time:=true rviz:=true
+ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw
+ros2 launch imatching_ros online.launch.py mode:=stereo image_topic:=/left/image_rect right_image_topic:=/right/image_rect
+ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw bag:=my_bag use_sim_time:=true rviz:=true
 """
 
 # name: (default, what it is)
@@ -55,8 +55,10 @@ def make_parameters(values):
 def make_remappings(values):
     """{launch argument: text} -> [(name in the node, topic)]."""
     stereo = values["mode"] == "stereo"
-    pairs = [("left/image" if stereo else "image", values["image_topic"]),
-             ("left/camera_info" if stereo else "camera_info", values["camera_info_topic"])]
+    pairs = [
+        ("left/image" if stereo else "image", values["image_topic"]),
+        ("left/camera_info" if stereo else "camera_info", values["camera_info_topic"]),
+    ]
     if stereo:
         pairs += [("right/image", values["right_image_topic"]), ("right/camera_info", values["right_camera_info_topic"])]
     if values["mode"] == "rgbd":
@@ -77,25 +79,52 @@ def start(context):
     params_file = values["params_file"] or os.path.join(share, "config", f"{values['mode']}.yaml")
     profile = os.path.join(share, "config", "fastdds.xml")
     # Large pictures are lost without it; whoever has a profile of his own keeps it.
-    environment = {name: os.environ.get(name, profile) for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")}
+    environment = {
+        name: os.environ.get(name, profile) for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+    }
     actions = [
-        Node(package="imatching_ros", executable="online", name="imatching", namespace=values["namespace"], output="screen",
-             parameters=[params_file, make_parameters(values), sim_time], remappings=make_remappings(values),
-             arguments=["--ros-args", "--log-level", values["log_level"]], additional_env=environment),
+        Node(
+            package="imatching_ros",
+            executable="online",
+            name="imatching",
+            namespace=values["namespace"],
+            output="screen",
+            parameters=[params_file, make_parameters(values), sim_time],
+            remappings=make_remappings(values),
+            arguments=["--ros-args", "--log-level", values["log_level"]],
+            additional_env=environment,
+        ),
     ]
     if values["bag"]:
         clock = ["--clock"] if sim_time["use_sim_time"] else []
-        actions.append(Node(package="imatching_ros", executable="play", output="screen", arguments=[values["bag"], *clock],
-                            additional_env=environment))
+        actions.append(
+            Node(
+                package="imatching_ros",
+                executable="play",
+                output="screen",
+                arguments=[values["bag"], *clock],
+                additional_env=environment,
+            )
+        )
     if values["rviz"].lower() == "true":
-        actions.append(Node(package="rviz2", executable="rviz2", namespace=values["namespace"], parameters=[sim_time],
-                            arguments=["-d", os.path.join(share, "config", "imatching.rviz")]))
+        actions.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                namespace=values["namespace"],
+                parameters=[sim_time],
+                arguments=["-d", os.path.join(share, "config", "imatching.rviz")],
+            )
+        )
     return actions
 
 
 def generate_launch_description():
-    from launch import LaunchDescription
     from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
-    arguments = [DeclareLaunchArgument(name, default_value=default, description=text) for name, (default, text) in ARGUMENTS.items()]
+    from launch import LaunchDescription
+
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=text) for name, (default, text) in ARGUMENTS.items()
+    ]
     return LaunchDescription([*arguments, OpaqueFunction(function=start)])

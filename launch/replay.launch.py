@@ -1,6 +1,6 @@
 """Runs visual odometry over a recording, every picture of it, and writes the results to a folder.
 
-  ros2 launch imatching_ros replay.launch.py source:=my_bag out:=run groundtruth:=truth.txt
+ros2 launch imatching_ros replay.launch.py source:=my_bag out:=run groundtruth:=truth.txt
 """
 
 # name: (default, what it is)
@@ -32,9 +32,14 @@ def start(context):
 
 
 def generate_launch_description():
-    from launch import LaunchDescription
     from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
-    arguments = [DeclareLaunchArgument(name, default_value=default, description=text) if default or name != "source"
-                 else DeclareLaunchArgument(name, description=text) for name, (default, text) in ARGUMENTS.items()]
+    from launch import LaunchDescription
+
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=text)
+        if default or name != "source"
+        else DeclareLaunchArgument(name, description=text)
+        for name, (default, text) in ARGUMENTS.items()
+    ]
     return LaunchDescription([*arguments, OpaqueFunction(function=start)])

@@ -76,7 +76,11 @@ def make_pose_with_covariance(stamp: int, pose: RobotPose, odom_frame: str) -> P
 def make_transform(stamp: int, T: np.ndarray, parent: str, child: str) -> TransformStamped:
     msg = TransformStamped(header=make_header(stamp, parent), child_frame_id=child)
     pose = make_pose(T)
-    msg.transform.translation.x, msg.transform.translation.y, msg.transform.translation.z = pose.position.x, pose.position.y, pose.position.z
+    msg.transform.translation.x, msg.transform.translation.y, msg.transform.translation.z = (
+        pose.position.x,
+        pose.position.y,
+        pose.position.z,
+    )
     msg.transform.rotation = pose.orientation
     return msg
 
@@ -103,19 +107,41 @@ def make_cloud(stamp: int, points: np.ndarray, frame_id: str) -> PointCloud2:
 def pack_cloud(header: Header, points: np.ndarray) -> PointCloud2:
     """What sensor_msgs_py.point_cloud2.create_cloud_xyz32 makes, for machines without it. (P, 3) float32."""
     fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate("xyz")]
-    return PointCloud2(header=header, height=1, width=len(points), fields=fields, is_bigendian=False, point_step=12,
-                       row_step=12 * len(points), data=array("B", points.tobytes()), is_dense=False)
+    return PointCloud2(
+        header=header,
+        height=1,
+        width=len(points),
+        fields=fields,
+        is_bigendian=False,
+        point_step=12,
+        row_step=12 * len(points),
+        data=array("B", points.tobytes()),
+        is_dense=False,
+    )
 
 
 def make_image(stamp: int, frame_id: str, image: np.ndarray, encoding: str) -> Image:
     """(H, W, C) or (H, W) uint8 -> Image."""
-    return Image(header=make_header(stamp, frame_id), height=image.shape[0], width=image.shape[1], encoding=encoding, is_bigendian=0,
-                 step=image.strides[0], data=array("B", image.tobytes()))
+    return Image(
+        header=make_header(stamp, frame_id),
+        height=image.shape[0],
+        width=image.shape[1],
+        encoding=encoding,
+        is_bigendian=0,
+        step=image.strides[0],
+        data=array("B", image.tobytes()),
+    )
 
 
 def make_matches(matches: Matches, frame_id: str) -> MatchesMsg:
-    msg = MatchesMsg(header=make_header(matches.stamp_j_ns, frame_id), stamp_i=make_stamp(matches.stamp_i_ns), frame_id_i=frame_id,
-                     id_i=int(matches.id_i), id_j=int(matches.id_j), weights_version=int(matches.weights_version))
+    msg = MatchesMsg(
+        header=make_header(matches.stamp_j_ns, frame_id),
+        stamp_i=make_stamp(matches.stamp_i_ns),
+        frame_id_i=frame_id,
+        id_i=int(matches.id_i),
+        id_j=int(matches.id_j),
+        weights_version=int(matches.weights_version),
+    )
     msg.u_i, msg.v_i = _floats(matches.uv_i[:, 0]), _floats(matches.uv_i[:, 1])
     msg.u_j, msg.v_j = _floats(matches.uv_j[:, 0]), _floats(matches.uv_j[:, 1])
     msg.score, msg.sigma_px, msg.residual_px = _floats(matches.score), _floats(matches.sigma_px), _floats(matches.residual_px)
@@ -126,7 +152,9 @@ def make_matches(matches: Matches, frame_id: str) -> MatchesMsg:
 
 def make_learning_status(stamp: int, status: Any, mode: str, matcher: str) -> LearningStatusMsg:
     """From the LearningStatus of the pipeline."""
-    msg = LearningStatusMsg(header=make_header(stamp, ""), mode=mode, state=str(status.state), step=int(status.step), matcher=matcher)
+    msg = LearningStatusMsg(
+        header=make_header(stamp, ""), mode=mode, state=str(status.state), step=int(status.step), matcher=matcher
+    )
     msg.samples, msg.loss = int(status.samples), float(status.loss)
     msg.probe_before, msg.probe_after = float(status.probe_before), float(status.probe_after)
     msg.rejected_reason = [str(reason) for reason in status.rejected]

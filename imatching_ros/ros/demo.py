@@ -25,7 +25,9 @@ _MARK = ".imatching_demo"  # what makes a folder ours to replace
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for everything (default demo_output)")
     parser.add_argument("--kind", default="room", help="scene: room, corridor, clutter, outdoor (default room)")
-    parser.add_argument("--shift", default="dark_noise", help="domain shift that the weights have to adapt to (default dark_noise)")
+    parser.add_argument(
+        "--shift", default="dark_noise", help="domain shift that the weights have to adapt to (default dark_noise)"
+    )
     parser.add_argument("--frames", type=int, default=300, help="length at 10 Hz (default 300)")
     parser.add_argument("--held-out", type=int, default=30, help="frames on another path, to score matching (default 30)")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("W", "H"))
@@ -49,8 +51,18 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     scene, held_out = out / "scene.mcap", out / "held_out.mcap"
     say("1/5", "rendering a scene with known truth, and another path through it to score matching")
-    common = ["--kind", args.kind, "--shift", args.shift, "--width", str(args.size[0]), "--height", str(args.size[1]), "--seed",
-              str(args.seed)]
+    common = [
+        "--kind",
+        args.kind,
+        "--shift",
+        args.shift,
+        "--width",
+        str(args.size[0]),
+        "--height",
+        str(args.size[1]),
+        "--seed",
+        str(args.seed),
+    ]
     command("simulate", str(scene), "--frames", str(args.frames), *common)
     command("simulate", str(held_out), "--frames", str(args.held_out), "--path-seed", str(args.seed + 1), *common)
     say("2/5", "playing it to the node over DDS")
@@ -75,15 +87,42 @@ def play(scene: Path, out: Path, matcher: str) -> tuple[int, Path]:
     environment = os.environ | {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     adapted = out / "adapted.safetensors"
     # The camera is the robot here: base_link sits at the camera, looking forward.
-    parameters = {"matcher.name": matcher, "weights_dir": str(out / "weights"), "base_from_camera": "[0.0,0.0,0.0,-0.5,0.5,-0.5,0.5]"}
-    online = ["online", "--ros-args", "-r", f"image:={IMAGE_TOPIC}", *(part for k, v in parameters.items() for part in ("-p", f"{k}:={v}"))]
+    parameters = {
+        "matcher.name": matcher,
+        "weights_dir": str(out / "weights"),
+        "base_from_camera": "[0.0,0.0,0.0,-0.5,0.5,-0.5,0.5]",
+    }
+    online = [
+        "online",
+        "--ros-args",
+        "-r",
+        f"image:={IMAGE_TOPIC}",
+        *(part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")),
+    ]
     topics = [f"/{name}:{kind}" for name, kind in TOPICS.items()]
-    with process("imatching_ros", *online, log=out / "node.log", environment=environment) as node, \
-            process("imatching_ros.ros.recorder", str(out / "published"), *topics, log=out / "recorder.log", environment=environment):
+    with (
+        process("imatching_ros", *online, log=out / "node.log", environment=environment) as node,
+        process("imatching_ros.ros.recorder", str(out / "published"), *topics, log=out / "recorder.log", environment=environment),
+    ):
         wait_for(node, out / "node.log", "active", 60.0)
         played = subprocess.run(
-            [sys.executable, "-m", "imatching_ros.ros.player", str(scene), "--restamp", "--topics", IMAGE_TOPIC, "/camera/camera_info",
-             "--wait-for", IMAGE_TOPIC, "/camera/camera_info"], stdout=subprocess.PIPE, text=True, env=environment)
+            [
+                sys.executable,
+                "-m",
+                "imatching_ros.ros.player",
+                str(scene),
+                "--restamp",
+                "--topics",
+                IMAGE_TOPIC,
+                "/camera/camera_info",
+                "--wait-for",
+                IMAGE_TOPIC,
+                "/camera/camera_info",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         if played.returncode:
             raise SourceError(f"the player ended with code {played.returncode}")
         save_weights(adapted, environment)
@@ -123,14 +162,17 @@ def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -
     from . import recording
 
     source = open_source(scene, SourceOptions(mode="mono"))
-    camera = {name: getattr(source.camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "baseline_m")}
+    camera = {
+        name: getattr(source.camera, name)
+        for name in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "baseline_m")
+    }
     config = Config().with_values({"matcher.name": args.matcher, "odometry.mode": "mono"})
     more = {"source": {"path": str(scene), "name": scene.name, "mode": "mono", "camera": camera}}
     return recording.write_run(out / "published", out / "run", config, source.groundtruth(), shift_ns, more=more)
 
 
 def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> dict[str, Any]:
-    """Right matches (of all asked) within 1, 3 and 5 px, by frame gap, with frozen and with adapted weights; drawn for the report."""
+    """Right matches (of all asked) within 1, 3 and 5 px, by frame gap, with frozen and adapted weights; drawn for the report."""
     from ..commands.progress import Progress
     from ..config import MatcherConfig
     from ..evaluation.frozen_adapted import compare_frozen_adapted
@@ -140,8 +182,9 @@ def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> di
 
     source, gaps, pairs = open_source(held_out, SourceOptions(mode="rgbd")), (1, 5), 20
     with Progress("matching", count_pairs(source, gaps, pairs), "pairs") as progress:
-        data = compare_frozen_adapted(out / "run", source, MatcherConfig(name=matcher), adapted, gaps, pairs, unseen=True,
-                                      on_progress=progress.update)
+        data = compare_frozen_adapted(
+            out / "run", source, MatcherConfig(name=matcher), adapted, gaps, pairs, unseen=True, on_progress=progress.update
+        )
     return {result["matcher"]: {gap: v["mma"] for gap, v in result["gaps"].items()} for result in data["results"]}
 
 
@@ -149,16 +192,35 @@ def table(metrics: dict[str, Any], accuracy: dict[str, Any]) -> str:
     """What a person wants to know, a line each."""
     latency, learning, ate = metrics["latency_ms"], metrics["learning"], metrics["ate"]
     rows = [
-        ("frames", f"{metrics['frames']} processed, {metrics['frames_dropped']} dropped, {metrics['tracked_frames']} tracked, "
-                   f"{metrics['lost_frames']} lost"),
+        (
+            "frames",
+            f"{metrics['frames']} processed, {metrics['frames_dropped']} dropped, {metrics['tracked_frames']} tracked, "
+            f"{metrics['lost_frames']} lost",
+        ),
         ("keyframes", str(metrics["keyframes"])),
-        ("ATE", f"{ate['rmse']:.3f} m = {ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m ({ate['alignment']})" if ate
-         else metrics["no_truth_because"]),
-        *((f"matching, {name}", "; ".join(f"gap {gap}: " + " ".join(f"{100 * share:.1f}" for share in mma.values())
-                                          for gap, mma in gaps.items()) + " % within 1/3/5 px") for name, gaps in accuracy.items()),
-        ("learning", f"{learning['steps']} steps on {learning['samples']} windows, {learning['promotions']} promotions, "
-                     f"{learning['rollbacks']} rollbacks"),
-        ("latency", " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99")) + " ms p50/p95/p99, from the picture's stamp"),
+        (
+            "ATE",
+            f"{ate['rmse']:.3f} m = {ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m ({ate['alignment']})"
+            if ate
+            else metrics["no_truth_because"],
+        ),
+        *(
+            (
+                f"matching, {name}",
+                "; ".join(f"gap {gap}: " + " ".join(f"{100 * share:.1f}" for share in mma.values()) for gap, mma in gaps.items())
+                + " % within 1/3/5 px",
+            )
+            for name, gaps in accuracy.items()
+        ),
+        (
+            "learning",
+            f"{learning['steps']} steps on {learning['samples']} windows, {learning['promotions']} promotions, "
+            f"{learning['rollbacks']} rollbacks",
+        ),
+        (
+            "latency",
+            " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99")) + " ms p50/p95/p99, from the picture's stamp",
+        ),
     ]
     return "\n" + "\n".join(f"{name:<20}{text}" for name, text in rows)
 
@@ -179,8 +241,13 @@ def command(*arguments: str, stdout: int | None = None) -> None:
 def process(module: str, *arguments: str, log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
     """A Python module in a process of its own, ended with SIGINT."""
     with log.open("w") as file:
-        running = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=file, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL, env=environment)
+        running = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
         try:
             yield running
         finally:

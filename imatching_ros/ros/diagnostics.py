@@ -49,19 +49,36 @@ class Diagnostics:
         self._last = (t, now.received, now.processed)
         level, text = judge(now, input_hz)
         values = {
-            "lifecycle": now.lifecycle, "tracking": now.tracking, "input rate [Hz]": f"{input_hz:.1f}", "output rate [Hz]": f"{output_hz:.1f}",
-            "latency [ms]": f"{now.latency_ms:.1f}", "processing [ms]": f"{now.processing_ms:.1f}", "pictures received": now.received,
-            "pictures dropped": now.dropped, "pictures rejected": now.rejected, "pictures lost": now.lost,
+            "lifecycle": now.lifecycle,
+            "tracking": now.tracking,
+            "input rate [Hz]": f"{input_hz:.1f}",
+            "output rate [Hz]": f"{output_hz:.1f}",
+            "latency [ms]": f"{now.latency_ms:.1f}",
+            "processing [ms]": f"{now.processing_ms:.1f}",
+            "pictures received": now.received,
+            "pictures dropped": now.dropped,
+            "pictures rejected": now.rejected,
+            "pictures lost": now.lost,
             "memory [MB]": f"{resident_mb():.0f}",
         }
         if torch.cuda.is_initialized():
             values["device memory [MB]"] = f"{torch.cuda.memory_allocated() / 2**20:.0f}"
         if now.learning is not None:
-            values |= {"learning": now.learning.state, "learning steps": now.learning.step, "promotions": now.learning.promotions,
-                       "rollbacks": now.learning.rollbacks, "weights": f"{now.learning.weights_version} ({now.learning.weights_hash})",
-                       "learning time [s]": f"{now.learning.busy_s:.1f}"}
-        status = DiagnosticStatus(level=level, name=f"{self._node.get_fully_qualified_name()}: odometry", message=text,
-                                  hardware_id="", values=[KeyValue(key=k, value=str(v)) for k, v in values.items()])
+            values |= {
+                "learning": now.learning.state,
+                "learning steps": now.learning.step,
+                "promotions": now.learning.promotions,
+                "rollbacks": now.learning.rollbacks,
+                "weights": f"{now.learning.weights_version} ({now.learning.weights_hash})",
+                "learning time [s]": f"{now.learning.busy_s:.1f}",
+            }
+        status = DiagnosticStatus(
+            level=level,
+            name=f"{self._node.get_fully_qualified_name()}: odometry",
+            message=text,
+            hardware_id="",
+            values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
+        )
         array = DiagnosticArray(status=[status])
         array.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(array)

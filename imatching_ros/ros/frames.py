@@ -52,8 +52,10 @@ class TransformTree:
         self._subscriptions = []
         if node is not None and TFMessage is not None:
             static = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-            self._subscriptions = [node.create_subscription(TFMessage, "/tf_static", self.add, static),
-                                   node.create_subscription(TFMessage, "/tf", self.add, QoSProfile(depth=100))]
+            self._subscriptions = [
+                node.create_subscription(TFMessage, "/tf_static", self.add, static),
+                node.create_subscription(TFMessage, "/tf", self.add, QoSProfile(depth=100)),
+            ]
 
     def add(self, message: TFMessage) -> None:
         for stamped in message.transforms:

@@ -62,7 +62,9 @@ class CameraInputs:
         missing_info: pictures that could not be used because no CameraInfo has arrived.
     """
 
-    def __init__(self, node: Node, config: NodeConfig, on_picture: Callable[[Picture], None], warn: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, node: Node, config: NodeConfig, on_picture: Callable[[Picture], None], warn: Callable[[str, str], None]
+    ) -> None:
         self._node, self._config, self._on_picture, self._warn = node, config, on_picture, warn
         self._infos: dict[str, CameraInfo] = {}
         self._warned_s: dict[str, float] = {}
@@ -77,11 +79,19 @@ class CameraInputs:
         for name, info_name in images.items():
             topic = node.resolve_topic_name(name)
             compressed = config.image_transport == "compressed"
-            self._subscribe(name, f"{topic}/compressed" if compressed else topic, CompressedImage if compressed else Image,
-                            lambda message, name=name: self._take(name, message))
+            self._subscribe(
+                name,
+                f"{topic}/compressed" if compressed else topic,
+                CompressedImage if compressed else Image,
+                lambda message, name=name: self._take(name, message),
+            )
             if info_name:
-                self._subscribe(info_name, find_info_topic(node, name, info_name), CameraInfo,
-                                lambda message, name=name: self._infos.__setitem__(name, message))
+                self._subscribe(
+                    info_name,
+                    find_info_topic(node, name, info_name),
+                    CameraInfo,
+                    lambda message, name=name: self._infos.__setitem__(name, message),
+                )
         last_part = node.resolve_topic_name(leader).rsplit("/", 1)[-1]
         self.rectified = config.rectified == "yes" or (config.rectified == "auto" and "rect" in last_part)
 
@@ -114,7 +124,12 @@ class CameraInputs:
 
         # A copy, because rclpy writes the overrides into the profile that it is given.
         entry.subscription = self._node.create_subscription(
-            kind, topic, receive, copy.copy(qos_profile_sensor_data), qos_overriding_options=QoSOverridingOptions.with_default_policies())
+            kind,
+            topic,
+            receive,
+            copy.copy(qos_profile_sensor_data),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
         self.topics[name] = entry
 
     def _take(self, name: str, message: Any) -> None:
@@ -132,38 +147,50 @@ class CameraInputs:
                 if time.monotonic() - self._first_missing_s < _INFO_GRACE_S:
                     return
                 info = self.topics[TOPICS[self._config.mode][name]]
-                self._warn("camera_info", f"pictures arrive on {self.topics[name].name}, but no CameraInfo on {info.name}: "
-                           f"{self._explain(info)}")
+                self._warn(
+                    "camera_info",
+                    f"pictures arrive on {self.topics[name].name}, but no CameraInfo on {info.name}: {self._explain(info)}",
+                )
                 return
         header = images[self._leader].header
-        self._on_picture(Picture(stamp_ns(header.stamp), header.frame_id, images, {name: self._infos[name] for name in wanted},
-                                 self.rectified))
+        self._on_picture(
+            Picture(stamp_ns(header.stamp), header.frame_id, images, {name: self._infos[name] for name in wanted}, self.rectified)
+        )
 
     def _explain(self, topic: _Topic) -> str:
         publishers = self._node.get_publishers_info_by_topic(topic.name)
         wanted_type = f"{topic.type.__module__.split('.')[0]}/msg/{topic.type.__name__}"
         if not publishers:
-            others = sorted(name for name, types in self._node.get_topic_names_and_types() if wanted_type in types and name != topic.name
-                            and not name.startswith(self._node.get_fully_qualified_name()))
+            others = sorted(
+                name
+                for name, types in self._node.get_topic_names_and_types()
+                if wanted_type in types and name != topic.name and not name.startswith(self._node.get_fully_qualified_name())
+            )
             relative = next(name for name, entry in self.topics.items() if entry is topic)
-            hint = f"topics of type {wanted_type}: {', '.join(others)}; remap with -r {relative}:=TOPIC" if others else \
-                f"no topic of type {wanted_type} exists; is the camera running, in the same ROS_DOMAIN_ID ({self._domain()})?"
+            hint = (
+                f"topics of type {wanted_type}: {', '.join(others)}; remap with -r {relative}:=TOPIC"
+                if others
+                else f"no topic of type {wanted_type} exists; is the camera running, with ROS_DOMAIN_ID {self._domain()}?"
+            )
             return f"nobody publishes it; {hint}"
         reasons = []
         requested = topic.subscription.qos_profile
         for publisher in publishers:
             node_name = f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
             if publisher.topic_type != wanted_type:
-                reasons.append(f"{node_name} publishes {publisher.topic_type}, expected {wanted_type} "
-                               "(see the parameter image_transport)")
+                reasons.append(
+                    f"{node_name} publishes {publisher.topic_type}, expected {wanted_type} (see the parameter image_transport)"
+                )
                 continue
             verdict, reason = qos_check_compatible(publisher.qos_profile, requested)
             offers = f"offered {describe_qos(publisher.qos_profile)}, requested {describe_qos(requested)}"
             if verdict != QoSCompatibility.ERROR:
                 reasons.append(f"{node_name} publishes it with fitting QoS ({offers}), but sends nothing")
             else:
-                reasons.append(f"{node_name} publishes it, QoS does not fit ({offers}): {reason.rstrip(';')}; set for example "
-                               f"qos_overrides.{topic.name}.subscription.reliability:=best_effort")
+                reasons.append(
+                    f"{node_name} publishes it, QoS does not fit ({offers}): {reason.rstrip(';')}; set for example "
+                    f"qos_overrides.{topic.name}.subscription.reliability:=best_effort"
+                )
         return "; ".join(reasons)
 
     def _domain(self) -> int:

@@ -40,7 +40,10 @@ from .transport import use_shipped_profile
 SERVICES = {
     "~/reset": (Trigger, "starts again at the origin with an empty map; the weights stay"),
     "~/set_learning": (SetBool, "switches learning on or off"),
-    "~/save_weights": (Weights, "writes the weights in use as a profile (a name) or a .safetensors file; an empty name is the profile in use"),
+    "~/save_weights": (
+        Weights,
+        "writes the weights in use as a profile (a name) or a .safetensors file; an empty name is the profile in use",
+    ),
     "~/load_weights": (Weights, "takes a profile, a .safetensors file, `default` or `previous` into use"),
 }
 
@@ -66,8 +69,12 @@ class OdometryNode(LifecycleNode):
         self._inputs: CameraInputs | None = None
         self._processor: Processor | None = None
         self._diagnostics = Diagnostics(self)
-        answers = {"~/reset": self._on_reset, "~/set_learning": self._on_set_learning, "~/save_weights": self._on_save_weights,
-                   "~/load_weights": self._on_load_weights}
+        answers = {
+            "~/reset": self._on_reset,
+            "~/set_learning": self._on_set_learning,
+            "~/save_weights": self._on_save_weights,
+            "~/load_weights": self._on_load_weights,
+        }
         for name, (kind, _) in SERVICES.items():
             self.create_service(kind, name, answers[name])
         # Not the node's clock: with simulated time that stops when the bag stops, which is when a warning is due.
@@ -97,8 +104,10 @@ class OdometryNode(LifecycleNode):
         result = super().on_activate(state)
         self._processor.run()
         names = ", ".join(topic.name for topic in self._inputs.topics.values())
-        self.get_logger().info(f"active: {self.config.mode}, matcher {self.core.matcher.name} on {self.core.matcher.device}, learning "
-                               f"{self.core.learning.mode}, listening to {names}")
+        self.get_logger().info(
+            f"active: {self.config.mode}, matcher {self.core.matcher.name} on {self.core.matcher.device}, learning "
+            f"{self.core.learning.mode}, listening to {names}"
+        )
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -137,8 +146,9 @@ class OdometryNode(LifecycleNode):
     # -- services -----------------------------------------------------------------------------------------------------
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success, response.message = self._command(lambda: self._processor.reset() or "odometry starts again at the origin; "
-                                                           "the weights stay", active=True)
+        response.success, response.message = self._command(
+            lambda: self._processor.reset() or "odometry starts again at the origin; the weights stay", active=True
+        )
         return response
 
     def _on_set_learning(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -192,6 +202,7 @@ class OdometryNode(LifecycleNode):
         self.config, self.core = params.read_configs(self)
         config, core = self.config, self.core
         if self._processor is not None:
+
             def apply() -> None:
                 self._processor.config = self._outputs.config = config
                 self._pipeline.configure(core)
@@ -208,12 +219,23 @@ class OdometryNode(LifecycleNode):
             self._inputs.check_silence()
         p = self._processor
         counters, last = (p.counters, p.last) if p else (Counters(), None)
-        self._diagnostics.publish(Snapshot(
-            lifecycle=self._state_machine.current_state[1], received=self._inputs.received if self._inputs else 0,
-            dropped=p.inbox.dropped if p else 0, processed=counters.processed, tracked=counters.tracked, lost=counters.lost,
-            rejected=counters.rejected + (self._inputs.missing_info if self._inputs else 0), tracking=last.state.value if last else "",
-            reason=last.reason if last else "", latency_ms=p.latency_ms if p else float("nan"),
-            processing_ms=p.processing_ms if p else float("nan"), problem=p.problem if p else "", learning=p.learning if p else None))
+        self._diagnostics.publish(
+            Snapshot(
+                lifecycle=self._state_machine.current_state[1],
+                received=self._inputs.received if self._inputs else 0,
+                dropped=p.inbox.dropped if p else 0,
+                processed=counters.processed,
+                tracked=counters.tracked,
+                lost=counters.lost,
+                rejected=counters.rejected + (self._inputs.missing_info if self._inputs else 0),
+                tracking=last.state.value if last else "",
+                reason=last.reason if last else "",
+                latency_ms=p.latency_ms if p else float("nan"),
+                processing_ms=p.processing_ms if p else float("nan"),
+                problem=p.problem if p else "",
+                learning=p.learning if p else None,
+            )
+        )
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._processor is not None:
@@ -242,7 +264,11 @@ def weights_directory(given: str) -> Path:
 
 def default_profile(core: Config) -> str:
     """Weights learned from the shipped ones and from a file of the user's are kept apart, and those of every network."""
-    return core.matcher.name if core.matcher.weights == "default" else re.sub(r"\W", "_", Path(core.matcher.weights).stem) + "_adapted"
+    return (
+        core.matcher.name
+        if core.matcher.weights == "default"
+        else re.sub(r"\W", "_", Path(core.matcher.weights).stem) + "_adapted"
+    )
 
 
 class _RosLog(logging.Handler):
@@ -253,8 +279,13 @@ class _RosLog(logging.Handler):
         self._logger = logger
 
     def emit(self, record: logging.LogRecord) -> None:
-        log = self._logger.error if record.levelno >= logging.ERROR else self._logger.warning if record.levelno >= logging.WARNING else \
-            self._logger.info
+        log = (
+            self._logger.error
+            if record.levelno >= logging.ERROR
+            else self._logger.warning
+            if record.levelno >= logging.WARNING
+            else self._logger.info
+        )
         log(record.getMessage())
 
 

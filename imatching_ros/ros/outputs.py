@@ -33,8 +33,12 @@ except ImportError:
 
 # What the node publishes: name, type, history depth, what it is. All are reliable and volatile.
 TOPICS: dict[str, tuple[type | None, int, str]] = {
-    "odom": (Odometry, 10, "pose of the base in the odometry frame, twist in the base frame, both with covariance; only for pictures "
-                           "whose own matches support a pose"),
+    "odom": (
+        Odometry,
+        10,
+        "pose of the base in the odometry frame, twist in the base frame, both with covariance; only for pictures "
+        "whose own matches support a pose",
+    ),
     "/tf": (TFMessage, 100, "odom -> base_link, when `publish_tf`"),
     "~/pose": (PoseWithCovarianceStamped, 10, "the pose of `odom` alone"),
     "~/path": (Path, 1, "the last `path_length` poses, twice a second"),
@@ -47,8 +51,12 @@ TOPICS: dict[str, tuple[type | None, int, str]] = {
     "~/events": (String, 100, "keyframes, losses, decisions of learning: one JSON object each, as in a replay's events.jsonl"),
 }
 
-_STATES = {TrackingState.INITIALIZING: Status.INITIALIZING, TrackingState.TRACKING: Status.TRACKING,
-           TrackingState.DEGRADED: Status.DEGRADED, TrackingState.LOST: Status.LOST}
+_STATES = {
+    TrackingState.INITIALIZING: Status.INITIALIZING,
+    TrackingState.TRACKING: Status.TRACKING,
+    TrackingState.DEGRADED: Status.DEGRADED,
+    TrackingState.LOST: Status.LOST,
+}
 _PATH_PERIOD_NS = 500_000_000  # a whole path is a large message
 
 
@@ -68,8 +76,11 @@ class Outputs:
     def __init__(self, node: LifecycleNode, config: NodeConfig) -> None:
         self._node = node
         self.config = config
-        self._publishers = {name: node.create_lifecycle_publisher(kind, name, QoSProfile(depth=depth))
-                            for name, (kind, depth, _) in TOPICS.items() if kind is not None}
+        self._publishers = {
+            name: node.create_lifecycle_publisher(kind, name, QoSProfile(depth=depth))
+            for name, (kind, depth, _) in TOPICS.items()
+            if kind is not None
+        }
         self._tf = self._publishers.get("/tf")
         if self._tf is None and config.publish_tf:
             node.get_logger().warning("tf2_msgs is not installed: no TF is published (apt install ros-$ROS_DISTRO-tf2-msgs)")
@@ -99,13 +110,17 @@ class Outputs:
             self._path_ns = stamp_ns
             self._send("~/path", convert.make_path(self._poses, c.odom_frame))
 
-    def publish_details(self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker) -> None:
+    def publish_details(
+        self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker
+    ) -> None:
         """Matches always; keyframes and landmarks with each keyframe."""
         if output.matches is not None:
             if self._heard("~/matches"):
                 self._send("~/matches", convert.make_matches(output.matches, camera_frame))
             if self._heard("~/matches/image"):
-                self._send("~/matches/image", convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8"))
+                self._send(
+                    "~/matches/image", convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8")
+                )
         if output.is_keyframe:
             if self._heard("~/keyframes"):
                 poses = [tracker.camera_pose(T) for T in window.T_WC.numpy()]
@@ -114,15 +129,39 @@ class Outputs:
                 points = window.landmarks.points_W[window.landmarks.resolved].numpy()
                 self._send("~/landmarks", convert.make_cloud(output.stamp_ns, tracker.points(points), self.config.odom_frame))
 
-    def publish_status(self, output: OdometryOutput, camera_frame: str, window: Any, counters: Counters, received: int, dropped: int,
-                       latency_ms: float, processing_ms: float) -> None:
-        msg = Status(header=convert.make_header(output.stamp_ns, camera_frame), state=_STATES[output.state], reason=output.reason,
-                     mode=self.config.mode, metric=bool(output.metric), map_id=int(output.map_id), is_keyframe=bool(output.is_keyframe),
-                     inliers=int(output.inliers), matches=0 if output.matches is None else len(output.matches.uv_j),
-                     keyframes=len(window.keyframes), landmarks=int(window.landmarks.resolved.sum()), frames_received=received,
-                     frames_processed=counters.processed, frames_tracked=counters.tracked, frames_lost=counters.lost,
-                     frames_dropped=dropped, frames_rejected=counters.rejected, latency_ms=float(latency_ms),
-                     processing_ms=float(processing_ms), weights_version=int(output.weights_version))
+    def publish_status(
+        self,
+        output: OdometryOutput,
+        camera_frame: str,
+        window: Any,
+        counters: Counters,
+        received: int,
+        dropped: int,
+        latency_ms: float,
+        processing_ms: float,
+    ) -> None:
+        msg = Status(
+            header=convert.make_header(output.stamp_ns, camera_frame),
+            state=_STATES[output.state],
+            reason=output.reason,
+            mode=self.config.mode,
+            metric=bool(output.metric),
+            map_id=int(output.map_id),
+            is_keyframe=bool(output.is_keyframe),
+            inliers=int(output.inliers),
+            matches=0 if output.matches is None else len(output.matches.uv_j),
+            keyframes=len(window.keyframes),
+            landmarks=int(window.landmarks.resolved.sum()),
+            frames_received=received,
+            frames_processed=counters.processed,
+            frames_tracked=counters.tracked,
+            frames_lost=counters.lost,
+            frames_dropped=dropped,
+            frames_rejected=counters.rejected,
+            latency_ms=float(latency_ms),
+            processing_ms=float(processing_ms),
+            weights_version=int(output.weights_version),
+        )
         self._send("~/status", msg)
 
     def publish_learning(self, stamp_ns: int, status: Any, mode: str, matcher: str) -> None:
@@ -147,7 +186,7 @@ def draw_matches(frame: Frame, output: OdometryOutput) -> np.ndarray:
     image = np.ascontiguousarray(frame.image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
     matches = output.matches
     before, now = (np.rint(uv.cpu().numpy()).astype(int).tolist() for uv in (matches.uv_i, matches.uv_j))
-    for p, q, inlier in zip(before, now, matches.inlier.tolist()):
+    for p, q, inlier in zip(before, now, matches.inlier.tolist(), strict=True):
         colour = (0, 220, 0) if inlier else (230, 40, 40)
         cv2.line(image, p, q, colour, 1, cv2.LINE_AA)
         cv2.circle(image, q, 2, colour, -1, cv2.LINE_AA)

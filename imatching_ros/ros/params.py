@@ -18,9 +18,13 @@ from ..config import Config, check, setting, walk
 from ..errors import ConfigError
 from .transforms import from_pose
 
-
-_TYPES = {bool: ParameterType.PARAMETER_BOOL, int: ParameterType.PARAMETER_INTEGER, float: ParameterType.PARAMETER_DOUBLE,
-          str: ParameterType.PARAMETER_STRING, tuple: ParameterType.PARAMETER_DOUBLE_ARRAY}
+_TYPES = {
+    bool: ParameterType.PARAMETER_BOOL,
+    int: ParameterType.PARAMETER_INTEGER,
+    float: ParameterType.PARAMETER_DOUBLE,
+    str: ParameterType.PARAMETER_STRING,
+    tuple: ParameterType.PARAMETER_DOUBLE_ARRAY,
+}
 
 
 @dataclass(frozen=True)
@@ -28,26 +32,48 @@ class NodeConfig:
     """Settings that only the node has."""
 
     mode: str = setting("mono", "cameras in use", choices=("mono", "stereo", "rgbd"))
-    image_transport: str = setting("raw", "how pictures arrive; 'compressed' listens to <image topic>/compressed",
-                                   choices=("raw", "compressed"))
-    rectified: str = setting("auto", "whether pictures are rectified (P of CameraInfo holds, not K and D); auto: when the topic's "
-                             "name has 'rect' in its last part", choices=("auto", "yes", "no"))
+    image_transport: str = setting(
+        "raw", "how pictures arrive; 'compressed' listens to <image topic>/compressed", choices=("raw", "compressed")
+    )
+    rectified: str = setting(
+        "auto",
+        "whether pictures are rectified (P of CameraInfo holds, not K and D); auto: when the topic's "
+        "name has 'rect' in its last part",
+        choices=("auto", "yes", "no"),
+    )
     sync: str = setting("approximate", "how pictures of two cameras are paired by stamp", choices=("exact", "approximate"))
-    sync_slop_s: float = setting(0.01, "largest difference of two stamps that approximate synchronisation pairs", unit="s",
-                                 low=0.0, high=1.0)
+    sync_slop_s: float = setting(
+        0.01, "largest difference of two stamps that approximate synchronisation pairs", unit="s", low=0.0, high=1.0
+    )
     odom_frame: str = setting("odom", "frame of the published poses")
     base_frame: str = setting("base_link", "frame of the robot, whose pose is published")
     publish_tf: bool = setting(True, "publish odom_frame -> base_frame on /tf", live=True)
-    base_from_camera: tuple = setting((0.0,) * 7, "pose of the camera's optical frame in base_frame: x y z qx qy qz qw; all zeros: from TF")
-    tf_timeout_s: float = setting(2.0, "how long to wait for TF from base_frame to the camera before the camera itself is taken "
-                                  "as the base, looking along +x", unit="s", low=0.0, high=3600.0)
+    base_from_camera: tuple = setting(
+        (0.0,) * 7, "pose of the camera's optical frame in base_frame: x y z qx qy qz qw; all zeros: from TF"
+    )
+    tf_timeout_s: float = setting(
+        2.0,
+        "how long to wait for TF from base_frame to the camera before the camera itself is taken as the base, looking along +x",
+        unit="s",
+        low=0.0,
+        high=3600.0,
+    )
     path_length: int = setting(2000, "poses kept in ~/path", low=1, high=1000000, live=True)
     no_data_warning_s: float = setting(5.0, "silence of an input after which a warning says why", unit="s", low=0.5, high=3600.0)
-    backward_jump_s: float = setting(0.5, "a stamp that is older than the last by more than this resets odometry (a bag that "
-                                     "loops); by less, the picture is dropped", unit="s", low=0.0, high=3600.0, live=True)
+    backward_jump_s: float = setting(
+        0.5,
+        "a stamp that is older than the last by more than this resets odometry (a bag that "
+        "loops); by less, the picture is dropped",
+        unit="s",
+        low=0.0,
+        high=3600.0,
+        live=True,
+    )
     weights_dir: str = setting("", "folder of the saved weights; empty: $ROS_HOME/imatching_ros, else ~/.ros/imatching_ros")
-    weights_profile: str = setting("", "name of a site's weights: resumed at start when they exist, kept with every "
-                                 "promotion; empty: named after the matcher")
+    weights_profile: str = setting(
+        "",
+        "name of a site's weights: resumed at start when they exist, kept with every promotion; empty: named after the matcher",
+    )
     autostart: bool = setting(True, "configure and activate at start; false waits for a lifecycle manager")
 
 
@@ -67,8 +93,10 @@ def declare(node: Node) -> list[str]:
             node.declare_parameter(name, value, descriptor)
         except (InvalidParameterTypeException, InvalidParameterValueException):
             bounds = describe_bounds(meta)
-            raise ConfigError(f"parameter {name} is {overrides[name].value!r}, expected {describe_type(default)}"
-                              f"{' (written with a decimal point)' if isinstance(default, float) else ''} {bounds}".rstrip()) from None
+            raise ConfigError(
+                f"parameter {name} is {overrides[name].value!r}, expected {describe_type(default)}"
+                f"{' (written with a decimal point)' if isinstance(default, float) else ''} {bounds}".rstrip()
+            ) from None
     known = [name for name, _, _ in settings()]
     unknown = [name for name in overrides if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
     return [f"parameter '{name}' is not known and changes nothing{suggest(name, known)}" for name in unknown]
@@ -97,16 +125,25 @@ def make_descriptor(default: Any, meta: dict[str, Any]) -> ParameterDescriptor:
     if low is None and high is None:
         return descriptor
     if isinstance(default, float):
-        descriptor.floating_point_range = [FloatingPointRange(from_value=-sys.float_info.max if low is None else float(low),
-                                                              to_value=sys.float_info.max if high is None else float(high))]
+        descriptor.floating_point_range = [
+            FloatingPointRange(
+                from_value=-sys.float_info.max if low is None else float(low),
+                to_value=sys.float_info.max if high is None else float(high),
+            )
+        ]
     else:
-        descriptor.integer_range = [IntegerRange(from_value=-2**63 if low is None else int(low),
-                                                 to_value=2**63 - 1 if high is None else int(high), step=0)]
+        descriptor.integer_range = [
+            IntegerRange(
+                from_value=-(2**63) if low is None else int(low), to_value=2**63 - 1 if high is None else int(high), step=0
+            )
+        ]
     return descriptor
 
 
 def describe_type(default: Any) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of numbers"}[type(default)]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of numbers"}[
+        type(default)
+    ]
 
 
 def describe_bounds(meta: dict[str, Any]) -> str:
@@ -133,7 +170,9 @@ def make_configs(values: dict[str, Any]) -> tuple[NodeConfig, Config]:
         ConfigError: a value out of bounds, or settings that contradict each other.
     """
     own = {f.name: values[f.name] for f in fields(NodeConfig)}
-    config = NodeConfig(**{name: value if isinstance(value, (bool, int, float, str)) else tuple(value) for name, value in own.items()})
+    config = NodeConfig(
+        **{name: value if isinstance(value, (bool, int, float, str)) else tuple(value) for name, value in own.items()}
+    )
     for name, value, meta in walk(config):
         check(name, value, meta)
     if len(config.base_from_camera) != 7:

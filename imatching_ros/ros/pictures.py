@@ -46,16 +46,22 @@ class PictureDecoder:
         if self._mode == "stereo":
             right = decode_image(messages[1])
             if right.shape != image.shape:
-                raise SourceError(f"the left picture has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same")
+                raise SourceError(
+                    f"the left picture has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same"
+                )
         elif self._mode == "rgbd":
             depth = decode_depth(messages[1])
             if depth.shape != image.shape[1:]:
-                raise SourceError(f"the depth picture is {depth.shape[1]} x {depth.shape[0]}, the colour picture {image.shape[2]} x "
-                                  f"{image.shape[1]}; expected depth registered to colour (see depth_image_proc)")
+                raise SourceError(
+                    f"the depth picture is {depth.shape[1]} x {depth.shape[0]}, the colour picture {image.shape[2]} x "
+                    f"{image.shape[1]}; expected depth registered to colour (see depth_image_proc)"
+                )
         height, width = image.shape[1:]
         if (width, height) != (camera.width, camera.height):
-            raise CameraError(f"the picture is {width} x {height}, CameraInfo says {camera.width} x {camera.height}; expected the same: "
-                              "calibrate at this resolution, or let the driver publish the CameraInfo that belongs to it")
+            raise CameraError(
+                f"the picture is {width} x {height}, CameraInfo says {camera.width} x {camera.height}; expected the same: "
+                "calibrate at this resolution, or let the driver publish the CameraInfo that belongs to it"
+            )
         if self._rectification is not None:
             image, right = self._rectification.apply(image, right)
         self._count += 1
@@ -78,8 +84,10 @@ class PictureDecoder:
     def _calibrate_stereo(self, left: CameraInfo, right: CameraInfo, rectified: bool) -> Camera:
         baseline = stereo_baseline_m(right)
         if baseline is None:
-            raise CameraError(f"the right CameraInfo has P = {[round(float(p), 3) for p in right.p]}, which states no baseline; expected "
-                              "P[3] = -fx * baseline (ros2 run camera_calibration cameracalibrator --approximate 0.1 ...)")
+            raise CameraError(
+                f"the right CameraInfo has P = {[round(float(p), 3) for p in right.p]}, which states no baseline; expected "
+                "P[3] = -fx * baseline (ros2 run camera_calibration cameracalibrator --approximate 0.1 ...)"
+            )
         camera = camera_from_info(left, rectified=True)
         if rectified:
             return Camera(camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, baseline_m=baseline)
@@ -94,5 +102,18 @@ class PictureDecoder:
 
 def _contents(info: Any) -> tuple:
     roi = info.roi
-    return (info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k), tuple(info.r), tuple(info.p), info.binning_x,
-            info.binning_y, roi.x_offset, roi.y_offset, roi.width, roi.height)
+    return (
+        info.width,
+        info.height,
+        info.distortion_model,
+        tuple(info.d),
+        tuple(info.k),
+        tuple(info.r),
+        tuple(info.p),
+        info.binning_x,
+        info.binning_y,
+        roi.x_offset,
+        roi.y_offset,
+        roi.width,
+        roi.height,
+    )

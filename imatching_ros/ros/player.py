@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     with AnyReader([args.bag]) as reader:
         wanted = [c for c in reader.connections if args.topics is None or c.topic in args.topics]
         if not wanted:
-            raise SourceError(f"{args.bag} has none of the topics {args.topics}; it has {', '.join(sorted({c.topic for c in reader.connections}))}")
+            raise SourceError(
+                f"{args.bag} has none of the topics {args.topics}; it has {', '.join(sorted(reader.topics))}"
+            )
         rclpy.init(args=sys.argv)
         node = rclpy.create_node("player")
         try:
@@ -77,12 +79,16 @@ def _play(node: Node, reader: AnyReader, wanted: list, args: argparse.Namespace)
                 now_s = time.monotonic()
                 if clock is not None and (last_clock_s is None or now_s - last_clock_s >= _CLOCK_PERIOD_S):
                     last_clock_s = now_s
-                    clock.publish(Clock(clock=make_stamp(min(first_ns + round((now_s - start_s) * 1e9 * args.rate), stamp_ns) + shift_ns)))
+                    clock.publish(
+                        Clock(clock=make_stamp(min(first_ns + round((now_s - start_s) * 1e9 * args.rate), stamp_ns) + shift_ns))
+                    )
                 if now_s >= due_s:
                     break
                 time.sleep(min(due_s - now_s, _CLOCK_PERIOD_S if clock is not None else 0.1))
             data = bytes(data)
-            publishers[connection.topic].publish(move_stamp(data, shift_ns) if shift_ns and starts_with_header(kinds[connection.topic]) else data)
+            publishers[connection.topic].publish(
+                move_stamp(data, shift_ns) if shift_ns and starts_with_header(kinds[connection.topic]) else data
+            )
             counts[connection.topic] += 1
             progress.update(sum(counts.values()))
     time.sleep(0.2)  # what is on its way

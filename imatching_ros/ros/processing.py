@@ -36,8 +36,16 @@ class Processor:
         problem: why the newest picture could not be used; empty when it could.
     """
 
-    def __init__(self, node: LifecycleNode, config: NodeConfig, core: Config, pipeline: Pipeline, outputs: Outputs,
-                 tree: TransformTree | None, warn: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        node: LifecycleNode,
+        config: NodeConfig,
+        core: Config,
+        pipeline: Pipeline,
+        outputs: Outputs,
+        tree: TransformTree | None,
+        warn: Callable[[str, str], None],
+    ) -> None:
         self._node, self._core, self._outputs, self._tree, self._warn = node, core, outputs, tree, warn
         self.config = config
         self.pipeline = pipeline
@@ -124,8 +132,16 @@ class Processor:
         self.counters.lost += output.state.value == "lost"
         if self._tracker is not None:
             self._outputs.publish_details(output, frame, picture.frame_id, self.pipeline.window, self._tracker)
-        self._outputs.publish_status(output, picture.frame_id, self.pipeline.window, self.counters, self.inbox.received, self.inbox.dropped,
-                                     self.latency_ms, self.processing_ms)
+        self._outputs.publish_status(
+            output,
+            picture.frame_id,
+            self.pipeline.window,
+            self.counters,
+            self.inbox.received,
+            self.inbox.dropped,
+            self.latency_ms,
+            self.processing_ms,
+        )
         self.learning = self.pipeline.learning_status()
         self._outputs.publish_learning(frame.stamp_ns, self.learning, self._core.learning.mode, self._core.matcher.name)
 
@@ -134,13 +150,18 @@ class Processor:
         if last is None or stamp_ns > last:
             return True
         if last - stamp_ns > self.config.backward_jump_s * 1e9:
-            self._node.get_logger().warning(f"stamps jumped back by {(last - stamp_ns) / 1e9:.3f} s (a bag that loops?): odometry is reset")
+            self._node.get_logger().warning(
+                f"stamps jumped back by {(last - stamp_ns) / 1e9:.3f} s (a bag that loops?): odometry is reset"
+            )
             self.reset()
             self._last_stamp_ns = stamp_ns
             return True
         self._last_stamp_ns = last
         self.counters.rejected += 1
-        self._warn("order", f"picture not used: its stamp is {(last - stamp_ns) / 1e9:.6f} s before the last one; expected ascending stamps")
+        self._warn(
+            "order",
+            f"picture not used: its stamp is {(last - stamp_ns) / 1e9:.6f} s before the last one; expected ascending stamps",
+        )
         return False
 
     def _find_camera(self, frame_id: str) -> np.ndarray | None:
@@ -153,12 +174,14 @@ class Processor:
         T = self._tree.lookup(c.base_frame, frame_id) if self._tree is not None else None
         if T is not None:
             return T
+        named = frame_id or "(the pictures name no frame)"
         if self._first_s is None:
             self._first_s = time.monotonic()
         if time.monotonic() - self._first_s < c.tf_timeout_s:
-            self._warn("tf wait", f"waiting for TF from {c.base_frame} to {frame_id or '(the pictures name no frame)'}")
+            self._warn("tf wait", f"waiting for TF from {c.base_frame} to {named}")
             return None
         self._node.get_logger().warning(
-            f"no TF from {c.base_frame} to {frame_id or '(the pictures name no frame)'} within {c.tf_timeout_s:g} s: {c.base_frame} is taken to "
-            f"be at the camera, x along its view. Publish the transform (ros2 run tf2_ros static_transform_publisher) or set base_from_camera")
+            f"no TF from {c.base_frame} to {named} within {c.tf_timeout_s:g} s: {c.base_frame} is taken to be at the camera, x along "
+            "its view. Publish the transform (ros2 run tf2_ros static_transform_publisher) or set base_from_camera"
+        )
         return transforms.T_BODY_OPTICAL

@@ -30,8 +30,16 @@ TOPICS = {
 _STATES = (TrackingState.INITIALIZING, TrackingState.TRACKING, TrackingState.DEGRADED, TrackingState.LOST)
 
 
-def write_run(bag: Path, folder: Path, config: Config, truth: Trajectory | None, shift_ns: int = 0, namespace: str = "",
-              T_BC: np.ndarray = transforms.T_BODY_OPTICAL, more: dict[str, Any] | None = None) -> dict[str, Any]:
+def write_run(
+    bag: Path,
+    folder: Path,
+    config: Config,
+    truth: Trajectory | None,
+    shift_ns: int = 0,
+    namespace: str = "",
+    T_BC: np.ndarray = transforms.T_BODY_OPTICAL,
+    more: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Writes trajectory.txt, frames.csv, events.jsonl, metrics.json and returns the metrics.
 
     Args:
@@ -51,8 +59,11 @@ def write_run(bag: Path, folder: Path, config: Config, truth: Trajectory | None,
     writer = RunWriter(folder, config)
     for number, status in enumerate(statuses):
         stamp = _stamp(status)
-        writer.add_frame(_output(number, stamp - shift_ns, status, poses.get(stamp), matches.get(stamp), T_BC), status.latency_ms,
-                         status.processing_ms)
+        writer.add_frame(
+            _output(number, stamp - shift_ns, status, poses.get(stamp), matches.get(stamp), T_BC),
+            status.latency_ms,
+            status.processing_ms,
+        )
     for message in messages["imatching/events"]:
         event = json.loads(message.data)
         if event.get("stamp_ns") is not None:
@@ -86,22 +97,58 @@ def _output(number: int, stamp_ns: int, status: Any, odometry: Any, matches: Any
         p, q = odometry.pose.pose.position, odometry.pose.pose.orientation
         T = transforms.from_pose(np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w])) @ T_BC
         T_WC = torch.tensor([*T[:3, 3], *transforms.quaternion(T[:3, :3])], dtype=torch.float64)
-    return OdometryOutput(number, stamp_ns, _STATES[status.state], status.reason, T_WC, None, status.inliers, status.is_keyframe,
-                          status.metric, status.map_id, None if matches is None else _matches(matches), None, status.weights_version)
+    return OdometryOutput(
+        number,
+        stamp_ns,
+        _STATES[status.state],
+        status.reason,
+        T_WC,
+        None,
+        status.inliers,
+        status.is_keyframe,
+        status.metric,
+        status.map_id,
+        None if matches is None else _matches(matches),
+        None,
+        status.weights_version,
+    )
 
 
 def _matches(m: Any) -> Matches:
     def tensor(values: Any, kind: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.as_tensor(np.array(values), dtype=kind)
 
-    return Matches(m.id_i, m.id_j, m.stamp_i.sec * 10**9 + m.stamp_i.nanosec, _stamp(m), torch.stack([tensor(m.u_i), tensor(m.v_i)], 1),
-                   torch.stack([tensor(m.u_j), tensor(m.v_j)], 1), tensor(m.score), tensor(m.sigma_px), tensor(m.residual_px),
-                   tensor(m.inlier, torch.bool), tensor(m.landmark_id, torch.int64), m.weights_version)
+    return Matches(
+        m.id_i,
+        m.id_j,
+        m.stamp_i.sec * 10**9 + m.stamp_i.nanosec,
+        _stamp(m),
+        torch.stack([tensor(m.u_i), tensor(m.v_i)], 1),
+        torch.stack([tensor(m.u_j), tensor(m.v_j)], 1),
+        tensor(m.score),
+        tensor(m.sigma_px),
+        tensor(m.residual_px),
+        tensor(m.inlier, torch.bool),
+        tensor(m.landmark_id, torch.int64),
+        m.weights_version,
+    )
 
 
 def _learning(m: Any) -> dict[str, Any]:
     rejected = dict(zip(m.rejected_reason, map(int, m.rejected_count), strict=True))
-    return {"learning": {"mode": m.mode, "state": m.state, "steps": m.step, "samples": m.samples, "rejected": rejected,
-                         "promotions": m.promotions, "rollbacks": m.rollbacks, "probe_before": m.probe_before,
-                         "probe_after": m.probe_after, "busy_s": m.busy_s, "memory_mb": m.memory_mb},
-            "weights": {"matcher": m.matcher, "version": m.weights_version, "hash": m.weights_hash}}
+    return {
+        "learning": {
+            "mode": m.mode,
+            "state": m.state,
+            "steps": m.step,
+            "samples": m.samples,
+            "rejected": rejected,
+            "promotions": m.promotions,
+            "rollbacks": m.rollbacks,
+            "probe_before": m.probe_before,
+            "probe_after": m.probe_after,
+            "busy_s": m.busy_s,
+            "memory_mb": m.memory_mb,
+        },
+        "weights": {"matcher": m.matcher, "version": m.weights_version, "hash": m.weights_hash},
+    }

@@ -35,13 +35,27 @@ def _inputs() -> str:
 
 def _outputs() -> str:
     rows = [("topic", "type", "depth", "what")]
-    rows += [(f"`{name}`", _name(kind) if kind else "tf2_msgs/msg/TFMessage", str(depth), text)
-             for name, (kind, depth, text) in outputs.TOPICS.items()]
-    return _markdown([*rows, ("`/diagnostics`", "diagnostic_msgs/msg/DiagnosticArray", "10", "health, rates, latency, memory, learning; once a second")])
+    rows += [
+        (f"`{name}`", _name(kind) if kind else "tf2_msgs/msg/TFMessage", str(depth), text)
+        for name, (kind, depth, text) in outputs.TOPICS.items()
+    ]
+    return _markdown(
+        [
+            *rows,
+            (
+                "`/diagnostics`",
+                "diagnostic_msgs/msg/DiagnosticArray",
+                "10",
+                "health, rates, latency, memory, learning; once a second",
+            ),
+        ]
+    )
 
 
 def _services() -> str:
-    return _markdown([("service", "type", "what it does"), *((f"`{name}`", _name(kind), text) for name, (kind, text) in node.SERVICES.items())])
+    return _markdown(
+        [("service", "type", "what it does"), *((f"`{name}`", _name(kind), text) for name, (kind, text) in node.SERVICES.items())]
+    )
 
 
 def _parameters() -> str:
@@ -56,7 +70,11 @@ def _range(meta: dict[str, Any]) -> str:
     if meta["choices"]:
         return ", ".join(meta["choices"])
     low, high = meta["low"], meta["high"]
-    return "" if low is None and high is None else f"{'' if low is None else format(low, 'g')} .. {'' if high is None else format(high, 'g')}"
+    return (
+        ""
+        if low is None and high is None
+        else f"{'' if low is None else format(low, 'g')} .. {'' if high is None else format(high, 'g')}"
+    )
 
 
 def _value(value: Any) -> str:

@@ -26,9 +26,11 @@ def from_pose(pose: np.ndarray) -> np.ndarray:
         raise ValueError(f"{pose.tolist()} is no pose; expected x y z qx qy qz qw with a quaternion of length 1")
     x, y, z, w = x / norm, y / norm, z / norm, w / norm
     T = np.eye(4)
-    T[:3, :3] = [[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                 [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                 [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]]
+    T[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
     T[:3, 3] = pose[:3]
     return T
 
@@ -82,7 +84,7 @@ def body_covariance(covariance_C: np.ndarray, T_BC: np.ndarray) -> np.ndarray:
 
 
 def fixed_axis_covariance(covariance_B: np.ndarray, R_OB: np.ndarray) -> np.ndarray:
-    """Covariance (6, 6) of T_OB * Exp(y) -> that of geometry_msgs/PoseWithCovariance: position and rotation about the axes of O."""
+    """Covariance (6, 6) of T_OB * Exp(y) -> that of PoseWithCovariance: position and rotation about the axes of O."""
     A = np.zeros((6, 6))
     A[:3, :3] = A[3:, 3:] = R_OB
     return A @ covariance_B @ A.T

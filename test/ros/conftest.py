@@ -35,8 +35,10 @@ def tour() -> list[Shot]:
     """30 pictures of a walk through a room, 320 x 240 at 10 Hz."""
     from imatching_ros.sources.simulation.sequence import simulated_frames
 
-    return [Shot(frame.stamp_ns + 1000 * 10**9, frame.image.permute(1, 2, 0).numpy(), frame.depth.numpy(), pose.numpy(), frame.camera)
-            for frame, pose in simulated_frames("room", 30, 0, (240, 320))]
+    return [
+        Shot(frame.stamp_ns + 1000 * 10**9, frame.image.permute(1, 2, 0).numpy(), frame.depth.numpy(), pose.numpy(), frame.camera)
+        for frame, pose in simulated_frames("room", 30, 0, (240, 320))
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,9 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str 
     return answer
 
 
-def send_until(send: Callable[[], None], condition: Callable[[], Any], what: str = "", tries: int = 8, patience_s: float = 5.0) -> Any:
+def send_until(
+    send: Callable[[], None], condition: Callable[[], Any], what: str = "", tries: int = 8, patience_s: float = 5.0
+) -> Any:
     """Sends again while nothing happens: a best-effort subscriber may not have met a publisher that has already met it."""
     for _ in range(tries):
         send()
@@ -67,13 +69,26 @@ def send_until(send: Callable[[], None], condition: Callable[[], Any], what: str
 class NodeProcess:
     """`python -m imatching_ros online` with parameters and remappings."""
 
-    def __init__(self, domain: int, log: Path, parameters: dict[str, Any] | None = None, arguments: tuple[str, ...] = (),
-                 program: tuple[str, ...] = ("-m", "imatching_ros", "online"), environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        domain: int,
+        log: Path,
+        parameters: dict[str, Any] | None = None,
+        arguments: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "imatching_ros", "online"),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         ros = ["--ros-args", *(part for k, v in (parameters or {}).items() for part in ("-p", f"{k}:={v}")), *arguments]
         self.log = log
         self._file = open(log, "w")
-        self.process = subprocess.Popen([sys.executable, *program, *ros], stdout=self._file, stderr=subprocess.STDOUT,
-                                        stdin=subprocess.DEVNULL, env=self.environment(domain) | (environment or {}), cwd=log.parent)
+        self.process = subprocess.Popen(
+            [sys.executable, *program, *ros],
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=self.environment(domain) | (environment or {}),
+            cwd=log.parent,
+        )
 
     @staticmethod
     def environment(domain: int) -> dict[str, str]:
@@ -160,15 +175,26 @@ def make_stamp(stamp_ns: int) -> Time:
 def image_message(stamp_ns: int, image: np.ndarray, encoding: str, frame_id: str = "optical") -> Image:
     """(H, W) or (H, W, C) -> Image."""
     image = np.ascontiguousarray(image)
-    return Image(header=Header(stamp=make_stamp(stamp_ns), frame_id=frame_id), height=image.shape[0], width=image.shape[1],
-                 encoding=encoding, step=image.strides[0], data=array("B", image.tobytes()))
+    return Image(
+        header=Header(stamp=make_stamp(stamp_ns), frame_id=frame_id),
+        height=image.shape[0],
+        width=image.shape[1],
+        encoding=encoding,
+        step=image.strides[0],
+        data=array("B", image.tobytes()),
+    )
 
 
 def info_message(stamp_ns: int, camera: Any, frame_id: str = "optical", baseline_m: float = 0.0) -> CameraInfo:
     """CameraInfo of an undistorted or distorted camera; with a baseline, that of the right camera of a pair."""
     model = "plumb_bob" if camera.model == "none" else camera.model
-    info = CameraInfo(header=Header(stamp=make_stamp(stamp_ns), frame_id=frame_id), width=camera.width, height=camera.height,
-                      distortion_model=model, d=list(camera.distortion or (0.0,) * 5))
+    info = CameraInfo(
+        header=Header(stamp=make_stamp(stamp_ns), frame_id=frame_id),
+        width=camera.width,
+        height=camera.height,
+        distortion_model=model,
+        d=list(camera.distortion or (0.0,) * 5),
+    )
     info.k = [camera.fx, 0.0, camera.cx, 0.0, camera.fy, camera.cy, 0.0, 0.0, 1.0]
     info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
     info.p = [camera.fx, 0.0, camera.cx, -camera.fx * baseline_m, 0.0, camera.fy, camera.cy, 0.0, 0.0, 0.0, 1.0, 0.0]

@@ -39,7 +39,9 @@ def load_launch(name: str):
 
 
 def test_a_file_for_every_camera_and_computer():
-    assert {"mono.yaml", "stereo.yaml", "rgbd.yaml", "cpu.yaml", "jetson.yaml", "desktop_gpu.yaml", "online.yaml"} == set(PARAMETER_FILES)
+    assert {"mono.yaml", "stereo.yaml", "rgbd.yaml", "cpu.yaml", "jetson.yaml", "desktop_gpu.yaml", "online.yaml"} == set(
+        PARAMETER_FILES
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETER_FILES)
@@ -47,11 +49,14 @@ def test_parameter_file(name):
     text = (ROOT / "config" / name).read_text()
     given = yaml.safe_load(text)["/**"]["ros__parameters"]
     assert set(given) <= set(KNOWN), set(given) - set(KNOWN)
-    values = {k: default for k, (default, _) in KNOWN.items()} | {k: "off" if v is False and "off" in KNOWN[k][1]["choices"] else v
-                                                                 for k, v in given.items()}
+    values = {k: default for k, (default, _) in KNOWN.items()} | {
+        k: "off" if v is False and "off" in KNOWN[k][1]["choices"] else v for k, v in given.items()
+    }
     params.make_configs(values)
     for key, value in given.items():
-        assert type(value) is type(KNOWN[key][0]) or value is False, f"{key}: {value!r} would be refused by ROS, which is strict about types"
+        assert type(value) is type(KNOWN[key][0]) or value is False, (
+            f"{key}: {value!r} would be refused by ROS, which is strict about types"
+        )
     lines = [line for line in text.splitlines()[3:] if line.strip() and not line.lstrip().startswith("#")]
     assert all("#" in line for line in lines if "ros__parameters" not in line and "/**" not in line), "every line is commented"
 
@@ -71,7 +76,13 @@ def test_launch_sets_only_parameters_that_exist():
 def test_launch_remaps_only_topics_that_exist(mode):
     launch = load_launch("online")
     values = {name: default for name, (default, _) in launch.ARGUMENTS.items()} | {
-        "mode": mode, "image_topic": "/a", "camera_info_topic": "/b", "right_image_topic": "/c", "right_camera_info_topic": "/d", "depth_topic": "/e"}
+        "mode": mode,
+        "image_topic": "/a",
+        "camera_info_topic": "/b",
+        "right_image_topic": "/c",
+        "right_camera_info_topic": "/d",
+        "depth_topic": "/e",
+    }
     names = [name for name, _ in launch.make_remappings(values)]
     assert set(names) == {topic for pair in TOPICS[mode].items() for topic in pair if topic}
     assert (ROOT / "config" / f"{mode}.yaml").is_file()
@@ -80,23 +91,40 @@ def test_launch_remaps_only_topics_that_exist(mode):
 def test_replay_launch_passes_options_that_exist():
     launch = load_launch("replay")
     arguments = launch.make_command({name: "1" for name in launch.ARGUMENTS})
-    text = subprocess.run([sys.executable, "-m", "imatching_ros", "replay", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [sys.executable, "-m", "imatching_ros", "replay", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert all(a in text for a in arguments if a.startswith("--")), arguments
 
 
 @pytest.mark.skipif(WITHOUT_LAUNCH, reason="launch is not installed: the launch files were compared with the code, not started")
 def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
     """ros2 launch, its own process; pictures in, odometry out, SIGINT ends it all."""
-    program = ("-c", "import sys; from ros2cli.cli import main; sys.exit(main())", "launch", "imatching_ros", "online.launch.py",
-               "image_topic:=/cam/image", "mode:=rgbd", "depth_topic:=/cam/depth", "learning:=off", "base_frame:=optical", "namespace:=robot")
+    program = (
+        "-c",
+        "import sys; from ros2cli.cli import main; sys.exit(main())",
+        "launch",
+        "imatching_ros",
+        "online.launch.py",
+        "image_topic:=/cam/image",
+        "mode:=rgbd",
+        "depth_topic:=/cam/depth",
+        "learning:=off",
+        "base_frame:=optical",
+        "namespace:=robot",
+    )
     log = tmp_path / "launch.txt"
     with log.open("w") as file:
         environment = NodeProcess.environment(domain) | {"ROS_LOG_DIR": str(tmp_path), "ROS_HOME": str(tmp_path)}
-        launch = subprocess.Popen([sys.executable, *program], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
+        launch = subprocess.Popen(
+            [sys.executable, *program], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path
+        )
         try:
             odometry = peer.collect(Odometry, "/robot/odom")
-            infos, images, depths = (peer.publisher(kind, topic) for kind, topic in (
-                (CameraInfo, "/cam/camera_info"), (Image, "/cam/image"), (Image, "/cam/depth")))
+            infos, images, depths = (
+                peer.publisher(kind, topic)
+                for kind, topic in ((CameraInfo, "/cam/camera_info"), (Image, "/cam/image"), (Image, "/cam/depth"))
+            )
             image, depth = look()
             stamp = 0
 
@@ -130,13 +158,16 @@ def test_documentation_is_what_the_code_says():
     assert reference.fill(text) == text, "run: python -m imatching_ros.ros.reference docs/ros.md"
 
 
-@pytest.mark.parametrize(("name", "value", "reason"), [
-    ("odometry.min_inliers", 2, "expected 6 to 1000"),
-    ("mode", "quad", "one of mono, stereo, rgbd"),
-    ("base_from_camera", (1.0, 2.0), "has 2 numbers"),
-    ("base_from_camera", (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0), "is no pose"),
-    ("learning.budget", float("nan"), "expected 0.01 to 1"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("odometry.min_inliers", 2, "expected 6 to 1000"),
+        ("mode", "quad", "one of mono, stereo, rgbd"),
+        ("base_from_camera", (1.0, 2.0), "has 2 numbers"),
+        ("base_from_camera", (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0), "is no pose"),
+        ("learning.budget", float("nan"), "expected 0.01 to 1"),
+    ],
+)
 def test_bad_values_are_refused(name, value, reason):
     with pytest.raises(ConfigError, match=reason):
         params.make_configs({k: default for k, (default, _) in KNOWN.items()} | {name: value})
@@ -147,8 +178,12 @@ def test_every_dependency_of_the_code_is_in_package_xml():
     imported = set()
     for file in (ROOT / "imatching_ros" / "ros").glob("*.py"):
         imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
-    ros = {name for name in imported if name.endswith("_msgs") or name in ("rclpy", "tf2_ros", "sensor_msgs_py", "builtin_interfaces",
-                                                                          "rcl_interfaces", "std_srvs")}
+    ros = {
+        name
+        for name in imported
+        if name.endswith("_msgs")
+        or name in ("rclpy", "tf2_ros", "sensor_msgs_py", "builtin_interfaces", "rcl_interfaces", "std_srvs")
+    }
     assert ros <= named, ros - named
     assert {"rclpy", "cv_bridge", "sensor_msgs_py", "python3-opencv"} <= named
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 
 import pytest
+from imatching_ros.msg import LearningStatus, Status
+from imatching_ros.srv import Weights
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Odometry
@@ -15,9 +17,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import SetBool, Trigger
 
 from imatching_ros.matching.weights import read_header
-from imatching_ros.msg import LearningStatus, Status
 from imatching_ros.ros import params
-from imatching_ros.srv import Weights
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -27,12 +27,22 @@ class Robot:
 
     def __init__(self, peer: Peer, start_node, tour) -> None:
         self.peer, self.tour = peer, tour
-        self.node = start_node({"matcher.name": "expectation", "learning.mode": "thread", "mode": "rgbd", "autostart": "false",
-                                "base_frame": "optical", "weights_profile": "yard"})
+        self.node = start_node(
+            {
+                "matcher.name": "expectation",
+                "learning.mode": "thread",
+                "mode": "rgbd",
+                "autostart": "false",
+                "base_frame": "optical",
+                "weights_profile": "yard",
+            }
+        )
         self.folder = self.node.log.parent
         self.status, self.odom = peer.collect(Status, "/imatching/status"), peer.collect(Odometry, "/odom")
         self.learning = peer.collect(LearningStatus, "/imatching/learning/status")
-        self.infos, self.images = (peer.publisher(k, t, subscribers=0) for k, t in ((CameraInfo, "/camera_info"), (Image, "/image")))
+        self.infos, self.images = (
+            peer.publisher(k, t, subscribers=0) for k, t in ((CameraInfo, "/camera_info"), (Image, "/image"))
+        )
         self.depths = peer.publisher(Image, "/depth/image", subscribers=0)
         self._sent = 0
 

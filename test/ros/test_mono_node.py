@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
+from imatching_ros.msg import LearningStatus, Matches, Status
 from nav_msgs.msg import Odometry, Path
 from peers import Peer, image_message, info_message, send_until
 from scipy.spatial.transform import Rotation
@@ -17,17 +18,22 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from imatching_ros.evaluation.trajectory import score_trajectory
-from imatching_ros.msg import LearningStatus, Matches, Status
 from imatching_ros.sources.truth import Trajectory
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 TOPICS = {
-    "odom": (Odometry, "/odom"), "pose": (PoseWithCovarianceStamped, "/imatching/pose"), "path": (Path, "/imatching/path"),
-    "matches": (Matches, "/imatching/matches"), "matches_image": (Image, "/imatching/matches/image"),
-    "landmarks": (PointCloud2, "/imatching/landmarks"), "keyframes": (PoseArray, "/imatching/keyframes"),
-    "status": (Status, "/imatching/status"), "learning": (LearningStatus, "/imatching/learning/status"),
-    "diagnostics": (DiagnosticArray, "/diagnostics"), "tf": (TFMessage, "/tf"),
+    "odom": (Odometry, "/odom"),
+    "pose": (PoseWithCovarianceStamped, "/imatching/pose"),
+    "path": (Path, "/imatching/path"),
+    "matches": (Matches, "/imatching/matches"),
+    "matches_image": (Image, "/imatching/matches/image"),
+    "landmarks": (PointCloud2, "/imatching/landmarks"),
+    "keyframes": (PoseArray, "/imatching/keyframes"),
+    "status": (Status, "/imatching/status"),
+    "learning": (LearningStatus, "/imatching/learning/status"),
+    "diagnostics": (DiagnosticArray, "/diagnostics"),
+    "tf": (TFMessage, "/tf"),
 }
 
 
@@ -38,12 +44,15 @@ def stamp_of(message) -> int:
 @pytest.fixture(scope="module")
 def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     """The tour played to the node, one picture at a time; what came back, and how the node ended."""
-    node = start_node({"base_from_camera": "[0.0,0.0,0.0,0.0,0.0,0.0,1.0]", "base_frame": "optical"}, ("-r", "image:=/front/image_raw"))
+    node = start_node(
+        {"base_from_camera": "[0.0,0.0,0.0,0.0,0.0,0.0,1.0]", "base_frame": "optical"}, ("-r", "image:=/front/image_raw")
+    )
     seen = {name: peer.collect(kind, topic) for name, (kind, topic) in TOPICS.items()}
     infos = peer.publisher(CameraInfo, "/front/camera_info")  # found beside the picture topic, without a remapping
     images = peer.publisher(Image, "/front/image_raw")
     node.wait_for("active")
     for count, shot in enumerate(tour, 1):
+
         def send(shot=shot) -> None:
             infos.publish(info_message(shot.stamp_ns, shot.camera))
             images.publish(image_message(shot.stamp_ns, shot.image, "rgb8"))
@@ -71,7 +80,10 @@ def test_every_picture_has_a_status(run, tour):
 def test_odometry_follows_the_true_path(run, tour):
     truth = Trajectory(np.array([s.stamp_ns for s in tour]), np.array([s.T_WC for s in tour]))
     poses = [m.pose.pose for m in run.odom]
-    rows = [[p.position.x, p.position.y, p.position.z, p.orientation.x, p.orientation.y, p.orientation.z, p.orientation.w] for p in poses]
+    rows = [
+        [p.position.x, p.position.y, p.position.z, p.orientation.x, p.orientation.y, p.orientation.z, p.orientation.w]
+        for p in poses
+    ]
     estimate = Trajectory(np.array([stamp_of(m) for m in run.odom]), np.array(rows))
     score = score_trajectory(estimate, truth, metric=False)
     assert not isinstance(score, str), score
@@ -115,8 +127,10 @@ def test_matches_are_right(run, tour):
         second = shots[stamp_of(message)]
         assert first is tour[message.id_i] and second is tour[message.id_j]
         n = len(message.u_i)
-        assert all(len(getattr(message, name)) == n for name in ("v_i", "u_j", "v_j", "score", "sigma_px", "residual_px", "inlier",
-                                                                 "landmark_id"))
+        assert all(
+            len(getattr(message, name)) == n
+            for name in ("v_i", "u_j", "v_j", "score", "sigma_px", "residual_px", "inlier", "landmark_id")
+        )
         uv_i, uv_j = np.stack([message.u_i, message.v_i], 1), np.stack([message.u_j, message.v_j], 1)
         errors.append(np.linalg.norm(carry(first, second, uv_i) - uv_j, axis=1)[np.array(message.inlier, bool)])
     errors = np.concatenate(errors)

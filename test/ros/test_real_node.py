@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from imatching_ros.msg import LearningStatus, Matches, Status
 from nav_msgs.msg import Odometry
 from peers import image_message, info_message, send_until, wait_until
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 
-from imatching_ros.msg import LearningStatus, Matches, Status
 from imatching_ros.sources.base import SourceOptions
 from imatching_ros.sources.opening import open_source
 
@@ -24,8 +24,10 @@ def test_tartanair(peer, start_node, data_folder):
     frames = [frame for frame, _ in zip(source, range(FRAMES), strict=False)]
     poses = dict(zip(truth.stamps_ns.tolist(), truth.T_WC, strict=True))
     node = start_node({"matcher.name": "expectation", "learning.mode": "thread", "base_frame": "optical"})
-    odometry, matches, status = (peer.collect(kind, topic) for kind, topic in (
-        (Odometry, "/odom"), (Matches, "/imatching/matches"), (Status, "/imatching/status")))
+    odometry, matches, status = (
+        peer.collect(kind, topic)
+        for kind, topic in ((Odometry, "/odom"), (Matches, "/imatching/matches"), (Status, "/imatching/status"))
+    )
     learning = peer.collect(LearningStatus, "/imatching/learning/status")
     infos, images = peer.publisher(CameraInfo, "/camera_info"), peer.publisher(Image, "/image")
     for count, frame in enumerate(frames, 1):

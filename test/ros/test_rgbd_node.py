@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from geometry_msgs.msg import TransformStamped
+from imatching_ros.msg import Status
 from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, send_until
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -14,8 +15,6 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
-
-from imatching_ros.msg import Status
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -33,18 +32,32 @@ def link(parent: str, child: str, xyz: tuple, xyzw: tuple) -> TransformStamped:
 
 class Robot:
     def __init__(self, peer: Peer, start_node) -> None:
-        self.node = start_node({"mode": "rgbd", "tf_timeout_s": 30.0}, ("-r", "image:=/cam/image", "-r", "depth/image:=/cam/depth"))
+        self.node = start_node(
+            {"mode": "rgbd", "tf_timeout_s": 30.0}, ("-r", "image:=/cam/image", "-r", "depth/image:=/cam/depth")
+        )
         # base -> mast -> optical frame, in two steps, latched before the node listens
-        static = peer.node.create_publisher(TFMessage, "/tf_static", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
-        static.publish(TFMessage(transforms=[link("base_link", "mast", (0.2, 0, 0.1), (0, 0, 0, 1)),
-                                             link("mast", "optical", (0, 0, 0.4), (-0.5, 0.5, -0.5, 0.5))]))
+        static = peer.node.create_publisher(
+            TFMessage, "/tf_static", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        )
+        static.publish(
+            TFMessage(
+                transforms=[
+                    link("base_link", "mast", (0.2, 0, 0.1), (0, 0, 0, 1)),
+                    link("mast", "optical", (0, 0, 0.4), (-0.5, 0.5, -0.5, 0.5)),
+                ]
+            )
+        )
         self.status, self.odom = peer.collect(Status, "/imatching/status"), peer.collect(Odometry, "/odom")
         self.tf = peer.collect(TFMessage, "/tf")
-        self.infos, self.images, self.depths = (peer.publisher(kind, topic) for kind, topic in (
-            (CameraInfo, "/cam/camera_info"), (Image, "/cam/image"), (Image, "/cam/depth")))
+        self.infos, self.images, self.depths = (
+            peer.publisher(kind, topic)
+            for kind, topic in ((CameraInfo, "/cam/camera_info"), (Image, "/cam/image"), (Image, "/cam/depth"))
+        )
         self.stamp = 50 * 10**9
 
-    def send(self, image: np.ndarray, depth: np.ndarray, encoding: str = "mono8", camera=CAMERA, stamp: int | None = None) -> None:
+    def send(
+        self, image: np.ndarray, depth: np.ndarray, encoding: str = "mono8", camera=CAMERA, stamp: int | None = None
+    ) -> None:
         stamp = self.stamp if stamp is None else stamp
         self.infos.publish(info_message(stamp, camera))
         self.depths.publish(image_message(stamp, depth, "32FC1"))
@@ -88,7 +101,9 @@ def pose_of(message: Odometry) -> tuple[np.ndarray, Rotation]:
 
 
 # What the camera does in its optical axes (x right, y down, z forward), and what the base does in REP-103 (x forward, y left, z up).
-@pytest.mark.parametrize(("camera", "base"), [((0, 0, 0.08), (0.08, 0, 0)), ((0.08, 0, 0), (0, -0.08, 0)), ((0, 0.08, 0), (0, 0, -0.08))])
+@pytest.mark.parametrize(
+    ("camera", "base"), [((0, 0, 0.08), (0.08, 0, 0)), ((0.08, 0, 0), (0, -0.08, 0)), ((0, 0.08, 0), (0, 0, -0.08))]
+)
 def test_translation_axes(robot, camera, base):
     robot.start_again()
     robot.show(np.array(camera) / 2)
@@ -125,7 +140,11 @@ def test_a_stamp_a_little_too_old_is_dropped(robot):
     robot.show()
     count = len(robot.odom)
     image, depth = look()
-    send_until(lambda: robot.send(image, depth, stamp=robot.stamp - 2 * 10**8), lambda: "before the last one" in robot.node.output, "a warning")
+    send_until(
+        lambda: robot.send(image, depth, stamp=robot.stamp - 2 * 10**8),
+        lambda: "before the last one" in robot.node.output,
+        "a warning",
+    )
     robot.show()
     assert len(robot.odom) == count + 1
 

@@ -28,7 +28,9 @@ def test_cloud_holds_the_points():
 
 
 def test_cloud_is_what_sensor_msgs_py_makes():
-    point_cloud2 = pytest.importorskip("sensor_msgs_py.point_cloud2", reason="sensor_msgs_py is not installed: nothing to compare with")
+    point_cloud2 = pytest.importorskip(
+        "sensor_msgs_py.point_cloud2", reason="sensor_msgs_py is not installed: nothing to compare with"
+    )
     points = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     assert convert.pack_cloud(Header(frame_id="odom"), points) == point_cloud2.create_cloud_xyz32(Header(frame_id="odom"), points)
 
@@ -51,7 +53,10 @@ def link(parent: str, child: str, pose: np.ndarray) -> TransformStamped:
 def some_links() -> tuple[list[TransformStamped], dict[str, np.ndarray]]:
     """A tree: odom -> base -> (mast -> camera, wheel), and its transforms."""
     rng = np.random.default_rng(3)
-    pose = {name: np.concatenate([rng.normal(size=3), Rotation.random(rng=rng).as_quat()]) for name in ("base", "mast", "camera", "wheel")}
+    pose = {
+        name: np.concatenate([rng.normal(size=3), Rotation.random(rng=rng).as_quat()])
+        for name in ("base", "mast", "camera", "wheel")
+    }
     parents = {"base": "odom", "mast": "base", "camera": "mast", "wheel": "base"}
     return [link(parents[name], name, pose[name]) for name in pose], {name: transforms.from_pose(p) for name, p in pose.items()}
 
@@ -61,7 +66,9 @@ def test_tree_finds_every_transform():
     tree = TransformTree(None)
     tree.add(TFMessage(transforms=links))
     np.testing.assert_allclose(tree.lookup("base", "camera"), T["mast"] @ T["camera"], atol=1e-12)
-    np.testing.assert_allclose(tree.lookup("camera", "wheel"), transforms.inverse(T["mast"] @ T["camera"]) @ T["wheel"], atol=1e-12)
+    np.testing.assert_allclose(
+        tree.lookup("camera", "wheel"), transforms.inverse(T["mast"] @ T["camera"]) @ T["wheel"], atol=1e-12
+    )
     np.testing.assert_allclose(tree.lookup("base", "base"), np.eye(4), atol=1e-12)
     assert tree.lookup("base", "moon") is None and tree.lookup("moon", "camera") is None
 
@@ -86,5 +93,6 @@ def test_tree_agrees_with_tf2():
         for source in ("camera", "wheel", "mast"):
             found = buffer.lookup_transform(target, source, Time()).transform
             t, q = found.translation, found.rotation
-            np.testing.assert_allclose(tree.lookup(target, source), transforms.from_pose(np.array([t.x, t.y, t.z, q.x, q.y, q.z, q.w])),
-                                       atol=1e-9)
+            np.testing.assert_allclose(
+                tree.lookup(target, source), transforms.from_pose(np.array([t.x, t.y, t.z, q.x, q.y, q.z, q.w])), atol=1e-9
+            )

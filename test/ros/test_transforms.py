@@ -27,8 +27,19 @@ def exp(twist: np.ndarray) -> np.ndarray:
 
 def output(stamp_s: float, T_WC: np.ndarray | None, map_id: int = 0, sigma: float = 0.01) -> OdometryOutput:
     pose = None if T_WC is None else torch.tensor(T_WC, dtype=torch.float64)
-    return OdometryOutput(0, round(stamp_s * 1e9), TrackingState.TRACKING, "", pose, torch.eye(6, dtype=torch.float64) * sigma**2, 50, False,
-                          True, map_id, None)
+    return OdometryOutput(
+        0,
+        round(stamp_s * 1e9),
+        TrackingState.TRACKING,
+        "",
+        pose,
+        torch.eye(6, dtype=torch.float64) * sigma**2,
+        50,
+        False,
+        True,
+        map_id,
+        None,
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -95,7 +106,9 @@ def test_a_new_map_of_the_core_keeps_its_place_and_loses_certainty():
     np.testing.assert_allclose(after.T_OB, before.T_OB)
     assert after.covariance[0, 0] == pytest.approx(before.covariance[0, 0] + 2.0**2)  # 1 m/s for 2 s
     assert after.covariance[5, 5] > before.covariance[5, 5] and not after.twist.any()
-    assert tracker.update(output(4, np.array([1.0, 0, 0, 0, 0, 0, 1]), map_id=1)).covariance[0, 0] > 4  # and it does not come back
+    assert (
+        tracker.update(output(4, np.array([1.0, 0, 0, 0, 0, 0, 1]), map_id=1)).covariance[0, 0] > 4
+    )  # and it does not come back
 
 
 def test_after_a_restart_the_next_pose_is_the_last():

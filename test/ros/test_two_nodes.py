@@ -5,14 +5,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from imatching_ros.msg import Status
 from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, make_stamp, send_until, wait_until
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from walls import CAMERA, look
-
-from imatching_ros.msg import Status
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -24,7 +23,9 @@ class StereoRobot:
         self.node = start_node({"mode": "stereo", "base_frame": "optical", "sync_slop_s": 0.005}, ("-r", "__ns:=/stereo"))
         self.odom, self.status = peer.collect(Odometry, "/stereo/odom"), peer.collect(Status, "/stereo/imatching/status")
         self.left, self.right = (peer.publisher(Image, f"/stereo/{side}/image") for side in ("left", "right"))
-        self.left_info, self.right_info = (peer.publisher(CameraInfo, f"/stereo/{side}/camera_info") for side in ("left", "right"))
+        self.left_info, self.right_info = (
+            peer.publisher(CameraInfo, f"/stereo/{side}/camera_info") for side in ("left", "right")
+        )
         self.stamp = 10**9
 
     def show(self, z: float) -> Odometry:
@@ -44,8 +45,15 @@ class StereoRobot:
 class CompressedRobot:
     def __init__(self, peer: Peer, start_node) -> None:
         self.node = start_node(
-            {"image_transport": "compressed", "use_sim_time": "true", "base_frame": "optical", "no_data_warning_s": 1.0,
-             "qos_overrides./mono/image/compressed.subscription.reliability": "reliable"}, ("-r", "__ns:=/mono"))
+            {
+                "image_transport": "compressed",
+                "use_sim_time": "true",
+                "base_frame": "optical",
+                "no_data_warning_s": 1.0,
+                "qos_overrides./mono/image/compressed.subscription.reliability": "reliable",
+            },
+            ("-r", "__ns:=/mono"),
+        )
         self.peer = peer
         self.clock = peer.publisher(Clock, "/clock")
         self.status = peer.collect(Status, "/mono/imatching/status")
@@ -74,8 +82,9 @@ def test_silence_names_what_is_missing(robots):
 
 def test_qos_that_does_not_fit_is_told(robots):
     robot = robots[1]
-    best_effort = robot.peer.node.create_publisher(CompressedImage, "/mono/image/compressed",
-                                                   QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT))
+    best_effort = robot.peer.node.create_publisher(
+        CompressedImage, "/mono/image/compressed", QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+    )
     robot.node.wait_for("QoS does not fit (offered BEST_EFFORT VOLATILE, requested RELIABLE VOLATILE)")
     assert "set for example qos_overrides./mono/image/compressed.subscription.reliability:=best_effort" in robot.node.output
     robot.peer.node.destroy_publisher(best_effort)
@@ -89,8 +98,13 @@ def test_pictures_before_their_camera_info_are_told(robots):
     def send() -> None:
         robot.images.publish(robot.compressed(stamp, 0.0))
 
-    send_until(send, lambda: "pictures arrive on /mono/image/compressed, but no CameraInfo on /mono/camera_info" in robot.node.output,
-               robot.node.output, tries=40, patience_s=0.5)
+    send_until(
+        send,
+        lambda: "pictures arrive on /mono/image/compressed, but no CameraInfo on /mono/camera_info" in robot.node.output,
+        robot.node.output,
+        tries=40,
+        patience_s=0.5,
+    )
     assert not robot.status
 
 
@@ -119,7 +133,10 @@ def test_the_newest_picture_is_taken_and_drops_are_counted(robots):
             robot.images.publish(robot.compressed(stamp + sent * 10**7, 0.002 * sent))
 
     send_until(flood, lambda: robot.status and robot.status[-1].frames_dropped > 0, f"dropped pictures:\n{robot.node.output}")
-    wait_until(lambda: robot.status[-1].frames_received == robot.status[-1].frames_processed + robot.status[-1].frames_dropped, what="sums")
+    wait_until(
+        lambda: robot.status[-1].frames_received == robot.status[-1].frames_processed + robot.status[-1].frames_dropped,
+        what="sums",
+    )
     stamps = [m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in robot.status]
     assert stamps == sorted(set(stamps))
 
@@ -159,7 +176,6 @@ def test_both_end_cleanly(robots):
 def test_a_subscriber_that_stops_reading_does_not_hold_the_node(peer: Peer, start_node):
     """Matches and pictures pile up at a peer that never spins; odometry goes on."""
     import rclpy
-
     from imatching_ros.msg import Matches
 
     context = rclpy.Context()
@@ -169,8 +185,10 @@ def test_a_subscriber_that_stops_reading_does_not_hold_the_node(peer: Peer, star
         sleeper.create_subscription(kind, topic, lambda _: None, QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE))
     node = start_node({"base_frame": "optical", "mode": "rgbd"}, ("-r", "__ns:=/late"))
     status = peer.collect(Status, "/late/imatching/status")
-    infos, images, depths = (peer.publisher(kind, f"/late/{name}") for kind, name in (
-        (CameraInfo, "camera_info"), (Image, "image"), (Image, "depth/image")))
+    infos, images, depths = (
+        peer.publisher(kind, f"/late/{name}")
+        for kind, name in ((CameraInfo, "camera_info"), (Image, "image"), (Image, "depth/image"))
+    )
     for k in range(40):
         stamp = (k + 1) * 10**8
         image, depth = look((0.001 * (k % 10), 0, 0))

@@ -22,8 +22,11 @@ def _pattern() -> np.ndarray:
 _PATTERN = _pattern()
 
 
-def look(position: tuple[float, float, float] = (0, 0, 0), rotation_deg: tuple[float, float, float] = (0, 0, 0),
-         camera: Camera = CAMERA) -> tuple[np.ndarray, np.ndarray]:
+def look(
+    position: tuple[float, float, float] = (0, 0, 0),
+    rotation_deg: tuple[float, float, float] = (0, 0, 0),
+    camera: Camera = CAMERA,
+) -> tuple[np.ndarray, np.ndarray]:
     """Grey picture (H, W) uint8 and depth (H, W) float32 m; rotation is a rotation vector about the camera's optical axes."""
     v, u = np.mgrid[: camera.height, : camera.width]
     rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones_like(u, float)], -1)
