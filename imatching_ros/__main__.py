@@ -23,7 +23,7 @@ COMMANDS = {
     "simulate": ("imatching_ros.sources.simulation.command", "render a recording with exact truth"),
     "train": ("imatching_ros.training.command", "train default weights"),
     "bench ba": ("imatching_ros.bench.ba.command", "time bundle adjustment"),
-    "bench matcher": ("imatching_ros.bench.matcher.command", "time matchers"),
+    "bench matcher": ("imatching_ros.bench.matcher", "time matchers"),
     "bench odometry": ("imatching_ros.bench.odometry.command", "time odometry frame by frame"),
     "bench interference": ("imatching_ros.bench.interference.command", "time odometry beside the learner"),
 }
