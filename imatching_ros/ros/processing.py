@@ -181,7 +181,7 @@ class Processor:
             self._warn("tf wait", f"waiting for TF from {c.base_frame} to {named}")
             return None
         self._node.get_logger().warning(
-            f"no TF from {c.base_frame} to {named} within {c.tf_timeout_s:g} s: {c.base_frame} is taken to be at the camera, x along "
-            "its view. Publish the transform (ros2 run tf2_ros static_transform_publisher) or set base_from_camera"
+            f"no TF from {c.base_frame} to {named} within {c.tf_timeout_s:g} s: {c.base_frame} is taken to be at the camera, "
+            "x along its view. Publish the transform (ros2 run tf2_ros static_transform_publisher) or set base_from_camera"
         )
         return transforms.T_BODY_OPTICAL

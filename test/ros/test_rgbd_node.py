@@ -100,7 +100,7 @@ def pose_of(message: Odometry) -> tuple[np.ndarray, Rotation]:
     return np.array([p.x, p.y, p.z]), Rotation.from_quat([q.x, q.y, q.z, q.w])
 
 
-# What the camera does in its optical axes (x right, y down, z forward), and what the base does in REP-103 (x forward, y left, z up).
+# What the camera does in its optical axes (x right, y down, z forward), and the base in those of REP-103 (forward, left, up).
 @pytest.mark.parametrize(
     ("camera", "base"), [((0, 0, 0.08), (0.08, 0, 0)), ((0.08, 0, 0), (0, -0.08, 0)), ((0, 0.08, 0), (0, 0, -0.08))]
 )
