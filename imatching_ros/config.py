@@ -92,7 +92,7 @@ class LearningConfig:
     residual_weight: float = setting(1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0)
     auxiliary_weight: float = setting(0.5, "weight of the cross-entropy of the matching distributions at the reprojected landmark "
                                       "(an approximation: it pulls the wrong cells that the residual cannot see)", low=0.0, high=100.0)
-    keyframes_per_step: int = setting(3, "keyframes of a window whose matches carry the gradient of a step", low=1, high=30)
+    keyframes_per_step: int = setting(4, "keyframes of a window between which matches carry the gradient of a step", low=2, high=30)
     replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000)
     replay_share: float = setting(0.5, "share of steps on replayed windows", low=0.0, high=1.0)
     candidate_steps: int = setting(16, "steps of a candidate before it is tried", low=1, high=100000)

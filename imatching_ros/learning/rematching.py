@@ -64,33 +64,41 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
             live: Collection[int] = ()) -> Rematch:
     """Matches every landmark from its anchor into the keyframes that observed it, searching around its reprojection.
 
-    Matches into the keyframes `live` keep gradients and distributions.
+    Matches between two keyframes of `live` keep gradients and distributions: from both pictures, for with gradients from one
+    of them alone a network would chase itself.
     """
     window = sample.window
     queries, order = _describe(matcher, sample, features)
     expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
     at_anchor = torch.zeros(len(window.obs), dtype=torch.bool)
     at_anchor[sample.anchor_obs] = True
+    from_live = torch.isin(window.kf_idx[sample.anchor_obs], torch.tensor(sorted(live), dtype=torch.long))
     uv, sigma = sample.uv_px.clone(), window.sigma[:, 0].float().clone()
     score = torch.ones(len(uv))
     parts = []
-    for k, target in enumerate(features):
-        observations = torch.nonzero((window.kf_idx == k) & ~at_anchor)[:, 0]
-        points = window.pt_idx[observations]
-        if k in live:
-            points = torch.cat([points, missed_landmarks(sample, k, expected[k])])
-        if len(points) == 0:
-            continue
-        with torch.set_grad_enabled(k in live):
-            prediction = matcher.match(queries.select(order[points].to(matcher.device)), [target],
-                                       expected[k, points][None].to(matcher.device), config.search_radius * window.camera.width,
-                                       differentiable=k in live)
-        if k in live:
-            parts.append(LiveMatches(k, observations, points, prediction))
-        count = len(observations)
-        uv = uv.index_put((observations,), prediction.uv[0, :count].cpu())
-        score[observations] = prediction.score[0, :count].detach().cpu()
-        sigma[observations] = prediction.sigma_px[0, :count].detach().cpu()
+
+    def match(k: int, points: Tensor, differentiable: bool) -> Prediction:
+        with torch.set_grad_enabled(differentiable):
+            return matcher.match(queries.select(order[points].to(matcher.device)), [features[k]], expected[k, points][None].to(matcher.device),
+                                 config.search_radius * window.camera.width, differentiable=differentiable)
+
+    for k in range(len(features)):
+        inside = torch.nonzero((window.kf_idx == k) & ~at_anchor)[:, 0]
+        taught = from_live[window.pt_idx[inside]] & (k in live)
+        for observations, differentiable in ((inside[taught], True), (inside[~taught], False)):
+            points = window.pt_idx[observations]
+            if differentiable and k in live:
+                missed = missed_landmarks(sample, k, expected[k])
+                points = torch.cat([points, missed[from_live[missed]]])
+            if len(points) == 0:
+                continue
+            prediction = match(k, points, differentiable)
+            if differentiable:
+                parts.append(LiveMatches(k, observations, points, prediction))
+            count = len(observations)
+            uv = uv.index_put((observations,), prediction.uv[0, :count].cpu())
+            score[observations] = prediction.score[0, :count].detach().cpu()
+            sigma[observations] = prediction.sigma_px[0, :count].detach().cpu()
     return Rematch(uv, score, sigma, tuple(parts))
 
 

@@ -114,8 +114,8 @@ class Stepper:
         """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
         Adam's momentum).
 
-        All of the window is matched and solved; the gradient is taken through the matches into a few keyframes, drawn by lot,
-        which is an unbiased share of it at a part of the price.
+        All of the window is matched and solved; the gradient is taken through the matches between a few keyframes, drawn by
+        lot, which is an unbiased share of it at a part of the price.
         """
         count = len(sample.images)
         live = torch.randperm(count, generator=generator)[: self.config.keyframes_per_step].tolist()
@@ -124,7 +124,10 @@ class Stepper:
         if solution.result.status is not BAStatus.CONVERGED:
             return f"candidate's bundle adjustment {solution.result.status.value}"
         teach = teaching_observations(sample, solution)
-        teach &= torch.isin(sample.window.kf_idx, torch.tensor(live))
+        taught = torch.zeros_like(teach)
+        for part in found.live:
+            taught[part.observations] = True
+        teach &= taught
         if int(teach.sum()) < MIN_OBSERVATIONS:
             return "too few teaching observations"
         residual = residual_loss(sample, found, solution, teach, self.bundle)
