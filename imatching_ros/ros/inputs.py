@@ -110,7 +110,8 @@ class CameraInputs:
         now = time.monotonic()
         for topic in self.topics.values():
             silent_s = now - topic.last_s
-            if silent_s >= self._config.no_data_warning_s and now - self._warned_s.get(topic.name, -1e9) >= 3 * self._config.no_data_warning_s:
+            patience_s = self._config.no_data_warning_s
+            if silent_s >= patience_s and now - self._warned_s.get(topic.name, -1e9) >= 3 * patience_s:
                 self._warned_s[topic.name] = now
                 self._node.get_logger().warning(f"nothing received on {topic.name} for {silent_s:.0f} s: {self._explain(topic)}")
 
