@@ -49,11 +49,11 @@ class CoarseToFine(Matcher):
         self.coarse_log_temperature = nn.Parameter(torch.tensor(20.0).log())
         self.fine_log_temperature = nn.Parameter(torch.tensor(30.0).log())
         self._build()
-        self.bfloat16 = False
+        self.in_bfloat16 = False
         if config is not None:
             load_weights(self, resolve_weights(config))
             self.to(config.device, memory_format=torch.channels_last).eval()
-            self.bfloat16 = use_bfloat16(config)
+            self.in_bfloat16 = use_bfloat16(config)
 
     @abstractmethod
     def _build(self) -> None:
@@ -71,7 +71,7 @@ class CoarseToFine(Matcher):
 
     @torch.no_grad()
     def observe(self, image: Tensor) -> Features:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             return super().observe(image)
 
     def describe(self, features: Features, uv: Tensor) -> Queries:
@@ -108,7 +108,7 @@ class CoarseToFine(Matcher):
             # Cells as rows: with channels-last maps neither this nor the look-up of fine cells copies anything.
             cells = coarse.permute(1, 2, 0).reshape(height * width, -1).T
             query = queries.data["coarse"] * self.coarse_log_temperature.exp()
-            if self.bfloat16:
+            if self.in_bfloat16:
                 cells, query = cells.bfloat16(), query.bfloat16()
             chunk = max(LOGITS_AT_ONCE // (height * width), 1)
             found = []

@@ -131,7 +131,7 @@ def test_features_of_other_weights_are_refused(matcher, pair):
 
 def test_bfloat16_says_the_same_as_float32(pair):
     full, half = (create_matcher(MatcherConfig(precision=p)) for p in ("float32", "bfloat16"))
-    assert not full.bfloat16 and half.bfloat16
+    assert not full.in_bfloat16 and half.in_bfloat16
     one, two = (m.estimate(m.describe(m.observe(pair.a), pair.uv), [m.observe(pair.b)]) for m in (full, half))
     assert two.uv.dtype == torch.float32
     assert ((one.uv - two.uv).norm(dim=-1).median() < 0.05) and ((one.score - two.score).abs().median() < 0.02)

@@ -1,0 +1,131 @@
+"""Commands, options, settings, links and files that the documents name exist."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from imatching_ros.__main__ import COMMANDS
+from imatching_ros.config import Config, walk
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Commands that no test runs as they stand, and why; everything else of the documents is parsed below or run elsewhere.
+NOT_RUN = {
+    "ros2": "needs a ROS 2 installation with launch, or a camera; the node itself is tested over DDS in test/ros",
+    "sudo": "changes the system",
+    "docker": "needs a Docker daemon and the official images",
+    "source": "makes an environment: ./scripts/test does it before these tests run",
+    "cd": "changes the folder",
+    "python3": "makes an environment",
+    "pip": "installs",
+    "pre-commit": "installs a hook into the clone",
+    "touch": "part of making an environment",
+    "rm": "part of making an environment anew",
+    "./scripts/demo": "takes minutes; its parts are tested in test/ros",
+    "./scripts/test": "runs these tests",
+    "torchrun": "starts processes of its own; what they run is tested in test/training or test/learning",
+}
+
+
+def commands() -> list[tuple[str, str]]:
+    """(document, command) of every line in a bash block, and of every inline `python -m imatching_ros ...`."""
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                found += [(document.name, part) for part in split(line)]
+        prose = re.sub(r"```.*?```", "", text, flags=re.S)
+        found += [(document.name, c) for c in re.findall(r"`(python -m imatching_ros[^`]*)`", prose)]
+    return found
+
+
+def split(line: str) -> list[str]:
+    """The commands of a shell line, without its comment."""
+    line = re.sub(r"(^|\s)#.*", "", line).strip()
+    return [part.strip() for part in re.split(r"&&|;", line) if part.strip()]
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    module = import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(name, exit_on_error=False)
+    module.add_arguments(parser)
+    return parser
+
+
+def test_there_is_something_to_check():
+    assert len([c for _, c in commands() if "imatching_ros" in c]) > 15
+
+
+@pytest.mark.parametrize(("document", "command"), commands())
+def test_commands_of_the_documents_parse(document, command):
+    words = shlex.split(command.replace("...", ""))
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if words[:3] != ["python", "-m", "imatching_ros"]:
+        if words[:2] == ["python", "-m"]:
+            assert words[2] in {"ruff", "mypy", "pytest", "colcon", "imatching_ros.ros.reference", "imatching_ros.ros.demo"}, command
+            return
+        assert words[0] in NOT_RUN, f"{document}: say in NOT_RUN why '{command}' is not run"
+        return
+    words = words[3:]
+    if not words:
+        return
+    name, rest = (f"bench {words[1]}", words[2:]) if words[0] == "bench" and len(words) > 1 else (words[0], words[1:])
+    if name == "online" or words == ["bench"]:
+        return  # ROS arguments follow
+    assert name in COMMANDS, f"{document}: there is no command '{name}'"
+    if not rest:  # named in prose
+        return
+    if name == "weights":
+        assert rest[0] in {"list", "show", "diff", "export"}
+    parsed = parser_of(name).parse_args(rest)
+    for setting in getattr(parsed, "set", None) or []:
+        Config().with_values(dict([setting.split("=", 1)]) if isinstance(setting, str) else dict([setting]))
+
+
+def test_links_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_settings_that_the_documents_name_exist():
+    known = {path for path, _, _ in walk(Config())}
+    sections = {path.split(".")[0] for path in known} - {"seed"}
+    for document in DOCUMENTS:
+        for section, name in re.findall(r"`(\w+)\.(\w+)(?=[`:= ])", document.read_text()):
+            if section in sections and not (ROOT / "imatching_ros" / section).with_suffix(".py").exists():
+                if (ROOT / "imatching_ros" / section / f"{name}.py").exists() or name in {"solve", "estimate"}:
+                    continue
+                assert f"{section}.{name}" in known, f"{document.name} names {section}.{name}"
+
+
+def test_modules_that_the_documents_name_exist():
+    for document in (ROOT / "docs" / "architecture.md", ROOT / "docs" / "method.md"):
+        for path in re.findall(r"`((?:\w+/)+\w+\.py)", document.read_text()):
+            assert (ROOT / "imatching_ros" / path).exists() or (ROOT / path).exists(), f"{document.name} names {path}"
+
+
+def test_names_in_the_method_exist():
+    import imatching_ros.learning.rematching
+    import imatching_ros.learning.step
+    import imatching_ros.learning.trial
+
+    text = (ROOT / "docs" / "method.md").read_text()
+    for module, names in ((imatching_ros.learning.step, ("residual_loss", "auxiliary_loss", "teaching_observations", "Stepper")),
+                          (imatching_ros.learning.rematching, ("rematch", "solve_again")), (imatching_ros.learning.trial, ("judge",))):
+        for name in names:
+            assert name in text and hasattr(module, name)
+    import imatching_ros.residuals as residuals
+
+    for name in re.findall(r"`residuals\.(\w+)`", text):
+        assert name == "py" or hasattr(residuals, name), name
