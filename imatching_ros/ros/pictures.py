@@ -6,14 +6,20 @@ from typing import Any
 
 import numpy as np
 from sensor_msgs.msg import CameraInfo
+from torch import Tensor
 
 from ..camera import Camera
 from ..datatypes import Frame
 from ..errors import CameraError, SourceError
 from ..sources.calibration import camera_from_info, stereo_baseline_m
-from ..sources.pictures import decode_depth, decode_image
+from ..sources.pictures import decode_depth, decode_image, to_picture
 from ..sources.rectification import Rectification
 from .inputs import Picture
+
+try:
+    import cv_bridge
+except ImportError:
+    cv_bridge = None
 
 
 class PictureDecoder:
@@ -41,10 +47,10 @@ class PictureDecoder:
         """
         camera = self._calibrate(picture)
         messages = list(picture.images.values())
-        image = decode_image(messages[0])
+        image = decode(messages[0])
         depth = right = None
         if self._mode == "stereo":
-            right = decode_image(messages[1])
+            right = decode(messages[1])
             if right.shape != image.shape:
                 raise SourceError(
                     f"the left picture has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same"
@@ -98,6 +104,24 @@ class PictureDecoder:
         self._rectification = Rectification(camera_from_info(left), camera_from_info(right), T_left_right)
         self.T_optical_camera = self._rectification.T_left_rectified
         return self._rectification.camera
+
+
+def decode(message: Any) -> Tensor:
+    """Image or CompressedImage -> (3 or 1, H, W) uint8; encodings that the core does not know are left to cv_bridge.
+
+    Raises:
+        SourceError: neither can read it.
+    """
+    try:
+        return decode_image(message)
+    except SourceError:
+        if cv_bridge is None or not hasattr(message, "encoding"):
+            raise
+        try:
+            return to_picture(np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")))
+        except cv_bridge.CvBridgeError:
+            pass
+        raise
 
 
 def _contents(info: Any) -> tuple:

@@ -68,12 +68,15 @@ def _play(node: Node, reader: AnyReader, wanted: list, args: argparse.Namespace)
     wait_for_subscribers(node, publishers, args.wait_for, args.wait_s)
     counts = dict.fromkeys(kinds, 0)
     first_ns = start_s = last_clock_s = None
+    wall_ns = 0
     shift_ns = 0
     with Progress("playing", sum(c.msgcount for c in wanted), "messages") as progress:
         for connection, stamp_ns, data in reader.messages(wanted):
             if first_ns is None:
                 first_ns, start_s = stamp_ns, time.monotonic()
-                shift_ns = time.time_ns() - stamp_ns if args.restamp else 0
+                wall_ns = time.time_ns()
+            if args.restamp:  # by one and the same amount when the rate is 1
+                shift_ns = wall_ns + round((stamp_ns - first_ns) / args.rate) - stamp_ns
             due_s = start_s + (stamp_ns - first_ns) / 1e9 / args.rate
             while True:
                 now_s = time.monotonic()
