@@ -65,7 +65,7 @@ class OdometryConfig:
     start_parallax: float = setting(0.015, "median parallax at which mono starts", unit="image widths", low=0.001, high=0.5)
     start_precision: float = setting(0.02, "mono starts when the first motion is known to this share of itself", low=0.001, high=1.0)
     start_landmarks: int = setting(50, "landmarks that a start needs", low=8, high=1000)
-    keyframe_share: float = setting(0.6, "new keyframe when fewer of the newest keyframe's landmarks are tracked", low=0.1, high=1.0)
+    keyframe_share: float = setting(0.9, "new keyframe when a frame finds a smaller share of its landmarks than the best frame before", low=0.1, high=1.0)
     keyframe_parallax: float = setting(0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0)
     keyframe_interval_s: float = setting(1.0, "new keyframe after this time, if the camera has moved", unit="s", low=0.05, high=60.0)
     restart_frames: int = setting(3, "lost for so many usable frames, a new map is started", low=1, high=1000)
@@ -83,14 +83,14 @@ class LearningConfig:
     guard: bool = setting(True, "try candidates before use; false promotes every candidate, for experiments only")
     budget: float = setting(0.5, "largest share of time that the background thread works", low=0.01, high=1.0, live=True)
     queue: int = setting(4, "windows waiting for the background thread; the oldest is dropped", low=1, high=100)
-    learning_rate: float = setting(5e-4, "step size of Adam", low=1e-7, high=1e-1, live=True)
+    learning_rate: float = setting(3e-4, "step size of Adam", low=1e-7, high=1e-1, live=True)
     clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3)
     anchor: float = setting(0.02, "part of the way back to the shipped weights taken with each step, times the learning rate / 1e-3",
                             low=0.0, high=1.0)
     averaging: float = setting(0.9, "what is tried and used is the running mean of the weights over the steps, with this decay a step", low=0.0,
                                high=0.9999)
     residual_weight: float = setting(1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0)
-    auxiliary_weight: float = setting(0.5, "weight of the cross-entropy of the matching distributions at the reprojected landmark "
+    auxiliary_weight: float = setting(0.1, "weight of the cross-entropy of the matching distributions at the reprojected landmark "
                                       "(an approximation: it pulls the wrong cells that the residual cannot see)", low=0.0, high=100.0)
     keyframes_per_step: int = setting(4, "keyframes of a window between which matches carry the gradient of a step", low=2, high=30)
     replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000)

@@ -32,6 +32,7 @@ _MISSES = 5  # a landmark searched in vain in so many frames in a row is not sea
 _CLOSE = 0.3  # of the search radius: where the second attempt looks
 _LOOSE = 4.0  # times the inlier threshold, for a first pose after a gap
 _PLACES = 2  # older places tried per frame when lost
+_MOST = 0.6  # share of a keyframe's landmarks that a frame must find again to be the measure for those after it
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
 
 
@@ -87,6 +88,7 @@ class Odometry:
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
         self._map_id = 0
+        self._most = 0  # landmarks of the newest keyframe that one frame has found again
 
     # -- one frame ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +216,7 @@ class Odometry:
         self._remember(frame, features, located.T_WC, sighting.rows[located.inlier], sighting.uv[located.inlier])
         if why:
             kept = Sighting(sighting.rows[good], sighting.uv[good], sighting.score[good], sighting.sigma_px[good], wrong)
-            self._fresh = Fresh(frame, image, features, located.T_WC, kept)
+            self._fresh, self._most = Fresh(frame, image, features, located.T_WC, kept), 0
         inliers = int(located.inlier.sum())
         if inliers < c.degraded_inliers:
             return self._output(frame, TrackingState.DEGRADED, f"only {inliers} matches agree with the pose", located, matches)
@@ -231,7 +233,10 @@ class Odometry:
         at, _ = self.window.seen_at(len(self.window.keyframes) - 1)
         # Only what more than one keyframe has seen: many a new corner, with a depth but no second view, is never seen again.
         firm = (at >= 0) & self.window.landmarks.resolved & (self.window.views() >= min(2, len(self.window.keyframes)))
-        total, both = int(firm.sum()), located.inlier & firm[sighting.rows]
+        both = located.inlier & firm[sighting.rows]
+        # A matcher never finds all of them again: the best frame since then is the measure, if it found most.
+        self._most = max(self._most, int(both.sum()))
+        total = max(self._most, _MOST * int(firm.sum()), 1.0)
         now = camera.undistort(sighting.uv[both].double())
         before = o.obs[at[sighting.rows[both]], :2]
         time_s = (frame.stamp_ns - self.window.keyframes[-1].stamp_ns) * 1e-9
@@ -239,7 +244,7 @@ class Odometry:
             return Progress(0.0, float("inf"), float("inf"), time_s, camera.width)
         turned = geometry.relative(located.T_WC, self.window.T_WC[-1])[3:]
         rotated = geometry.project(camera, geometry.rotate(turned, geometry.rays(camera, before)))
-        return Progress(len(now) / max(1, total), float((rotated - now).norm(dim=1).median()), float((before - now).norm(dim=1).median()),
+        return Progress(len(now) / total, float((rotated - now).norm(dim=1).median()), float((before - now).norm(dim=1).median()),
                         time_s, camera.width)
 
     # -- starting, and starting again ---------------------------------------------------------------------------------
