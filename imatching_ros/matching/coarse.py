@@ -61,17 +61,20 @@ def _peak(logits: Tensor, origin: Tensor, temperature: Tensor | float, consume: 
     inside = ((y >= 0) & (y < height))[..., :, None] & ((x >= 0) & (x < width))[..., None, :]
     flat = logits.flatten(2)
     local = flat.gather(-1, index).masked_fill(~inside.flatten(2), -torch.inf)
-    weight = torch.softmax(local, -1).unflatten(-1, (COARSE_WINDOW, COARSE_WINDOW))
+    shift = peak.detach()[..., None]
+    share = (local - shift).exp()
+    near = share.sum(-1, keepdim=True)
+    weight = (share / near).unflatten(-1, (COARSE_WINDOW, COARSE_WINDOW))
     in_x, in_y = weight.sum(-2), weight.sum(-1)
     cell = torch.stack([(in_x * x).sum(-1), (in_y * y).sum(-1)], -1)
     spread = ((in_x * (x - cell[..., :1]) ** 2).sum(-1) + (in_y * (y - cell[..., 1:]) ** 2).sum(-1)) / 2
     if consume and not torch.is_grad_enabled():
-        log_total = flat.sub_(peak[..., None]).exp_().sum(-1).log() + peak
+        total = flat.sub_(shift).exp_().sum(-1)
     else:
-        log_total = torch.logsumexp(flat, -1)
+        total = (flat - shift).exp().sum(-1)
     similarity = peak / temperature
     uv = (cell + origin) * COARSE_STRIDE + (COARSE_STRIDE - 1) / 2
-    return uv, torch.stack([torch.logsumexp(local, -1) - log_total, similarity, spread], -1)
+    return uv, torch.stack([(near[..., 0] / total).log(), similarity, spread], -1)
 
 
 def _keep_near(logits: Tensor, origin: Tensor, predicted: Tensor, radius: Tensor) -> Tensor:
