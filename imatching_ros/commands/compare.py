@@ -30,7 +30,7 @@ REGIMES = ("live", "repeated")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="recordings, or names of rendered scenes; `scenes` for all of them")
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="recordings, or names of rendered scenes; `scenes` for all of them. With --poison: names of poisons (default all)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="cells, rendered scenes and the report")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of everything random (default 1)")
     parser.add_argument("--regime", default="", metavar="R,R", help="live, repeated or both (default: both; with --quick: repeated)")
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.poison:
         from ..evaluation.poison import poison_cells
 
-        cells = list(poison_cells(args.out, config, args.quick, args.pairs, _keep(args.out)))
+        cells = list(poison_cells(args.out, config, args.quick, args.pairs, _keep(args.out), args.sources))
     else:
         cells = list(_cells(args, config))
     print(write_report(args.out, cells, args.poison))

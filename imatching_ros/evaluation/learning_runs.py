@@ -36,9 +36,9 @@ def learn_repeatedly(config: Config, frames: list[Frame], passes: int) -> tuple[
     events: list[dict[str, Any]] = []
     pipeline = Pipeline(config, events.append)
     begin = time.perf_counter()
-    for _ in range(passes):
+    for turn in range(passes):
         for frame in frames:
-            pipeline.process(frame)
+            pipeline.process(replace(frame, id=frame.id + turn * len(frames)))
         pipeline.reset()
     return _finish(pipeline, events, frames[0].stamp_ns, time.perf_counter() - begin)
 

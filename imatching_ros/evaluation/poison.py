@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from ..config import Config
 from ..datatypes import Frame
+from ..errors import ConfigError
 from ..matching import create_matcher
 from ..sources.base import SourceOptions
 from ..sources.opening import open_source
@@ -68,8 +69,21 @@ POISONS: dict[str, Callable[[list[Frame]], list[Frame]]] = {
 MOTIONS = {"pure_rotation": CLEAN_ROTATION, "still": CLEAN_STILL}
 
 
-def poison_cells(out: Path, config: Config, quick: bool, pairs: int, keep: Callable[..., dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One cell per poison, guarded and not, besides the frozen weights; all scored on the clean scene's unseen part."""
+def poison_cells(out: Path, config: Config, quick: bool, pairs: int, keep: Callable[..., dict[str, Any]],
+                 chosen: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """One cell per poison, guarded and not, besides the frozen weights; all scored on the clean scene's unseen part.
+
+    Args:
+        chosen: names out of `POISONS` and `MOTIONS`, or `clean`; all when empty.
+
+    Raises:
+        ConfigError: a name that is none of these.
+    """
+    known = ("clean", *POISONS, *MOTIONS)
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise ConfigError(f"'{unknown[0]}' is no poison; known are {', '.join(known)}")
+    chosen = chosen or known
     extent = QUICK if quick else FULL
     config = config.with_values({"odometry.mode": "mono"})
 
@@ -91,10 +105,10 @@ def poison_cells(out: Path, config: Config, quick: bool, pairs: int, keep: Calla
         return keep(name, "repeated" if variant != "frozen" else "-", variant, settings, work)
 
     yield cell("clean", "frozen", list)
-    for name in ("clean", *POISONS):
+    for name in [n for n in ("clean", *POISONS) if n in chosen]:
         spoil = POISONS.get(name, list)
         for variant in ("guarded", "unguarded"):
             yield cell(name, variant, lambda spoil=spoil: spoil(list(clean.learning)))
-    for name, scene in MOTIONS.items():
+    for name, scene in [(n, s) for n, s in MOTIONS.items() if n in chosen]:
         for variant in ("guarded", "unguarded"):
             yield cell(name, variant, lambda name=name, scene=scene: list(divide(recording(name, scene), extent.learning_frames, True).learning))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +22,9 @@ from .rematching import extract
 from .replay import ReplayBuffer
 from .step import Stepper
 from .trial import Score, Verdict, judge, score
+
+
+REMEMBERED = 1000  # keyframes that taught a candidate; older ones cannot be in a window any more
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Learner:
         self.status = LearningStatus("learning", weights_version=self.version, weights_hash=hash_state(self.shipped))
         self.rejected: Counter[str] = Counter()
         self.probation: list[tuple[Score, Score]] = []
+        self.watched: set[int] = set()  # frame ids of the keyframes of the last window on probation
         self._begin_candidate(self.active)
 
     def configure(self, config: Config) -> None:
@@ -88,19 +92,16 @@ class Learner:
                 self._reject(reason)
                 return None
             self.status.samples += 1
-            update = self._watch(sample)
-            if update is None:
-                if self.steps < self.settings.candidate_steps:
-                    self._learn(sample)
-                else:
-                    update = self._try(sample)
+            update = self._watch(sample) or self._try(sample)
+            if update is None or not update.rollback:
+                self._learn(sample)
             return update
         finally:
             self.status.busy_s += time.perf_counter() - begin
 
     def _learn(self, sample: LearningSample) -> None:
-        self.status.state = "learning"
-        self.learned_from.update(sample.keyframe_ids)
+        """Steps on the window and on replayed ones. Learning goes on while a contender, which is not touched by it, is tried."""
+        self.learned_from.extend(sample.keyframe_ids)
         self.replay.add(sample)
         windows = [sample]
         if len(self.replay) > 1:
@@ -124,17 +125,21 @@ class Learner:
         self.status.rejected = dict(self.rejected)
 
     def _try(self, sample: LearningSample) -> WeightsUpdate | None:
-        self.status.state = "trial"
+        """Tries the contender on the window; names a new one when there is none and enough was learned."""
         if self.contender is None:
-            self.contender = self.stepper.averaged()
+            self.status.state = "learning"
+            if self.steps < self.settings.candidate_steps:
+                return None
+            self.contender, self.taught, self.steps = self.stepper.averaged(), set(self.learned_from), 0
+        self.status.state = "trial"
         if not self.settings.guard:
             return self._promote(sample, Verdict("better", "no guard", float("nan"), float("nan"), 0))
-        if not self._is_news(sample):
+        if not _is_news(sample, self.taught, self.judged):
             return None
+        self.judged = set(sample.keyframe_ids)
         seed = self.config.seed + sample.stamp_ns % 1_000_003
         self.scores_active.append(score(self.active, sample, self.settings, self.config.bundle, seed))
         self.scores_candidate.append(score(self.contender, sample, self.settings, self.config.bundle, seed))
-        self.tried.append(sample)
         verdict = judge(self.scores_active, self.scores_candidate, self.settings)
         self.status.probe_before, self.status.probe_after = verdict.before_px, verdict.after_px
         if verdict.outcome == "pending":
@@ -142,38 +147,28 @@ class Learner:
         self.on_event({"event": "trial", "stamp_ns": sample.stamp_ns, "outcome": verdict.outcome, "reason": verdict.reason,
                        "before_px": verdict.before_px, "after_px": verdict.after_px, "windows": verdict.windows,
                        "step": self.status.step})
-        for tried in self.tried:  # the trial is over: its windows may teach from now on
-            self.replay.add(tried)
         if verdict.outcome == "better":
             return self._promote(sample, verdict)
         # Undecided candidates learn on; those that lost something start again from the active weights.
         if verdict.outcome == "worse":
             self._begin_candidate(self.active)
         else:
-            self._begin_lessons()
+            self._end_trial()
         return None
-
-    def _is_news(self, sample: LearningSample) -> bool:
-        """Whether a window may judge: at least half of its keyframes neither taught this candidate nor judged it the last time.
-
-        Windows in a row share most keyframes, and numbers from them would look like independent witnesses without being so.
-        """
-        ids = set(sample.keyframe_ids)
-        judged = set(self.tried[-1].keyframe_ids) if self.tried else set()
-        return 2 * len(ids & (judged | self.learned_from)) <= len(ids)
 
     def _promote(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
         self.previous = self.active if self.settings.guard else None
         self.active = self.contender
-        self.probation = []
+        self.probation, self.watched = [], set()
         self.status.promotions += 1
-        self._begin_lessons()
+        self._end_trial()
         return self._update(sample, "promotion", verdict)
 
     def _watch(self, sample: LearningSample) -> WeightsUpdate | None:
         """Probation: the previous weights are tried against the promoted ones, and come back when they are better."""
-        if self.previous is None:
+        if self.previous is None or not _is_news(sample, set(), self.watched):
             return None
+        self.watched = set(sample.keyframe_ids)
         seed = self.config.seed + sample.stamp_ns % 1_000_003
         self.probation.append((score(self.active, sample, self.settings, self.config.bundle, seed),
                                score(self.previous, sample, self.settings, self.config.bundle, seed)))
@@ -205,16 +200,16 @@ class Learner:
 
     def _begin_candidate(self, origin: Matcher) -> None:
         self.stepper = Stepper(self._copy(origin), self.shipped, self.settings, self.config.bundle)
-        self._begin_lessons()
+        self.learned_from: deque[int] = deque(maxlen=REMEMBERED)  # frame ids of keyframes
+        self.steps = 0  # since the last contender was named
+        self._end_trial()
 
-    def _begin_lessons(self) -> None:
-        """The candidate learns (on) until its next trial; the optimiser keeps its momentum."""
-        self.steps = 0
-        self.contender: Matcher | None = None  # what the candidate has become, while it is tried
+    def _end_trial(self) -> None:
+        self.contender: Matcher | None = None  # the weights on trial
+        self.taught: set[int] = set()  # frame ids of keyframes that taught it
+        self.judged: set[int] = set()  # of those that judged it last
         self.scores_active: list[Score] = []
         self.scores_candidate: list[Score] = []
-        self.tried: list[LearningSample] = []
-        self.learned_from: set[int] = set()  # frame ids of keyframes
 
     @staticmethod
     def _copy(matcher: Matcher) -> Matcher:
@@ -222,3 +217,10 @@ class Learner:
         twin.weights_version = matcher.weights_version
         return twin.eval()
 
+
+def _is_news(sample: LearningSample, taught: set[int], judged: set[int]) -> bool:
+    """Whether a window may judge: at least half of its keyframes neither taught nor judged the last time.
+
+    Windows in a row share most keyframes, and numbers from them would look like independent witnesses without being so.
+    """
+    return 2 * len(set(sample.keyframe_ids) & (taught | judged)) <= len(sample.keyframe_ids)

@@ -1,0 +1,111 @@
+"""The life of a candidate, with scores that the test decides."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from imatching_ros.config import Config
+from imatching_ros.learning import learner as module
+from imatching_ros.learning.learner import Learner
+from imatching_ros.learning.step import StepResult, Stepper
+from imatching_ros.learning.trial import Score
+from imatching_ros.matching.expectation import ExpectationMatcher
+from imatching_ros.matching.weights import hash_state
+
+CONFIG = Config().with_values({"learning.candidate_steps": 2, "learning.trial_windows": 3, "learning.trial_windows_max": 4,
+                               "learning.replay_share": 0.0, "learning.probation_windows": 3})
+
+
+class Story:
+    """A learner whose steps only shake a weight, and whose scores come from `judge_as`: the error of every version of the weights."""
+
+    def __init__(self, monkeypatch, sample, better: float):
+        self.sample, self.now, self.events, self.scored = sample, 0, [], []
+        torch.manual_seed(0)
+
+        def step(stepper: Stepper, window, generator):
+            with torch.no_grad():
+                stepper.parameters[0].add_(0.01)
+                stepper._average[0].copy_(stepper.parameters[0])
+            return StepResult(1.0, 1.0, 100, 1.0)
+
+        def score(matcher, window, settings, bundle, seed):
+            value = hash_state(matcher.state_dict())
+            self.scored.append((window.keyframe_ids, value))
+            noise = 0.01 * (window.keyframe_ids[0] % 3)
+            return Score((1.0 if value == self.home else better) + noise, 0.5, 0.5, 100, 0.5, 0.68)
+
+        monkeypatch.setattr(Stepper, "step", step)
+        monkeypatch.setattr(module, "score", score)
+        matcher = ExpectationMatcher().eval()
+        self.home = hash_state(matcher.state_dict())
+        self.learner = Learner(matcher, CONFIG, self.events.append)
+
+    def feed(self, fresh=6):
+        """A window that brings `fresh` new keyframes."""
+        self.now += fresh
+        ids = tuple(range(self.now, self.now + 6))
+        return self.learner.consume(dataclasses.replace(self.sample, keyframe_ids=ids, stamp_ns=self.now))
+
+
+@pytest.fixture
+def tell(monkeypatch, make_sample):
+    return lambda better: Story(monkeypatch, make_sample(), better)
+
+
+def test_better_weights_are_promoted_on_windows_that_never_taught_them(tell):
+    story = tell(better=0.5)
+    updates = [u for _ in range(5) if (u := story.feed()) is not None]
+    assert len(updates) == 1 and story.learner.status.promotions == 1
+    judged = [ids for ids, value in story.scored if value != story.home]
+    # Two windows taught it, the three after them judged it.
+    assert judged[:3] == [tuple(range(k, k + 6)) for k in (18, 24, 30)]
+
+
+def test_learning_goes_on_during_the_trial_and_leaves_the_contender_alone(tell):
+    story = tell(better=0.5)
+    for _ in range(4):
+        story.feed()
+    contender = hash_state(story.learner.contender.state_dict())
+    assert contender != hash_state(story.learner.stepper.averaged().state_dict())
+    update = story.feed()
+    assert update.snapshot.hash == contender
+
+
+def test_worse_weights_are_dropped_and_learning_starts_again(tell):
+    story = tell(better=1.5)
+    assert all(story.feed() is None for _ in range(5))
+    assert [e["outcome"] for e in story.events if e["event"] == "trial"] == ["worse"]
+    assert hash_state(story.learner.active.state_dict()) == story.home
+    assert story.learner.contender is None and story.learner.steps == 1
+
+
+def test_windows_that_share_most_keyframes_do_not_judge_again(tell):
+    story = tell(better=0.5)
+    for _ in range(3):
+        story.feed()
+    count = len(story.scored)
+    story.feed(fresh=1)
+    story.feed(fresh=1)
+    assert len(story.scored) == count
+    story.feed(fresh=1)
+    assert len(story.scored) == count + 2
+
+
+def test_weights_that_turn_out_worse_come_back(tell, monkeypatch):
+    story = tell(better=0.5)
+    while story.learner.status.promotions == 0:
+        story.feed()
+    promoted = hash_state(story.learner.active.state_dict())
+    monkeypatch.setattr(module, "score", lambda matcher, window, *rest: Score(
+        (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + 0.01 * (window.keyframe_ids[0] % 3), 0.5, 0.5, 100, 0.5, 0.68))
+    update = next(u for _ in range(4) if (u := story.feed()) is not None)
+    assert update.rollback and update.snapshot.hash == story.home
+
+
+def test_refused_windows_are_counted_and_teach_nothing(tell):
+    story = tell(better=0.5)
+    story.learner.consume(dataclasses.replace(story.sample, tracking_healthy=False))
+    assert story.learner.status.rejected == {"tracking not healthy": 1}
+    assert story.learner.status.step == 0
