@@ -133,7 +133,7 @@ def test_an_unknown_place_starts_a_new_map_where_the_last_pose_was(clip):
     _, after = drive(elsewhere, pipeline=pipeline)
     assert after[0].state is TrackingState.LOST and after[0].T_WC is None
     restarted = next(o for o in after if o.T_WC is not None)
-    assert restarted.map_id == 1 and position_error(restarted, before[-1].T_WC) < 0.01  # bundle adjustment may have moved it since
+    assert restarted.map_id == 1 and position_error(restarted, before[-1].T_WC) < 0.01  # adjusted since
     assert restarted.covariance[0, 0] > 10 * before[-1].covariance[0, 0]
     assert [e["event"] for e in events if e["event"] != "keyframe"] == ["tracking", "lost", "restart", "tracking"]
 
