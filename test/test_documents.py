@@ -30,6 +30,7 @@ NOT_RUN = {
     "rm": "part of making an environment anew",
     "./scripts/demo": "takes minutes; its parts are tested in test/ros",
     "./scripts/test": "runs these tests",
+    "./scripts/lint": "run by continuous integration",
     "torchrun": "starts processes of its own; what they run is tested in test/training or test/learning",
 }
 

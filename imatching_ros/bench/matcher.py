@@ -88,7 +88,7 @@ def bench(args: argparse.Namespace, height: int, width: int) -> list[dict[str, o
     pictures, uv, truth = _views(args, height, width)
     ways = _ways(args.matcher, pictures[:1].float() / 255)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    found = {}
+    found: dict[str, tuple] = {}
     for turn in range(args.rounds + 2):
         for name, (matcher, lookup, _) in ways.items():
             targets = [matcher.observe(p) for p in pictures[1:]] if turn == 0 else found[name][1]

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stop.set())
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("recorder")
-    store, counts = make_typestore(), {}
+    store = make_typestore()
+    counts: dict = {}
     with Writer(args.bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         for entry in args.topics:
             topic, _, name = entry.partition(":")

@@ -26,7 +26,8 @@ def read_truth(reader: BagReader, topic: str, image_topic: str) -> Trajectory | 
     static = _static_transforms(reader)
     if reader.topics[topic] == "tf2_msgs/msg/TFMessage":
         return _from_tf(reader, topic, camera_frame.lstrip("/"), static)
-    stamps, poses = [], []
+    stamps: list = []
+    poses: list = []
     child = ""
     for _, _, message in reader.messages([topic]):
         child = getattr(message, "child_frame_id", "") or child
@@ -93,7 +94,8 @@ def _chain(tree: dict[str, tuple[str, np.ndarray]], parent: str, child: str) -> 
 def _from_tf(reader: BagReader, topic: str, camera: str, static: dict[str, tuple[str, np.ndarray]]) -> Trajectory | None:
     tree = dict(static)
     moving: set[str] = set()
-    stamps, poses = [], []
+    stamps: list = []
+    poses: list = []
     for _, _, message in reader.messages([topic]):
         stamp = None
         for t in message.transforms:
