@@ -63,7 +63,7 @@ class OdometryConfig:
     degraded_inliers: int = setting(30, "TRACKING becomes DEGRADED below so many inliers", low=6, high=1000)
     min_parallax_px: float = setting(3.0, "a landmark is triangulated from so much parallax", unit="px", low=0.5, high=100.0)
     start_parallax: float = setting(0.015, "median parallax at which mono starts", unit="image widths", low=0.001, high=0.5)
-    start_precision: float = setting(0.02, "mono starts when the first motion is known to this share of itself", low=0.001, high=1.0)
+    start_precision: float = setting(0.02, "mono starts when the first motion is known to this share of itself; twice that after a wait", low=0.001, high=1.0)
     start_landmarks: int = setting(50, "landmarks that a start needs", low=8, high=1000)
     keyframe_share: float = setting(0.9, "new keyframe when a frame finds a smaller share of its landmarks than the best frame before", low=0.1, high=1.0)
     keyframe_parallax: float = setting(0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0)
@@ -87,7 +87,7 @@ class LearningConfig:
     clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3)
     anchor: float = setting(0.02, "part of the way back to the shipped weights taken with each step, times the learning rate / 1e-3",
                             low=0.0, high=1.0)
-    averaging: float = setting(0.9, "what is tried and used is the running mean of the weights over the steps, with this decay a step", low=0.0,
+    averaging: float = setting(0.95, "what is tried and used is the running mean of the weights over the steps, with this decay a step", low=0.0,
                                high=0.9999)
     residual_weight: float = setting(1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0)
     auxiliary_weight: float = setting(0.1, "weight of the cross-entropy of the matching distributions at the reprojected landmark "
@@ -95,7 +95,7 @@ class LearningConfig:
     keyframes_per_step: int = setting(4, "keyframes of a window between which matches carry the gradient of a step", low=2, high=30)
     replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000)
     replay_share: float = setting(0.5, "share of steps on replayed windows", low=0.0, high=1.0)
-    candidate_steps: int = setting(16, "steps of a candidate before it is tried", low=1, high=100000)
+    candidate_steps: int = setting(32, "steps of a candidate before it is tried", low=1, high=100000)
     trial_windows: int = setting(5, "fewest windows of a trial", low=3, high=100)
     trial_windows_max: int = setting(10, "a trial without a verdict ends after so many windows", low=3, high=1000)
     probation_windows: int = setting(6, "windows after a promotion in which the previous weights may come back", low=3, high=1000)

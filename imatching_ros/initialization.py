@@ -20,7 +20,7 @@ _VIEWS = 6  # frames between reference and newest that are kept
 _THRESHOLD_PX = 1.0
 _PLANAR = 0.95  # a homography that explains so much of what the essential matrix explains leaves the pose ambiguous
 _TURNED = 0.02  # a homography this near to a rotation shows a camera that only turns
-_PATIENCE = 12  # frames over which the wanted parallax falls
+_PATIENCE = 12  # frames over which the wanted parallax and the wanted precision fall
 _FADING = 0.7  # share of the wanted parallax that is enough when the reference is about to be lost
 _LEAST_PARALLAX = 0.4  # share of the wanted parallax below which nothing starts
 _MIN_SHARE = 0.4  # of the points still followed from frame to frame; below, the newest frame becomes the reference
@@ -43,6 +43,7 @@ class Start:
     views: tuple[View, ...]
     T_WC: Tensor  # (V, 7) float64
     inlier: Tensor  # (N,) bool: points that support it
+    patience: float  # 1 at first, 0 after a long wait: a camera that hardly moves would else never start
 
 
 class MonoStart:
@@ -156,4 +157,5 @@ class MonoStart:
         # A frame that is alike its neighbour adds nothing but work.
         chosen = list(range(len(between)))[:: max(1, len(between) // 3)][:4]
         views = (first, *(between[i] for i in chosen), last)
-        return Start(views, torch.stack([poses[0], *(T_between[i] for i in chosen), poses[1]]), inlier)
+        patience = max(0.0, 1 - self._waited / _PATIENCE)
+        return Start(views, torch.stack([poses[0], *(T_between[i] for i in chosen), poses[1]]), inlier, patience)

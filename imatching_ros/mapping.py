@@ -96,8 +96,9 @@ class Mapper:
             return f"bundle adjustment of the first views: {adjusted.result.reason}"
         baseline = float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm())
         error = float(adjusted.result.covariance_newest[:3, :3].trace().sqrt())
-        if not error <= c.start_precision * baseline:
-            return f"the first motion is known to {100 * error / baseline:.1f} % only, {100 * c.start_precision:.1f} % are needed"
+        needed = c.start_precision * (2 - start.patience)
+        if not error <= needed * baseline:
+            return f"the first motion is known to {100 * error / baseline:.1f} % only, {100 * needed:.1f} % are needed"
         if c.first_baseline_m > 0 and median_depth is None:
             window.rescale(c.first_baseline_m / float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm().clamp_min(1e-9)))
         else:
