@@ -103,4 +103,4 @@ def sample_map(feature_map: Tensor, uv: Tensor, stride: int) -> Tensor:
     cell = (uv - (stride - 1) / 2) / stride
     grid = 2 * cell / cell.new_tensor([max(width - 1, 1), max(height - 1, 1)]) - 1
     sampled = F.grid_sample(feature_map, grid[:, None].to(feature_map.dtype), align_corners=True, padding_mode="border")
-    return sampled[:, :, 0].transpose(1, 2)
+    return sampled[:, :, 0].transpose(1, 2).contiguous()  # what follows multiplies descriptors, row by row
