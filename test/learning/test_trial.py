@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imatching_ros.config import LearningConfig
-from imatching_ros.learning.trial import Score, judge
+from imatching_ros.learning.trial import Score, _noise_level, judge
 
 CONFIG = LearningConfig()
 FEW, MANY = CONFIG.trial_windows, CONFIG.trial_windows_max
@@ -55,3 +55,11 @@ def test_noise_is_promoted_no_more_often_than_the_confidence_says():
         promoted += outcome == "better"
     limit = 1 - CONFIG.confidence
     assert promoted / runs <= limit + 1.65 * np.sqrt(limit * (1 - limit) / runs)
+
+
+@pytest.mark.parametrize("sigma", (2.0, 8.0))
+def test_noise_of_a_picture_is_measured_beside_its_edges(sigma):
+    rows, columns = np.mgrid[:120, :160]
+    picture = 80 + 60 * ((rows // 24 + columns // 24) % 2) + 0.2 * columns
+    noisy = picture + np.random.default_rng(0).normal(0, sigma, picture.shape)
+    assert _noise_level(np.clip(noisy, 0, 255).astype(np.uint8)) == pytest.approx(sigma, rel=0.15)
