@@ -125,8 +125,7 @@ def _views(args: argparse.Namespace, height: int, width: int) -> tuple[Tensor, T
         raise ImatchingError("bench matcher scores on photographs of scikit-image, which is not installed: pip install scikit-image")
     pairs = HomographyPairs(photographs[:1], torch.device("cpu"))
     draw = [pairs.draw(1, (height, width), np.random.default_rng((args.seed, k))) for k in range(args.targets)]
-    # Every draw has a picture A of its own: warp all B back through their own A is not needed, the views share nothing. So the
-    # first picture A is kept, and every further target is a view of it.
+    # Each draw brings a picture of its own; the first one is kept, and seen again under every draw's homography.
     image = draw[0][0]
     views, places, visible = [image[0]], [], []
     uv = sample_queries(image, args.queries, torch.Generator().manual_seed(args.seed))
