@@ -68,7 +68,7 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
     of them alone a network would chase itself.
     """
     window = sample.window
-    queries, order = _describe(matcher, sample, features)
+    queries, order = describe(matcher, sample, features)
     expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
     at_anchor = torch.zeros(len(window.obs), dtype=torch.bool)
     at_anchor[sample.anchor_obs] = True
@@ -118,7 +118,7 @@ def missed_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor
     return torch.nonzero(seen & inside)[:, 0]
 
 
-def _describe(matcher: Matcher, sample: LearningSample, features: list[Features]) -> tuple[Queries, Tensor]:
+def describe(matcher: Matcher, sample: LearningSample, features: list[Features]) -> tuple[Queries, Tensor]:
     """Every landmark at its anchor, and for each landmark its row among the queries."""
     anchor_kf = sample.window.kf_idx[sample.anchor_obs]
     parts, points = [], []

@@ -20,9 +20,11 @@ from .. import geometry
 from ..config import BundleConfig, LearningConfig
 from ..datatypes import LearningSample
 from ..matching.base import Features, Matcher
-from .rematching import Rematch, extract, rematch, solve_again
+from .rematching import Rematch, Solution, describe, expected_uv, extract, missed_landmarks, rematch, solve_again
 
 CHECK_QUERIES = 200
+HELD_OUT_ONE_IN = 5  # the share that `samples` holds out of the observations
+MIN_VIEWS = 4  # as there: a landmark must be well determined without the view that is judged
 COVERAGE_GRID = (6, 8)
 WARP = 0.02  # of the picture's size; corners move by about as much between neighbouring keyframes
 
@@ -64,6 +66,7 @@ def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bund
     error = window.camera.undistort(found.uv[held].double()) - reprojected
     matched = (found.score[held] >= config.min_score) & error.isfinite().all(-1)
     distance = torch.where(matched, error.norm(dim=-1).clamp_max(cap), cap)
+    distance = torch.cat([distance, _missed_errors(matcher, sample, features, solution, config)])
     calibrated = (error[matched].abs() < found.sigma_px[held][matched, None]).double().mean()
     return Score(float(distance.mean()), _warp_error(matcher, sample, features, config, seed),
                  _forward_backward_error(matcher, sample, features, config), int((found.score >= config.min_score).sum()),
@@ -109,6 +112,32 @@ def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -
     if n < config.trial_windows_max:
         return verdict("pending", f"t = {t:.2f} is undecided")
     return verdict("no_better", f"t = {t:.2f} after {n} windows")
+
+
+def _missed_errors(matcher: Matcher, sample: LearningSample, features: list[Features], solution: Solution, config: LearningConfig) -> Tensor:
+    """Capped errors (n,) at landmarks that a keyframe should show and in which odometry did not find them.
+
+    All observations of a window are successes of the active weights; judged by these alone, others could only lose. One
+    in five counts, as many as are held out of the observations.
+    """
+    window, cap = sample.window, config.error_cap_px
+    expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
+    known = (torch.bincount(window.pt_idx, minlength=len(window.points_W)) >= MIN_VIEWS) & solution.points_W.isfinite().all(-1)
+    queries, order = describe(matcher, sample, features)
+    parts = [torch.zeros(0, dtype=torch.float64)]
+    for k, target in enumerate(features):
+        points = missed_landmarks(sample, k, expected[k])
+        points = points[known[points] & ((points + k) % HELD_OUT_ONE_IN == 0)]
+        if len(points) == 0:
+            continue
+        found = matcher.estimate(queries.select(order[points].to(matcher.device)), [target], expected[k, points][None].to(matcher.device),
+                                 config.search_radius * window.camera.width)
+        points_C = geometry.act(geometry.inverse(solution.T_WC[k])[None], solution.points_W[points])
+        reprojected = torch.where(points_C[:, 2:] > 1e-6, geometry.project(window.camera, points_C), torch.nan)
+        error = (window.camera.undistort(found.uv[0].cpu().double()) - reprojected).norm(dim=-1)
+        right = (found.score[0].cpu() >= config.min_score) & error.isfinite()
+        parts.append(torch.where(right, error.clamp_max(cap), cap))
+    return torch.cat(parts)
 
 
 def _warp_error(matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig, seed: int) -> float:
