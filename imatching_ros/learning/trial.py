@@ -91,20 +91,22 @@ def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -
     def mean(scores: list[Score], name: str) -> float:
         return float(np.mean([getattr(s, name) for s in scores]))
 
-    for name, tolerance in (("warp_px", 0.01), ("forward_backward_px", 0.02)):
-        if mean(candidate, name) > mean(active, name) * (1 + tolerance) + 0.005:
-            return verdict("worse", f"{name} rose from {mean(active, name):.3f} to {mean(candidate, name):.3f}")
+    # Every look at the growing trial is a chance to be fooled; together they share what the confidence leaves (Bonferroni).
+    looks = max(config.trial_windows_max - config.trial_windows, 0) + 1
+    limit = float(stats.t.ppf(1 - (1 - config.confidence) / looks, n - 1))
+    for name in ("warp_px", "forward_backward_px"):
+        before_check, after_check = mean(active, name), mean(candidate, name)
+        rise = np.array([getattr(c, name) - getattr(a, name) for a, c in zip(active, candidate)])
+        clear = after_check > 1.01 * before_check and _t(rise) > limit
+        if clear or after_check > 1.05 * before_check + 0.005:
+            return verdict("worse", f"{name} rose from {before_check:.3f} to {after_check:.3f}")
     for name in ("matches", "coverage"):
         if mean(candidate, name) < 0.98 * mean(active, name):
             return verdict("worse", f"{name} fell from {mean(active, name):.3g} to {mean(candidate, name):.3g}")
     off = abs(mean(candidate, "within_sigma") - 0.683) - abs(mean(active, "within_sigma") - 0.683)
     if off > 0.05:
         return verdict("worse", f"calibration is off by {off:.2f} more")
-    spread = float(gain.std(ddof=1))
-    t = float(gain.mean()) / max(spread / sqrt(n), 1e-9)
-    # Every look at the growing trial is a chance to be fooled; together they share what the confidence leaves (Bonferroni).
-    looks = max(config.trial_windows_max - config.trial_windows, 0) + 1
-    limit = float(stats.t.ppf(1 - (1 - config.confidence) / looks, n - 1))
+    t = _t(gain)
     if t > limit:
         return verdict("better", f"t = {t:.2f} > {limit:.2f}")
     if t < -limit:
@@ -112,6 +114,11 @@ def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -
     if n < config.trial_windows_max:
         return verdict("pending", f"t = {t:.2f} is undecided")
     return verdict("no_better", f"t = {t:.2f} after {n} windows")
+
+
+def _t(values: np.ndarray) -> float:
+    """Student's t of the mean against zero."""
+    return float(values.mean()) / max(float(values.std(ddof=1)) / sqrt(len(values)), 1e-9)
 
 
 def _missed_errors(matcher: Matcher, sample: LearningSample, features: list[Features], solution: Solution, config: LearningConfig) -> Tensor:
