@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     matcher = trainer.finished()
     from dataclasses import asdict
 
-    provenance = {"kind": "offline training", "plan": asdict(plan), "steps_taken": trainer.step, "photographs": names,
+    provenance = {"kind": "offline training", "plan": {**asdict(plan), "init": Path(args.init).name}, "steps_taken": trainer.step, "photographs": names,
                   "torch": torch.__version__, "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu"}
     path = args.out / f"{args.matcher}.safetensors"
     header = write_weights(path, args.matcher, matcher.state_dict(), 1, provenance)
