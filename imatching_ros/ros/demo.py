@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shift", default="dark_noise", help="domain shift that the weights have to adapt to (default dark_noise)"
     )
-    parser.add_argument("--frames", type=int, default=300, help="length at 10 Hz (default 300)")
+    parser.add_argument("--frames", type=int, default=450, help="length at 10 Hz (default 450: long enough for a candidate to be tried)")
     parser.add_argument("--held-out", type=int, default=30, help="frames on another path, to score matching (default 30)")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("W", "H"))
     parser.add_argument("--seed", type=int, default=0)

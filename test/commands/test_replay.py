@@ -114,6 +114,8 @@ def test_weights_of_an_earlier_run_are_kept_and_not_used(wall, tmp_path):
 def test_interrupted_runs_keep_their_results(wall, tmp_path):
     """SIGINT in the middle of a replay: exit code 130, and every file is there."""
     code = (
+        # A shell that starts the tests in the background makes its children ignore SIGINT.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time; from imatching_ros import pipeline; p = pipeline.Pipeline.process\n"
         "def slow(self, *a, **k): time.sleep(0.4); return p(self, *a, **k)\n"
         "pipeline.Pipeline.process = slow\n"
