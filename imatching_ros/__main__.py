@@ -62,6 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ImatchingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if name != "online" or error.name not in ("rclpy", "imatching_ros.msg", "imatching_ros.srv"):
+            raise
+        print(f"error: the node needs {error.name}, which Python does not find; build the package with colcon and source install/setup.bash "
+              "(in a clone: source scripts/environment)", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
