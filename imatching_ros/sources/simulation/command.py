@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("height", int, "pixels"),
         ("rate-hz", float, "frames per second"),
         ("supersample", int, "rays per pixel and axis, against jagged edges"),
+        ("baseline-m", float, "distance of a second camera on the right, --format tum only; 0: none"),
+        ("depth-noise", float, "standard deviation of the inverse depth, 1/m"),
     ):
         default = _DEFAULTS[name.replace("-", "_")]
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default {default})")

@@ -55,6 +55,8 @@ def write_recording(
         raise ConfigError(f"unknown recording format '{format}'; known are {', '.join(FORMATS)}")
     if depth not in DEPTHS:
         raise ConfigError(f"unknown depth encoding '{depth}'; known are {', '.join(DEPTHS)}")
+    if format == "mcap" and sequence.baseline_m > 0:
+        raise ConfigError("a stereo pair is written in the tum format only; choose it (--format tum) or leave the baseline out")
     if path.exists():
         if not overwrite:
             raise SourceError(f"{path} exists; choose another name or overwrite it (--overwrite)")
@@ -169,7 +171,8 @@ def _pose(store, stamp_ns: int, T_WC: Tensor):
 
 
 def _write_tum(path: Path, sequence: SimulatedSequence, depth: str, progress: Callable[[int], None]) -> None:
-    for name in ("rgb", "depth"):
+    kinds = ("rgb", "depth", "right") if sequence.baseline_m > 0 else ("rgb", "depth")
+    for name in kinds:
         (path / name).mkdir(parents=True)
     units = _PNG_UNITS[sequence.kind]
     (path / "camera.json").write_text(json.dumps(_camera_json(sequence, units), indent=1) + "\n")
@@ -180,21 +183,26 @@ def _write_tum(path: Path, sequence: SimulatedSequence, depth: str, progress: Ca
         open(path / "frames.csv", "w", newline="") as table,
     ):
         rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(["index", "timestamp", "rgb", "depth"])
+        rows.writerow(["index", "timestamp", *kinds])
         truth.write("# camera to world, OpenCV optical axes (x right, y down, z forward)\n# timestamp tx ty tz qx qy qz qw\n")
         for done, (frame, T_WC) in enumerate(sequence.read(), 1):
             stamp = f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d}"
-            image_name, depth_name = (f"{kind}/{frame.id:06d}.png" for kind in ("rgb", "depth"))
-            bgr = np.ascontiguousarray(frame.image.permute(1, 2, 0).numpy()[..., ::-1])
-            _write_png(path / image_name, bgr)
+            image_name, depth_name, *others = (f"{kind}/{frame.id:06d}.png" for kind in kinds)
+            _write_png(path / image_name, _bgr(frame.image))
+            for name in others:
+                _write_png(path / name, _bgr(frame.right))
             _write_png(path / depth_name, _quantise(frame.depth.numpy(), units))
             rgb.write(f"{stamp} {image_name}\n")
             depths.write(f"{stamp} {depth_name}\n")
             truth.write(f"{stamp} " + " ".join(f"{x:.9f}" for x in T_WC.tolist()) + "\n")
-            rows.writerow([frame.id, stamp, image_name, depth_name])
+            rows.writerow([frame.id, stamp, image_name, depth_name, *others])
             for file in (rgb, depths, truth, table):  # an interrupted rendering leaves a whole recording
                 file.flush()
             progress(done)
+
+
+def _bgr(image: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
@@ -222,8 +230,10 @@ def _camera_json(sequence: SimulatedSequence, units: float) -> dict:
                 "rate_hz": sequence.rate_hz,
             }
         ],
+        **({"baseline_m": sequence.baseline_m} if sequence.baseline_m > 0 else {}),
         "depth_scale": units,
-        "depth_note": f"uint16 PNG, metres = value/{units:g} along the optical axis, exact up to rounding; "
-        f"0 = sky or beyond {65535 / units:.0f} m",
+        "depth_note": f"uint16 PNG, metres = value/{units:g} along the optical axis, "
+        + (f"standard deviation {sequence.depth_noise:g} of 1/m; " if sequence.depth_noise else "exact up to rounding; ")
+        + f"0 = sky or beyond {65535 / units:.0f} m",
         "simulation": {"kind": sequence.kind, "seed": sequence.seed, "shift": sequence.shift, "motion": sequence.motion},
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ... import geometry
 from ...camera import Camera
 from ...datatypes import Frame
 from ...errors import ConfigError
@@ -48,6 +49,8 @@ class SimulatedSequence:
     camera: Camera | None = None  # a pinhole with a horizontal view of 64 degrees if None; the shift may zoom it
     device: str = "cpu"
     speed_mps: float | None = None
+    baseline_m: float = 0.0  # above 0: a second camera so far to the right, rectified
+    depth_noise: float = 0.0  # standard deviation of the inverse depth that frames carry, 1/m: independent from pixel to pixel
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -57,6 +60,8 @@ class SimulatedSequence:
             ("rate_hz", 0.01, 1000),
             ("supersample", 1, 4),
             ("workers", 1, 64),
+            ("baseline_m", 0, 100),
+            ("depth_noise", 0, 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -76,6 +81,8 @@ class SimulatedSequence:
         if camera is None:
             focal = 0.8 * self.width
             camera = Camera(self.width, self.height, focal, focal, (self.width - 1) / 2, (self.height - 1) / 2)
+        if self.baseline_m > 0:
+            camera = replace(camera, baseline_m=self.baseline_m)
         return shifted_camera(camera, find_shift(self.shift))
 
     def stamps_ns(self) -> list[int]:
@@ -102,7 +109,7 @@ class SimulatedSequence:
         return make_trajectory(scene, self.kind, self.frames / self.rate_hz, stamps, seed, self.motion, self.speed_mps)
 
     def read(self) -> Iterator[tuple[Frame, Tensor]]:
-        """Yields (frame with RGB picture and exact depth, T_WC (7,) float64), all on the CPU."""
+        """Yields (frame with RGB picture and depth, and a right picture where there is a baseline, T_WC (7,) float64), on the CPU."""
         shift: Shift = find_shift(self.shift)
         camera = self.shifted_camera
         scene = self.scene().to(self.device)
@@ -113,22 +120,28 @@ class SimulatedSequence:
         drift = _wander(rng, self.frames, self.rate_hz)
         lamps = np.stack([_wander(rng, self.frames, self.rate_hz) for _ in range(scene.light_colour.shape[1])], 1)
         stamps = self.stamps_ns()
+        beside = mid.new_tensor([self.baseline_m, 0, 0, 0, 0, 0, 1]) if self.baseline_m > 0 else None
 
         def expose(i: int) -> tuple[Frame, Tensor]:
             lit = scene
             if shift.lamp_drift > 0:
                 factor = torch.as_tensor(np.exp(shift.lamp_drift * lamps[i]), dtype=torch.float32, device=self.device)
                 lit = scene.with_values(light_colour=scene.light_colour * factor[None, :, None])
-            image, depth = render(lit, camera, mid[i : i + 1], self.device, self.supersample)
             shake = np.random.default_rng((self.seed, 37, i)).integers(2**31)
             before, after = (
                 shaken(pose[i], shift, share, np.random.default_rng(shake)) for pose, share in ((opened, -0.5), (closed, 0.5))
             )
             exposure = float(np.exp(shift.exposure_drift * drift[i]))
-            picture = take_picture(
-                image[0], depth[0], camera, before, mid[i], after, shift, exposure, seed=self.seed * 100_003 + i
-            )
-            return Frame(i, stamps[i], picture.cpu(), camera, depth[0].cpu()), mid[i].cpu()
+            noise = self.seed * 100_003 + i
+
+            def take(T_offset: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+                poses = [T if T_offset is None else geometry.compose(T, T_offset) for T in (before, mid[i], after)]
+                image, depth = render(lit, camera, poses[1][None], self.device, self.supersample)
+                return take_picture(image[0], depth[0], camera, *poses, shift, exposure, seed=seed).cpu(), depth[0].cpu()
+
+            picture, depth = take(None, noise)
+            right = take(beside, noise + 50_000)[0] if beside is not None else None
+            return Frame(i, stamps[i], picture, camera, self._measured(depth, noise), right), mid[i].cpu()
 
         if self.workers == 1:
             yield from map(expose, range(self.frames))
@@ -146,6 +159,13 @@ class SimulatedSequence:
             finally:
                 for future in pending:
                     future.cancel()
+
+    def _measured(self, depth: Tensor, seed: int) -> Tensor:
+        """(H, W) depth as the sensor tells it; 0 stays unknown."""
+        if self.depth_noise == 0:
+            return depth
+        noise = self.depth_noise * torch.randn(depth.shape, generator=torch.Generator().manual_seed(seed))
+        return torch.where(depth > 0, depth / (1 + noise * depth).clamp_min(0.05), depth)
 
 
 def simulated_frames(

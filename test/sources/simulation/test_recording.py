@@ -1,12 +1,15 @@
 """Rendered videos, their shifts, and the recordings made of them."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from imatching_ros.__main__ import main
 from imatching_ros.camera import Camera
+from imatching_ros.datatypes import as_grey
 from imatching_ros.errors import ConfigError, SourceError
+from imatching_ros.sources.base import SourceOptions
 from imatching_ros.sources.opening import open_source
 from imatching_ros.sources.simulation.recording import write_recording
 from imatching_ros.sources.simulation.sequence import SimulatedSequence, simulated_frames
@@ -66,6 +69,29 @@ def test_a_tum_folder_holds_what_was_rendered(tmp_path, truth):
         assert torch.allclose(frame.depth, expected.depth, atol=1.1e-4)
         assert_same_pose(poses.T_WC[i], T_WC.numpy(), 1e-8)
     assert (tmp_path / "folder" / "rgb.txt").read_text().count("\n") == 3
+
+
+def test_the_right_picture_is_the_left_one_moved_by_the_disparity(tmp_path):
+    sequence = SimulatedSequence(kind="clutter", seed=2, frames=1, width=160, height=120, supersample=2, baseline_m=0.1)
+    source = open_source(write_recording(tmp_path / "pair", sequence, "tum"), SourceOptions(mode="stereo"))
+    (frame,) = source
+    ((rendered, _),) = sequence.read()
+    assert source.camera.baseline_m == 0.1 and frame.camera.baseline_m == 0.1
+    assert torch.equal(frame.right, rendered.right) and not torch.equal(frame.right, frame.image)
+    left, right = (cv2.GaussianBlur(as_grey(image)[0].float().numpy(), (0, 0), 1.0) for image in (rendered.image, rendered.right))
+    u, v = np.meshgrid(np.arange(160, dtype=np.float32), np.arange(120, dtype=np.float32))
+    disparity = frame.camera.fx * 0.1 / rendered.depth.numpy()
+    errors = {shift: np.median(np.abs(cv2.remap(right, u - disparity + shift, v, cv2.INTER_LINEAR) - left)[:, 40:]) for shift in (-1, 0, 1)}
+    assert errors[0] < 0.5 * min(errors[-1], errors[1])
+    with pytest.raises(ConfigError, match="tum format only"):
+        write_recording(tmp_path / "pair.mcap", sequence)
+
+
+def test_depth_noise_has_the_deviation_asked_for(truth):
+    ((noisy, T),) = SimulatedSequence(seed=2, depth_noise=0.01, **SMALL | dict(frames=1)).read()
+    ((exact, T_exact),) = SimulatedSequence(seed=2, **SMALL | dict(frames=1)).read()
+    assert torch.equal(noisy.image, exact.image) and torch.equal(T, T_exact)
+    assert 0.0095 < float((1 / noisy.depth - 1 / exact.depth).std()) < 0.0105
 
 
 @pytest.mark.parametrize("format, name", [("mcap", "cut.mcap"), ("tum", "cut")])
