@@ -30,6 +30,22 @@ MIN_VIEWS = 3  # two views of a landmark say nothing along the epipolar line
 MIN_OBSERVATIONS = 30  # fewer make a step of noise
 
 
+# Why a window teaches nothing, besides what the gate says of it.
+NOT_SOLVED = {status: f"candidate's bundle adjustment {status.value}" for status in (BAStatus.MAX_ITER, BAStatus.DEGENERATE)}
+TOO_FEW = "too few teaching observations"
+NOT_FINITE = "gradient not finite"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one window asks of the weights."""
+
+    loss: Tensor  # (), with its graph
+    residual: Tensor  # () mean robust cost of the observations used, in squared sigmas
+    auxiliary: Tensor  # ()
+    observations: int
+
+
 @dataclass(frozen=True)
 class StepResult:
     residual: float  # mean robust cost of the observations used, in squared sigmas
@@ -49,6 +65,11 @@ def count_views(sample: LearningSample, solution: Solution) -> Tensor:
     """(P,) int64: trusted observations of every landmark."""
     views = torch.zeros(len(sample.window.points_W), dtype=torch.long)
     return views.index_add_(0, sample.window.pt_idx, (solution.weight > MIN_WEIGHT).long())
+
+
+def draw_keyframes(count: int, config: LearningConfig, generator: torch.Generator) -> list[int]:
+    """The keyframes of a window of `count` through whose matches a step takes its gradient."""
+    return torch.randperm(count, generator=generator)[: config.keyframes_per_step].tolist()
 
 
 def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfig, live: list[int]) -> Rematch:
@@ -112,32 +133,44 @@ class Stepper:
 
     def step(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
         """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
-        Adam's momentum).
+        Adam's momentum)."""
+        lesson = self.read(sample, draw_keyframes(len(sample.images), self.config, generator))
+        if isinstance(lesson, str):
+            return lesson
+        self.optimizer.zero_grad(set_to_none=True)
+        lesson.loss.backward()
+        norm = self.update()
+        if norm is None:
+            return NOT_FINITE
+        return StepResult(float(lesson.residual), float(lesson.auxiliary), lesson.observations, norm)
 
-        All of the window is matched and solved; the gradient is taken through the matches between a few keyframes, drawn by
-        lot, which is an unbiased share of it at a part of the price.
+    def read(self, sample: LearningSample, live: list[int]) -> Lesson | str:
+        """The loss of a window with the weights as they are, or the reason why it teaches nothing.
+
+        All of the window is matched and solved; the gradient is taken through the matches between the keyframes `live`: drawn by
+        lot they give an unbiased share of it at a part of the price.
         """
-        count = len(sample.images)
-        live = torch.randperm(count, generator=generator)[: self.config.keyframes_per_step].tolist()
         found = match_window(self.matcher, sample, self.config, live)
         solution = self.solve(sample, found, self.config, self.bundle)
         if solution.result.status is not BAStatus.CONVERGED:
-            return f"candidate's bundle adjustment {solution.result.status.value}"
+            return NOT_SOLVED[solution.result.status]
         teach = teaching_observations(sample, solution)
         taught = torch.zeros_like(teach)
         for part in found.live:
             taught[part.observations] = True
         teach &= taught
         if int(teach.sum()) < MIN_OBSERVATIONS:
-            return "too few teaching observations"
+            return TOO_FEW
         residual = residual_loss(sample, found, solution, teach, self.bundle)
         auxiliary = auxiliary_loss(sample, found, solution)
         loss = self.config.residual_weight * residual + self.config.auxiliary_weight * auxiliary
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        return Lesson(loss, residual.detach(), auxiliary.detach(), int(teach.sum()))
+
+    def update(self) -> float | None:
+        """Moves the weights by the gradients that they hold; returns their norm, or None, and moves nothing, when it is not finite."""
         norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], self.config.clip_norm)
         if not torch.isfinite(norm):
-            return "gradient not finite"
+            return None
         self.taken += 1
         rate = self.config.learning_rate * min(1.0, self.taken / WARM_UP)
         self.optimizer.param_groups[0]["lr"] = rate
@@ -148,7 +181,29 @@ class Stepper:
             for parameter, home, average in zip(self.parameters, self.shipped, self._average):
                 parameter.lerp_(home, pull)
                 average.lerp_(parameter, share)
-        return StepResult(float(residual.detach()), float(auxiliary.detach()), int(teach.sum()), float(norm))
+        return float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that later steps depend on, as tensors: weights, their running mean, Adam's moments, the number of steps taken."""
+        state = {f"model.{k}": v for k, v in self.matcher.state_dict().items()}
+        state |= {f"average.{name}": average for name, average in zip(self.names, self._average)}
+        for name, parameter in zip(self.names, self.parameters):
+            state |= {f"adam.{key}.{name}": torch.as_tensor(v) for key, v in self.optimizer.state.get(parameter, {}).items()}
+        return state | {"taken": torch.tensor(self.taken)}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes back to a `state`: the steps that follow are those that would have followed then."""
+        self.matcher.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+        for name, average in zip(self.names, self._average):
+            average.copy_(state[f"average.{name}"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for index, name in enumerate(self.names):
+            found = {key: state[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in state}
+            if found:
+                moments[index] = found
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.taken = int(state["taken"])
 
     @torch.no_grad()
     def averaged(self) -> Matcher:
