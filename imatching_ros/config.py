@@ -38,7 +38,7 @@ class BundleConfig:
     precision: str = setting("float64", "number type of the solver", choices=("float32", "float64"))
     inlier_gate: float = setting(3.0, "whitened residual up to which an observation counts as an inlier of a refined pose", unit="sigma",
                                  low=0.1, high=100.0)
-    min_parallax: float = setting(4.0, "median parallax of a mono window below which it is degenerate", unit="sigma", low=0.0, high=1000.0)
+    min_parallax_deg: float = setting(0.3, "median parallax of a mono window below which it is degenerate", unit="deg", low=0.0, high=90.0)
     max_baseline_error: float = setting(0.1, "median standard deviation of a mono window's positions, relative to its longest baseline, "
                                              "above which it is degenerate", low=0.0, high=1000.0)
     min_support: float = setting(0.3, "part of the observations within twice the kernel width below which a window is degenerate",

@@ -228,9 +228,8 @@ def _find_degeneracy(window: WindowSnapshot, problem: Problem, T_WC: Tensor, poi
         angles = geometry.parallax(T_WC, points_W, kf, pt)
         seen = torch.zeros(len(points_W), dtype=torch.bool, device=pt.device)
         seen[pt] = True
-        noise = float(window.sigma[used, 0].median()) / window.camera.fx
-        median = float(angles[seen].median())
-        if median < config.min_parallax * noise:
-            return (f"no parallax: landmarks are seen under {math.degrees(median):.3f} deg (median), "
-                    f"{config.min_parallax:g} sigma are {math.degrees(config.min_parallax * noise):.3f} deg")
+        median = math.degrees(float(angles[seen].median()))
+        # An angle, not pixels or sigmas: whether parallax outweighs the noise is judged by the covariance of the positions.
+        if median < config.min_parallax_deg:
+            return f"no parallax: landmarks are seen under {median:.3f} deg (median), {config.min_parallax_deg:g} deg is the limit"
     return ""
