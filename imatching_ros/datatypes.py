@@ -146,6 +146,7 @@ class OdometryOutput:
     bundle: BAResult | None = None
     weights_version: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
+    scale: str = ""  # what gives the unit of length; `unknown`, and why, where nothing does
 
 
 def as_grey(image: Tensor) -> Tensor:

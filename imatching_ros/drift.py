@@ -31,6 +31,12 @@ class Drift:
         self._lost = self.at(T_WC) + covariance
         self._window, self._T_WC = torch.zeros_like(self._window), T_WC
 
+    def rescale(self, factor: float, centre: Tensor) -> None:
+        """The same uncertainty in a map that is scaled about a point (3,)."""
+        unit = torch.diag(torch.tensor([factor] * 3 + [1.0] * 3, dtype=torch.float64))
+        self._lost, self._window = unit @ self._lost @ unit, unit @ self._window @ unit
+        self._T_WC = torch.cat([centre + (self._T_WC[:3] - centre) * factor, self._T_WC[3:]])
+
     def note(self, result: BAResult, slid: bool) -> None:
         """Takes over the newest solution; `slid`: a keyframe has left the window before it."""
         newest = result.T_WC[-1]

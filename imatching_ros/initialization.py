@@ -56,6 +56,10 @@ class MonoStart:
         self._views: list[View] = []
         self._waited = 0
 
+    def configure(self, config: OdometryConfig, bundle: BundleConfig) -> None:
+        """Takes other settings over; the views collected so far stay."""
+        self._config, self._bundle = config, bundle
+
     def offer(self, frame: Frame, features: Features) -> Start | str:
         """Takes the next frame; returns the start, or why there is none yet."""
         image = as_grey(frame.image)

@@ -119,7 +119,7 @@ class Mapper:
         if self._matcher.wide_baseline:
             self._search_backwards(window, row, frame, new)
         window.triangulate(camera, self._config.min_parallax_px, self._config.inlier_px)
-        if len(window.keyframes) > self._config.window_keyframes:
+        while len(window.keyframes) > self._config.window_keyframes:
             places.remember(place_of(window, 0))
             window.drop_keyframe(0)
         return self._adjust(window, camera)

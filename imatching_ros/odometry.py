@@ -6,76 +6,54 @@ needs, after the pose was published.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from . import depths, geometry
 from .camera import Camera
+from .clock import Clock
 from .config import Config
-from .corners import spread
 from .datatypes import BAResult, BAStatus, Frame, LearningSample, Matches, OdometryOutput, TrackingState, WeightsSnapshot, as_grey
 from .drift import Drift
 from .initialization import MonoStart, Start
 from .keyframes import Progress, keyframe_reason
 from .mapping import Fresh, Mapper, Sighting
-from .matching.base import Features, Matcher, Prediction, Queries
+from .matching.base import Features, Matcher
+from .odometry_input import OdometryInput
 from .recovery import Places, recall, shows_nothing
 from .samples import Solved, take_sample
-from .tracking import Located, locate
+from .search import LandmarkSearch, Tracked
+from .tracking import Located
 from .window import Window
 
-_MISSES = 5  # a landmark searched in vain in so many frames in a row is not searched any more
 _CLOSE = 0.3  # of the search radius: where the second attempt looks
 _LOOSE = 4.0  # times the inlier threshold, for a first pose after a gap
 _PLACES = 2  # older places tried per frame when lost
 _MOST = 0.6  # share of a keyframe's landmarks that a frame must find again to be the measure for those after it
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """The last frame with a pose."""
-
-    id: int
-    stamp_ns: int
-    features: Features
-    T_WC: Tensor  # (7,) float64
-    uv: Tensor  # (N, 2) float32 raw px of its inliers
-    depth: Tensor  # (N,) float64
-
-
-class Clock:
-    """Collects the time that each part of a frame takes, ms."""
-
-    read: Callable[[], float] = staticmethod(time.perf_counter)  # s; a benchmark may count processor time instead
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._since = Clock.read()
-
-    def lap(self, name: str) -> None:
-        """Ends a part."""
-        now = Clock.read()
-        self.laps[name] = self.laps.get(name, 0.0) + (now - self._since) * 1e3
-        self._since = now
+_SCALE_DRIFT = 0.03  # a map in metres is scaled again when odometry from elsewhere disagrees by more
+_SCALE_SOURCE = {"stereo": "stereo baseline", "rgbd": "depth camera"}
 
 
 class Odometry:
     """Owned by one thread; what it returns is safe to hand to others."""
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
-        self.config = config
         self.matcher = matcher
-        self._mapper = Mapper(config, matcher)
+        self.input = OdometryInput(config.odometry_input)
+        self._take(config)
         self.reset()
 
     def reset(self) -> None:
         """Forgets the map, the motion and every count; the weights stay."""
         self.window = Window()
+        self.input.clear()
+        self.rescaled: tuple[float, Tensor] | None = None  # factor and centre (3,), when the last `extend` has scaled the map
+        self._scale = ""  # what gives the map its unit; empty: nothing does
         self._mode = ""
         self._places = Places(self.config.odometry.stored_keyframes)
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
@@ -89,6 +67,18 @@ class Odometry:
         self._settling = 0
         self._map_id = 0
         self._most = 0  # landmarks of the newest keyframe that one frame has found again
+
+    def configure(self, config: Config) -> None:
+        """Takes other settings over, between two frames; the map stays. What acts at the start only keeps its effect."""
+        self._take(config)
+        self._places.capacity = config.odometry.stored_keyframes
+        self._mono.configure(config.odometry, config.bundle)
+
+    def _take(self, config: Config) -> None:
+        self.config = config
+        self.input.config = config.odometry_input
+        self._mapper = Mapper(config, self.matcher)
+        self._search = LandmarkSearch(config, self.matcher)
 
     # -- one frame ----------------------------------------------------------------------------------------------------
 
@@ -109,7 +99,7 @@ class Odometry:
         if blank:
             output = self._nothing(frame, blank)
         elif not self.window.keyframes:
-            output = self._start(frame, image, features, geometry.identity())
+            output = self._start(frame, image, features)
         else:
             output = self._follow(frame, image, features, clock)
         clock.lap("pose")
@@ -117,12 +107,17 @@ class Odometry:
 
     def _follow(self, frame: Frame, image: Tensor, features: Features, clock: Clock) -> OdometryOutput:
         camera = frame.camera
-        T_predicted, radius_px = self._predict(frame)
-        sighting = self._search(camera, features, T_predicted, radius_px)
-        clock.lap("match")
-        located = self._locate(camera, sighting, T_predicted)
+        T_steady, radius_px = self._predict(frame)
+        T_given = self.input.predict(self._last.T_WC, self._last.stamp_ns, frame.stamp_ns, T_steady)
+        for T_predicted in (T_steady,) if T_given is None else (T_given, T_steady):  # odometry from elsewhere may be wrong
+            sighting = self._search.near(self.window, self._last, camera, features, T_predicted, radius_px)
+            clock.lap("match")
+            located = self._search.locate(self.window, camera, sighting, T_predicted)
+            clock.lap("pose")
+            if located is not None:
+                break
         if located is None and self.matcher.wide_baseline:
-            sighting, located = self._search_again(camera, features, T_predicted, radius_px)
+            sighting, located = self._search_again(camera, features, T_steady if T_given is None else T_given, radius_px)
         if located is None:
             sighting, located = self._recognise(frame, image, features)
         if located is None:
@@ -134,12 +129,14 @@ class Odometry:
 
         Old landmarks are known less well from a new place, so a loose pose comes first; it guides the search that decides.
         """
+        look, window, last = self._search, self.window, self._last
         for attempt in range(2):
-            sighting = self._search(camera, features, T_predicted, radius_px * _CLOSE) if attempt == 0 else self._search_everywhere(features)
-            loose = self._locate(camera, sighting, T_predicted if attempt == 0 else None, looser=_LOOSE)
+            closer = radius_px * _CLOSE
+            sighting = look.near(window, last, camera, features, T_predicted, closer) if attempt == 0 else look.everywhere(window, features)
+            loose = look.locate(window, camera, sighting, T_predicted if attempt == 0 else None, looser=_LOOSE)
             if loose is not None:
-                sighting = self._search(camera, features, loose.T_WC, radius_px * _CLOSE)
-                located = self._locate(camera, sighting, loose.T_WC, looser=_LOOSE / 2)
+                sighting = look.near(window, last, camera, features, loose.T_WC, closer)
+                located = look.locate(window, camera, sighting, loose.T_WC, looser=_LOOSE / 2)
                 if located is not None:
                     return sighting, located
         return sighting, None
@@ -150,63 +147,14 @@ class Odometry:
         radius = self.config.odometry.search_radius * frame.camera.width
         return geometry.retract(self._last.T_WC, self._twist * dt), radius
 
-    def _search(self, camera: Camera, features: Features, T_WC: Tensor, radius_px: float) -> Sighting:
-        """Looks for the window's landmarks where the predicted pose puts them."""
-        c, landmarks = self.config.odometry, self.window.landmarks
-        if self.matcher.wide_baseline:
-            rows = (landmarks.resolved & (landmarks.misses < _MISSES)).nonzero()[:, 0]
-            predicted, inside = _project(camera, T_WC, landmarks.points_W[rows])
-            rows, predicted = rows[inside], predicted[inside]
-            rank = landmarks.misses[rows] * 100 - self.window.views()[rows]
-            chosen = spread(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
-            rows, predicted = rows[chosen], predicted[chosen]
-            queries = self.window.queries.select(rows.to(self.matcher.device))
-        else:
-            rows = (landmarks.seen == self._last.id).nonzero()[:, 0]
-            uv = landmarks.uv_last[rows]
-            queries = self.matcher.describe(self._last.features, uv)
-            nearest = torch.cdist(uv, self._last.uv).argmin(1)
-            guess = geometry.back_project(camera, camera.undistort(uv.double()), self._last.depth[nearest])
-            points_W = torch.where(landmarks.resolved[rows, None], landmarks.points_W[rows], geometry.act(self._last.T_WC, guess))
-            predicted, inside = _project(camera, T_WC, points_W)
-            predicted, radius_px = torch.where(inside[:, None], predicted, uv), 3 * radius_px
-        return self._sighting(rows, queries, features, predicted, radius_px)
-
-    def _search_everywhere(self, features: Features) -> Sighting:
-        """Looks for landmarks in the whole picture, the best supported first."""
-        rows = self.window.landmarks.resolved.nonzero()[:, 0]
-        rows = rows[self.window.views()[rows].argsort(descending=True, stable=True)][: self.config.odometry.landmarks_per_frame]
-        return self._sighting(rows, self.window.queries.select(rows.to(self.matcher.device)), features, None, None)
-
-    def _sighting(self, rows: Tensor, queries: Queries, features: Features, predicted: Tensor | None, radius_px: float | None) -> Sighting:
-        if len(rows) == 0:
-            return Sighting(rows, torch.zeros(0, 2), torch.zeros(0), torch.zeros(0), rows)
-        at = None if predicted is None else predicted[None].float().to(self.matcher.device)
-        found: Prediction = self.matcher.estimate(queries, [features], at, radius_px)
-        score = found.score[0].cpu()
-        ok = score >= self.config.odometry.min_score
-        return Sighting(rows[ok], found.uv[0].cpu().float()[ok], score[ok], found.sigma_px[0].cpu()[ok], rows[~ok])
-
-    def _locate(self, camera: Camera, sighting: Sighting, T_guess: Tensor | None, looser: float = 1.0) -> Located | None:
-        """The pose, inliers within `looser` times the usual; `inlier` and `residual_px` have one row per row of the sighting."""
-        c = self.config.odometry
-        c = c if looser == 1 else replace(c, inlier_px=c.inlier_px * looser)
-        uv = camera.undistort(sighting.uv.double())
-        used = (self.window.landmarks.resolved[sighting.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
-        located = locate(camera, uv[used], self.window.landmarks.points_W[sighting.rows[used]], sighting.sigma_px[used], T_guess, c,
-                         self.config.bundle)
-        if located is None:
-            return None
-        inlier, residual = torch.zeros(len(uv), dtype=torch.bool), torch.full((len(uv),), torch.nan, dtype=torch.float64)
-        inlier[used], residual[used] = located.inlier, located.residual_px
-        return replace(located, inlier=inlier, residual_px=residual)
-
     def _accept(self, frame: Frame, image: Tensor, features: Features, sighting: Sighting, located: Located) -> OdometryOutput:
         """Takes over the pose, notes what was seen, and decides whether this becomes a keyframe."""
         c, landmarks = self.config.odometry, self.window.landmarks
         good = located.inlier | ~landmarks.resolved[sighting.rows]
         wrong = sighting.rows[~good]
         recovered = self._lost > 0
+        if not recovered:
+            self.input.judge(located.T_WC, float(self._last.depth.median()))
         why = "recovered" if recovered else keyframe_reason(self._progress(frame, sighting, located), c)
         matches = self._matches(frame, sighting, located)
         dt = (frame.stamp_ns - self._last.stamp_ns) * 1e-9
@@ -249,17 +197,19 @@ class Odometry:
 
     # -- starting, and starting again ---------------------------------------------------------------------------------
 
-    def _start(self, frame: Frame, image: Tensor, features: Features, T_origin: Tensor) -> OdometryOutput:
-        """Begins a map at `T_origin`: with depth at once, in mono when frames have enough parallax."""
+    def _start(self, frame: Frame, image: Tensor, features: Features) -> OdometryOutput:
+        """Begins a map, where the last pose was if there is one: with depth at once, in mono when frames have enough parallax."""
         if self._mode == "mono":
             start = self._mono.offer(frame, features)
             # A map that replaces a lost one keeps its scale as well as the scene allows: by the median depth.
-            scale = float(self._last.depth.median()) if self._last is not None else None
-            window = self._mapper.start_mono(start, scale) if isinstance(start, Start) else start
+            depth = float(self._last.depth.median()) if self._last is not None else None
+            window = self._mapper.start_mono(start, depth) if isinstance(start, Start) else start
         else:
             window = self._mapper.start_metric(frame, image, features, self._mode)
         if isinstance(window, str):
             return self._nothing(frame, window)
+        T_origin = self._origin(window.keyframes[0].stamp_ns)
+        self._find_scale(window)
         if self._last is not None:
             self._map_id += 1
             self._drift.add(self._uncertainty(frame), self._last.T_WC)
@@ -282,11 +232,36 @@ class Odometry:
         """Counts a frame without a pose; after some, a new map begins where the last pose was."""
         self._lost += 1
         if self._mode == "mono" or self._lost >= self.config.odometry.restart_frames:
-            output = self._start(frame, image, features, self._last.T_WC)
+            output = self._start(frame, image, features)
             if output.T_WC is not None:
                 return output
             return replace(output, reason=f"lost for {self._lost} frames; new start: {output.reason}")
         return self._nothing(frame, f"lost for {self._lost} frames: too few matches agree on a pose")
+
+    def _origin(self, stamp_ns: int) -> Tensor:
+        """Where a map that begins at this time lies (7,): at the origin; after a loss at the last pose, carried on by odometry from
+        elsewhere if that knows how far."""
+        if self._last is None:
+            return geometry.identity()
+        if self.input.unit_m is None:
+            return self._last.T_WC
+        T_given = self.input.predict(self._last.T_WC, self._last.stamp_ns, stamp_ns, self._last.T_WC)
+        return self._last.T_WC if T_given is None else T_given
+
+    def _find_scale(self, window: Window) -> None:
+        """The unit of a new map, before anything of it is published."""
+        self.input.forget_map()
+        if self._mode != "mono":
+            self._scale, self.input.unit_m = _SCALE_SOURCE[self._mode], 1.0
+            return
+        known = self.config.odometry.first_baseline_m > 0
+        self._scale = "" if not known else "first baseline" if self._last is None else "first baseline, carried on by the depth of the scene"
+        self.input.unit_m = 1.0 if known else None
+        found = self.input.measure([keyframe.stamp_ns for keyframe in window.keyframes], window.T_WC)
+        if found is not None and self.input.scales:
+            window.rescale(found)
+            self._scale, found = "odometry", 1.0
+        self.input.unit_m = found or self.input.unit_m
 
     def _uncertainty(self, frame: Frame) -> Tensor:
         """Covariance (6, 6) of having stayed at the last pose, while the camera may have gone on as it did."""
@@ -300,8 +275,8 @@ class Odometry:
         for place in self._places.most_alike(image, _PLACES, kept):
             self.window, queries = recall(place, camera, self.matcher, c.corner_sigma_px)
             rows = torch.arange(len(place.uv))
-            sighting = self._sighting(rows, queries, features, None if self.matcher.wide_baseline else place.uv, None)
-            located = self._locate(camera, sighting, None)
+            sighting = self._search.look(rows, queries, features, None if self.matcher.wide_baseline else place.uv, None)
+            located = self._search.locate(self.window, camera, sighting, None)
             if located is not None and int(located.inlier.sum()) >= c.degraded_inliers:
                 self._lost = max(self._lost, 1)
                 return sighting, located
@@ -313,7 +288,7 @@ class Odometry:
     @torch.no_grad()
     def extend(self) -> BAResult | None:
         """After `track`: when its frame became a keyframe, finds new landmarks and adjusts the window; else does nothing."""
-        fresh, self._fresh = self._fresh, None
+        fresh, self._fresh, self.rescaled = self._fresh, None, None
         if fresh is None:
             return None
         adjusted = self._mapper.extend(self.window, self._places, fresh, self._mode)
@@ -322,7 +297,28 @@ class Odometry:
             return None
         self._drift.note(adjusted.result, self.window.slid)
         self._solved = adjusted.solved
+        if self._mode == "mono":
+            self._keep_scale()
         return adjusted.result
+
+    def _keep_scale(self) -> None:
+        """Mono: measures the unit of the map by odometry from elsewhere and, if that is to give the scale, makes it a metre.
+
+        The map is scaled about the camera: the pose does not jump, only the motion from here on is in metres.
+        """
+        found = self.input.measure([keyframe.stamp_ns for keyframe in self.window.keyframes], self.window.T_WC)
+        if found is None:
+            return
+        if not self.input.scales:
+            self.input.unit_m = found
+        elif self._scale != "odometry" or abs(math.log(found)) > _SCALE_DRIFT:
+            centre = self._last.T_WC[:3].clone()
+            self.window.rescale(found, centre)
+            self._places.rescale(found, centre)
+            self._drift.rescale(found, centre)
+            self._last = replace(self._last, depth=self._last.depth * found)
+            self._twist = torch.cat([self._twist[:3] * found, self._twist[3:]])
+            self._scale, self.input.unit_m, self.rescaled = "odometry", 1.0, (found, centre)
 
     def sample(self) -> LearningSample | None:
         """The newest window that bundle adjustment solved to convergence, for the learner; each is given once."""
@@ -359,26 +355,20 @@ class Odometry:
     def _output(self, frame: Frame, state: TrackingState, reason: str, located: Located, matches: Matches | None) -> OdometryOutput:
         return OdometryOutput(
             frame.id, frame.stamp_ns, state, reason, located.T_WC.clone(), self._drift.at(located.T_WC) + located.covariance, int(located.inlier.sum()),
-            self._fresh is not None, self._metric, self._map_id, matches, None, self.matcher.weights_version,
+            self._fresh is not None, self._metric, self._map_id, matches, None, self.matcher.weights_version, scale=self._describe_scale(),
         )
 
     def _nothing(self, frame: Frame, reason: str) -> OdometryOutput:
         """No pose: not yet, or not any more."""
         state = TrackingState.INITIALIZING if self._last is None else TrackingState.LOST
         return OdometryOutput(frame.id, frame.stamp_ns, state, reason, None, None, 0, False, self._metric, self._map_id, None, None,
-                              self.matcher.weights_version)
+                              self.matcher.weights_version, scale=self._describe_scale())
 
     @property
     def _metric(self) -> bool:
-        return self._mode != "mono" or self.config.odometry.first_baseline_m > 0
+        return self._mode != "mono" or self._scale != ""
 
-
-def _project(camera: Camera, T_WC: Tensor, points_W: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw px (N, 2) of points (N, 3), and which of them (N,) lie in the picture."""
-    points_C = geometry.act(geometry.inverse(T_WC), points_W)
-    ideal = geometry.project(camera, points_C)
-    size = ideal.new_tensor([camera.width, camera.height])
-    # Far outside the picture a distortion model folds back into it.
-    near = (points_C[:, 2] > 0) & ((ideal > -0.2 * size) & (ideal < 1.2 * size)).all(1)
-    raw = camera.distort(torch.where(near[:, None], ideal, 0.0))
-    return raw, near & ((raw >= 0) & (raw <= size - 1)).all(1)
+    def _describe_scale(self) -> str:
+        if self._metric:
+            return self._scale or _SCALE_SOURCE[self._mode]
+        return f"unknown: {self.input.doubt}" if self.input.scales else "unknown"

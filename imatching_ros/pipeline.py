@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import Config
+from .clock import Clock
+from .config import Config, refuse_change
 from .datatypes import Frame, OdometryOutput, TrackingState, WeightsSnapshot
 from .errors import ConfigError, SourceError, WeightsError
 from .learning.learner import LearningStatus, WeightsUpdate
@@ -19,7 +20,7 @@ from .learning.store import CURRENT, WeightsStore
 from .learning.worker import start_learning
 from .matching import create_matcher
 from .matching.weights import DEFAULT_DIR, hash_state, load_weights, write_weights
-from .odometry import Clock, Odometry
+from .odometry import Odometry
 from .window import Window
 
 Event = dict[str, Any]
@@ -83,6 +84,7 @@ class Pipeline:
         result = self.odometry.extend()
         if output.is_keyframe:
             clock.lap("keyframe")
+            self._rescale_keyframes(frame.stamp_ns)
             self._tell(frame.stamp_ns, "keyframe", frame_id=frame.id, landmarks=len(self.odometry.window.landmarks),
                        status=None if result is None else result.status.value)
             output = replace(output, bundle=result, timings_ms={**output.timings_ms, **clock.laps})
@@ -93,6 +95,22 @@ class Pipeline:
     def keyframes(self) -> list[tuple[int, Tensor]]:
         """(stamp_ns, T_WC (7,)) of every keyframe of the run, oldest first, as bundle adjustment last left it."""
         return sorted(self._refined.values(), key=lambda keyframe: keyframe[0])
+
+    def add_odometry(self, stamp_ns: int, T_OC: Tensor) -> None:
+        """A pose (7,) of the camera from elsewhere, in any frame that stays; metres. See `odometry_input` in the configuration.
+
+        Raises:
+            SourceError: a pose that is not finite, or without a rotation.
+        """
+        self.odometry.input.add(stamp_ns, T_OC)
+
+    def _rescale_keyframes(self, stamp_ns: int) -> None:
+        if self.odometry.rescaled is None:
+            return
+        factor, centre = self.odometry.rescaled
+        for key, (stamp, T_WC) in self._refined.items():
+            self._refined[key] = stamp, torch.cat([centre + (T_WC[:3] - centre) * factor, T_WC[3:]])
+        self._tell(stamp_ns, "scale", factor=factor, centre_m=centre)
 
     def _remember_keyframes(self) -> None:
         for keyframe, T_WC in zip(self.window.keyframes, self.window.T_WC):
@@ -107,7 +125,14 @@ class Pipeline:
 
     def configure(self, config: Config) -> None:
         """Takes over settings that may change while running (`live` in the configuration); others keep their effect of the start."""
-        self.config = self.odometry.config = config
+        """Takes other settings over, between two frames.
+
+        Raises:
+            ConfigError: a setting differs that may not change while running; all stay as they were.
+        """
+        refuse_change(self.config, config)
+        self.config = config
+        self.odometry.configure(config)
         if self._learning is not None:
             self._learning.configure(config)
 

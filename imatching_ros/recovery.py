@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -35,7 +35,7 @@ class Places:
     """At most `capacity` places; of two neighbours the older goes, so that the memory spans the whole way."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._places: deque[Place] = deque()
 
     def __len__(self) -> int:
@@ -45,13 +45,20 @@ class Places:
         self._places.clear()
 
     def remember(self, place: Place) -> None:
-        if self._capacity == 0:
+        if self.capacity == 0:
+            self._places.clear()
             return
         self._places.append(place)
-        if len(self._places) > self._capacity:
+        while len(self._places) > self.capacity:
             # Dropping the older of the most alike neighbours keeps the most different views.
             thumbs = torch.stack([p.thumb for p in self._places])
             del self._places[int((thumbs[1:] * thumbs[:-1]).sum(1).argmax())]
+
+    def rescale(self, factor: float, centre: Tensor) -> None:
+        """Scales poses and landmarks about a point (3,)."""
+        self._places = deque(
+            replace(p, T_WC=torch.cat([centre + (p.T_WC[:3] - centre) * factor, p.T_WC[3:]]), points_W=centre + (p.points_W - centre) * factor)
+            for p in self._places)
 
     def most_alike(self, image: Tensor, count: int, window: Window) -> list[Place]:
         """The places, keyframes of the window included, whose picture resembles this one (1, H, W) uint8 most, best first."""

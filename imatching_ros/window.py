@@ -236,9 +236,9 @@ class Window:
         self.T_WC = result.T_WC.clone().double()
         self.place(rows, result.points_W)
 
-    def rescale(self, factor: float) -> None:
-        """Scales the map about the centre of its oldest keyframe."""
-        origin = self.T_WC[0, :3].clone()
+    def rescale(self, factor: float, centre: Tensor | None = None) -> None:
+        """Scales the map about a point (3,), by default the centre of its oldest keyframe."""
+        origin = self.T_WC[0, :3].clone() if centre is None else centre
         self.T_WC = torch.cat([origin + (self.T_WC[:, :3] - origin) * factor, self.T_WC[:, 3:]], 1)
         self.landmarks = replace(self.landmarks, points_W=origin + (self.landmarks.points_W - origin) * factor)
 

@@ -21,7 +21,7 @@ from ...commands.arguments import add_config_options, add_source_options, read_c
 from ...commands.progress import Progress
 from ...config import Config
 from ...datatypes import Frame, OdometryOutput
-from ...odometry import Clock
+from ...clock import Clock
 from ...pipeline import Pipeline
 from ...sources.base import Source
 from ...sources.opening import open_source
