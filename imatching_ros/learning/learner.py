@@ -78,7 +78,7 @@ class Learner:
     def configure(self, config: Config) -> None:
         """Takes over settings that may change while learning; frozen, so another thread may be reading the old ones."""
         self.config, self.settings = config, config.learning
-        self.stepper.config = config.learning
+        self.stepper.configure(config.learning, config.bundle)
 
     def consume(self, sample: LearningSample) -> WeightsUpdate | None:
         """Learns from a window, or tries on it what was learned."""

@@ -119,9 +119,8 @@ class Stepper:
     def __init__(self, matcher: Matcher, shipped: dict[str, Tensor], config: LearningConfig, bundle: BundleConfig,
                  solve: Solver = solve_again) -> None:
         """`solve` is the lower level; experiments put the truth in its place."""
-        self.matcher, self.config, self.solve = matcher, config, solve
-        # Nobody waits for the learner's bundle adjustment, and only a converged one teaches.
-        self.bundle = replace(bundle, max_iterations=PATIENCE * bundle.max_iterations)
+        self.matcher, self.solve = matcher, solve
+        self.configure(config, bundle)
         # What judges a match stays as shipped: the residual alone could lower itself by turning sigma up.
         named = [(n, p) for n, p in matcher.named_parameters() if not n.startswith("confidence.")]
         self.names = [n for n, _ in named]
@@ -130,6 +129,12 @@ class Stepper:
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
         self.taken = 0
         self._average = [p.detach().clone() for p in self.parameters]
+
+    def configure(self, config: LearningConfig, bundle: BundleConfig) -> None:
+        """Takes other settings over, from the next step on."""
+        self.config = config
+        # Nobody waits for the learner's bundle adjustment, and only a converged one teaches.
+        self.bundle = replace(bundle, max_iterations=PATIENCE * bundle.max_iterations)
 
     def step(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
         """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
