@@ -58,15 +58,15 @@ class Extent:
         return self.learning_frames + GAP_FRAMES + round(self.unseen_s * RATE_HZ)
 
 
-FULL = Extent(120.0, 60.0, 640, 480, 2)
+FULL = Extent(120.0, 60.0, 320, 240, 2)
 QUICK = Extent(20.0, 6.0, 320, 240, 1)
 
 SCENES = {
-    "dark_noise": RenderedScene("room", 901, "dark_noise"),
-    "motion_blur": RenderedScene("corridor", 902, "motion_blur"),
-    "fog": RenderedScene("outdoor", 903, "fog"),
-    "vignette": RenderedScene("room", 904, "vignette"),
-    "new_texture": RenderedScene("clutter", 905, "new_texture"),
+    "dark_noise": RenderedScene("room", 911, "dark_noise"),
+    "motion_blur": RenderedScene("corridor", 912, "motion_blur"),
+    "fog": RenderedScene("outdoor", 913, "fog"),
+    "vignette": RenderedScene("room", 914, "vignette"),
+    "new_texture": RenderedScene("clutter", 915, "new_texture"),
 }
 QUICK_SCENES = ("dark_noise", "fog", "new_texture")
 TUNING = {
@@ -76,9 +76,9 @@ TUNING = {
     "tuning_none": RenderedScene("corridor", 104, "none"),
 }
 # Seen by a healthy camera; the probe on which poisoned learning must not have become worse.
-CLEAN = RenderedScene("clutter", 906, "none")
-CLEAN_STILL = RenderedScene("clutter", 906, "none", "still")
-CLEAN_ROTATION = RenderedScene("clutter", 906, "none", "pure_rotation")
+CLEAN = RenderedScene("clutter", 916, "none")
+CLEAN_STILL = RenderedScene("clutter", 916, "none", "still")
+CLEAN_ROTATION = RenderedScene("clutter", 916, "none", "pure_rotation")
 
 
 def render_scene(name: str, scene: RenderedScene, extent: Extent, folder: Path, workers: int = 1) -> Path:
