@@ -9,6 +9,7 @@ examples:
   python -m imatching_ros replay rgbd_dataset_freiburg1_desk --out run --mode mono --learning off
   python -m imatching_ros replay monday.mcap tuesday.mcap --out week --report
   python -m imatching_ros replay run.mcap --out run --groundtruth truth.txt --learning sync --seed 1
+  python -m imatching_ros replay run.mcap --out run --mode mono --odometry-topic /wheel_odometry
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import os
 import platform
 import sys
 import time
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_config_options(parser)
     add_source_options(parser)
+    group = parser.add_argument_group("odometry from elsewhere")
+    group.add_argument(
+        "--odometry", type=Path, metavar="FILE", help="poses of the camera, in metres: TUM format. Predicts the motion between "
+        "pictures and gives one camera its scale, unless --set odometry_input.use=... says which"
+    )
+    group.add_argument("--odometry-topic", metavar="TOPIC", help="the same from the bag: Odometry, PoseStamped or TF")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    options = source_options(args)
+    options = replace(source_options(args), odometry=args.odometry, odometry_topic=args.odometry_topic)
     config = read_config(args)
     results = []
     for number, path in enumerate(args.sources):
@@ -74,8 +83,6 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     Raises:
         ImatchingError: the recording, its calibration or the weights cannot be used.
     """
-    from dataclasses import replace
-
     import torch
 
     from ..evaluation.run_writer import RunWriter
@@ -88,7 +95,10 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
         options = replace(options, mode=config.odometry.mode)
     source = open_source(path, options)
     truth = source.groundtruth()  # before the work, so that a wrong file is not found out after it
+    given = source.odometry()
     config = config.with_values({"odometry.mode": source.mode})
+    if given is not None and config.odometry_input.use == "off":
+        config = config.with_values({"odometry_input.use": "both"})
     _put_aside(out / "weights")
     writer = RunWriter(out, config)
     for text in source.warnings:
@@ -102,11 +112,13 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
 
     source.on_warning = warn
     interrupted = False
+    waiting = deque() if given is None else deque(zip(given.stamps_ns.tolist(), torch.from_numpy(given.T_WC)))
     start = time.perf_counter()
     pipeline = Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights")
     try:
         with Progress(f"replay {source.name}", source.length, stream=open(os.devnull, "w") if quiet else None) as progress:
             for frame in source:
+                _pass_odometry(pipeline, waiting, frame.stamp_ns)
                 clock = time.perf_counter()
                 posed: list[float] = []
                 output = pipeline.process(frame, on_tracked=lambda _: posed.append(time.perf_counter()))
@@ -162,6 +174,15 @@ def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str
     }
 
 
+def _pass_odometry(pipeline: Any, waiting: deque, until_ns: int) -> None:
+    """Gives the pipeline what has arrived by the time of a picture: up to the first pose that is not older."""
+    while waiting:
+        stamp_ns, T_OC = waiting.popleft()
+        pipeline.add_odometry(stamp_ns, T_OC)
+        if stamp_ns >= until_ns:
+            break
+
+
 def _put_aside(folder: Path) -> None:
     """Renames weights of an earlier run: the pipeline would resume from them, and a replay starts from what it was told."""
     if folder.is_dir() and any(folder.iterdir()):
@@ -201,6 +222,7 @@ def summary(metrics: dict[str, Any]) -> str:
     rows = {
         "frames": f"{m['frames']}, tracked {m['tracked_frames']}, lost {m['lost_frames']}, keyframes {m['keyframes']}",
         "initialised": f"at frame {m['initialized_at_frame']}, then {tracked:.1f} % tracked",
+        "scale": m["scale"] if m["metric"] or m["scale"].startswith("unknown") else f"{m['scale']}, but not from the first pose on",
         "ATE": accuracy,
         "latency": f"{times} ms (p50/p95/p99/max, picture to pose)",
         "learning": f"{learning['mode']}: {learning['steps']} steps, {changes}",

@@ -61,6 +61,7 @@ class RunWriter:
         self._sightings = 0
         self._maps: set[int] = set()
         self.metric = False
+        self.scale = "unknown"
 
     def add_frame(self, output: OdometryOutput, latency_ms: float, processing_ms: float) -> None:
         """One processed frame; only a pose that the frame's own matches support enters the trajectory.
@@ -86,7 +87,9 @@ class RunWriter:
                 index = np.minimum(residuals / RESIDUAL_EDGES_PX[1], len(self._histogram) - 1).astype(int)
                 self._histogram += np.bincount(index, minlength=len(self._histogram))
         if output.T_WC is not None:
-            self.metric = output.metric
+            # One pose in other units, and the whole is not metric.
+            self.metric = output.metric and (self.metric or not self._stamps)
+            self.scale = output.scale
             self._maps.add(output.map_id)
             self._inliers.append(output.inliers)
             pose = output.T_WC.tolist()
@@ -178,6 +181,7 @@ class RunWriter:
             "keyframes": self._keyframes,
             "maps": len(self._maps),
             "metric": self.metric,
+            "scale": self.scale,
             "min_inliers": min(self._inliers, default=None),
             "fps": len(self._states) / spent_s if spent_s > 0 else None,
             "latency_ms": _percentiles(self._latencies_ms),

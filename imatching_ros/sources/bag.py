@@ -84,6 +84,15 @@ class BagSource(Source):
             return None
         return self._to_frames(read_truth(self._reader, self.topics.truth, self.topics.image))
 
+    def odometry(self) -> Trajectory | None:
+        topic = self.options.odometry_topic
+        if topic is None:
+            return self._to_frames(super().odometry())
+        found = read_truth(self._reader, topic, self.topics.image, connected=True)
+        if found is None:
+            raise SourceError(f"{topic} in {self.name} holds no message")
+        return self._to_frames(found)
+
     def _to_frames(self, truth: Trajectory | None) -> Trajectory | None:
         if truth is None or self._rectification is None:
             return truth

@@ -12,12 +12,15 @@ from .bag_reader import BagReader
 from .truth import Trajectory, from_matrices
 
 
-def read_truth(reader: BagReader, topic: str, image_topic: str) -> Trajectory | None:
+def read_truth(reader: BagReader, topic: str, image_topic: str, connected: bool = False) -> Trajectory | None:
     """Poses on a topic as the camera's trajectory.
 
     The static transforms of the bag carry poses of another frame (child_frame_id of Odometry, TransformStamped) over to the
     frame of the image; a PoseStamped names no such frame and is taken to be the camera's own. On /tf the camera is followed
     from the root of the tree.
+
+    Args:
+        connected: a frame that no transform connects to the camera's is an error; else its poses are taken as the camera's.
 
     Raises:
         SourceError: a TF tree that does not reach the camera.
@@ -41,6 +44,11 @@ def read_truth(reader: BagReader, topic: str, image_topic: str) -> Trajectory | 
         T_child_camera = _chain(static, child.lstrip("/"), camera_frame.lstrip("/"))
         if T_child_camera is not None:
             T = T @ T_child_camera
+        elif connected:
+            raise SourceError(
+                f"{topic} gives poses of '{child}', and no static transform of the bag connects it to the camera's frame "
+                f"'{camera_frame}'; give poses of the camera as a file"
+            )
     return from_matrices(np.array(stamps, np.int64)[order], T)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..camera import Camera
 from ..datatypes import Frame
 from ..errors import SourceError
-from .truth import Trajectory
+from .truth import Trajectory, read_trajectory
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ class SourceOptions:
     right_topic: str | None = None
     depth_topic: str | None = None
     truth_topic: str | None = None
+    odometry: Path | None = None  # poses of the camera from elsewhere
+    odometry_topic: str | None = None
 
 
 class Source(ABC):
@@ -63,6 +65,18 @@ class Source(ABC):
     @abstractmethod
     def groundtruth(self) -> Trajectory | None:
         """The true trajectory of the frames' camera, all of it, or None."""
+
+    def odometry(self) -> Trajectory | None:
+        """Odometry from elsewhere as a trajectory of the frames' camera, where the user has named some, else None.
+
+        A file holds poses of the camera; on a topic, the static transforms of the bag carry another frame over to it.
+
+        Raises:
+            SourceError: unreadable file, no such topic, or a topic whose frame is not connected to the camera's.
+        """
+        if self.options.odometry_topic is not None:
+            raise SourceError(f"{self.name} is no bag and has no topic {self.options.odometry_topic}; give the odometry as a file")
+        return None if self.options.odometry is None else read_trajectory(self.options.odometry)
 
     @property
     def length(self) -> int | None:

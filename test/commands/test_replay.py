@@ -194,3 +194,19 @@ def test_kitti_with_klt(data_folder, tmp_path, capsys):
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["ate"]["percent_of_path"] < 3 and metrics["initialized_at_frame"] <= 15
     assert metrics["tracked_share_after_initialization"] >= 0.95
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_replay_with_odometry_is_metric_in_mono(wall, tmp_path, capsys, file):
+    """Poses in a frame of their own, ten times as often as pictures; without them the unit is arbitrary."""
+    given = tmp_path / "wheels.txt"
+    given.write_text("\n".join(f"{k * 0.01:.2f} 7 {0.5 * k * 0.01} 1 0 0 0.70710678 0.70710678" for k in range(-5, 140)))
+    command = ["replay", str(wall), "--out", str(tmp_path / "run"), "--matcher", "klt", "--learning", "off", "--mode", "mono", "--quiet"]
+    assert main([*command, *(["--odometry", str(given)] if file else [])]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["metric"] is file and metrics["scale"] == ("odometry" if file else "unknown")
+    poses = read_trajectory(tmp_path / "run" / "trajectory.txt")
+    step = np.linalg.norm(np.diff(poses.T_WC[:, :3], axis=0), axis=1).mean()
+    assert bool(step == pytest.approx(0.05, rel=0.05)) is file
+    assert ("use: both" in (tmp_path / "run" / "config.yaml").read_text()) is file
+    assert ("scale        odometry" in capsys.readouterr().out) is file

@@ -101,6 +101,16 @@ class Bag:
         pose = self.type("geometry_msgs/msg/Pose")(position=point, orientation=self.quaternion())
         self.write(topic, stamp, self.type("geometry_msgs/msg/PoseStamped")(header=self.header(stamp, "map"), pose=pose))
 
+    def odometry(self, topic, stamp, child, x):
+        kind, zero = self.type, np.zeros(36)
+        vector = kind("geometry_msgs/msg/Vector3")(x=0.0, y=0.0, z=0.0)
+        pose = kind("geometry_msgs/msg/Pose")(position=kind("geometry_msgs/msg/Point")(x=x, y=0.0, z=0.0), orientation=self.quaternion())
+        self.write(topic, stamp, kind("nav_msgs/msg/Odometry")(
+            header=self.header(stamp, "odom"), child_frame_id=child,
+            pose=kind("geometry_msgs/msg/PoseWithCovariance")(pose=pose, covariance=zero),
+            twist=kind("geometry_msgs/msg/TwistWithCovariance")(
+                twist=kind("geometry_msgs/msg/Twist")(linear=vector, angular=vector), covariance=zero)))
+
     def quaternion(self, z=0.0):
         return self.type("geometry_msgs/msg/Quaternion")(x=0.0, y=0.0, z=float(np.sin(z / 2)), w=float(np.cos(z / 2)))
 
@@ -285,6 +295,34 @@ def test_truth_from_tf_follows_the_tree(tmp_path):
     truth = open_source(tmp_path / "bag", SourceOptions(truth_topic="/tf")).groundtruth()
     np.testing.assert_allclose(truth.T_WC[:, 0], 0.3 + np.arange(N))
     np.testing.assert_allclose(truth.matrices()[0, :2, :2], [[0, -1], [1, 0]], atol=1e-12)
+
+
+def test_odometry_of_the_base_is_carried_to_the_camera(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.transform("/tf_static", 1, "base", "camera", 0.3, turn=np.pi / 2)
+        for k in range(N):
+            stamp = (k + 1) * STEP
+            bag.info("/camera_info", stamp)
+            bag.image("/image", stamp, grey(k))
+            bag.transform("/tf", stamp, "odom", "base", 1.0 * k)
+            bag.pose("/fused", stamp, 2.0 * k)
+    assert open_source(tmp_path / "bag").odometry() is None
+    given = open_source(tmp_path / "bag", SourceOptions(odometry_topic="/tf")).odometry()
+    np.testing.assert_allclose(given.T_WC[:, 0], 0.3 + np.arange(N))
+    assert open_source(tmp_path / "bag", SourceOptions(odometry_topic="/fused")).odometry().T_WC[3, 0] == 6.0
+    with pytest.raises(SourceError, match="/wheels is not there"):
+        open_source(tmp_path / "bag", SourceOptions(odometry_topic="/wheels"))
+
+
+def test_odometry_of_a_frame_without_a_transform_is_refused(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(3):
+            bag.info("/camera_info", (k + 1) * STEP)
+            bag.image("/image", (k + 1) * STEP, grey(k))
+            bag.odometry("/wheels", (k + 1) * STEP, "base", 1.0 * k)
+    source = open_source(tmp_path / "bag", SourceOptions(odometry_topic="/wheels"))
+    with pytest.raises(SourceError, match="poses of 'base', and no static transform of the bag connects it to the camera's frame 'camera'"):
+        source.odometry()
 
 
 def test_undecodable_images_are_skipped(tmp_path):
