@@ -18,6 +18,7 @@ COMMANDS = {
     "online": ("imatching_ros.ros.node", "run the ROS 2 node (ROS arguments follow)"),
     "match-eval": ("imatching_ros.commands.match_eval", "score matchers on a recording by depth and poses"),
     "compare": ("imatching_ros.commands.compare", "frozen against adapted weights on a recording"),
+    "finetune": ("imatching_ros.commands.finetune", "fine-tune a matcher on recordings, on one or several processes"),
     "report": ("imatching_ros.commands.report", "write report.html of a replay"),
     "weights": ("imatching_ros.commands.weights", "list, show, compare and export weights"),
     "simulate": ("imatching_ros.sources.simulation.command", "render a recording with exact truth"),

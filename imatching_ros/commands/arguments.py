@@ -10,8 +10,8 @@ from ..errors import ConfigError
 from ..sources.base import MODES, SourceOptions
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """What a user may say about a recording."""
+def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True) -> None:
+    """What a user may say about a recording; about its true trajectory only for commands that look at it."""
     group = parser.add_argument_group("recording")
     group.add_argument(
         "--mode", choices=MODES, default="auto", help="mono ignores depth and right pictures (default: what is there)"
@@ -19,14 +19,15 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--camera", type=Path, metavar="FILE", help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr"
     )
-    group.add_argument("--groundtruth", type=Path, metavar="FILE", help="true trajectory: TUM, EuRoC csv or KITTI format")
+    if truth:
+        group.add_argument("--groundtruth", type=Path, metavar="FILE", help="true trajectory: TUM, EuRoC csv or KITTI format")
+        group.add_argument("--groundtruth-topic", metavar="TOPIC", help="PoseStamped, Odometry, TransformStamped or TF")
     group.add_argument("--start", type=float, default=0.0, metavar="S", help="leave out the first seconds")
     group.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
     group.add_argument("--image-topic", metavar="TOPIC", help="bags: needed only when there are several cameras")
     group.add_argument("--camera-info-topic", metavar="TOPIC")
     group.add_argument("--right-topic", metavar="TOPIC")
     group.add_argument("--depth-topic", metavar="TOPIC")
-    group.add_argument("--groundtruth-topic", metavar="TOPIC", help="PoseStamped, Odometry, TransformStamped or TF")
 
 
 def source_options(args: argparse.Namespace) -> SourceOptions:
@@ -39,19 +40,19 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
     return SourceOptions(
         args.mode,
         camera,
-        args.groundtruth,
+        getattr(args, "groundtruth", None),
         args.start,
         args.duration,
         args.image_topic,
         args.camera_info_topic,
         args.right_topic,
         args.depth_topic,
-        args.groundtruth_topic,
+        getattr(args, "groundtruth_topic", None),
     )
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Settings: a file, single keys, and short forms for the most used."""
+def add_config_options(parser: argparse.ArgumentParser, *, learning: bool = True) -> None:
+    """Settings: a file, single keys, and short forms for the most used; how to learn only for commands that play recordings."""
     group = parser.add_argument_group("settings")
     group.add_argument("--config", type=Path, metavar="FILE", help="YAML, nested or dotted keys")
     group.add_argument(
@@ -60,9 +61,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--matcher", metavar="NAME", help="short for --set matcher.name=NAME")
     group.add_argument("--weights", metavar="FILE", help="short for --set matcher.weights=FILE")
     group.add_argument("--device", choices=("cpu", "cuda"), help="short for --set matcher.device=...")
-    group.add_argument(
-        "--learning", choices=("off", "sync", "thread"), help="short for --set learning.mode=...; sync is deterministic"
-    )
+    if learning:
+        group.add_argument(
+            "--learning", choices=("off", "sync", "thread"), help="short for --set learning.mode=...; sync is deterministic"
+        )
     group.add_argument("--seed", type=int, help="short for --set seed=N")
 
 
@@ -83,7 +85,7 @@ def read_config(args: argparse.Namespace) -> Config:
         "matcher.name": args.matcher,
         "matcher.weights": args.weights,
         "matcher.device": args.device,
-        "learning.mode": args.learning,
+        "learning.mode": getattr(args, "learning", None),
         "seed": args.seed,
     }
     # YAML would read the mode `off` as False.

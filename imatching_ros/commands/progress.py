@@ -12,13 +12,14 @@ _WIDTH = 28
 class Progress:
     """Counts steps towards `total` (None: unknown). Used as a context manager; redraws at most ten times a second."""
 
-    def __init__(self, label: str, total: int | None, unit: str = "frames", stream: TextIO | None = None) -> None:
+    def __init__(self, label: str, total: int | None, unit: str = "frames", stream: TextIO | None = None, first: int = 0) -> None:
+        """`first`: steps that an earlier run had done; they say nothing of the rate."""
         self.label, self.total, self.unit = label, total, unit
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
         self._interval_s = 0.1 if self._live else 10.0
         self._start = self._drawn = time.monotonic()
-        self.done = 0
+        self.done = self._first = first
 
     def __enter__(self) -> Progress:
         return self
@@ -39,7 +40,7 @@ class Progress:
 
     def _draw(self, note: str) -> None:
         elapsed = time.monotonic() - self._start
-        rate = self.done / elapsed if elapsed > 0 else 0.0
+        rate = (self.done - self._first) / elapsed if elapsed > 0 else 0.0
         if self.total:
             share = min(self.done / self.total, 1.0)
             bar = "#" * round(share * _WIDTH)

@@ -13,7 +13,7 @@ import torch
 
 from ..config import Config
 from ..datatypes import Frame, LearningSample
-from ..learning.gate import refuse
+from ..finetuning.collection import solved_windows
 from ..learning.step import Stepper
 from ..matching import create_matcher
 from ..matching.base import Matcher
@@ -94,15 +94,7 @@ def learn_offline(config: Config, steps: int, folder: Path, size: tuple[int, int
 
 def collect_windows(config: Config, frames: Iterable[Frame]) -> list[LearningSample]:
     """The windows that learning would accept, seen by odometry with the frozen weights."""
-    odometry = Odometry(config, create_matcher(config.matcher))
-    samples = []
-    for frame in frames:
-        odometry.track(frame)
-        odometry.extend()
-        sample = odometry.sample()
-        if sample is not None and refuse(sample, config.learning) is None:
-            samples.append(sample)
-    return samples
+    return [sample for _, sample, refusal in solved_windows(config, frames) if sample is not None and refusal is None]
 
 
 def learn_from_windows(config: Config, samples: list[LearningSample], steps: int, oracle: Oracle | None = None) -> tuple[Matcher, dict[str, Any]]:
