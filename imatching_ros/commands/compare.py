@@ -10,6 +10,7 @@ examples:
   python -m imatching_ros compare --quick --out quick
   python -m imatching_ros compare scenes recordings/hospital --out evidence --seeds 3
   python -m imatching_ros compare --poison --quick --out poison
+  python -m imatching_ros compare dark_noise fog --retention --quick --out retention
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=40, metavar="N", help="scored pairs per gap (default 40)")
     parser.add_argument("--quick", action="store_true", help="three scenes, 20 s to learn from, 6 s unseen, 320 x 240, one pass")
     parser.add_argument("--poison", action="store_true", help="instead: learn from spoilt input, score on a clean probe")
+    parser.add_argument("--retention", action="store_true", help="instead: learn on the first SOURCE, then on the second; what is left on the first?")
     parser.add_argument("--mode", choices=("mono", "auto"), default="mono", help="auto lets odometry use depth or a right picture")
     add_config_options(parser)
 
@@ -54,13 +56,17 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(config.matcher.threads)
     cv2.setNumThreads(config.matcher.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.poison and args.retention:
+        raise ConfigError("--poison and --retention are two experiments; give one of them")
     if args.poison:
         from ..evaluation.poison import poison_cells
 
         cells = list(poison_cells(args.out, config, args.quick, args.pairs, _keep(args.out), args.sources))
+    elif args.retention:
+        cells = list(_retention_cells(args, config))
     else:
         cells = list(_cells(args, config))
-    print(write_report(args.out, cells, args.poison))
+    print(write_report(args.out, cells, "poison" if args.poison else "retention" if args.retention else "comparison"))
     return 0
 
 
@@ -77,6 +83,17 @@ def _cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str, Any]]:
         for seed in range(args.seeds):
             seeded = config.with_values({"seed": config.seed + seed, "odometry.mode": source[1].unseen.mode})
             yield from _source_cells(source, variants, regimes, seeded, args, keep)
+
+
+def _retention_cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str, Any]]:
+    from ..evaluation.retention import retention_cells
+
+    if len(args.sources) != 2:
+        raise ConfigError(f"--retention takes two sources, the one learned first and the one learned after it; {len(args.sources)} were given")
+    first, second = _sources(list(args.sources), args)
+    for seed in range(args.seeds):
+        seeded = config.with_values({"seed": config.seed + seed, "odometry.mode": first[1].unseen.mode})
+        yield from retention_cells(first, second, seeded, args.pairs, _keep(args.out))
 
 
 def _source_cells(source: tuple[str, Any], variants: list[str], regimes: list[str], config: Any, args: argparse.Namespace,
@@ -109,7 +126,7 @@ def _source_cells(source: tuple[str, Any], variants: list[str], regimes: list[st
                 continue
             settings = config.with_values({"learning.guard": guard})
             learn = ((lambda s=settings: runs.learn_live(s, learning_frames())) if regime == "live" else
-                     (lambda s=settings: runs.learn_repeatedly(s, learning_frames(), passes)))
+                     (lambda s=settings: runs.learn_in_turn(s, [learning_frames()] * passes)))
             result = cell(regime, variant, learn)
             adapted = adapted or result
             yield result
@@ -150,7 +167,7 @@ def _keep(out: Path) -> Callable[..., dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(source: str, regime: str, variant: str, config: Any, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        stem = "_".join([source, regime.replace("-", "any"), variant, str(config.seed)])
+        stem = "_".join([source, regime.replace("-", "any"), variant.replace(" ", "-"), str(config.seed)])
         path = folder / f"{stem}.json"
         settings = plain(describe(config))
         if path.is_file():

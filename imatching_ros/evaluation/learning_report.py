@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 
 from ..plain import plain
+from .retention import summarise_retention
 
 HEALTHY_MMA = 0.10  # sources whose frozen MMA at 1 px is lower say nothing about a ratio
 Rows = list[list[str]]
 
 
-def write_report(out: Path, cells: list[dict[str, Any]], poison: bool = False) -> str:
-    """Writes table.txt, comparison.json and index.html into `out`; returns the table."""
+def write_report(out: Path, cells: list[dict[str, Any]], kind: str = "comparison") -> str:
+    """Writes table.txt, comparison.json and index.html of a `comparison`, `poison` or `retention` into `out`; returns the table."""
     head, rows = _rows(cells)
-    summary = [] if poison else summarise(cells)
+    summary = {"comparison": summarise, "retention": summarise_retention, "poison": lambda _: []}[kind](cells)
     text = "\n".join([format_table(head, rows), "", *summary])
     (out / "table.txt").write_text(text + "\n")
     (out / "comparison.json").write_text(json.dumps(plain({"cells": cells, "summary": summary}), indent=1) + "\n")
-    (out / "index.html").write_text(_page(head, rows, summary, "" if poison else _curves(cells), poison))
+    (out / "index.html").write_text(_page(head, rows, summary, _curves(cells) if kind == "comparison" else "", kind))
     return text
 
 
@@ -132,10 +133,13 @@ def _curves(cells: list[dict[str, Any]]) -> str:
     return f"<p>{legend}</p><div class=charts>{''.join(charts)}</div>"
 
 
-def _page(head: list[str], rows: Rows, summary: list[str], curves: str, poison: bool) -> str:
-    title = "Learning from spoilt input" if poison else "Frozen against adapted"
-    note = ("Scored on a clean probe that learning never saw." if poison else
-            "Scored on the unseen part of every source, after a gap of 10 frames, with learning off. Live and repeated runs are never mixed.")
+def _page(head: list[str], rows: Rows, summary: list[str], curves: str, kind: str) -> str:
+    title, note = {
+        "comparison": ("Frozen against adapted", "Scored on the unseen part of every source, after a gap of 10 frames, with learning off. "
+                       "Live and repeated runs are never mixed."),
+        "poison": ("Learning from spoilt input", "Scored on a clean probe that learning never saw."),
+        "retention": ("Learning at one place after another", "Learned on A (the source named), then on B. Scored on the unseen part of A, with learning off."),
+    }[kind]
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,18 @@ from .trajectory import score_trajectory
 GAPS = (1, 5)
 
 
-def learn_repeatedly(config: Config, frames: list[Frame], passes: int) -> tuple[Matcher, dict[str, Any]]:
-    """REPEATED: plays the learning part `passes` times, learning in line with odometry; deterministic."""
+def learn_in_turn(config: Config, parts: Sequence[list[Frame]]) -> tuple[Matcher, dict[str, Any]]:
+    """REPEATED: plays one part after the other, each into an empty map, learning in line with odometry; deterministic."""
     config = config.with_values({"learning.mode": "sync"})
     events: list[dict[str, Any]] = []
     pipeline = Pipeline(config, events.append)
-    begin = time.perf_counter()
-    for turn in range(passes):
-        for frame in frames:
-            pipeline.process(replace(frame, id=frame.id + turn * len(frames)))
+    begin, first_id = time.perf_counter(), 0
+    for frames in parts:
+        for k, frame in enumerate(frames):
+            pipeline.process(replace(frame, id=first_id + k))
+        first_id += len(frames)
         pipeline.reset()
-    return _finish(pipeline, events, frames[0].stamp_ns, time.perf_counter() - begin)
+    return _finish(pipeline, events, parts[0][0].stamp_ns, time.perf_counter() - begin)
 
 
 def learn_live(config: Config, frames: Iterable[Frame]) -> tuple[Matcher, dict[str, Any]]:

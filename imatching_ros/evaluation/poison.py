@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..matching import create_matcher
 from ..sources.base import SourceOptions
 from ..sources.opening import open_source
-from .learning_runs import learn_repeatedly, save_weights, score_weights
+from .learning_runs import learn_in_turn, save_weights, score_weights
 from .learning_scenes import CLEAN, CLEAN_ROTATION, CLEAN_STILL, FULL, QUICK, divide, render_scene
 
 
@@ -99,7 +99,7 @@ def poison_cells(out: Path, config: Config, quick: bool, pairs: int, keep: Calla
             if variant == "frozen":
                 matcher, told = create_matcher(settings.matcher), {"steps": 0}
             else:
-                matcher, told = learn_repeatedly(settings, frames(), 1)
+                matcher, told = learn_in_turn(settings, [frames()])
             return {"learning": told, "hash": save_weights(weights, matcher, told), **score_weights(matcher, settings, clean, pairs)}
 
         return keep(name, "repeated" if variant != "frozen" else "-", variant, settings, work)

@@ -17,6 +17,7 @@ from imatching_ros.evaluation import poison
 from imatching_ros.evaluation.learning_report import summarise, write_report
 from imatching_ros.evaluation.learning_scenes import GAP_FRAMES, SCENES, TUNING, divide
 from imatching_ros.evaluation.oracle import Oracle
+from imatching_ros.evaluation.retention import summarise_retention
 from imatching_ros.learning.rematching import Rematch
 from imatching_ros.sources.base import Source, SourceOptions
 from imatching_ros.sources.truth import Trajectory
@@ -142,3 +143,18 @@ def make_sample_of_wall():
     window = SimpleNamespace(camera=CAMERA, points_W=points, kf_idx=kf, pt_idx=pt, obs=torch.cat([uv, torch.zeros(9, 1, dtype=torch.float64)], 1))
     sample = SimpleNamespace(window=window, keyframe_ids=(0, 10, 20), anchor_obs=torch.arange(3), uv_px=uv)
     return sample, points
+
+
+def test_retention_is_the_ratio_after_and_before_the_second_place():
+    cells = [cell("A", 0.5), cell("A+B", 0.45), cell("A unguarded", 0.6), cell("A+B unguarded", 0.3)]
+    guarded, unguarded = summarise_retention(cells)
+    assert guarded.startswith("retention: 90.0 % of MMA at 1 px and 90.0 % at 3 px")
+    assert unguarded.startswith("retention unguarded: 50.0 % of MMA")
+    assert summarise_retention([cell("A", 0.5)]) == []
+
+
+def test_retention_refuses_other_than_two_sources(tmp_path, capsys):
+    from imatching_ros.__main__ import main
+
+    assert main(["compare", "--retention", "fog", "--quick", "--out", str(tmp_path)]) != 0
+    assert "takes two sources" in capsys.readouterr().err
