@@ -80,8 +80,6 @@ class OdometryInput:
     Attributes:
         config: settings; may be replaced between two frames.
         unit_m: metres per unit of the map, as far as known; 1 in a metric map.
-        problem: why it does not help at the moment; empty when it does, or is not asked to.
-        doubt: why it says nothing of the scale; empty when it does.
     """
 
     def __init__(self, config: OdometryInputConfig) -> None:
@@ -96,11 +94,22 @@ class OdometryInput:
     def forget_map(self) -> None:
         """Forgets what was found out of the map: a new one begins."""
         self.unit_m: float | None = None
-        self.problem = "" if self.config.use == "off" else "no odometry has arrived"
-        self.doubt = self.problem
+        self._trouble, self._doubt = "", "there is no map yet"
         self._at_keyframes: dict[int, Tensor] = {}
         self._offered: tuple[Tensor, Tensor] | None = None
         self._errors: tuple[float, float] | None = None  # running means of its own and of constant velocity's, rad
+
+    @property
+    def problem(self) -> str:
+        """Why it does not help at the moment; empty when it does, or is not asked to."""
+        if self.config.use == "off":
+            return ""
+        return self._trouble if len(self._buffer) else "no odometry has arrived"
+
+    @property
+    def doubt(self) -> str:
+        """Why the newest keyframes say nothing of the scale; empty when they do."""
+        return self._doubt if len(self._buffer) else "no odometry has arrived"
 
     @property
     def predicts(self) -> bool:
@@ -146,7 +155,7 @@ class OdometryInput:
             return None
         motion = self.motion(from_ns, to_ns)
         if motion is None:
-            self.problem = self._describe_gap(to_ns)
+            self._trouble = self._describe_gap(to_ns)
             return None
         if self.unit_m is None:
             gone = geometry.relative(T_WC, T_steady)[:3]
@@ -155,9 +164,9 @@ class OdometryInput:
         T_given = geometry.compose(T_WC, torch.cat([gone, motion[3:]]))
         self._offered = T_given, T_steady
         if not self._believed():
-            self.problem = "odometry contradicts the pictures and is not used for prediction; check its frame and stamps"
+            self._trouble = "odometry contradicts the pictures and is not used for prediction; check its frame and stamps"
             return None
-        self.problem = ""
+        self._trouble = ""
         return T_given
 
     def judge(self, T_found: Tensor, depth: float) -> None:
@@ -203,19 +212,22 @@ class OdometryInput:
                 if found[1]:
                     known[stamp] = found[0]
         self._at_keyframes = known
+        if not self.predicts:  # else every picture tells
+            self._trouble = "" if stamps_ns[-1] in given else self._describe_gap(stamps_ns[-1])
         rows = [row for row, stamp in enumerate(stamps_ns) if stamp in given]
         if len(rows) < 2:
-            self.doubt = self._describe_gap(stamps_ns[-1]) if not rows else "odometry covers one keyframe only"
+            self._doubt = self._describe_gap(stamps_ns[-1]) if not rows else "odometry covers one keyframe only"
             return None
         found = metres_per_unit(T_WC[rows], torch.stack([given[stamps_ns[row]] for row in rows]), self.config.min_translation_m)
-        self.doubt = found if isinstance(found, str) else ""
+        self._doubt = found if isinstance(found, str) else ""
         return None if isinstance(found, str) else found
 
 
 def metres_per_unit(T_map: Tensor, T_given: Tensor, min_translation_m: float) -> float | str:
     """The scale between two sets of poses (M, 7) of one camera at the same times, each in a frame of its own; or why none is told.
 
-    The median over all pairs that lie at least `min_translation_m` apart: one wheel that slips does not spoil it.
+    The median over all pairs that lie at least `min_translation_m` apart, weighted by how far, for the error of a long way is
+    a small part of it: one wheel that slips does not spoil it.
     """
     i, j = torch.triu_indices(len(T_map), len(T_map), 1)
     seen, given = (geometry.relative(T[i], T[j])[:, :3] for T in (T_map, T_given))
@@ -227,8 +239,14 @@ def metres_per_unit(T_map: Tensor, T_given: Tensor, min_translation_m: float) ->
     if float(geometry.angle(seen, given).median()) > _ANGLE_RAD:
         return "odometry and pictures move in different directions; check the frame of the odometry"
     ratio = (given.norm(dim=1) / seen.norm(dim=1)).log()
-    scale = ratio.median()
+    scale = _weighted_median(ratio, given.norm(dim=1))
     spread = float((ratio - scale).abs().median())
     if spread > _SPREAD:
         return f"odometry and pictures disagree on how far the camera went: by {100 * spread:.0f} % from keyframe to keyframe"
     return math.exp(float(scale))
+
+
+def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
+    order = values.argsort()
+    reached = weights[order].cumsum(0)
+    return values[order][(reached >= reached[-1] / 2).nonzero()[0, 0]]

@@ -2,6 +2,7 @@
 
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw
 ros2 launch imatching_ros online.launch.py mode:=stereo image_topic:=/left/image_rect right_image_topic:=/right/image_rect
+ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw odometry_topic:=/wheel_odometry odometry_use:=both
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw bag:=my_bag use_sim_time:=true rviz:=true
 """
 
@@ -14,6 +15,8 @@ ARGUMENTS = {
     "right_camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the picture topic"),
     "depth_topic": ("depth/image", "depth pictures in rgbd, registered to the colour pictures"),
     "image_transport": ("raw", "raw or compressed"),
+    "odometry_topic": ("odometry", "odometry from elsewhere (wheels, inertial), for odometry_use"),
+    "odometry_use": ("", "off, prediction, scale or both"),
     "namespace": ("", "namespace of the node and of its topics"),
     "use_sim_time": ("false", "take the time from /clock"),
     "params_file": ("", "a parameter file; empty: the one shipped for the mode"),
@@ -34,6 +37,7 @@ ARGUMENTS = {
 PARAMETERS = {
     "mode": "mode",
     "image_transport": "image_transport",
+    "odometry_use": "odometry_input.use",
     "weights": "matcher.weights",
     "weights_profile": "weights_profile",
     "learning": "learning.mode",
@@ -61,6 +65,7 @@ def make_remappings(values):
     ]
     if stereo:
         pairs += [("right/image", values["right_image_topic"]), ("right/camera_info", values["right_camera_info_topic"])]
+    pairs += [("odometry", values["odometry_topic"])]
     if values["mode"] == "rgbd":
         pairs += [("depth/image", values["depth_topic"])]
     return [(name, topic) for name, topic in pairs if topic and topic != name]

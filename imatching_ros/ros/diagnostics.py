@@ -29,6 +29,7 @@ class Snapshot:
     processing_ms: float
     problem: str  # the newest reason for which a picture could not be used; empty when the newest could
     learning: Any  # LearningStatus of the pipeline, or None
+    odometry_input: str  # why odometry from elsewhere is not used; `used` or `off` otherwise, empty when nothing is known
 
 
 class Diagnostics:
@@ -59,6 +60,7 @@ class Diagnostics:
             "pictures dropped": now.dropped,
             "pictures rejected": now.rejected,
             "pictures lost": now.lost,
+            "odometry input": now.odometry_input,
             "memory [MB]": f"{resident_mb():.0f}",
         }
         if torch.cuda.is_initialized():
@@ -96,6 +98,8 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
         return DiagnosticStatus.ERROR, f"lost: {now.reason}"
     if now.tracking in ("degraded", "initializing"):
         return DiagnosticStatus.WARN, f"{now.tracking}: {now.reason}"
+    if now.odometry_input not in ("", "off", "used"):
+        return DiagnosticStatus.WARN, f"{now.tracking}, without odometry from elsewhere: {now.odometry_input}"
     return DiagnosticStatus.OK, now.tracking
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.qos import (
     QoSCompatibility,
@@ -30,6 +32,10 @@ TOPICS = {
     "stereo": {"left/image": "left/camera_info", "right/image": "right/camera_info"},
     "rgbd": {"image": "camera_info", "depth/image": ""},
 }
+
+ODOMETRY = "odometry"  # from elsewhere; listened to when `odometry_input.use` asks for it
+_ODOMETRY_WAITING = 2000  # messages: 10 s at 200 Hz
+_ODOMETRY_DEPTH = 50  # of the subscription: they come in bursts while Python is busy
 
 _INFO_GRACE_S = 1.0  # the first pictures may overtake the first CameraInfo
 
@@ -59,13 +65,20 @@ class CameraInputs:
 
     Attributes:
         topics: by relative name.
+        odometry: messages from elsewhere that nobody has taken yet, bounded; `append` and `popleft` are safe between threads.
         missing_info: pictures that could not be used because no CameraInfo has arrived.
     """
 
     def __init__(
-        self, node: Node, config: NodeConfig, on_picture: Callable[[Picture], None], warn: Callable[[str, str], None]
+        self,
+        node: Node,
+        config: NodeConfig,
+        on_picture: Callable[[Picture], None],
+        warn: Callable[[str, str], None],
+        with_odometry: bool = False,
     ) -> None:
-        self._node, self._config, self._on_picture, self._warn = node, config, on_picture, warn
+        self._node, self.config, self._on_picture, self._warn = node, config, on_picture, warn
+        self.odometry: deque[Odometry] = deque(maxlen=_ODOMETRY_WAITING)
         self._infos: dict[str, CameraInfo] = {}
         self._warned_s: dict[str, float] = {}
         self.topics: dict[str, _Topic] = {}
@@ -92,6 +105,8 @@ class CameraInputs:
                     CameraInfo,
                     lambda message, name=name: self._infos.__setitem__(name, message),
                 )
+        if with_odometry:
+            self._subscribe_odometry()
         last_part = node.resolve_topic_name(leader).rsplit("/", 1)[-1]
         self.rectified = config.rectified == "yes" or (config.rectified == "auto" and "rect" in last_part)
 
@@ -110,12 +125,21 @@ class CameraInputs:
         now = time.monotonic()
         for topic in self.topics.values():
             silent_s = now - topic.last_s
-            patience_s = self._config.no_data_warning_s
+            patience_s = self.config.no_data_warning_s
             if silent_s >= patience_s and now - self._warned_s.get(topic.name, -1e9) >= 3 * patience_s:
                 self._warned_s[topic.name] = now
                 self._node.get_logger().warning(f"nothing received on {topic.name} for {silent_s:.0f} s: {self._explain(topic)}")
 
-    def _subscribe(self, name: str, topic: str, kind: type, take: Callable[[Any], None]) -> None:
+    def _subscribe_odometry(self) -> None:
+        topic = self._node.resolve_topic_name(ODOMETRY)
+        if topic == self._node.resolve_topic_name("odom"):
+            self._node.get_logger().warning(f"{ODOMETRY} is remapped to {topic}, which this node publishes itself: not listened to")
+            return
+        self._subscribe(ODOMETRY, topic, Odometry, self.odometry.append, _ODOMETRY_DEPTH)
+
+    def _subscribe(
+        self, name: str, topic: str, kind: type, take: Callable[[Any], None], depth: int = qos_profile_sensor_data.depth
+    ) -> None:
         entry = _Topic(topic, kind, None, time.monotonic())
 
         def receive(message: Any) -> None:
@@ -124,11 +148,13 @@ class CameraInputs:
             take(message)
 
         # A copy, because rclpy writes the overrides into the profile that it is given.
+        qos = copy.copy(qos_profile_sensor_data)
+        qos.depth = depth
         entry.subscription = self._node.create_subscription(
             kind,
             topic,
             receive,
-            copy.copy(qos_profile_sensor_data),
+            qos,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         self.topics[name] = entry
@@ -140,14 +166,14 @@ class CameraInputs:
             self.synchronizer.add(name, stamp_ns(message.header.stamp), message)
 
     def _deliver(self, images: dict[str, Any]) -> None:
-        wanted = [name for name, info in TOPICS[self._config.mode].items() if info]
+        wanted = [name for name, info in TOPICS[self.config.mode].items() if info]
         for name in wanted:
             if name not in self._infos:
                 self.missing_info += 1
                 self._first_missing_s = self._first_missing_s or time.monotonic()
                 if time.monotonic() - self._first_missing_s < _INFO_GRACE_S:
                     return
-                info = self.topics[TOPICS[self._config.mode][name]]
+                info = self.topics[TOPICS[self.config.mode][name]]
                 self._warn(
                     "camera_info",
                     f"pictures arrive on {self.topics[name].name}, but no CameraInfo on {info.name}: {self._explain(info)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,20 @@ _SERVICE_TIMEOUT_S = 20.0
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
+def _tell_errors(transition: Callable) -> Callable:
+    """rclpy takes an exception of a transition for an answer and says nothing of it."""
+
+    @functools.wraps(transition)
+    def told(node: OdometryNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception:
+            node.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
+            raise
+
+    return told
+
+
 class OdometryNode(LifecycleNode):
     """A managed node. configure loads the weights, activate subscribes and processes, deactivate pauses, cleanup frees."""
 
@@ -84,6 +100,7 @@ class OdometryNode(LifecycleNode):
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
+    @_tell_errors
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.config, self.core = params.read_configs(self)
         self._directory = weights_directory(self.config.weights_dir)
@@ -95,12 +112,14 @@ class OdometryNode(LifecycleNode):
             return _FAILURE
         self._pipeline = pipeline
         self._outputs = Outputs(self, self.config)
-        self._tree = None if any(self.config.base_from_camera) else make_lookup(self)
+        self._tree = None if any(self.config.base_from_camera) and not self._with_odometry else make_lookup(self)
         return super().on_configure(state)
 
+    @_tell_errors
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._processor = Processor(self, self.config, self.core, self._pipeline, self._outputs, self._tree, self.warn_throttled)
-        self._inputs = CameraInputs(self, self.config, self._processor.inbox.put, self.warn_throttled)
+        self._inputs = CameraInputs(self, self.config, self._processor.inbox.put, self.warn_throttled, self._with_odometry)
+        self._processor.odometry = self._inputs.odometry
         result = super().on_activate(state)
         self._processor.run()
         names = ", ".join(topic.name for topic in self._inputs.topics.values())
@@ -110,19 +129,26 @@ class OdometryNode(LifecycleNode):
         )
         return result
 
+    @_tell_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop()
         self._pipeline.reset()
         return super().on_deactivate(state)
 
+    @_tell_errors
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._free()
         return super().on_cleanup(state)
 
+    @_tell_errors
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop()
         self._free()
         return super().on_shutdown(state)
+
+    @property
+    def _with_odometry(self) -> bool:
+        return self.core.odometry_input.use != "off"
 
     def _stop(self) -> None:
         if self._inputs is not None:
@@ -207,6 +233,8 @@ class OdometryNode(LifecycleNode):
                 self._processor.config = self._outputs.config = config
                 self._pipeline.configure(core)
 
+            if self._inputs is not None:  # while subscribing, its own QoS parameters come by here
+                self._inputs.config = config
             self._processor.inbox.call(apply)
         elif self._pipeline is not None:
             self._outputs.config = config
@@ -234,6 +262,7 @@ class OdometryNode(LifecycleNode):
                 processing_ms=p.processing_ms if p else float("nan"),
                 problem=p.problem if p else "",
                 learning=p.learning if p else None,
+                odometry_input=p.odometry_input if p else "",
             )
         )
 

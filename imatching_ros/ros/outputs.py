@@ -146,6 +146,7 @@ class Outputs:
             reason=output.reason,
             mode=self.config.mode,
             metric=bool(output.metric),
+            scale=output.scale,
             map_id=int(output.map_id),
             is_keyframe=bool(output.is_keyframe),
             inliers=int(output.inliers),

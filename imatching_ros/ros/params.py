@@ -57,9 +57,12 @@ class NodeConfig:
         unit="s",
         low=0.0,
         high=3600.0,
+        live=True,
     )
     path_length: int = setting(2000, "poses kept in ~/path", low=1, high=1000000, live=True)
-    no_data_warning_s: float = setting(5.0, "silence of an input after which a warning says why", unit="s", low=0.5, high=3600.0)
+    no_data_warning_s: float = setting(
+        5.0, "silence of an input after which a warning says why", unit="s", low=0.5, high=3600.0, live=True
+    )
     backward_jump_s: float = setting(
         0.5,
         "a stamp that is older than the last by more than this resets odometry (a bag that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..datatypes import OdometryOutput
 from ..errors import ImatchingError
 from ..pipeline import Pipeline
 from . import transforms
+from .convert import stamp_ns
 from .frames import TransformTree
 from .inbox import Inbox
 from .inputs import Picture
@@ -34,6 +36,8 @@ class Processor:
         counters: pictures so far.
         last: the newest output.
         problem: why the newest picture could not be used; empty when it could.
+        odometry: messages of odometry from elsewhere, filled by another thread; set before `run`.
+        odometry_input: `off`, `used`, or why it is not used.
     """
 
     def __init__(
@@ -54,9 +58,12 @@ class Processor:
         self.last: OdometryOutput | None = None
         self.learning: Any = pipeline.learning_status()
         self.problem = ""
+        self.odometry: deque[Any] = deque()
+        self.odometry_input = "off" if core.odometry_input.use == "off" else "no odometry has arrived"
         self.latency_ms = self.processing_ms = float("nan")
         self._decoder = PictureDecoder(config.mode)
         self._tracker: RobotPoseTracker | None = None
+        self._T_BC = np.eye(4)
         self._camera: Any = None
         self._last_stamp_ns: int | None = None
         self._first_s: float | None = None
@@ -112,7 +119,10 @@ class Processor:
         if self._tracker is None:  # until TF is there, odometry runs without publishing poses
             T_BC = self._find_camera(picture.frame_id)
             if T_BC is not None:
+                self._T_BC = T_BC
                 self._tracker = RobotPoseTracker(T_BC @ self._decoder.T_optical_camera)
+        if self.odometry_input != "off":
+            self.odometry_input = self._take_odometry(picture.frame_id)
         start = time.perf_counter()
 
         def publish(output: OdometryOutput) -> None:
@@ -163,6 +173,36 @@ class Processor:
             f"picture not used: its stamp is {(last - stamp_ns) / 1e9:.6f} s before the last one; expected ascending stamps",
         )
         return False
+
+    def _take_odometry(self, frame_id: str) -> str:
+        """Hands on what has arrived of odometry from elsewhere, as poses of the camera; returns `used`, or why it is not."""
+        while self.odometry:
+            message = self.odometry[0]
+            child = message.child_frame_id or self.config.base_frame
+            T = self._find_mount(child, frame_id)
+            if T is None:
+                return f"no TF from {child} to {frame_id or '(the pictures name no frame)'}"
+            p, q = message.pose.pose.position, message.pose.pose.orientation
+            self.odometry.popleft()
+            try:
+                T_OC = transforms.from_pose(np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w])) @ T @ self._decoder.T_optical_camera
+            except ValueError as error:
+                self._warn("odometry", f"odometry not used: {error}")
+                continue
+            self.pipeline.add_odometry(stamp_ns(message.header.stamp), np.array([*T_OC[:3, 3], *transforms.quaternion(T_OC[:3, :3])]))
+        return self.pipeline.odometry.input.problem or "used"
+
+    def _find_mount(self, child: str, frame_id: str) -> np.ndarray | None:
+        """The camera's optical frame (4, 4) in the frame that odometry is of; None while it is not known."""
+        if child == frame_id:
+            return np.eye(4)
+        if child == self.config.base_frame:
+            return None if self._tracker is None else self._T_BC
+        T = self._tree.lookup(child, frame_id)
+        if T is None and self._tracker is not None:  # the camera's place on the base may be known by other means than TF
+            T = self._tree.lookup(child, self.config.base_frame)
+            T = None if T is None else T @ self._T_BC
+        return T
 
     def _find_camera(self, frame_id: str) -> np.ndarray | None:
         """T_BC, or None while TF may still come."""

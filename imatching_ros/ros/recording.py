@@ -111,6 +111,7 @@ def _output(number: int, stamp_ns: int, status: Any, odometry: Any, matches: Any
         None if matches is None else _matches(matches),
         None,
         status.weights_version,
+        scale=status.scale,
     )
 
 

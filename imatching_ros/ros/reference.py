@@ -30,6 +30,7 @@ def _inputs() -> str:
         for image, info in images.items():
             rows.append((mode, f"`{image}`", "sensor_msgs/msg/Image (or CompressedImage on `" + image + "/compressed`)"))
             rows += [(mode, f"`{info}`", "sensor_msgs/msg/CameraInfo")] if info else []
+    rows.append(("any, with `odometry_input.use`", f"`{inputs.ODOMETRY}`", "nav_msgs/msg/Odometry"))
     return _markdown(rows)
 
 

@@ -68,6 +68,8 @@ def test_launch_sets_only_parameters_that_exist():
     values = {k: default for k, (default, _) in KNOWN.items()} | launch.make_parameters(defaults)
     node, _ = params.make_configs(values)
     assert node.mode == "mono"
+    assert ("odometry", "/wheels") in launch.make_remappings(defaults | {"odometry_topic": "/wheels"})
+    assert launch.make_parameters(defaults | {"odometry_use": "both"})["odometry_input.use"] == "both"
     changed = launch.make_parameters(defaults | {"publish_tf": "false", "learning": "sync", "base_frame": "robot"})
     assert (changed["publish_tf"], changed["learning.mode"], changed["base_frame"]) == (False, "sync", "robot")
 

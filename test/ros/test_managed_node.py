@@ -79,6 +79,14 @@ def robot(peer: Peer, start_node, tour) -> Robot:
     return Robot(peer, start_node, tour)
 
 
+def whole(value: int) -> ParameterValue:
+    return ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=value)
+
+
+def text(value: str) -> ParameterValue:
+    return ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
+
+
 def number(value: float) -> ParameterValue:
     return ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
 
@@ -181,9 +189,25 @@ def test_every_setting_is_a_described_parameter(robot):
 def test_live_parameters_are_set_and_others_refused(robot):
     assert robot.set("learning.budget", number(0.25)).successful
     assert not robot.set("learning.budget", number(7.0)).successful
-    refused = robot.set("odometry.window_keyframes", ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=5))
-    assert not refused.successful and "read-only" in refused.reason
+    for name, value in (("bundle.kernel", text("cauchy")), ("matcher.name", text("sift")), ("odometry.first_baseline_m", number(1.0))):
+        refused = robot.set(name, value)
+        assert not refused.successful and "read-only" in refused.reason and name in refused.reason
     assert robot.set("publish_tf", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=False)).successful
+
+
+def test_live_parameters_act_on_the_next_picture(robot):
+    robot.show(1)
+    assert robot.status[-1].state == Status.TRACKING
+    matches = robot.status[-1].matches
+    assert robot.set("odometry.degraded_inliers", whole(1000)).successful
+    robot.show(1)
+    assert robot.status[-1].state == Status.DEGRADED and "matches agree" in robot.status[-1].reason
+    assert robot.set("odometry.degraded_inliers", whole(30)).successful
+    assert robot.set("odometry.landmarks_per_frame", whole(60)).successful
+    robot.show(2)
+    assert robot.status[-1].state == Status.TRACKING and robot.status[-1].matches <= 60 < matches
+    assert robot.set("odometry.landmarks_per_frame", whole(400)).successful
+    assert "internal error" not in robot.node.output
 
 
 def test_pauses_and_goes_on(robot):
