@@ -9,20 +9,20 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.utilities import remove_ros_args
-from rosbags.highlevel import AnyReader
+from rosbags.highlevel import AnyReader, AnyReaderError
 from rosgraph_msgs.msg import Clock
 
 from ..commands.progress import Progress
-from ..errors import ImatchingError, SourceError
+from ..errors import SourceError
 from .convert import make_stamp
+from .program import run_program
 from .serialized import find_type, move_stamp, starts_with_header
-from .transport import use_shipped_profile
 
 _CLOCK_PERIOD_S = 0.005
 
@@ -45,7 +45,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.rate <= 0:
         raise SourceError(f"--rate is {args.rate}, expected above zero")
-    with AnyReader([args.bag]) as reader:
+    with ExitStack() as stack:
+        try:
+            reader = stack.enter_context(AnyReader([args.bag]))
+        except (OSError, AnyReaderError) as error:
+            raise SourceError(f"cannot read the bag {args.bag}: {error}") from None
         wanted = [c for c in reader.connections if args.topics is None or c.topic in args.topics]
         if not wanted:
             raise SourceError(
@@ -111,17 +115,8 @@ def wait_for_subscribers(node: Node, publishers: dict, topics: list[str], timeou
 
 
 def main() -> int:
-    """Runs the player; exit codes as `python -m imatching_ros`."""
-    use_shipped_profile()
-    parser = argparse.ArgumentParser("python -m imatching_ros.ros.player", description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(remove_ros_args(sys.argv)[1:]))
-    except ImatchingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    """Runs the player."""
+    return run_program("imatching_ros.ros.player", __doc__, add_arguments, run)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
-from rclpy.utilities import remove_ros_args
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from ..errors import ImatchingError, SourceError
+from ..errors import SourceError
+from .program import run_program
 from .serialized import find_type
-from .transport import find_shared, use_shipped_profile
+from .transport import find_shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,15 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Runs the recorder; exit codes as `python -m imatching_ros`."""
-    use_shipped_profile()
-    parser = argparse.ArgumentParser("python -m imatching_ros.ros.recorder", description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(remove_ros_args(sys.argv)[1:]))
-    except ImatchingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """Runs the recorder."""
+    return run_program("imatching_ros.ros.recorder", __doc__, add_arguments, run)
 
 
 if __name__ == "__main__":
