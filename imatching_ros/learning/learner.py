@@ -18,6 +18,7 @@ from ..datatypes import LearningSample, WeightsSnapshot
 from ..matching.base import Features, Matcher
 from ..matching.weights import hash_state
 from .gate import refuse
+from .memory import held_mb
 from .rematching import extract
 from .replay import ReplayBuffer
 from .step import Stepper
@@ -54,7 +55,7 @@ class LearningStatus:
     weights_version: int = 0
     weights_hash: str = ""
     busy_s: float = 0.0
-    memory_mb: float = 0.0
+    memory_mb: float = 0.0  # of the learner's tensors between two windows
 
 
 class Learner:
@@ -74,6 +75,7 @@ class Learner:
         self.probation: list[tuple[Score, Score]] = []
         self.watched: set[int] = set()  # frame ids of the keyframes of the last window on probation
         self._begin_candidate(self.active)
+        self.status.memory_mb = self.held_mb()
 
     def configure(self, config: Config) -> None:
         """Takes over settings that may change while learning; frozen, so another thread may be reading the old ones."""
@@ -97,7 +99,12 @@ class Learner:
                 self._learn(sample)
             return update
         finally:
+            self.status.memory_mb = self.held_mb()
             self.status.busy_s += time.perf_counter() - begin
+
+    def held_mb(self) -> float:
+        """Memory of what is kept between two windows, MB: weights and their copies, the optimiser's state, windows for replay."""
+        return held_mb(self.shipped, self.active, self.previous, self.contender, self.stepper.held(), self.replay)
 
     def _learn(self, sample: LearningSample) -> None:
         """Steps on the window and on replayed ones. Learning goes on while a contender, which is not touched by it, is tried."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ class ReplayBuffer:
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    def __iter__(self) -> Iterator[LearningSample]:
+        return iter(self._samples)
 
     def add(self, sample: LearningSample) -> None:
         self._samples.append(sample)

@@ -136,6 +136,10 @@ class Stepper:
         # Nobody waits for the learner's bundle adjustment, and only a converged one teaches.
         self.bundle = replace(bundle, max_iterations=PATIENCE * bundle.max_iterations)
 
+    def held(self) -> tuple:
+        """What it keeps: weights with their gradients, the running mean, the optimiser's state."""
+        return self.matcher, self._average, self.shipped, list(self.optimizer.state.values())
+
     def step(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
         """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
         Adam's momentum)."""

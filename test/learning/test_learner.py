@@ -8,6 +8,7 @@ import torch
 from imatching_ros.config import Config
 from imatching_ros.learning import learner as module
 from imatching_ros.learning.learner import Learner
+from imatching_ros.learning.memory import held_mb
 from imatching_ros.learning.step import StepResult, Stepper
 from imatching_ros.learning.trial import Score
 from imatching_ros.matching.expectation import ExpectationMatcher
@@ -109,3 +110,25 @@ def test_refused_windows_are_counted_and_teach_nothing(tell):
     story.learner.consume(dataclasses.replace(story.sample, tracking_healthy=False))
     assert story.learner.status.rejected == {"tracking not healthy": 1}
     assert story.learner.status.step == 0
+
+
+def test_memory_held_is_counted_and_bounded(tell):
+    story = tell(better=1.0)
+    weights = sum(p.numel() * 4 for p in story.learner.active.state_dict().values()) / 2**20
+    begun = story.learner.status.memory_mb
+    assert 3 * weights < begun < 6 * weights  # shipped, active, the candidate, its mean
+    window = sum(image.numel() for image in story.sample.images) / 2**20
+    story.feed()
+    grown = story.learner.status.memory_mb - begun
+    assert window <= grown < 3 * window + weights
+    # The same pictures in every window are the same memory.
+    story.feed()
+    assert story.learner.status.memory_mb - begun < 3 * window + 4 * weights
+
+
+def test_memory_is_that_of_distinct_storages():
+    whole = torch.zeros(2**20, dtype=torch.float32)
+    assert held_mb(whole) == held_mb([whole, {"again": whole[:10]}]) == 4.0
+    leaf = torch.zeros(2**18, requires_grad=True)
+    leaf.sum().backward()
+    assert held_mb(leaf, None, "text", 3) == 2.0
