@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
 from scipy.spatial.transform import Rotation
 
 from imatching_ros.camera import Camera
@@ -29,7 +30,8 @@ def look(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Grey picture (H, W) uint8 and depth (H, W) float32 m; rotation is a rotation vector about the camera's optical axes."""
     v, u = np.mgrid[: camera.height, : camera.width]
-    rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones_like(u, float)], -1)
+    u, v = camera.undistort(torch.from_numpy(np.stack([u, v], -1).astype(float))).numpy().transpose(2, 0, 1)
+    rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones_like(u)], -1)
     directions = rays @ Rotation.from_rotvec(np.radians(rotation_deg)).as_matrix().T
     depth = (_DISTANCE_M - position[2]) / directions[..., 2]
     points = np.array(position) + depth[..., None] * directions

@@ -1,0 +1,77 @@
+"""A stereo pair as it comes from the sensors: distorted, and each camera turned by itself. The node rectifies it by CameraInfo."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from imatching_ros.msg import Status
+from nav_msgs.msg import Odometry
+from peers import Peer, image_message, info_message, send_until
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CameraInfo, Image
+from walls import CAMERA, look
+
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+BASELINE_M = 0.1
+LEFT = replace(CAMERA, model="plumb_bob", distortion=(-0.25, 0.08, 0.001, -0.0005, 0.0))
+RIGHT = replace(CAMERA, fx=258.0, fy=257.0, cx=161.0, cy=118.0, model="plumb_bob", distortion=(-0.22, 0.06, -0.001, 0.0005, 0.0))
+TURN_DEG = {"left": (1.5, -2.0, 1.0), "right": (-1.0, 1.5, -0.5)}  # of the raw camera in the rectified one
+
+
+def raw_info(stamp: int, side: str) -> CameraInfo:
+    """K and D of the sensor, R to the rectified camera, P of that."""
+    info = info_message(stamp, {"left": LEFT, "right": RIGHT}[side])
+    info.r = Rotation.from_rotvec(TURN_DEG[side], degrees=True).as_matrix().ravel().tolist()
+    shift = -CAMERA.fx * BASELINE_M if side == "right" else 0.0
+    info.p = [CAMERA.fx, 0.0, CAMERA.cx, shift, 0.0, CAMERA.fy, CAMERA.cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return info
+
+
+class Robot:
+    def __init__(self, peer: Peer, start_node) -> None:
+        self.node = start_node({"mode": "stereo", "base_frame": "optical"})
+        self.odom, self.status = peer.collect(Odometry, "/odom"), peer.collect(Status, "/imatching/status")
+        self.images = {side: peer.publisher(Image, f"/{side}/image") for side in ("left", "right")}
+        self.infos = {side: peer.publisher(CameraInfo, f"/{side}/camera_info") for side in ("left", "right")}
+        self.stamp = 10**9
+        self.node.wait_for("active")
+
+    def show(self, position: tuple[float, float, float]) -> np.ndarray:
+        """Pictures of the pair at a place, given in the axes of the rectified camera; returns the published position."""
+        count = len(self.odom)
+
+        def send() -> None:
+            self.stamp += 10**8
+            for side, camera, shift in (("right", RIGHT, BASELINE_M), ("left", LEFT, 0.0)):
+                self.infos[side].publish(raw_info(self.stamp, side))
+                x, y, z = position
+                self.images[side].publish(image_message(self.stamp, look((x + shift, y, z), TURN_DEG[side], camera)[0], "mono8"))
+
+        send_until(send, lambda: len(self.odom) > count, f"odometry:\n{self.node.output}")
+        p = self.odom[-1].pose.pose.position
+        return np.array([p.x, p.y, p.z])
+
+
+@pytest.fixture(scope="module")
+def robot(peer: Peer, start_node) -> Robot:
+    return Robot(peer, start_node)
+
+
+@pytest.mark.parametrize("way", [(0.0, 0.0, 0.08), (0.08, 0.0, 0.0), (0.0, 0.08, 0.0)])
+def test_a_raw_pair_is_rectified_and_metric(robot, way):
+    robot.stamp -= 20 * 10**9  # a jump back resets
+    start = robot.show((0.0, 0.0, 0.0))
+    robot.show(tuple(v / 2 for v in way))
+    moved = robot.show(way) - start
+    # What is published is of the raw left camera, whose frame the pictures name.
+    expected = Rotation.from_rotvec(TURN_DEG["left"], degrees=True).inv().apply(way)
+    np.testing.assert_allclose(moved, expected, atol=0.004)
+    last = robot.status[-1]
+    assert last.state == Status.TRACKING and last.metric and last.scale == "stereo baseline" and last.inliers > 50
+
+
+def test_ends_cleanly(robot):
+    assert robot.node.stop() == 0 and "internal error" not in robot.node.output
