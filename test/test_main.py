@@ -35,7 +35,7 @@ def test_expected_errors_are_one_line_and_code_1(capsys, tmp_path):
     assert "did you mean" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["replay", "match-eval"])
+@pytest.mark.parametrize("command", ["replay", "match-eval", "finetune"])
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

@@ -34,8 +34,7 @@ def judge_windows(before: Matcher, after: Matcher, windows: list[tuple[str, Path
 
     Args:
         windows: (recording, file); no keyframe in them has taught.
-        looks: how often these windows have been looked at, this time included. Each look is a chance to be fooled, and together they
-            share what the confidence leaves.
+        looks: how often these windows have been looked at, this time included. Each look is a chance to be fooled.
         on_window: called with the number of windows done; what it raises ends the trial.
     """
     if len(windows) > MOST_WINDOWS:
@@ -55,13 +54,16 @@ def judge_windows(before: Matcher, after: Matcher, windows: list[tuple[str, Path
 
 
 def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: int) -> Verdict:
-    """`trial.judge` on a number of windows that is fixed beforehand. Pure; what is not shown to be better is not called so."""
+    """`trial.judge` on a number of windows that is fixed beforehand. Pure; what is not shown to be better is not called so.
+
+    Look k gets the part 1 / k(k + 1) of what the confidence leaves: however many follow, together they get no more than all of it.
+    """
     count, least = len(scores), settings.trial_windows
     if count < least:
         old, new = _means(scores, "held_out_px")
         return Verdict("undecided", f"{count} windows were held back, a verdict needs {least}: give more or longer recordings, or hold back more", old,
                        new, count)
-    verdict = judge([a for a, _ in scores], [c for _, c in scores], replace(settings, trial_windows=count, trial_windows_max=count + looks - 1))
+    verdict = judge([a for a, _ in scores], [c for _, c in scores], replace(settings, trial_windows=count, trial_windows_max=count + looks * (looks + 1) - 1))
     return replace(verdict, outcome="no_better") if verdict.outcome == "pending" else verdict
 
 

@@ -70,7 +70,7 @@ class Ranks:
         Raises:
             ConfigError: the environment is incomplete. RankError: the others did not come in time.
         """
-        self.rank, self.size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+        self.rank, self.size = _number("RANK", 0), process_count()
         self.timeout_s, self.device = timeout_s, device
         self.store: dist.Store | None = None
         self._beats, self._beaten = 0, 0.0
@@ -127,19 +127,26 @@ class Ranks:
             raise RankError(f"process 0 is gone ({_first_line(error)}); {_AGAIN}") from None
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, float64."""
+        """Sums over all processes, float64; within a `meeting`."""
         if self.store is None:
             return [float(v) for v in values]
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        with self.meeting():
-            dist.all_reduce(tensor)
-            return tensor.tolist()
+        dist.all_reduce(tensor)
+        return tensor.tolist()
 
     def share(self, module: nn.Module) -> nn.Module:
-        """The module, with gradients that are means over all processes; weights become those of rank 0."""
+        """The module, with gradients that are means over all processes; weights become those of rank 0.
+
+        Raises:
+            ConfigError: a module with buffers.
+        """
         if self.store is None:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        if any(True for _ in module.buffers()):
+            # Buffers would be synchronised in forward passes, of which processes make different numbers.
+            raise ConfigError("this matcher keeps statistics in buffers, which several processes cannot share; run finetune on one")
+        with self.meeting():
+            return DistributedDataParallel(module)
 
     @contextmanager
     def meeting(self) -> Iterator[None]:
@@ -153,7 +160,8 @@ class Ranks:
         except RuntimeError as error:
             if self.store is None or not _of_network(error):
                 raise
-            self._look_for_failure()
+            with contextlib.suppress(RuntimeError):  # rank 0 keeps the store, and may be the one that is gone
+                self._look_for_failure()
             raise RankError(f"another process is gone or did not answer within {self.timeout_s:g} s ({_first_line(error)}); {_AGAIN}") from None
 
     @contextmanager
@@ -180,6 +188,11 @@ class Ranks:
     def _look_for_failure(self) -> None:
         if self.store is not None and self.store.check(["failed"]):
             raise RankError(f"{self.store.get('failed').decode()}; {_AGAIN}")
+
+
+def process_count() -> int:
+    """How many processes torchrun started; 1 without it. ConfigError: the environment holds no number."""
+    return _number("WORLD_SIZE", 1)
 
 
 _AGAIN = "what was done is kept, the same command goes on"

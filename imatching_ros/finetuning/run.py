@@ -25,7 +25,7 @@ from ..sources.opening import open_source
 from .collection import Recording, collect, hold_back, read_recording
 from .judgement import Judgement, judge_windows
 from .plan import Plan
-from .ranks import Interruption, Ranks
+from .ranks import Interruption, Ranks, process_count
 from .tuner import CANDIDATE, StoredWindow, Told, Tuner
 from .windows import write_json
 
@@ -59,9 +59,9 @@ def finetune(sources: list[Path], out: Path, config: Config, options: SourceOpti
     plan.check()
     torch.set_num_threads(config.matcher.threads)
     torch.manual_seed(config.seed)
+    if plan.batch < process_count():
+        raise ConfigError(f"--batch is {plan.batch} and there are {process_count()} processes; give at least one window to each")
     with Interruption().listening() as interruption, Ranks(config.matcher.device, plan.timeout_s).membership() as ranks:
-        if plan.batch < ranks.size:
-            raise ConfigError(f"--batch is {plan.batch} and there are {ranks.size} processes; give at least one window to each")
         if not ranks.leads:
             if ranks.follow(interruption) == "finished":
                 return None

@@ -67,7 +67,8 @@ class Lessons(nn.Module):
 
     def forward(self, sample: LearningSample | None, live: list[int]) -> tuple[Tensor, Lesson | str | None]:
         """The loss () and what it came from: a lesson, the reason for a refusal, or None without a window."""
-        zero = torch.stack([p.sum() for p in self.matcher.parameters()]).sum() * 0
+        # A product for each, so that each gets a gradient in memory of its own: autograd would give single numbers one in common.
+        zero = torch.stack([p.sum() * 0 for p in self.matcher.parameters()]).sum()
         lesson = None if sample is None else self._read(sample, live)
         return (zero + lesson.loss.to(zero) if isinstance(lesson, Lesson) else zero), lesson
 
@@ -113,7 +114,7 @@ class Tuner:
             last = number == len(turns) - 1
             # Gradients add up on each process, and meet once.
             alone = contextlib.nullcontext() if last or self.ranks.size == 1 else self.lessons.no_sync()
-            with alone:
+            with alone, self.ranks.meeting():
                 loss, lesson = self.lessons(sample, live)
                 if isinstance(lesson, Lesson):
                     sums[:3] = [sums[0] + 1, sums[1] + float(lesson.residual), sums[2] + float(lesson.auxiliary)]
@@ -121,8 +122,7 @@ class Tuner:
                     sums[3 + _REASONS.index(lesson)] += 1
                 if last:
                     sums = self.ranks.total(sums)
-                with self.ranks.meeting():
-                    loss.backward()
+                loss.backward()
         accepted, residual, auxiliary, *counts, stops = sums
         norm = self._move(int(accepted))
         self.step += 1
@@ -163,9 +163,9 @@ class Tuner:
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """All that is needed to go on, and the weights as they are, for use."""
-        write_tensors(folder / STATE, self.stepper.state(), {"step": self.step, "refused": dict(self.refused)})
         matcher = self.tuned()
         write_weights(folder / CANDIDATE, matcher.name, matcher.state_dict(), matcher.weights_version + 1, provenance | {"steps": self.step})
+        write_tensors(folder / STATE, self.stepper.state(), {"step": self.step, "refused": dict(self.refused)})
 
     def resume(self, folder: Path) -> bool:
         """Goes back to what `save` left; says whether there was anything."""
