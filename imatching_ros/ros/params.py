@@ -90,8 +90,8 @@ def declare(node: Node) -> list[str]:
     for name, default, meta in settings():
         value = list(default) if isinstance(default, tuple) else default
         descriptor = make_descriptor(default, meta)
-        if "off" in meta["choices"] and name in overrides and overrides[name].value is False:
-            overrides[name] = Parameter(name, value="off")  # YAML reads the word off as false
+        if name in overrides and (word := find_word(overrides[name].value, meta["choices"])):
+            overrides[name] = Parameter(name, value=word)
         try:
             node.declare_parameter(name, value, descriptor)
         except (InvalidParameterTypeException, InvalidParameterValueException):
@@ -103,6 +103,12 @@ def declare(node: Node) -> list[str]:
     known = [name for name, _, _ in settings()]
     unknown = [name for name in overrides if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
     return [f"parameter '{name}' is not known and changes nothing{suggest(name, known)}" for name in unknown]
+
+
+def find_word(value: Any, choices: tuple[str, ...]) -> str | None:
+    """The choice that was meant: YAML reads the words off and no as false, on and yes as true."""
+    words = {False: ("off", "no"), True: ("on", "yes")}.get(value, ()) if isinstance(value, bool) else ()
+    return next((word for word in words if word in choices), None)
 
 
 def settings() -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -50,7 +50,7 @@ def test_parameter_file(name):
     given = yaml.safe_load(text)["/**"]["ros__parameters"]
     assert set(given) <= set(KNOWN), set(given) - set(KNOWN)
     values = {k: default for k, (default, _) in KNOWN.items()} | {
-        k: "off" if v is False and "off" in KNOWN[k][1]["choices"] else v for k, v in given.items()
+        k: params.find_word(v, KNOWN[k][1]["choices"]) or v for k, v in given.items()
     }
     params.make_configs(values)
     for key, value in given.items():
@@ -158,6 +158,15 @@ def test_layouts_show_topics_that_exist():
 def test_documentation_is_what_the_code_says():
     text = (ROOT / "docs" / "ros.md").read_text()
     assert reference.fill(text) == text, "run: python -m imatching_ros.ros.reference docs/ros.md"
+
+
+def test_words_that_yaml_reads_as_booleans_are_choices():
+    meant = {name: yaml.safe_load(word) for name, word in (("rectified", "yes"), ("learning.mode", "off"))}
+    assert meant == {"rectified": True, "learning.mode": False}
+    found = {name: params.find_word(value, KNOWN[name][1]["choices"]) for name, value in meant.items()}
+    assert found == {"rectified": "yes", "learning.mode": "off"}
+    assert params.find_word(False, ("auto", "yes", "no")) == "no" and params.find_word(True, ("mono", "stereo")) is None
+    assert params.find_word(0, ("off",)) is None and params.find_word("off", ("off",)) is None
 
 
 @pytest.mark.parametrize(
