@@ -38,6 +38,8 @@ class BundleConfig:
     precision: str = setting("float64", "number type of the solver", choices=("float32", "float64"))
     inlier_gate: float = setting(3.0, "whitened residual up to which an observation counts as an inlier of a refined pose", unit="sigma",
                                  low=0.1, high=100.0, live=True)
+    shared_error: float = setting(5.0, "factor on the covariance of poses for what all matches of a picture err alike, which no residual "
+                                       "shows; measured on rendered scenes", low=1.0, high=1000.0, live=True)
     min_parallax_deg: float = setting(0.3, "median parallax of a mono window below which it is degenerate",
                                       unit="deg", low=0.0, high=90.0, live=True)
     max_baseline_error: float = setting(0.1, "median standard deviation of a mono window's positions, relative to its longest baseline, "

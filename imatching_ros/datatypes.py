@@ -98,6 +98,7 @@ class BAResult:
     status: BAStatus
     reason: str  # why DEGENERATE or MAX_ITER, and what was set aside, if anything
     covariance_newest: Tensor | None  # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate
+    inflation: float = 1.0  # by which covariance_newest exceeds that of independent observations
 
 
 @dataclass(frozen=True)

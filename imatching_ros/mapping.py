@@ -95,7 +95,8 @@ class Mapper:
         if adjusted.result.covariance_newest is None:
             return f"bundle adjustment of the first views: {adjusted.result.reason}"
         baseline = float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm())
-        error = float(adjusted.result.covariance_newest[:3, :3].trace().sqrt())
+        # By the spread of the residuals alone: what all matches err alike is as large for every start.
+        error = float((adjusted.result.covariance_newest[:3, :3].trace() / adjusted.result.inflation).sqrt())
         needed = c.start_precision * (2 - start.patience)
         if not error <= needed * baseline:
             return f"the first motion is known to {100 * error / baseline:.1f} % only, {100 * needed:.1f} % are needed"

@@ -14,6 +14,7 @@ from ..config import BundleConfig
 from ..datatypes import BAStatus, ObservationKind
 from ..errors import BundleError
 from ..residuals import MIN_DEPTH, kernel_cost, kernel_weight, third_number
+from .correlation import design_effect, picture_parts
 from .priors import PosePrior, pose_error
 from .schur import rotate_small
 from .spread import measure_spread
@@ -24,7 +25,7 @@ class PoseResult:
     """One refined pose and what its observations say of it."""
 
     T_WC: Tensor  # (7,) float64
-    covariance: Tensor | None  # (6, 6) float64 of T_WC * Exp([rho, phi]), scaled by the measured residuals; None when degenerate
+    covariance: Tensor | None  # (6, 6) float64 of T_WC * Exp([rho, phi]), from the residuals as they are; None when degenerate
     residual_px: Tensor  # (N, 2) float64, observed minus reprojected, ideal px; NaN where the landmark is not in front
     weight: Tensor  # (N,) float64, the kernel's weight; 0 where the observation cannot be used
     inlier: Tensor  # (N,) bool: whitened residual within config.inlier_gate
@@ -96,7 +97,8 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
             cost = cost + 0.5 * e @ (information @ e)
         return P, iz, h, r, s, cost
 
-    def normal_equations(R: Tensor, t: Tensor, P: Tensor, iz: Tensor, h: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def jacobian(P: Tensor, iz: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(6, D, N) of the residuals, times the root (N,) of their weights."""
         root = kernel_weight(kernel, s, width).sqrt()
         gain = (inv_sigma[:2] * focal) * (root * iz)
         k = gain * h
@@ -110,7 +112,11 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
             a0 = (inv_sigma[2] * root) * alpha * camera.fx * iz
             a2 = -(inv_sigma[2] * root) * torch.addcmul(alpha * camera.fx * h[0], beta, iz) * iz
             rows.append(torch.stack([-a0, nothing, -a2, -a2 * y, a2 * x - a0 * z, a0 * y]))
-        J = torch.cat(rows, 1)
+        return torch.stack(rows, 1), root
+
+    def normal_equations(R: Tensor, t: Tensor, P: Tensor, iz: Tensor, h: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        J, root = jacobian(P, iz, h, s)
+        J = J.flatten(1)
         H, g = J @ J.T, J @ (r * root).flatten()
         if prior is not None:
             B = torch.block_diag(R, R)
@@ -155,13 +161,19 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
         if int(info) or not float(inverse.diagonal().max()) < 1e12:
             status, reason = BAStatus.DEGENERATE, "the observations do not determine the pose: the system is singular"
         else:
-            covariance = inverse * scale[:, None] * scale
+            covariance = inverse_H = inverse * scale[:, None] * scale
     s = current[4]
     usable = usable & (current[0][2] > MIN_DEPTH)
     weight = torch.where(usable, kernel_weight(kernel, s, width), 0.0)
     if covariance is not None:
         size = torch.where(mono, 2.0, 3.0)[usable]
         covariance = covariance * measure_spread(s[usable], weight[usable], size, 6 if prior is None else 0, config)
+        if prior is None:
+            P, iz, h, r = current[:4]
+            J, root = jacobian(P, iz, h, s)
+            influence = torch.where(usable, inverse_H @ (J * (r * root)).sum(1), 0.0).T
+            parts = picture_parts(camera, obs[:, :2])
+            covariance = covariance * config.shared_error * design_effect(influence, parts, covariance)
     residual = torch.where(usable, current[3][:2] / inv_sigma[:2], torch.nan).T
     if status is BAStatus.DEGENERATE:
         pose = T

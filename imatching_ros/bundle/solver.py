@@ -12,6 +12,7 @@ from .. import geometry
 from ..config import BundleConfig
 from ..datatypes import BAResult, BAStatus, ObservationKind, WindowSnapshot
 from ..residuals import MIN_DEPTH, kernel_weight, reproject, whiten
+from .correlation import design_effect, landmark_parts, pose_scores
 from .problem import Problem, compile_window
 from .schur import State, Workspace, back_substitute, constrain, eliminate, evaluate, linearise, move_landmarks, rotate_small
 from .spread import measure_spread
@@ -132,7 +133,7 @@ def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: Bundl
     points_W = torch.where(lost[:, None], window.points_W.double(), points_W)
     residual, s, weight = _residuals(window, problem, T_WC, points_W, config)
 
-    covariance, why = _covariance_newest(window, problem, run, s, weight, config)
+    covariance, why, inflation = _covariance_newest(window, problem, run, s, weight, config)
     why = _find_degeneracy(window, problem, T_WC, points_W, s, config) or why
     if why:
         status, covariance = BAStatus.DEGENERATE, None
@@ -140,7 +141,7 @@ def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: Bundl
         status, why = (BAStatus.CONVERGED if run.converged else BAStatus.MAX_ITER), run.reason
     reason = "; ".join(part for part in (why, problem.set_aside) if part)
     return BAResult(T_WC, points_W, residual, weight, run.cost_before, float(state.cost), run.iterations, status, reason,
-                    covariance)
+                    covariance, inflation)
 
 
 def _unsolved(window: WindowSnapshot, problem: Problem, config: BundleConfig, why: str) -> BAResult:
@@ -163,15 +164,16 @@ def _residuals(window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W:
 
 
 def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: Tensor, weight: Tensor,
-                       config: BundleConfig) -> tuple[Tensor | None, str]:
-    """(6, 6) of the last pose's perturbation T_WC * Exp([rho, phi]) and why it does not exist.
+                       config: BundleConfig) -> tuple[Tensor | None, str, float]:
+    """(6, 6) of the last pose's perturbation T_WC * Exp([rho, phi]), why it does not exist, and its inflation.
 
-    Inverse of the undamped Schur complement, times the spread of the residuals as measured and not as assumed.
+    Inverse of the undamped Schur complement, times the spread of the residuals as measured and not as assumed, inflated for
+    residuals that are correlated (`bundle.correlation`).
     """
     state, M, F = run.state, len(problem.R), len(problem.R) - problem.num_fixed
     newest = int((problem.order == M - 1).nonzero()) - problem.num_fixed
     if F == 0 or newest < 0:
-        return None, ""
+        return None, "", 1.0
     work = run.work
     if state.X.dtype != torch.float64:
         # Landmarks of little parallax have no inverse in float32.
@@ -189,7 +191,7 @@ def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: T
         inverse = inverse - torch.outer(problem.gauge, problem.gauge) * (problem.gauge @ inverse @ problem.gauge)
     worst = torch.where(info == 0, inflation.max(), torch.inf)
     if not bool(worst < _WORST_INFLATION):
-        return None, "the observations do not determine all poses: the reduced system is singular"
+        return None, "the observations do not determine all poses: the reduced system is singular", 1.0
     spread = _spread(window, problem, F, s, weight, config)
     if problem.mono:
         # A rotation that is taken for a translation past far landmarks leaves this mark: positions are loose against the baseline.
@@ -197,11 +199,23 @@ def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: T
         baseline = (state.t - state.t[0]).norm(dim=1).max()
         if not bool(loose < config.max_baseline_error * baseline):
             return None, (f"no parallax: positions are known to {float(loose / baseline):.2f} of the longest baseline (median), "
-                          f"{config.max_baseline_error:g} is the limit")
+                          f"{config.max_baseline_error:g} is the limit"), 1.0
     block = inverse[6 * newest: 6 * newest + 6, 6 * newest: 6 * newest + 6]
     Rt = state.R[newest + problem.num_fixed].T
     to_body = torch.block_diag(Rt, Rt)
-    return to_body @ block @ to_body.T * spread, ""
+    factor = config.shared_error * _correlation(window, problem, state, inverse[6 * newest: 6 * newest + 6], block * spread, config)
+    return to_body @ block @ to_body.T * (spread * factor), "", float(factor)
+
+
+def _correlation(window: WindowSnapshot, problem: Problem, state: State, rows: Tensor, assumed: Tensor, config: BundleConfig) -> Tensor:
+    """`design_effect` () on the pose whose `rows` (6, 6F) of the inverse these are and whose covariance (6, 6) is `assumed`."""
+    fixed, M = problem.num_fixed, len(problem.R)
+    scores = pose_scores(problem, state, config.kernel, config.kernel_width)[fixed:]
+    moved = torch.einsum("afb,fbn->fna", rows.view(6, M - fixed, 6), scores)
+    moved = torch.cat([moved.new_zeros(fixed, *moved.shape[1:]), moved]).flatten(0, 1)
+    influence = moved.new_zeros(problem.num_points, 6).index_add_(0, window.pt_idx, moved[problem.slot])
+    parts = landmark_parts(window.camera, window.obs[:, :2].double(), window.pt_idx, problem.used, problem.num_points)
+    return design_effect(influence, parts, assumed)
 
 
 def _spread(window: WindowSnapshot, problem: Problem, F: int, s: Tensor, weight: Tensor, config: BundleConfig) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from imatching_ros import bundle, geometry
 from imatching_ros.bench.windows import make_window
+from imatching_ros.bundle.correlation import landmark_parts
 from imatching_ros.config import BundleConfig
 from imatching_ros.datatypes import ObservationKind
 
@@ -27,10 +28,33 @@ def test_mean_nees_is_within_its_interval(kind, kernel, outliers):
         w = dataclasses.replace(made.window, sigma=made.window.sigma * 1.5)
         if kind == ObservationKind.MONO:
             w.fixed[1], w.T_WC[1] = True, made.T_WC[1]
-        result = bundle.solve(w, BundleConfig(kernel=kernel, cost_tolerance=1e-6, max_iterations=50))
+        result = bundle.solve(w, BundleConfig(kernel=kernel, cost_tolerance=1e-6, max_iterations=50, shared_error=1.0))
         e = geometry.local(result.T_WC[-1], made.T_WC[-1])
         total += float(e @ torch.linalg.solve(result.covariance_newest, e))
     assert 4.81 < total / TRIALS < 7.35
+
+
+def test_errors_that_neighbours_share_make_it_larger():
+    """What is tracked in one part of a picture errs alike: as many parts as there are, not landmarks, tell where the camera is."""
+    nees, inflation = [], []
+    for seed in range(20):
+        made = make_window(5, 300, kind=ObservationKind.STEREO, seed=seed, noise_px=0.2)
+        w = made.window
+        part = landmark_parts(w.camera, w.obs[:, :2], w.pt_idx, torch.ones(len(w.obs), dtype=torch.bool), len(w.points_W))
+        shared = torch.randn(5, 24, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[w.kf_idx, part[w.pt_idx]]
+        obs = w.obs + 0.7 * torch.cat([shared, shared[:, :1]], 1)
+        result = bundle.solve(dataclasses.replace(w, obs=obs), BundleConfig(shared_error=1.0))
+        e = geometry.local(result.T_WC[-1], made.T_WC[-1])
+        nees.append(float(e @ torch.linalg.solve(result.covariance_newest, e)))
+        inflation.append(result.inflation)
+    mean, factor = (sum(values) / len(values) for values in (nees, inflation))
+    assert factor > 3 and mean < 25 and mean * factor > 40
+
+
+def test_the_shared_error_is_a_factor():
+    made = make_window(5, 150, kind=ObservationKind.STEREO)
+    one, four = (bundle.solve(made.window, BundleConfig(shared_error=factor)) for factor in (1.0, 4.0))
+    assert torch.allclose(4 * one.covariance_newest, four.covariance_newest) and abs(four.inflation / one.inflation - 4) < 1e-9
 
 
 def test_covariance_is_symmetric_and_shrinks_with_more_landmarks():

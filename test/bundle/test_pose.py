@@ -79,7 +79,7 @@ def test_covariance_is_consistent_even_with_wrong_sigmas(kind):
     for seed in range(n):
         _, arguments, T = view(kind, seed=seed, outliers=0.05, landmarks=80)
         arguments = (*arguments[:-1], arguments[-1] * 0.4)
-        result = bundle.refine_pose(*arguments, BundleConfig(kernel_width=5.0))
+        result = bundle.refine_pose(*arguments, BundleConfig(kernel_width=5.0, shared_error=1.0))
         e = geometry.local(result.T_WC, T)
         total += float(e @ torch.linalg.solve(result.covariance, e))
     assert 5.0 < total / n < 7.2  # 99 % interval of chi2(360) / 60 is 4.9 to 7.2
