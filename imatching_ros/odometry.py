@@ -6,7 +6,6 @@ needs, after the pose was published.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -26,6 +25,7 @@ from .matching.base import Features, Matcher
 from .odometry_input import OdometryInput
 from .recovery import Places, recall, shows_nothing
 from .samples import Solved, take_sample
+from .scale import Scale
 from .search import LandmarkSearch, Tracked
 from .tracking import Located
 from .window import Window
@@ -35,8 +35,6 @@ _LOOSE = 4.0  # times the inlier threshold, for a first pose after a gap
 _PLACES = 2  # older places tried per frame when lost
 _MOST = 0.6  # share of a keyframe's landmarks that a frame must find again to be the measure for those after it
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
-_SCALE_DRIFT = 0.03  # a map in metres is scaled again when odometry from elsewhere disagrees by more
-_SCALE_SOURCE = {"stereo": "stereo baseline", "rgbd": "depth camera"}
 
 
 class Odometry:
@@ -53,7 +51,7 @@ class Odometry:
         self.window = Window()
         self.input.clear()
         self.rescaled: tuple[float, Tensor] | None = None  # factor and centre (3,), when the last `extend` has scaled the map
-        self._scale = ""  # what gives the map its unit; empty: nothing does
+        self._scale = Scale(self.input)
         self._mode = ""
         self._places = Places(self.config.odometry.stored_keyframes)
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
@@ -209,7 +207,7 @@ class Odometry:
         if isinstance(window, str):
             return self._nothing(frame, window)
         T_origin = self._origin(window.keyframes[0].stamp_ns)
-        self._find_scale(window)
+        self._scale.begin(window, self._mode, self.config.odometry.first_baseline_m > 0, again=self._last is not None)
         if self._last is not None:
             self._map_id += 1
             self._drift.add(self._uncertainty(frame), self._last.T_WC)
@@ -248,21 +246,6 @@ class Odometry:
         T_given = self.input.predict(self._last.T_WC, self._last.stamp_ns, stamp_ns, self._last.T_WC)
         return self._last.T_WC if T_given is None else T_given
 
-    def _find_scale(self, window: Window) -> None:
-        """The unit of a new map, before anything of it is published."""
-        self.input.forget_map()
-        if self._mode != "mono":
-            self._scale, self.input.unit_m = _SCALE_SOURCE[self._mode], 1.0
-            return
-        known = self.config.odometry.first_baseline_m > 0
-        self._scale = "" if not known else "first baseline" if self._last is None else "first baseline, carried on by the depth of the scene"
-        self.input.unit_m = 1.0 if known else None
-        found = self.input.measure([keyframe.stamp_ns for keyframe in window.keyframes], window.T_WC)
-        if found is not None and self.input.scales:
-            window.rescale(found)
-            self._scale, found = "odometry", 1.0
-        self.input.unit_m = found or self.input.unit_m
-
     def _uncertainty(self, frame: Frame) -> Tensor:
         """Covariance (6, 6) of having stayed at the last pose, while the camera may have gone on as it did."""
         dt = (frame.stamp_ns - self._last.stamp_ns) * 1e-9
@@ -297,28 +280,20 @@ class Odometry:
             return None
         self._drift.note(adjusted.result, self.window.slid)
         self._solved = adjusted.solved
-        if self._mode == "mono":
-            self._keep_scale()
+        factor = self._scale.correct(self.window) if self._mode == "mono" else None
+        if factor is not None:
+            self._rescale(factor)
         return adjusted.result
 
-    def _keep_scale(self) -> None:
-        """Mono: measures the unit of the map by odometry from elsewhere and, if that is to give the scale, makes it a metre.
-
-        The map is scaled about the camera: the pose does not jump, only the motion from here on is in metres.
-        """
-        found = self.input.measure([keyframe.stamp_ns for keyframe in self.window.keyframes], self.window.T_WC)
-        if found is None:
-            return
-        if not self.input.scales:
-            self.input.unit_m = found
-        elif self._scale != "odometry" or abs(math.log(found)) > _SCALE_DRIFT:
-            centre = self._last.T_WC[:3].clone()
-            self.window.rescale(found, centre)
-            self._places.rescale(found, centre)
-            self._drift.rescale(found, centre)
-            self._last = replace(self._last, depth=self._last.depth * found)
-            self._twist = torch.cat([self._twist[:3] * found, self._twist[3:]])
-            self._scale, self.input.unit_m, self.rescaled = "odometry", 1.0, (found, centre)
+    def _rescale(self, factor: float) -> None:
+        """Scales the map about the camera: the pose does not jump, only motion from here on is measured in the new unit."""
+        centre = self._last.T_WC[:3].clone()
+        self.window.rescale(factor, centre)
+        self._places.rescale(factor, centre)
+        self._drift.rescale(factor, centre)
+        self._last = replace(self._last, depth=self._last.depth * factor)
+        self._twist = torch.cat([self._twist[:3] * factor, self._twist[3:]])
+        self.rescaled = factor, centre
 
     def sample(self) -> LearningSample | None:
         """The newest window that bundle adjustment solved to convergence, for the learner; each is given once."""
@@ -355,20 +330,15 @@ class Odometry:
     def _output(self, frame: Frame, state: TrackingState, reason: str, located: Located, matches: Matches | None) -> OdometryOutput:
         return OdometryOutput(
             frame.id, frame.stamp_ns, state, reason, located.T_WC.clone(), self._drift.at(located.T_WC) + located.covariance, int(located.inlier.sum()),
-            self._fresh is not None, self._metric, self._map_id, matches, None, self.matcher.weights_version, scale=self._describe_scale(),
+            self._fresh is not None, self._metric, self._map_id, matches, None, self.matcher.weights_version, scale=self._scale.describe(self._mode),
         )
 
     def _nothing(self, frame: Frame, reason: str) -> OdometryOutput:
         """No pose: not yet, or not any more."""
         state = TrackingState.INITIALIZING if self._last is None else TrackingState.LOST
         return OdometryOutput(frame.id, frame.stamp_ns, state, reason, None, None, 0, False, self._metric, self._map_id, None, None,
-                              self.matcher.weights_version, scale=self._describe_scale())
+                              self.matcher.weights_version, scale=self._scale.describe(self._mode))
 
     @property
     def _metric(self) -> bool:
-        return self._mode != "mono" or self._scale != ""
-
-    def _describe_scale(self) -> str:
-        if self._metric:
-            return self._scale or _SCALE_SOURCE[self._mode]
-        return f"unknown: {self.input.doubt}" if self.input.scales else "unknown"
+        return self._mode != "mono" or self._scale.source != ""
