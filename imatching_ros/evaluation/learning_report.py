@@ -55,34 +55,47 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
     lines = []
     for regime in sorted({c["regime"] for c in cells} - {"-"}):
         sums: dict[str, list[float]] = defaultdict(list)
-        worst_3px, worst_ate, used = 0.0, 0.0, []
+        worst_3px, worst_ate, used = 0.0, 0.0, 0
+        left_out: dict[str, list[str]] = defaultdict(list)
         for (source, own, variant, seed), cell in value.items():
+            if own != regime or variant != "adapted":
+                continue
             frozen = value.get((source, "-", "frozen", seed))
-            if own != regime or variant != "adapted" or frozen is None or _mma(frozen) is None:
+            if frozen is None:
+                left_out["there is nothing frozen to compare with: add frozen to --variants"].append(source)
                 continue
-            worst_3px = min(worst_3px, _mma(cell, "3") - _mma(frozen, "3"))
-            before, after = _dig(frozen, ("ate", "rmse")), _dig(cell, ("ate", "rmse"))
-            if before and after:
-                worst_ate = max(worst_ate, after / before - 1)
-            if _mma(frozen) < HEALTHY_MMA:
+            base, base_3px = _mma(frozen), _mma(frozen, "3")
+            after, after_3px = _mma(cell), _mma(cell, "3")
+            if base is None or base_3px is None or after is None or after_3px is None:
+                left_out["without depth truth there is no MMA"].append(source)
                 continue
-            used.append(source)
-            sums["frozen"].append(_mma(frozen))
-            sums["adapted"].append(_mma(cell))
+            worst_3px = min(worst_3px, after_3px - base_3px)
+            ate_before, ate_after = _dig(frozen, ("ate", "rmse")), _dig(cell, ("ate", "rmse"))
+            if ate_before and ate_after:
+                worst_ate = max(worst_ate, ate_after / ate_before - 1)
+            if base < HEALTHY_MMA:
+                left_out[f"the frozen MMA at 1 px is below {HEALTHY_MMA}"].append(source)
+                continue
+            used += 1
+            sums["frozen"].append(base)
+            sums["adapted"].append(after)
             for other in ("unguarded", "control", "oracle"):
-                rival = value.get((source, regime, other, seed))
+                rival = _mma(value.get((source, regime, other, seed), {}))
                 if rival is not None:
-                    sums[other].append(_mma(rival))
+                    sums[other].append(rival)
+        told = "; ".join(f"{', '.join(dict.fromkeys(sources))} left out, since {reason}" for reason, sources in left_out.items())
         if not used:
-            lines.append(f"{regime}: no source has a frozen MMA at 1 px of {HEALTHY_MMA} or more")
+            lines.append(f"{regime}: no gain can be told; " + (told or "nothing was adapted: add adapted to --variants"))
             continue
-        base = sum(sums["frozen"])
-        complete = {k: sum(v) / base - 1 for k, v in sums.items() if len(v) == len(sums["frozen"])}
+        total = sum(sums["frozen"])
+        complete = {k: sum(v) / total - 1 for k, v in sums.items() if len(v) == used}
         gains = ", ".join(f"{k} {100 * v:+.1f} %" for k, v in complete.items() if k != "frozen")
         claimed = complete["adapted"] - max(0.0, complete.get("control", 0.0))
         share = f", {complete['adapted'] / complete['oracle']:.2f} of the oracle's gain" if complete.get("oracle", 0) > 0 else ""
-        lines.append(f"{regime}: MMA at 1 px (gap 1) against frozen over {len(used)} runs: {gains}; claimed {100 * claimed:+.1f} %{share}; "
-                     f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %")
+        claim = f"claimed {100 * claimed:+.1f} %" if "control" in complete else \
+            f"{100 * claimed:+.1f} % over frozen alone, for no control was run (add control to --variants)"
+        lines.append(f"{regime}: MMA at 1 px (gap 1) against frozen over {used} runs: {gains}; {claim}{share}; "
+                     f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %" + (f"; {told}" if told else ""))
     return lines
 
 
@@ -121,7 +134,7 @@ def _curves(cells: list[dict[str, Any]]) -> str:
             shown = [c for c in cells if c["source"] == source and c["regime"] in ("-", regime) and _mma(c) is not None]
             for group, px in enumerate("135"):
                 for k, variant in enumerate(colours):
-                    values = [_mma(c, px) for c in shown if c["variant"] == variant]
+                    values = [mma for c in shown if c["variant"] == variant and (mma := _mma(c, px)) is not None]
                     if values:
                         height, x = 120 * float(np.mean(values)), 20 + group * 110 + k * 18
                         bars.append(f'<rect x="{x}" y="{130 - height:.1f}" width="15" height="{height:.1f}" fill="{colours[variant]}">'

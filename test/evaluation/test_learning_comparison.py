@@ -51,7 +51,7 @@ class Wall(Source):
 
 def cell(variant, mma, seed=0, regime="repeated", source="fog", ate=0.1):
     return {"source": source, "regime": "-" if variant == "frozen" else regime, "variant": variant, "seed": seed,
-            "matching": {"1": {"mma": {"1": mma, "3": 2 * mma, "5": 3 * mma}, "pose_auc": None, "sampson_within_1": 0.5}}, "tracked": 1.0,
+            "matching": {"1": {"mma": None if mma is None else {"1": mma, "3": 2 * mma, "5": 3 * mma}, "pose_auc": None, "sampson_within_1": 0.5}}, "tracked": 1.0,
             "ate": {"rmse": ate}, "rpe": None, "learning": {"steps": 10, "promotions": 1, "rollbacks": 0, "first_promotion_s": 12.0}}
 
 
@@ -92,11 +92,27 @@ def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
              cell("frozen", 0.05, source="dark"), cell("adapted", 0.5, source="dark")]
     (line,) = summarise(cells)
     assert "adapted +50.0 %" in line and "control +20.0 %" in line and "claimed +30.0 %" in line
-    assert "over 1 runs" in line and "0.83 of the oracle's gain" in line
+    assert "over 1 runs" in line and "0.83 of the oracle's gain" in line and "dark left out" in line
+
+
+@pytest.mark.parametrize(("cells", "says"), [
+    ([cell("adapted", 0.3), cell("control", 0.24)], "fog left out, since there is nothing frozen to compare with: add frozen to --variants"),
+    ([cell("frozen", 0.2), cell("oracle", 0.3)], "nothing was adapted: add adapted to --variants"),
+    ([cell("frozen", None), cell("adapted", None)], "fog left out, since without depth truth there is no MMA"),
+    ([cell("frozen", 0.09), cell("adapted", 0.3)], "fog left out, since the frozen MMA at 1 px is below 0.1"),
+])
+def test_what_a_summary_lacks_is_said(cells, says):
+    (line,) = summarise(cells)
+    assert line.startswith("repeated: no gain can be told; ") and line.endswith(says)
+
+
+def test_gain_without_a_control_is_not_claimed():
+    (line,) = summarise([cell("frozen", 0.2), cell("adapted", 0.3)])
+    assert "claimed" not in line and "+50.0 % over frozen alone" in line and "add control to --variants" in line
 
 
 def test_losses_are_told():
-    (line,) = summarise([cell("frozen", 0.2, ate=0.1), cell("adapted", 0.1, ate=0.13)])
+    (line,) = summarise([cell("frozen", 0.2, ate=0.1), cell("adapted", 0.1, ate=0.13), cell("control", 0.2)])
     assert "claimed -50.0 %" in line and "largest loss at 3 px 0.200" in line and "ATE +30 %" in line
 
 
