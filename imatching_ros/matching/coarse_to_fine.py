@@ -2,7 +2,8 @@
 
 Coarse: the query's descriptor at 1/8 is compared with every cell of the target (or those near a predicted position) and the
 peak is refined by a local expectation, as in CAPS (Wang et al., ECCV 2020, sec. 3.3). Fine: a 3x3 patch of descriptors at
-1/2 is compared with a window of 9x9 positions around it. What is made of that surface differs between the families.
+1/2, three cells apart, is compared with a window of 9x9 positions around it. What is made of that surface differs between the
+families.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from .coarse import coarse_estimate, search_region
 from .precision import use_bfloat16
 from .weights import load_weights, resolve_weights
 
-PATCH = 3  # side of the query's fine patch, in fine cells
+PATCH = 3  # side of the query's fine patch, in descriptors
+DILATION = 3  # their distance in fine cells: width gives precision where texture is weak, and only their number costs time
 WINDOW = 9  # side of the fine search window, in fine cells
 REFINE_WINDOW = 5  # side of the second, re-centred fine window, in fine cells
 LOGITS_AT_ONCE = 600_000  # on a CPU, so that they stay in its cache
+PATCHES_AT_ONCE = 256  # likewise
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class CoarseToFine(Matcher):
     @torch.no_grad()
     def _match_lean(self, queries: Queries, targets: Sequence[Features], search: tuple[Tensor, Tensor] | None) -> Prediction:
         """`match_batch` for a CPU: one target after the other and few queries at once, so that all stays in its cache."""
-        surfaces, evidences = [], []
+        located = []
         for t, target in enumerate(targets):
             coarse, fine = target.maps["coarse"], target.maps["fine"]
             height, width = coarse.shape[-2:]
@@ -110,23 +113,24 @@ class CoarseToFine(Matcher):
             query = queries.data["coarse"] * self.coarse_log_temperature.exp()
             if self.in_bfloat16:
                 cells, query = cells.bfloat16(), query.bfloat16()
-            chunk = max(LOGITS_AT_ONCE // (height * width), 1)
             found = []
-            for start in range(0, len(queries), chunk):
-                at = slice(start, start + chunk)
+            for at in _chunks(len(queries), LOGITS_AT_ONCE // (height * width)):
                 logits = (query[at] @ cells).float().view(1, -1, height, width)
                 near = None if search is None else (search[0][t : t + 1, at], search[1][t : t + 1, at])
                 found.append(self.coarse_estimate(logits, near, consume=True))
             uv, evidence = (torch.cat(f, 1) for f in zip(*found))
-            surfaces.append(self.correlate(queries.data["fine"][None], fine[None], uv))
-            evidences.append(evidence)
-        surface = LocalSurface(torch.cat([s.similarity for s in surfaces]), torch.cat([s.centre for s in surfaces]))
-        return Prediction(*self.locate(surface, torch.cat(evidences)))
+            patches = queries.data["fine"][None]
+            if self.in_bfloat16:
+                fine, patches = fine.bfloat16(), patches.bfloat16()
+            parts = [self.locate(self.correlate(patches[:, at], fine[None], uv[:, at]), evidence[:, at])
+                     for at in _chunks(len(queries), PATCHES_AT_ONCE)]
+            located.append([torch.cat(f, 1) for f in zip(*parts)])
+        return Prediction(*(torch.cat(f) for f in zip(*located)))
 
     def describe_batch(self, coarse: Tensor, fine: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, C, h, w) at (B, N, 2) raw px -> coarse (B, N, C) and fine patch (B, N, PATCH**2, C)."""
         steps = torch.arange(PATCH, device=uv.device) - PATCH // 2
-        offsets = FINE_STRIDE * torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2)
+        offsets = FINE_STRIDE * DILATION * torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2)
         patches = (uv[:, :, None] + offsets).flatten(1, 2)
         sampled = sample_map(fine, patches, FINE_STRIDE).unflatten(1, (uv.shape[1], PATCH**2))
         return F.normalize(sample_map(coarse, uv, COARSE_STRIDE), dim=-1), sampled
@@ -159,19 +163,25 @@ class CoarseToFine(Matcher):
         """Patches (B, N, PATCH**2, C) against maps (B, C, h, w) in the window around uv (B, N, 2) raw px."""
         batch, channels, height, width = fine.shape
         centre = ((uv - (FINE_STRIDE - 1) / 2) / FINE_STRIDE).round()
-        side = WINDOW + PATCH - 1
-        steps = torch.arange(side, device=fine.device) - side // 2
-        x = (centre[..., :1].long() + steps).clamp(0, width - 1)
-        y = (centre[..., 1:].long() + steps).clamp(0, height - 1)
-        index = (y[..., :, None] * width + x[..., None, :]).flatten(1)
+        side = WINDOW + (PATCH - 1) * DILATION
+        steps = torch.arange(side, dtype=torch.int32, device=fine.device) - side // 2
+        x = (centre[..., :1].int() + steps).clamp(0, width - 1)
+        y = (centre[..., 1:].int() + steps).clamp(0, height - 1) * width
+        y = y + torch.arange(batch, dtype=torch.int32, device=fine.device)[:, None, None] * (height * width)
         # Rows of a channels-last map are contiguous, so one embedding-style gather fetches a cell's whole descriptor.
         rows = fine.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-        base = torch.arange(batch, device=fine.device)[:, None] * (height * width)
-        cells = rows.index_select(0, (index + base).flatten()).view(batch * query.shape[1], side * side, channels)
+        cells = rows.index_select(0, (y[..., :, None] + x[..., None, :]).flatten()).view(batch * query.shape[1], side * side, channels)
         products = torch.bmm(query.flatten(0, 1), cells.transpose(1, 2)).view(-1, PATCH, PATCH, side, side)
+        if products.dtype is torch.bfloat16:
+            products = products.float()  # sums would lose digits
         # Sum the patch's products along the diagonal: offset o of the patch looks at window position + o.
-        similarity = sum(products[:, i, j, i : i + WINDOW, j : j + WINDOW] for i in range(PATCH) for j in range(PATCH))
+        at = [slice(DILATION * i, DILATION * i + WINDOW) for i in range(PATCH)]
+        similarity = sum(products[:, i, j, at[i], at[j]] for i in range(PATCH) for j in range(PATCH))
         return LocalSurface((similarity / PATCH**2).view(batch, -1, WINDOW, WINDOW), centre)
+
+
+def _chunks(count: int, most: int) -> list[slice]:
+    return [slice(start, start + max(most, 1)) for start in range(0, count, max(most, 1))]
 
 
 def slide(surface: Tensor, start: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..matching.backbone import FINE_STRIDE
 from ..matching.coarse_to_fine import WINDOW, CoarseToFine
 
+PRECISION_PX = 0.5  # the scale of the coordinate loss
 RIGHT_PX = 3.0  # a match closer to the truth than this counts as right when the score is trained
 
 
@@ -63,8 +64,9 @@ def matching_loss(matcher: CoarseToFine, image_a: Tensor, image_b: Tensor, uv_a:
         loss, inside = distribution.cross_entropy(uv_b)
         parts[name] = _mean(loss, visible & inside)
     uv, _, _ = matcher.locate(surface, evidence)
-    error = (uv - uv_b).norm(dim=-1)
-    parts["coordinate"] = _mean(F.huber_loss(error, torch.zeros_like(error), reduction="none"), visible & inside)
+    # Cauchy: what lies pixels away is the coarse stage's business, and would blunt the mean that makes the last tenths of a pixel.
+    square = (uv - uv_b).square().sum(-1)
+    parts["coordinate"] = _mean((square / PRECISION_PX**2).log1p(), visible & inside)
 
     # Score and sigma are trained on what the matcher itself would say, half of the time within a search region.
     if torch.rand((), generator=generator, device=uv_b.device) < 0.5:
@@ -82,7 +84,7 @@ def matching_loss(matcher: CoarseToFine, image_a: Tensor, image_b: Tensor, uv_a:
     excess = error.clamp_min(1e-2).log() - sigma.log()[..., None]
     pinball = torch.maximum(0.683 * excess, -0.317 * excess).mean(-1)
     parts["sigma"] = _mean(pinball, visible & (distance < 4 * RIGHT_PX))
-    loss = sum(parts.values())
+    loss = torch.stack(list(parts.values())).sum()
     for px in (1, 3, 5):
         parts[f"within_{px}px"] = _mean((distance < px).float(), visible)
     return loss, {k: v.detach() for k, v in parts.items()}
