@@ -28,6 +28,7 @@ COMMANDS = {
     "bench nees": ("imatching_ros.bench.nees", "compare covariances with errors on rendered scenes"),
     "bench odometry": ("imatching_ros.bench.odometry.command", "time odometry frame by frame"),
     "bench interference": ("imatching_ros.bench.interference.command", "time odometry beside the learner"),
+    "bench latency": ("imatching_ros.ros.latency", "time the running node from a picture's stamp to its odometry"),
 }
 
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if name != "online" or error.name not in ("rclpy", "imatching_ros.msg", "imatching_ros.srv"):
+        if name not in ("online", "bench latency") or error.name not in ("rclpy", "imatching_ros.msg", "imatching_ros.srv"):
             raise
         print(f"error: the node needs {error.name}, which Python does not find; build the package with colcon and source install/setup.bash "
               "(in a clone: source scripts/environment)", file=sys.stderr)

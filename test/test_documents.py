@@ -87,6 +87,8 @@ def test_commands_of_the_documents_parse(document, command):
         return
     if name == "weights":
         assert rest[0] in {"list", "show", "diff", "export"}
+    if name == "bench latency":
+        pytest.importorskip("rclpy")
     parsed = parser_of(name).parse_args(rest)
     for setting in getattr(parsed, "set", None) or []:
         Config().with_values(dict([setting.split("=", 1)]) if isinstance(setting, str) else dict([setting]))
