@@ -180,8 +180,9 @@ class OdometryInput:
         for T in self._offered:
             twist = geometry.local(T, T_found)
             now.append(float(twist[3:].norm()) + float(twist[:3].norm()) / max(depth, 1e-9))
-        before = self._errors or tuple(now)
-        self._errors = tuple(_MEMORY * b + (1 - _MEMORY) * n for b, n in zip(before, now))
+        before = self._errors or (now[0], now[1])
+        given, steady = (_MEMORY * b + (1 - _MEMORY) * n for b, n in zip(before, now))
+        self._errors = given, steady
 
     def _believed(self) -> bool:
         return self._errors is None or self._errors[0] <= max(_GOOD_RAD, _WORSE * self._errors[1])
@@ -218,9 +219,9 @@ class OdometryInput:
         if len(rows) < 2:
             self._doubt = self._describe_gap(stamps_ns[-1]) if not rows else "odometry covers one keyframe only"
             return None
-        found = metres_per_unit(T_WC[rows], torch.stack([given[stamps_ns[row]] for row in rows]), self.config.min_translation_m)
-        self._doubt = found if isinstance(found, str) else ""
-        return None if isinstance(found, str) else found
+        scale = metres_per_unit(T_WC[rows], torch.stack([given[stamps_ns[row]] for row in rows]), self.config.min_translation_m)
+        self._doubt = scale if isinstance(scale, str) else ""
+        return None if isinstance(scale, str) else scale
 
 
 def metres_per_unit(T_map: Tensor, T_given: Tensor, min_translation_m: float) -> float | str:

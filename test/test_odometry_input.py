@@ -13,7 +13,7 @@ from imatching_ros.errors import SourceError
 from imatching_ros.odometry_input import OdometryInput, PoseBuffer, metres_per_unit
 from imatching_ros.pipeline import Pipeline
 from imatching_ros.sources.simulation.sequence import SimulatedSequence
-from odometry_scenes import STEP_NS, configure
+from odometry_scenes import STEP_NS, configure, rotating
 
 MS = 1_000_000
 REACH = 250 * MS
@@ -259,3 +259,22 @@ def test_scale_is_put_right_when_the_map_drifts(clip):
         after.append(pipeline.process(frame))
     assert any(o.is_keyframe for o in after)
     assert math.log(pipeline.odometry.input.measure([k.stamp_ns for k in pipeline.window.keyframes], pipeline.window.T_WC)) == pytest.approx(0, abs=0.05)
+
+
+def test_a_new_map_lies_where_odometry_has_carried_the_camera():
+    """Lost among other things, 0.5 m further by the wheels: the new map begins there, not at the last pose."""
+    frames = [frame for frame, _ in SimulatedSequence(kind="clutter", frames=4, seed=1, width=320, height=240, supersample=1).read()]
+    elsewhere = [replace(frame, id=100 + k, stamp_ns=frames[-1].stamp_ns + (k + 1) * STEP_NS, depth=torch.full((240, 320), 3.0))
+                 for k, frame in enumerate(rotating(3, 0.3))]
+    moved = pose(x=0.5, yaw=0.3)
+    pipeline = Pipeline(configure(odometry_input__use="prediction", odometry__restart_frames=2))
+    for frame in frames:
+        pipeline.add_odometry(frame.stamp_ns, geometry.identity())
+        last = pipeline.process(frame)
+    outputs = []
+    for frame in elsewhere:
+        pipeline.add_odometry(frame.stamp_ns, moved)
+        outputs.append(pipeline.process(frame))
+    restarted = next(o for o in outputs if o.T_WC is not None)
+    assert last.T_WC is not None and outputs[0].state is TrackingState.LOST and restarted.map_id == 1
+    assert float(geometry.local(geometry.compose(last.T_WC, moved), restarted.T_WC).norm()) < 0.02
