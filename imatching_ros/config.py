@@ -168,7 +168,7 @@ class Config:
         """A copy with dotted keys replaced; strings are read as YAML scalars."""
         data = self.to_dict()
         for key, value in values.items():
-            node = data
+            node: Any = data
             *parents, leaf = key.split(".")
             for name in parents:
                 node = node.get(name) if isinstance(node, dict) else None
@@ -231,11 +231,12 @@ def _build(cls: type, data: dict[str, Any], prefix: str) -> Any:
     for key, value in data.items():
         if key not in known:
             raise ConfigError(_unknown(prefix + key, [prefix + name for name in known]))
-        kind = types[key]
-        if is_dataclass(kind):
+        kind: Any = types[key]
+        section: Any = kind if is_dataclass(kind) else None
+        if section is not None:
             if not isinstance(value, dict):
-                raise ConfigError(f"{prefix}{key} is {value!r}, expected a section with the keys {', '.join(f.name for f in fields(kind))}")
-            value = _build(kind, value, f"{prefix}{key}.")
+                raise ConfigError(f"{prefix}{key} is {value!r}, expected a section with the keys {', '.join(f.name for f in fields(section))}")
+            value = _build(section, value, f"{prefix}{key}.")
         elif kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         elif kind is float and isinstance(value, str):

@@ -21,8 +21,8 @@ def detect(matcher: Matcher, features: Features, image: Tensor, taken: Tensor, c
         # Stamping squares by a dilation costs the same for any number of points.
         marks = np.zeros((height, width), np.uint8)
         at = taken.round().long()
-        at = at[((at >= 0) & (at < torch.tensor([width, height]))).all(1)].numpy()
-        marks[at[:, 1], at[:, 0]] = 255
+        inside = at[((at >= 0) & (at < torch.tensor([width, height]))).all(1)].numpy()
+        marks[inside[:, 1], inside[:, 0]] = 255
         side = 2 * round(distance_px) + 1
         free[cv2.dilate(marks, np.ones((side, side), np.uint8)) > 0] = 0
     own = matcher.points(features)
@@ -56,7 +56,7 @@ def spread(uv: Tensor, rank: Tensor, count: int, width: int, height: int, cell_p
 
 def _refine(image: Tensor, corners: Tensor) -> Tensor:
     """Corners (N, 2) at whole pixels -> at fractions, kept where the refinement stays near."""
-    refined = cv2.cornerSubPix(np.ascontiguousarray(image[0].cpu().numpy()), corners.numpy().copy(), (3, 3), (-1, -1),
-                               (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.03))
-    refined = torch.from_numpy(refined)
+    moved = cv2.cornerSubPix(np.ascontiguousarray(image[0].cpu().numpy()), corners.numpy().copy(), (3, 3), (-1, -1),
+                             (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.03))
+    refined = torch.from_numpy(moved)
     return torch.where(((refined - corners).norm(dim=1, keepdim=True) < 2), refined, corners)

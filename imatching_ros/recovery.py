@@ -92,9 +92,9 @@ def recall(place: Place, camera: Camera, matcher: Matcher, sigma_px: float) -> t
 def thumbnail(image: Tensor) -> Tensor:
     """A picture (1, H, W) uint8 -> (1200,) float32: small, blurred, independent of brightness and contrast."""
     small = cv2.resize(np.ascontiguousarray(image[0].cpu().numpy()), _THUMB, interpolation=cv2.INTER_AREA)
-    small = torch.from_numpy(cv2.GaussianBlur(small, (0, 0), 1.0).astype(np.float32)).flatten()
-    small = small - small.mean()
-    return small / small.norm().clamp_min(1e-6)
+    blurred = torch.from_numpy(cv2.GaussianBlur(small, (0, 0), 1.0).astype(np.float32)).flatten()
+    blurred = blurred - blurred.mean()
+    return blurred / blurred.norm().clamp_min(1e-6)
 
 
 def shows_nothing(image: Tensor) -> str:

@@ -73,4 +73,5 @@ def _refine(camera: Camera, uv: Tensor, points_W: Tensor, sigma_px: Tensor, T_WC
         residual = (uv - geometry.project(camera, points_C)).norm(dim=1)
         inlier = (residual < config.inlier_px) & (points_C[:, 2] > 0)
         used = inlier.nonzero()[:, 0]
+    assert refined.covariance is not None, "what is not degenerate has one"
     return Located(T_WC, inlier, residual, refined.covariance)

@@ -190,7 +190,8 @@ def _openvino(backbone: nn.Module, image: Tensor, precision: str) -> Callable[[T
 
     def infer(picture: Tensor) -> tuple[Tensor, Tensor]:
         result = request.infer([picture.float().numpy()])
-        return tuple(torch.from_numpy(result[k].copy()).contiguous(memory_format=torch.channels_last) for k in range(2))
+        coarse, fine = (torch.from_numpy(result[k].copy()).contiguous(memory_format=torch.channels_last) for k in range(2))
+        return coarse, fine
 
     return infer
 

@@ -64,5 +64,5 @@ def add_matches(folder: Path, path: Path | None, options, pairs: int = 24, quiet
     gaps = (1, 5)
     with Progress("matches", count_pairs(source, gaps, pairs), "pairs", open(os.devnull, "w") if quiet else None) as progress:
         compare_frozen_adapted(
-            folder, source, config.matcher, adapted if adapted.is_file() else None, gaps, pairs, config.seed, progress.update
+            folder, source, config.matcher, adapted if adapted.is_file() else None, gaps, pairs, config.seed, on_progress=progress.update
         )

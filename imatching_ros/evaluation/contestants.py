@@ -108,6 +108,7 @@ class SiftCorners(Contestant):
     def __init__(self, name: str, matcher: Matcher) -> None:
         super().__init__(name, matcher)
         self._sift = cv2.SIFT_create()
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}  # by frame id: corners and their descriptors
 
     def answer(self, frames: Sequence[Frame], uv: Tensor) -> Answer:
         (uv_t, described_t), image = self._corners(frames[-1]), as_grey(frames[0].image)[0].numpy()
@@ -124,14 +125,17 @@ class SiftCorners(Contestant):
         return Answer(uv, uv_j, score, torch.full((len(uv),), 0.7), (time.perf_counter() - start) * 1e3)
 
     def _corners(self, frame: Frame) -> tuple[Tensor, Tensor]:
-        if frame.id not in self._cache:
+        if frame.id not in self._found:
             start = time.perf_counter()
             image = as_grey(frame.image)[0].numpy()
             uv = sample_queries(frame.image, self._TARGETS)
             rows, described = self._describe(image, uv)
-            self._cache[frame.id] = uv[rows], described
+            self._found[frame.id] = uv[rows], described
             self.features_ms.append((time.perf_counter() - start) * 1e3)
-        return self._cache[frame.id]
+        return self._found[frame.id]
+
+    def forget(self, before: int) -> None:
+        self._found = {k: v for k, v in self._found.items() if k >= before}
 
     def _describe(self, image: np.ndarray, uv: Tensor) -> tuple[Tensor, Tensor]:
         """Rows that could be described (not too near the border), and their unit descriptors (Hellinger)."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -19,7 +18,7 @@ from .run_reader import Run
 # Okabe and Ito: told apart by people who see few colours, legible on white and on dark grey.
 BLUE, ORANGE, GREEN, RED, GREY = "#0f80c4", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
 _INK, _GRID = "#20262e", "#c3c8cf"  # replaced by CSS variables in the page
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib's stub knows the keys only as literals
     "font.size": 10,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
@@ -93,11 +92,11 @@ def _figure(narrow: bool, rows: int = 1, columns: int = 1, height: float = 3.0, 
 
 
 def _trajectory(run: Run, narrow: bool) -> Figure | None:
-    if run.score is None and run.estimate is None:
+    trajectory = run.score.estimate if run.score is not None else run.estimate
+    if trajectory is None:
         return None
     truth = run.score.truth.T_WC[:, :3] if run.score is not None else None
-    estimate = run.score.estimate.T_WC[:, :3] if run.score is not None else run.estimate.T_WC[:, :3]
-    stamps = run.score.estimate.stamps_ns if run.score is not None else run.estimate.stamps_ns
+    estimate, stamps = trajectory.T_WC[:, :3], trajectory.stamps_ns
     shown = estimate if truth is None else truth
     if not len(shown):
         return None
@@ -249,7 +248,6 @@ def _matching(run: Run, narrow: bool) -> Figure | None:
     gaps = list(results[0]["gaps"])
     figure, all_axes = _figure(narrow, 1, len(gaps), 2.6, sharey=True, squeeze=False)
     for axes, gap in zip(all_axes.flat, gaps):
-        axes: Axes
         for k, (result, colour) in enumerate(zip(results, (GREY, BLUE))):
             mma, interval = result["gaps"][gap]["mma"], result["gaps"][gap]["mma_interval"]
             if mma is None:

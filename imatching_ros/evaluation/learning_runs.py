@@ -25,7 +25,7 @@ from ..sources.truth import Trajectory
 from .learning_scenes import Division
 from .matching import evaluate_matcher
 from .oracle import Oracle
-from .trajectory import score_trajectory
+from .trajectory import TrajectoryScore, score_trajectory
 
 GAPS = (1, 5)
 
@@ -147,8 +147,8 @@ def _drive(matcher: Matcher, config: Config, source: Source) -> dict[str, Any]:
     score = None
     if truth is not None:
         score = score_trajectory(Trajectory(np.array(stamps, np.int64), np.array(poses).reshape(-1, 7)), truth, metric)
-    known = score is not None and not isinstance(score, str)
-    return {"tracked": len(stamps) / max(frames, 1), "ate": score.ate if known else None, "rpe": score.rpe if known else None}
+    known = score if isinstance(score, TrajectoryScore) else None
+    return {"tracked": len(stamps) / max(frames, 1), "ate": known.ate if known else None, "rpe": known.rpe if known else None}
 
 
 def save_weights(path: Path, matcher: Matcher, told: dict[str, Any]) -> str:

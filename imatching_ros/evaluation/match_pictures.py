@@ -23,10 +23,10 @@ def write_match_pictures(folder: Path, contestants: Sequence[Contestant], source
     files = []
     for frames, T_WC in middle_pairs(source, gaps):
         uv = sample_queries(frames[0].image)
-        truth = find_truth(frames[0], frames[-1], *T_WC, uv)
+        truth = find_truth(frames[0], frames[-1], T_WC[0], T_WC[1], uv)
         for contestant in contestants:
             answer = contestant.answer(frames, uv)
-            own = find_truth(frames[0], frames[-1], *T_WC, answer.uv_i) if contestant.own_queries else truth
+            own = find_truth(frames[0], frames[-1], T_WC[0], T_WC[1], answer.uv_i) if contestant.own_queries else truth
             error, kind = match_error(answer, own, frames[0], frames[-1])
             used = answer.score >= MIN_SCORE
             known = used & error.isfinite()

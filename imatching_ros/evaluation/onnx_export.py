@@ -74,6 +74,7 @@ def export_onnx(weights: Path, out: Path, height: int, width: int) -> str:
             output_names=["uv_b", "score", "sigma_px"],
             dynamic_shapes={"image_a": None, "uv_a": {0: count}, "image_b": None},
         )
+    assert program is not None  # without `dynamo` there would be none
     program.model.metadata_props.update(
         {"matcher": header.matcher, "weights_version": str(header.version), "weights_hash": header.hash}
     )

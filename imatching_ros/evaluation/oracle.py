@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import geometry
 from ..config import BundleConfig, LearningConfig
-from ..datatypes import BAStatus, LearningSample
+from ..datatypes import BAResult, BAStatus, LearningSample
+from ..errors import SourceError
 from ..learning.rematching import Rematch, Solution
 from ..residuals import kernel_weight
 from ..sources.base import Source
@@ -24,6 +23,8 @@ class Oracle:
     def __init__(self, source: Source, frame_ids: set[int]) -> None:
         """`source` yields depth and has true poses; only the frames named are kept."""
         truth = source.groundtruth()
+        if truth is None:
+            raise SourceError(f"{source.name} has no true poses, which an oracle needs")
         self._by_id: dict[int, tuple[Tensor, Tensor]] = {}
         for frame in source:
             if frame.id in frame_ids and frame.depth is not None:
@@ -57,7 +58,8 @@ class Oracle:
         # Wrong matches weigh as little as in bundle adjustment: the same step, with the truth in its place.
         error = (found.uv.detach().double() - uv).nan_to_num(1e6) / found.sigma_px[:, None].double().clamp_min(1e-2)
         weight = kernel_weight(bundle.kernel, (error**2).sum(1), bundle.kernel_width)
-        return Solution(T_WC, points_W, seen * weight, SimpleNamespace(status=BAStatus.CONVERGED))
+        told = BAResult(T_WC, points_W, error * found.sigma_px[:, None], seen * weight, float("nan"), float("nan"), 0, BAStatus.CONVERGED, "the truth", None)
+        return Solution(T_WC, points_W, seen * weight, told)
 
 
 def _look_up(depth: Tensor, uv: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..matching import create_matcher
 from ..sources.base import SourceOptions
 from ..sources.opening import open_source
 from .learning_runs import learn_in_turn, save_weights, score_weights
-from .learning_scenes import CLEAN, CLEAN_ROTATION, CLEAN_STILL, FULL, QUICK, divide, render_scene
+from .learning_scenes import CLEAN, CLEAN_ROTATION, CLEAN_STILL, FULL, QUICK, RenderedScene, divide, render_scene
 
 
 def wrong_focal_length(frames: list[Frame]) -> list[Frame]:
@@ -104,11 +105,17 @@ def poison_cells(out: Path, config: Config, quick: bool, pairs: int, keep: Calla
 
         return keep(name, "repeated" if variant != "frozen" else "-", variant, settings, work)
 
+    def spoilt(spoil: Callable[[list[Frame]], list[Frame]]) -> list[Frame]:
+        return spoil(list(clean.learning))
+
     yield cell("clean", "frozen", list)
     for name in [n for n in ("clean", *POISONS) if n in chosen]:
         spoil = POISONS.get(name, list)
         for variant in ("guarded", "unguarded"):
-            yield cell(name, variant, lambda spoil=spoil: spoil(list(clean.learning)))
+            yield cell(name, variant, partial(spoilt, spoil))
+    def learning_part(name: str, scene: RenderedScene) -> list[Frame]:
+        return list(divide(recording(name, scene), extent.learning_frames, True).learning)
+
     for name, scene in [(n, s) for n, s in MOTIONS.items() if n in chosen]:
         for variant in ("guarded", "unguarded"):
-            yield cell(name, variant, lambda name=name, scene=scene: list(divide(recording(name, scene), extent.learning_frames, True).learning))
+            yield cell(name, variant, partial(learning_part, name, scene))

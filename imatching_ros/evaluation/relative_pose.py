@@ -79,7 +79,7 @@ def pose_error_deg(
     return float(max(rotation, translation))
 
 
-def auc(errors_deg: Sequence[float], thresholds: Sequence[float] = AUC_DEG) -> dict[str, float]:
+def auc(errors_deg: Sequence[float] | np.ndarray, thresholds: Sequence[float] = AUC_DEG) -> dict[str, float]:
     """Area under the recall curve up to each threshold, 0..1 (as Sarlin 2020 and LoFTR report it)."""
     errors = np.sort(np.asarray(errors_deg, float))
     recall = np.arange(1, len(errors) + 1) / max(len(errors), 1)

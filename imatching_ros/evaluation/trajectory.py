@@ -59,7 +59,7 @@ def score_trajectory(estimate: Trajectory, truth: Trajectory, metric: bool) -> T
     ape.process_data((reference, aligned))
     length = float(reference.path_length)
     statistics = ape.get_all_statistics()
-    ate = {name: float(statistics[name]) for name in ("rmse", "mean", "median", "max")}
+    ate: dict[str, Any] = {name: float(statistics[name]) for name in ("rmse", "mean", "median", "max")}
     ate |= {
         "alignment": "se3" if metric else "sim3",
         "scale": float(scale),

@@ -74,6 +74,10 @@ class Learner:
         self.rejected: Counter[str] = Counter()
         self.probation: list[tuple[Score, Score]] = []
         self.watched: set[int] = set()  # frame ids of the keyframes of the last window on probation
+        self.contender: Matcher | None = None  # the weights on trial
+        self.taught: set[int] = set()  # frame ids of keyframes that taught it
+        self.judged: set[int] = set()  # of those that judged it last
+        self.steps = 0  # since the last contender was named
         self._begin_candidate(self.active)
         self.status.memory_mb = self.held_mb()
 
@@ -164,6 +168,7 @@ class Learner:
         return None
 
     def _promote(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
+        assert self.contender is not None, "only what is on trial is promoted"
         self.previous = self.active if self.settings.guard else None
         self.active = self.contender
         self.probation, self.watched = [], set()
@@ -187,6 +192,7 @@ class Learner:
         return None
 
     def _roll_back(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
+        assert self.previous is not None, "there is a way back on probation only"
         self.active, self.previous = self.previous, None
         self.status.rollbacks += 1
         self._begin_candidate(self.active)
@@ -208,13 +214,11 @@ class Learner:
     def _begin_candidate(self, origin: Matcher) -> None:
         self.stepper = Stepper(self._copy(origin), self.shipped, self.settings, self.config.bundle)
         self.learned_from: deque[int] = deque(maxlen=REMEMBERED)  # frame ids of keyframes
-        self.steps = 0  # since the last contender was named
+        self.steps = 0
         self._end_trial()
 
     def _end_trial(self) -> None:
-        self.contender: Matcher | None = None  # the weights on trial
-        self.taught: set[int] = set()  # frame ids of keyframes that taught it
-        self.judged: set[int] = set()  # of those that judged it last
+        self.contender, self.taught, self.judged = None, set(), set()
         self.scores_active: list[Score] = []
         self.scores_candidate: list[Score] = []
 

@@ -74,11 +74,11 @@ def draw_keyframes(count: int, config: LearningConfig, generator: torch.Generato
 
 def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfig, live: list[int]) -> Rematch:
     """The window's matches; those between the keyframes `live` have gradients, from both of their pictures."""
-    features = [matcher.observe(image) if k not in live else None for k, image in enumerate(sample.images)]
+    found = {k: matcher.observe(image) for k, image in enumerate(sample.images) if k not in live}
     pictures = torch.stack([sample.images[k] for k in live]).to(matcher.device).float() / 255
     for k, extracted in zip(live, matcher.extract(pictures)):
-        features[k] = extracted
-    return rematch(matcher, sample, features, config, live)
+        found[k] = extracted
+    return rematch(matcher, sample, [found[k] for k in range(len(sample.images))], config, live)
 
 
 def residual_loss(sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor, bundle: BundleConfig) -> Tensor:

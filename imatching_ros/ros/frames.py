@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -86,6 +88,6 @@ class TransformTree:
         return chain
 
 
-def _matrix(transform: object) -> np.ndarray:
+def _matrix(transform: Any) -> np.ndarray:
     t, q = transform.translation, transform.rotation
     return transforms.from_pose(np.array([t.x, t.y, t.z, q.x, q.y, q.z, q.w]))

@@ -80,7 +80,8 @@ class PictureDecoder:
             self._rectification = None
             self.T_optical_camera = np.eye(4)
             if self._mode == "stereo":
-                self._camera = self._calibrate_stereo(*picture.infos.values(), picture.rectified)
+                left, right = picture.infos.values()
+                self._camera = self._calibrate_stereo(left, right, picture.rectified)
             else:
                 (info,) = picture.infos.values()
                 self._camera = camera_from_info(info, rectified=picture.rectified)

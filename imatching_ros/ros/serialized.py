@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from importlib import import_module
+from typing import Any
 
 from ..errors import SourceError
 
@@ -23,7 +24,7 @@ def find_type(name: str) -> type:
         raise SourceError(f"messages of type {name} are not installed; source the workspace that builds {package}") from None
 
 
-def starts_with_header(kind: type) -> bool:
+def starts_with_header(kind: Any) -> bool:
     """Whether the first field is a std_msgs/Header, so that a stamp stands right behind the encapsulation."""
     return next(iter(kind.get_fields_and_field_types().values()), "") == "std_msgs/Header"
 

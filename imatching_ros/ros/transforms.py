@@ -45,7 +45,8 @@ def quaternion(R: np.ndarray) -> tuple[float, float, float, float]:
     xy, xz, yz = R[0, 1] + R[1, 0], R[0, 2] + R[2, 0], R[1, 2] + R[2, 1]
     q = np.array([(0.0, xy, xz, xw), (xy, 0.0, yz, yw), (xz, yz, 0.0, zw), (xw, yw, zw, 0.0)][i]) / (4 * largest)
     q[i] = largest
-    return tuple(float(v) for v in (q if q[3] >= 0 else -q))
+    x, y, z, w = (float(v) for v in (q if q[3] >= 0 else -q))
+    return x, y, z, w
 
 
 def inverse(T: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class BagSource(Source):
         self.mode = choose_mode(options.mode, topics.right is not None, topics.depth is not None, self.name)
         infos = self._first_infos()
         self._rectification: Rectification | None = None
-        self._stored_camera = options.camera or camera_from_info(infos[topics.info], rectified=is_rectified(topics.image))
+        self._stored_camera = options.camera or camera_from_info(infos[topics.info or ""], rectified=is_rectified(topics.image))
         self.camera = self._stored_camera
         if self.mode == "stereo":
             self.camera = self._stereo_camera(infos)
@@ -118,7 +118,7 @@ class BagSource(Source):
                     "a camera file for a stereo bag must describe rectified pictures and hold 'baseline_m'; or use --mode mono"
                 )
             return self.options.camera
-        left, right = infos.get(self.topics.info), infos.get(self.topics.right_info)
+        left, right = infos.get(self.topics.info or ""), infos.get(self.topics.right_info or "")
         baseline = None if right is None else stereo_baseline_m(right)
         if baseline is None:
             raise CameraError(
@@ -126,15 +126,15 @@ class BagSource(Source):
                 "calibrate as a stereo pair or use --mode mono"
             )
         rectified = camera_from_info(left, rectified=True)
-        raw = [camera_from_info(info) for info in (left, right)]
+        raw_left, raw_right = camera_from_info(left), camera_from_info(right)
         turned = [not np.allclose(_matrix(info, "r"), np.eye(3), atol=1e-4) for info in (left, right)]
-        if is_rectified(self.topics.image) or not (any(c.is_distorted for c in raw) or any(turned)):
+        if is_rectified(self.topics.image) or not (any(c.is_distorted for c in (raw_left, raw_right)) or any(turned)):
             return replace(rectified, baseline_m=baseline)
         # R turns each raw camera into the common rectified one, in which the right camera stands at +x.
         T_left_right = np.eye(4)
         T_left_right[:3, :3] = _matrix(left, "r").T @ _matrix(right, "r")
         T_left_right[:3, 3] = _matrix(left, "r").T @ [baseline, 0, 0]
-        self._rectification = Rectification(*raw, T_left_right)
+        self._rectification = Rectification(raw_left, raw_right, T_left_right)
         return self._rectification.camera
 
     def _join(self, message: Any, partners: deque[Any], tolerance_ns: int) -> Iterator[Frame]:
@@ -159,7 +159,7 @@ class BagSource(Source):
         except SourceError as error:
             self.warn(f"{error}: frame skipped", stamp)
             return
-        check_size(self._stored_camera, *image.shape[1:], f"the picture on {self.topics.image}")
+        check_size(self._stored_camera, image.shape[1], image.shape[2], f"the picture on {self.topics.image}")
         depth = right = None
         try:
             if partner is not None and self.mode == "rgbd":

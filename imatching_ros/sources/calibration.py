@@ -150,15 +150,17 @@ def _parse(data: Any) -> Camera | None:
             data["image_width"],
             data["image_height"],
             data["camera_matrix"]["data"],
-            data.get("distortion_model", data.get("camera_model", "")),
+            data.get("distortion_model") or data.get("camera_model", ""),
             data.get("distortion_coefficients", {}).get("data", ()),
         )
     if "cam0" in data:
         data = data["cam0"]
     if "intrinsics" in data and "resolution" in data:
         fx, fy, cx, cy = data["intrinsics"][-4:]
+        width, height = data["resolution"]
         return make_camera(
-            *data["resolution"],
+            width,
+            height,
             [fx, 0, cx, 0, fy, cy, 0, 0, 1],
             data.get("distortion_model", ""),
             data.get("distortion_coefficients", data.get("distortion_coeffs", ())),

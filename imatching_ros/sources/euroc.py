@@ -72,8 +72,9 @@ def _read_sensor(path: Path) -> tuple[Camera, np.ndarray]:
     try:
         data = yaml.safe_load(path.read_text().replace("%YAML:1.0", ""))
         fx, fy, cx, cy = data["intrinsics"]
+        width, height = data["resolution"]
         camera = make_camera(
-            *data["resolution"], [fx, 0, cx, 0, fy, cy, 0, 0, 1], data["distortion_model"], data["distortion_coefficients"]
+            width, height, [fx, 0, cx, 0, fy, cy, 0, 0, 1], data["distortion_model"], data["distortion_coefficients"]
         )
         return camera, np.array(data["T_BS"]["data"], float).reshape(4, 4)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:

@@ -89,7 +89,7 @@ class FolderSource(Source):
 
     def _load(self, entry: Entry) -> Frame:
         image = read_picture(entry.image)
-        check_size(self._stored_camera, *image.shape[1:], f"the picture {entry.image}")
+        check_size(self._stored_camera, image.shape[1], image.shape[2], f"the picture {entry.image}")
         depth = right = None
         if self.mode == "rgbd" and entry.depth is not None:
             depth = read_depth(entry.depth, self._listing.depth_units_per_metre)

@@ -42,12 +42,12 @@ def list_frames(path: Path) -> Listing:
             f"of {', '.join(_IMAGE_COLUMNS)} (and depth or right)"
         )
 
-    def file(row: dict, column: str) -> Path | None:
+    def named(row: dict, column: str) -> Path | None:
         return path / row[column] if row.get(column) else None
 
     try:
         entries = [
-            Entry(parse_stamp(row["timestamp"]), path / row[image], file(row, "depth"), file(row, "right")) for row in rows
+            Entry(parse_stamp(row["timestamp"]), path / row[image], named(row, "depth"), named(row, "right")) for row in rows
         ]
     except (InvalidOperation, TypeError, AttributeError):
         raise SourceError(f"{path / 'frames.csv'} has a line without a timestamp in seconds or without a picture") from None

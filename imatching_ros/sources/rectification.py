@@ -58,7 +58,7 @@ class Rectification:
 
     def apply(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """(C, H, W) uint8 each -> the same, rectified."""
-        return tuple(self._remap(image, maps) for image, maps in zip((left, right), self._maps))
+        return self._remap(left, self._maps[0]), self._remap(right, self._maps[1])
 
     @staticmethod
     def _remap(image: Tensor, maps: tuple[np.ndarray, np.ndarray]) -> Tensor:

@@ -143,7 +143,7 @@ def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None) -> Tr
     norm = np.linalg.norm(result.T_WC[:, 3:], axis=1)
     if not np.isfinite(result.T_WC).all() or (norm < 0.5).any():
         raise SourceError(f"the trajectory {path} holds a pose that is not finite or whose quaternion is not of unit length")
-    order = np.argsort(result.stamps_ns, kind="stable")
+    by_time = np.argsort(result.stamps_ns, kind="stable")
     T_WC = result.T_WC.copy()
     T_WC[:, 3:] /= norm[:, None]
-    return Trajectory(result.stamps_ns[order], T_WC[order])
+    return Trajectory(result.stamps_ns[by_time], T_WC[by_time])

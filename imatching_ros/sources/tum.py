@@ -43,7 +43,7 @@ def list_frames(path: Path) -> Listing:
     entries = [Entry(int(s), path / image, path / depths[p] if p >= 0 else None) for s, image, p in zip(stamps, images, partner)]
     calibration = next((path / name for name in ("camera.json", "camera.yaml") if (path / name).is_file()), None)
     if calibration is not None:
-        camera = read_camera(calibration)
+        camera: Camera | None = read_camera(calibration)
     else:
         camera = next((c for name, c in _PUBLISHED.items() if name in path.resolve().name), None)
     truth = path / "groundtruth.txt"

@@ -55,7 +55,7 @@ class Trainer:
     def __init__(self, plan: TrainingPlan, photographs: list[Tensor], out: Path, device: torch.device) -> None:
         self.plan, self.out, self.device = plan, out, device
         torch.manual_seed(plan.seed)
-        self.matcher = self._begin().to(device, memory_format=torch.channels_last)
+        self.matcher = self._begin().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self.optimizer = torch.optim.AdamW(self.matcher.parameters(), lr=plan.learning_rate, weight_decay=1e-3)
         self.renderer = PairRenderer(device, photographs)
         self.photographs = HomographyPairs(photographs, device) if photographs else None

@@ -61,13 +61,13 @@ def _furniture(b: SceneBuilder, size: np.ndarray, count: int) -> None:
                         tint=tint,
                     )
             for _ in range(rng.integers(0, 4)):
-                h = rng.uniform(0.03, 0.2, 3)
+                half_size = rng.uniform(0.03, 0.2, 3)
                 dx, dy = rng.uniform(-0.8, 0.8, 2) * half
                 shape = Shape(int(rng.choice([0, 0, 2, 3])))
                 b.add(
                     shape,
-                    (x + c * dx - s * dy, y + s * dx + c * dy, z + h[2] + 0.03),
-                    h,
+                    (x + c * dx - s * dy, y + s * dx + c * dy, z + half_size[2] + 0.03),
+                    half_size,
                     choose(rng, *ANY),
                     yaw=rng.uniform(0, 3),
                 )
@@ -78,8 +78,8 @@ def _furniture(b: SceneBuilder, size: np.ndarray, count: int) -> None:
             b.add(Shape.BOX, (x + s * 0.22, y - c * 0.22, z + 0.27), (0.22, 0.025, 0.2), family, yaw=yaw, tint=tint)
             b.add(Shape.CYLINDER, (x, y, z / 2), (0.04, 0.04, z / 2), "plaster", tint=0.3, gloss=0.3)
         elif kind == 3:  # bin or column of a lamp
-            r, h = rng.uniform(0.1, 0.25), rng.uniform(0.15, 0.5)
-            b.add(Shape.CYLINDER, (x, y, h), (r, r, h), choose(rng, *ANY), gloss=rng.uniform(0, 0.4))
+            r, tall = rng.uniform(0.1, 0.25), rng.uniform(0.15, 0.5)
+            b.add(Shape.CYLINDER, (x, y, tall), (r, r, tall), choose(rng, *ANY), gloss=rng.uniform(0, 0.4))
         elif kind == 4:  # plant
             r = rng.uniform(0.2, 0.45)
             b.add(Shape.CYLINDER, (x, y, 0.2), (0.15, 0.15, 0.2), "plaster", tint=rng.uniform(0.2, 0.9, 3))

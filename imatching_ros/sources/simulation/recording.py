@@ -111,6 +111,7 @@ def _write_bag(path: Path, sequence: SimulatedSequence, depth: str, progress: Ca
 
 
 def _encode_depth(frame: Frame, encoding: str) -> np.ndarray:
+    assert frame.depth is not None, "rendered frames have depth"
     metres = frame.depth.numpy()
     if encoding == "16UC1":
         return _quantise(metres, 1000.0)
@@ -190,7 +191,9 @@ def _write_tum(path: Path, sequence: SimulatedSequence, depth: str, progress: Ca
             image_name, depth_name, *others = (f"{kind}/{frame.id:06d}.png" for kind in kinds)
             _write_png(path / image_name, _bgr(frame.image))
             for name in others:
+                assert frame.right is not None, "a stereo sequence renders right pictures"
                 _write_png(path / name, _bgr(frame.right))
+            assert frame.depth is not None, "rendered frames have depth"
             _write_png(path / depth_name, _quantise(frame.depth.numpy(), units))
             rgb.write(f"{stamp} {image_name}\n")
             depths.write(f"{stamp} {depth_name}\n")

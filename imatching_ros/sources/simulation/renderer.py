@@ -175,7 +175,7 @@ def camera_rays(
     inside = torch.isfinite(xy).all(-1)
     rays = torch.cat([xy.nan_to_num(0.0), torch.ones_like(xy[..., :1])], -1)
     pixel_size = 1 / K[:, 0, 0, :2].mean(-1).float()
-    return (x.expand(views, *x.shape[1:]) for x in (rays, inside, pixel_size))
+    return rays.expand(views, *rays.shape[1:]), inside.expand(views, *inside.shape[1:]), pixel_size.expand(views, *pixel_size.shape[1:])
 
 
 def _cast(scenes: Scene, scene: Tensor, origin: Tensor, rays_W: Tensor) -> Hits:
@@ -193,8 +193,9 @@ def _shade(scenes: Scene, hits: Hits, pixel_size: Tensor, shadows: int) -> tuple
         source = scenes.light_position[hits.scene, light].double()
         towards = points - source.float()[:, None]
         t, _ = nearest(scenes, hits.scene, source, towards, skip_glowing=True)
-        lit[light] = (t > 1 - 0.01 / towards.norm(dim=-1).clamp_min(0.02)).float()
-        surface = surface * 2 + lit[light].long()
+        seen = (t > 1 - 0.01 / towards.norm(dim=-1).clamp_min(0.02)).float()
+        lit[light] = seen
+        surface = surface * 2 + seen.long()
     colour, face = shade(scenes, hits, pixel_size, lit)
     surface = (surface * scenes.shape.shape[1] + hits.index) * 6 + face
     return colour, torch.where(torch.isfinite(hits.t), surface, -1)

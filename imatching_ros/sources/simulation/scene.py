@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Scene:
 
     def with_values(self, **values) -> Scene:
         """A copy with some fields replaced (numbers or tensors that broadcast to the field)."""
-        tensors = {
+        tensors: dict[str, Any] = {
             name: torch.as_tensor(v).to(getattr(self, name)).expand_as(getattr(self, name)).clone() for name, v in values.items()
         }
         return replace(self, **tensors)

@@ -135,9 +135,9 @@ class SimulatedSequence:
             noise = self.seed * 100_003 + i
 
             def take(T_offset: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-                poses = [T if T_offset is None else geometry.compose(T, T_offset) for T in (before, mid[i], after)]
-                image, depth = render(lit, camera, poses[1][None], self.device, self.supersample)
-                return take_picture(image[0], depth[0], camera, *poses, shift, exposure, seed=seed).cpu(), depth[0].cpu()
+                first, middle, last = (T if T_offset is None else geometry.compose(T, T_offset) for T in (before, mid[i], after))
+                image, depth = render(lit, camera, middle[None], self.device, self.supersample)
+                return take_picture(image[0], depth[0], camera, first, middle, last, shift, exposure, seed=seed).cpu(), depth[0].cpu()
 
             picture, depth = take(None, noise)
             right = take(beside, noise + 50_000)[0] if beside is not None else None

@@ -100,7 +100,7 @@ class TextureBank:
 
     def pick(self, rng: np.random.Generator, family: str) -> tuple[int, float]:
         """A texture of the family and the metres that one repeat covers. A bank without the family gives any of its textures."""
-        ids = self.families.get(family)
+        ids = list(self.families.get(family, ()))
         if not ids:
             ids = [i for name, members in self.families.items() if name != "sky" for i in members]
         chosen = int(ids[rng.integers(len(ids))])
