@@ -115,7 +115,7 @@ def _learn_and_judge(out: Path, config: Config, plan: Plan, recordings: list[Rec
     tuner.resume(out)
     size = ranks.size
     about = {"kind": "fine-tuning", "sources": [r.name for r in recordings], "windows": len(windows), "batch": plan.batch, "seed": config.seed,
-             "learning_rate": config.learning.learning_rate, "processes": size, "origin": _origin(config),
+             "learning_rate": config.learning.learning_rate, "processes": size, "origin": hash_state(tuner.origin.state_dict()),
              "torch": torch.__version__}
     begin, first = time.perf_counter(), tuner.step
     finished = _learn(tuner, steps, out, plan.save_every_s, about, ranks, interruption, bar)
@@ -123,9 +123,10 @@ def _learn_and_judge(out: Path, config: Config, plan: Plan, recordings: list[Rec
     ranks.leave()
     if not ranks.leads:
         return None
+    counts = {"taught": len(windows), "judged": 0}
     told = {"steps": tuner.step, "updates": tuner.stepper.taken, "refused_in_steps": dict(tuner.refused), "processes": size,
             "steps_per_s": (tuner.step - first) / max(seconds, 1e-9),
-            "windows": {"taught": len(windows), "judged": 0},
+            "windows": counts,
             "sources": [{"name": r.name, "frames": r.frames, "windows": len(r.windows), "refused": r.refused} for r in recordings]}
     if not finished:
         return {"interrupted": True, "finished": False, "stage": "learning", "steps_wanted": steps, "weights": CANDIDATE, **told}
@@ -134,7 +135,7 @@ def _learn_and_judge(out: Path, config: Config, plan: Plan, recordings: list[Rec
         judgement = _judge(tuner, config, recordings, [judging for _, judging in parts], looks, interruption, bar)
     except KeyboardInterrupt:
         return {"interrupted": True, "finished": False, "stage": "judging", "steps_wanted": steps, "weights": CANDIDATE, **told}
-    told["windows"]["judged"] = judgement.verdict.windows
+    counts["judged"] = judgement.verdict.windows
     matcher = tuner.tuned()
     header = write_weights(out / FINISHED, matcher.name, matcher.state_dict(), matcher.weights_version + 1, about | {
         "steps": tuner.step, "updates": tuner.stepper.taken, "verdict": judgement.verdict.outcome, "reason": judgement.verdict.reason,
@@ -182,7 +183,7 @@ def _judge(tuner: Tuner, config: Config, recordings: list[Recording], judging: l
             shown.update(done)
             interruption.check()
 
-        return judge_windows(create_matcher(config.matcher).eval(), tuner.tuned(), windows, config, looks, on_window)
+        return judge_windows(tuner.origin, tuner.tuned(), windows, config, looks, on_window)
 
 
 def _part(recording: Recording, plan: Plan) -> tuple[list[int], list[int]]:

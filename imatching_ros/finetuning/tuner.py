@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,11 +84,12 @@ class Tuner:
         matcher = create_matcher(config.matcher)
         if not matcher.trainable:
             raise WeightsError(f"matcher '{matcher.name}' has no weights that could learn; use one that has, for example expectation")
+        self.origin = copy.deepcopy(matcher).eval()  # what it begins with; the file may change meanwhile
         shipped = {k: v.detach().clone() for k, v in matcher.state_dict().items()}
         self.stepper = Stepper(matcher, shipped, config.learning, config.bundle)
         self.step = 0
         self.refused: Counter[str] = Counter()
-        self.lessons = ranks.share(Lessons(self.stepper))
+        self.lessons: Any = ranks.share(Lessons(self.stepper))
 
     def run(self, until: int, stop: Callable[[], bool], on_step: Callable[[Told], None]) -> bool:
         """Steps until `until` were taken, or one of the processes is asked to stop; says whether it got there.
