@@ -27,6 +27,7 @@ from .recovery import Places, recall, shows_nothing
 from .samples import Solved, take_sample
 from .scale import Scale
 from .search import LandmarkSearch, Tracked
+from .stillness import Stillness
 from .tracking import Located
 from .window import Window
 
@@ -58,6 +59,7 @@ class Odometry:
         self._last: Tracked | None = None
         self._twist = torch.zeros(6, dtype=torch.float64)  # per second
         self._drift = Drift()
+        self._stillness = Stillness()
         self._fresh: Fresh | None = None
         self._solved: Solved | None = None
         self._bundle: BAResult | None = None
@@ -151,7 +153,11 @@ class Odometry:
         good = located.inlier | ~landmarks.resolved[sighting.rows]
         wrong = sighting.rows[~good]
         recovered = self._lost > 0
-        if not recovered:
+        if recovered:
+            self._stillness.forget()
+        else:
+            rows, uv = sighting.rows[located.inlier], frame.camera.undistort(sighting.uv[located.inlier].double())
+            located = self._stillness.hold(frame.camera, located, landmarks.id[rows], uv, sighting.sigma_px[located.inlier], self.config.bundle)
             self.input.judge(located.T_WC, float(self._last.depth.median()))
         why = "recovered" if recovered else keyframe_reason(self._progress(frame, sighting, located), c)
         matches = self._matches(frame, sighting, located)
@@ -171,6 +177,7 @@ class Odometry:
     def _remember(self, frame: Frame, features: Features, T_WC: Tensor, rows: Tensor, uv: Tensor) -> None:
         points_C = geometry.act(geometry.inverse(T_WC), self.window.landmarks.points_W[rows])
         self._last = Tracked(frame.id, frame.stamp_ns, features, T_WC, uv, points_C[:, 2])
+        self._stillness.note(self.window.landmarks.id[rows], frame.camera.undistort(uv.double()), points_C[:, 2], T_WC)
         self._lost = 0
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
 
@@ -214,6 +221,7 @@ class Odometry:
             self._settling = _SETTLING
         window.move(T_origin)
         self.window = window
+        self._stillness.forget()
         self._places.clear()
         at, _ = window.seen_at(len(window.keyframes) - 1)
         rows = ((at >= 0) & window.landmarks.resolved).nonzero()[:, 0]
@@ -275,6 +283,7 @@ class Odometry:
         if fresh is None:
             return None
         adjusted = self._mapper.extend(self.window, self._places, fresh, self._mode)
+        self._stillness.correct(self._last.T_WC, self.window.T_WC[-1])
         self._last = replace(self._last, T_WC=self.window.T_WC[-1].clone())
         if adjusted is None:
             return None
@@ -285,6 +294,7 @@ class Odometry:
             self._rescale(factor)
         return adjusted.result
 
+<<<<<<< ours
     def _rescale(self, factor: float) -> None:
         """Scales the map about the camera: the pose does not jump, only motion from here on is measured in the new unit."""
         centre = self._last.T_WC[:3].clone()
@@ -294,6 +304,27 @@ class Odometry:
         self._last = replace(self._last, depth=self._last.depth * factor)
         self._twist = torch.cat([self._twist[:3] * factor, self._twist[3:]])
         self.rescaled = factor, centre
+=======
+    def _keep_scale(self) -> None:
+        """Mono: measures the unit of the map by odometry from elsewhere and, if that is to give the scale, makes it a metre.
+
+        The map is scaled about the camera: the pose does not jump, only the motion from here on is in metres.
+        """
+        found = self.input.measure([keyframe.stamp_ns for keyframe in self.window.keyframes], self.window.T_WC)
+        if found is None:
+            return
+        if not self.input.scales:
+            self.input.unit_m = found
+        elif self._scale != "odometry" or abs(math.log(found)) > _SCALE_DRIFT:
+            centre = self._last.T_WC[:3].clone()
+            self.window.rescale(found, centre)
+            self._places.rescale(found, centre)
+            self._drift.rescale(found, centre)
+            self._last = replace(self._last, depth=self._last.depth * found)
+            self._stillness.forget()
+            self._twist = torch.cat([self._twist[:3] * found, self._twist[3:]])
+            self._scale, self.input.unit_m, self.rescaled = "odometry", 1.0, (found, centre)
+>>>>>>> theirs
 
     def sample(self) -> LearningSample | None:
         """The newest window that bundle adjustment solved to convergence, for the learner; each is given once."""
