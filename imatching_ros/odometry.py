@@ -294,7 +294,6 @@ class Odometry:
             self._rescale(factor)
         return adjusted.result
 
-<<<<<<< ours
     def _rescale(self, factor: float) -> None:
         """Scales the map about the camera: the pose does not jump, only motion from here on is measured in the new unit."""
         centre = self._last.T_WC[:3].clone()
@@ -302,29 +301,9 @@ class Odometry:
         self._places.rescale(factor, centre)
         self._drift.rescale(factor, centre)
         self._last = replace(self._last, depth=self._last.depth * factor)
+        self._stillness.forget()
         self._twist = torch.cat([self._twist[:3] * factor, self._twist[3:]])
         self.rescaled = factor, centre
-=======
-    def _keep_scale(self) -> None:
-        """Mono: measures the unit of the map by odometry from elsewhere and, if that is to give the scale, makes it a metre.
-
-        The map is scaled about the camera: the pose does not jump, only the motion from here on is in metres.
-        """
-        found = self.input.measure([keyframe.stamp_ns for keyframe in self.window.keyframes], self.window.T_WC)
-        if found is None:
-            return
-        if not self.input.scales:
-            self.input.unit_m = found
-        elif self._scale != "odometry" or abs(math.log(found)) > _SCALE_DRIFT:
-            centre = self._last.T_WC[:3].clone()
-            self.window.rescale(found, centre)
-            self._places.rescale(found, centre)
-            self._drift.rescale(found, centre)
-            self._last = replace(self._last, depth=self._last.depth * found)
-            self._stillness.forget()
-            self._twist = torch.cat([self._twist[:3] * found, self._twist[3:]])
-            self._scale, self.input.unit_m, self.rescaled = "odometry", 1.0, (found, centre)
->>>>>>> theirs
 
     def sample(self) -> LearningSample | None:
         """The newest window that bundle adjustment solved to convergence, for the learner; each is given once."""
