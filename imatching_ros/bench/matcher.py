@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -170,7 +171,7 @@ def _ways(text: str, image: Tensor) -> dict[str, tuple[CoarseToFine, Callable, s
             compiled.observe((image[0] * 255).to(torch.uint8))
             ways[f"torch.compile {precision}"] = compiled, compiled.estimate, "yes"
         except Exception as error:  # no compiler on this machine, or one that the compiler cannot use: any of a dozen types
-            print(f"torch.compile {precision} does not work here: {str(error).splitlines()[0]}")
+            print(f"torch.compile {precision} does not work here: {str(error).splitlines()[0]}", file=sys.stderr)
         if find_spec("openvino") is not None:
             engine = make(precision)
             engine.backbone = _Engine(_openvino(make("float32").backbone, image, precision))
