@@ -7,7 +7,10 @@ ros2 launch imatching_ros replay.launch.py source:=my_bag out:=run groundtruth:=
 ARGUMENTS = {
     "source": ("", "rosbag2, ROS 1 bag, or a folder in the layout of TUM RGB-D, EuRoC, KITTI or frames.csv"),
     "out": ("run", "folder for the results"),
+    "mode": ("", "mono, stereo or rgbd; empty: what the recording carries"),
     "groundtruth": ("", "true trajectory"),
+    "odometry": ("", "odometry from elsewhere: poses of the camera in a file"),
+    "odometry_topic": ("", "the same from a topic of the bag"),
     "config": ("", "settings, YAML"),
     "learning": ("", "off, sync (deterministic) or thread"),
     "weights": ("", "a .safetensors file"),
@@ -19,7 +22,7 @@ ARGUMENTS = {
 def make_command(values):
     """{launch argument: text} -> arguments of `replay`."""
     options = [name for name in ARGUMENTS if name not in ("source", "out") and values[name] != ""]
-    return [values["source"], "--out", values["out"], *(part for name in options for part in (f"--{name}", values[name]))]
+    return [values["source"], "--out", values["out"], *(part for name in options for part in (f"--{name.replace('_', '-')}", values[name]))]
 
 
 def start(context):
