@@ -80,11 +80,11 @@ def summary(result: dict[str, Any], out: Path) -> str:
     lines = [f"{s['name']:<24} {s['frames']} frames, {s['windows']} windows" + _refused(s["refused"]) for s in result["sources"]]
     lines.append(f"{'learned':<24} {result['steps']} steps, {result['updates']} of them moved the weights, on {windows['taught']} windows"
                  + _refused(result["refused_in_steps"]))
-    lines.append(f"{'judged':<24} on {windows['judged']} windows that taught nothing:")
-    for name, (before, after) in result["checks"].items():
-        lines.append(f"  {name:<22} {_number(before)} -> {_number(after)}")
-    for name, (before, after, count) in result["by_source"].items():
-        lines.append(f"  held_out_px in {name}: {_number(before)} -> {_number(after)} ({count} windows)")
+    if windows["judged"]:
+        lines.append(f"{'judged':<24} on {windows['judged']} windows that taught nothing, before -> after:")
+        lines += [f"  {name:<22} {_number(before)} -> {_number(after)}" for name, (before, after) in result["checks"].items()]
+        lines += [f"  held_out_px in {name}: {_number(before)} -> {_number(after)} ({count} windows)"
+                  for name, (before, after, count) in result["by_source"].items()]
     lines.append(f"{'BETTER' if result['better'] else 'NOT BETTER'}: {verdict['outcome'].replace('_', ' ')}, {verdict['reason']}")
     if result.get("already_finished"):
         lines.append(f"This was finished before, with {result['steps']} steps; nothing was done. Give more --steps to go on.")
