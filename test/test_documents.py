@@ -16,7 +16,7 @@ from imatching_ros.config import Config, walk
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-# Commands that no test runs as they stand, and why; everything else of the documents is parsed below or run elsewhere.
+# Commands outside the package that no test runs, and why. Those of the package are run by test_docs_commands.py, save the ones in its list.
 NOT_RUN = {
     "ros2": "needs a ROS 2 installation with launch, or a camera; the node itself is tested over DDS in test/ros",
     "sudo": "changes the system",
@@ -27,11 +27,10 @@ NOT_RUN = {
     "pip": "installs",
     "pre-commit": "installs a hook into the clone",
     "touch": "part of making an environment",
-    "rm": "part of making an environment anew",
     "./scripts/demo": "takes minutes; its parts are tested in test/ros",
     "./scripts/test": "runs these tests",
     "./scripts/lint": "run by continuous integration",
-    "torchrun": "starts processes of its own; what they run is tested in test/training or test/learning",
+    "torchrun": "starts processes of its own: run with two of them in test/finetuning/test_processes.py",
 }
 
 
@@ -44,7 +43,7 @@ def commands() -> list[tuple[str, str]]:
             for line in block.replace("\\\n", " ").splitlines():
                 found += [(document.name, part) for part in split(line)]
         prose = re.sub(r"```.*?```", "", text, flags=re.S)
-        found += [(document.name, c) for c in re.findall(r"`(python -m imatching_ros[^`]*)`", prose)]
+        found += [(document.name, c) for c in re.findall(r"`((?:python -m imatching_ros|docker|pip install)\b[^`]*)`", prose)]
     return found
 
 
