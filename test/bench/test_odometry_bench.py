@@ -2,10 +2,14 @@
 
 import torch
 
-from imatching_ros.bench.odometry.command import timings
+from imatching_ros.__main__ import main
+from imatching_ros.bench.odometry.command import compare, timings
 from imatching_ros.bench.odometry.faults import judge, make_faults
+from imatching_ros.bench.odometry.realtime import watch
 from imatching_ros.datatypes import Frame, OdometryOutput, TrackingState
-from odometry_scenes import CAMERA, speckle
+from imatching_ros.sources.simulation.recording import write_recording
+from imatching_ros.sources.simulation.sequence import SimulatedSequence
+from odometry_scenes import CAMERA, configure, rotating, speckle
 
 
 def output(i: int, tracked: bool, map_id: int = 0) -> OdometryOutput:
@@ -39,3 +43,28 @@ def test_verdicts():
 def test_front_end_time_leaves_keyframe_work_out():
     times = timings([output(i, True) for i in range(3)])
     assert times["front_p50"] == 2.0 and times["keyframe_p50"] == 5.0
+
+
+def test_ratios_are_taken_case_by_case():
+    def row(source: str, matcher: str, ate_m: float | None) -> dict:
+        return {"source": source, "mode": "mono", "learning": "off", "seed": 0, "matcher": matcher, "frames": 9} | ({} if ate_m is None else {"ate_m": ate_m})
+
+    rows = [row("a", "mine", 1.0), row("a", "klt", 2.0), row("b", "mine", 8.0), row("b", "klt", 1.0), row("c", "mine", 1.0), row("c", "klt", None)]
+    (line,) = compare(rows, ["mine", "klt"])
+    assert "2 of 3 cases: 2.000" in line  # the geometric mean of 1/2 and 8
+    assert compare(rows, ["mine"]) == []
+
+
+def test_a_camera_that_is_played_loses_none_or_says_how_many():
+    found = watch(rotating(5, 0.3), configure("klt"), seconds=1.2, rate_hz=10.0)
+    assert found["frames"] == 12 and 0 <= found["dropped"] < 12 and found["memory_mb"] > 0 and "growth_mb" in found
+
+
+def test_the_command_takes_modes_per_recording_and_runs_seeds_only_where_they_matter(tmp_path, capsys):
+    sequence = SimulatedSequence(kind="clutter", seed=1, frames=5, width=320, height=240, supersample=1, speed_mps=1.0)
+    path = write_recording(tmp_path / "walk", sequence, "tum")
+    assert main(["bench", "odometry", f"{path}=rgbd", "--matchers", "klt", "--seeds", "0,1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 and "rgbd" in printed[1] and "identity_deg" in printed[0]
+    assert main(["bench", "odometry", f"{path}=sideways"]) == 1
+    assert main(["bench", "odometry"]) == 1

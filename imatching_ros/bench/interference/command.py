@@ -121,13 +121,13 @@ def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         mine = [r for r in rounds if r["learning"] == mode]
         out[mode] = {"p50": float(np.median([r["latency_ms"]["p50"] for r in mine])), "p95": float(np.median([r["latency_ms"]["p95"] for r in mine])),
                      "p99": float(np.median([r["latency_ms"]["p99"] for r in mine])), "dropped": sum(r["dropped"] for r in mine),
-                     "frames": sum(r["frames"] for r in mine), "memory_growth_mb": max(_growth(r["memory_mb"]) for r in mine),
+                     "frames": sum(r["frames"] for r in mine), "memory_growth_mb": max(growth(r["memory_mb"]) for r in mine),
                      "steps": sum(r["steps"] for r in mine)}
     out["p95_ratio"] = out["thread"]["p95"] / out["off"]["p95"]
     return out
 
 
-def _growth(memory_mb: list[float]) -> float:
+def growth(memory_mb: list[float]) -> float:
     """From the second fifth of the round, when everything has been loaded, to its end."""
     settled = memory_mb[len(memory_mb) // 5 :]
     return settled[-1] - settled[0] if settled else 0.0

@@ -1,8 +1,12 @@
 """Accuracy of the poses as published, the time of every part of a frame, and recovery from faults, for several matchers.
 
+Without learning nothing is random, so it is run with the first seed only. `identity_deg` is the rotation between frames that no odometry at
+all would have left.
+
 example:
-  python -m imatching_ros bench odometry data/kitti_mono_turn data/tartanair_hospital --matchers expectation,klt,sift
+  python -m imatching_ros bench odometry data/kitti_mono_turn data/tartanair_hospital=mono --rendered renderings --matchers expectation,klt,sift
   python -m imatching_ros bench odometry data/kitti_mono_turn --faults
+  python -m imatching_ros bench odometry data/tartanair_hospital=mono --realtime 60 --rate-hz 10 --learnings off,thread
 """
 
 from __future__ import annotations
@@ -11,30 +15,39 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from ... import geometry
 from ...commands.arguments import add_config_options, add_source_options, read_config, source_options
 from ...commands.progress import Progress
 from ...config import Config
 from ...datatypes import Frame, OdometryOutput
 from ...clock import Clock
+from ...errors import ConfigError
 from ...pipeline import Pipeline
-from ...sources.base import Source
+from ...sources.base import MODES, Source
 from ...sources.opening import open_source
 from ...sources.truth import Trajectory
+from ..renderings import ACCURACY, written
 from .faults import judge, make_faults
+from .realtime import watch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="recordings with ground truth")
+    parser.add_argument("sources", nargs="*", metavar="SOURCE[=MODE]", help="recordings with ground truth; a mode goes before --mode")
+    parser.add_argument("--rendered", type=Path, metavar="FOLDER", help="also the five rendered recordings, which are kept in this folder")
     parser.add_argument("--matchers", default="", metavar="NAME,...", help="default: the configured one")
     parser.add_argument("--learnings", default="off", metavar="MODE,...", help="off, sync, thread (default off)")
     parser.add_argument("--seeds", default="0", metavar="N,...", help="default 0")
+    parser.add_argument("--realtime", type=float, metavar="S", help="instead of accuracy: frames lost and memory while a camera plays so long")
+    parser.add_argument("--rate-hz", type=float, default=10.0, help="of that camera (default 10)")
     parser.add_argument("--faults", action="store_true", help="instead of accuracy: what happens after dropped, black, covered frames ...")
     parser.add_argument("--fault-at", type=int, default=50, metavar="I", help="frame at which faults begin (default 50)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, on a machine that others use too")
@@ -52,18 +65,58 @@ def run(args: argparse.Namespace) -> int:
         Clock.read = staticmethod(time.process_time)
     base = read_config(args)
     rows: list[dict[str, Any]] = []
-    for path in args.sources:
-        source = open_source(path, source_options(args))
-        for matcher in filter(None, args.matchers.split(",")) if args.matchers else [base.matcher.name]:
+    matchers = list(filter(None, args.matchers.split(","))) or [base.matcher.name]
+    for name, source in _recordings(args):
+        for matcher in matchers:
             for learning in args.learnings.split(","):
-                for seed in map(int, args.seeds.split(",")):
+                for seed in list(map(int, args.seeds.split(",")))[: 1 if learning == "off" else None]:
                     config = base.with_values({"matcher.name": matcher, "learning.mode": f"'{learning}'", "seed": str(seed)})
-                    case = {"source": path.name, "mode": source.mode, "matcher": matcher, "learning": learning, "seed": seed}
-                    rows += _recoveries(case, source, config, args.fault_at) if args.faults else [case | measure(source, config)]
+                    case = {"source": name, "mode": source.mode, "matcher": matcher, "learning": learning, "seed": seed}
+                    if args.faults:
+                        rows += _recoveries(case, source, config, args.fault_at)
+                    elif args.realtime:
+                        rows.append(case | watch(source, config, args.realtime, args.rate_hz))
+                    else:
+                        rows.append(case | measure(source, config))
     print(_table(rows))
+    for line in compare(rows, matchers):
+        print(line)
     if args.json is not None:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
+
+
+def _recordings(args: argparse.Namespace) -> Iterator[tuple[str, Source]]:
+    """(name, recording) of everything that was asked for."""
+    options = source_options(args)
+    wanted = []
+    for text in args.sources:
+        path, equals, mode = text.rpartition("=")
+        if equals and mode not in MODES:
+            raise ConfigError(f"{text}: expected SOURCE=MODE with one of the modes {', '.join(MODES)}")
+        wanted.append((Path(path if equals else text), mode if equals else options.mode))
+    if args.rendered is not None:
+        wanted += [(written(args.rendered, name, rendering), mode) for name, rendering in ACCURACY.items() for mode in rendering.modes]
+    if not wanted:
+        raise ConfigError("nothing to run on; give recordings, or --rendered FOLDER")
+    for path, mode in wanted:
+        yield path.name, open_source(path, replace(options, mode=mode))
+
+
+def compare(rows: list[dict[str, Any]], matchers: list[str]) -> list[str]:
+    """One line for every other matcher and learning mode: the geometric mean of the first matcher's ATE over theirs, case by case."""
+    key = ("source", "mode", "learning", "seed")
+    ates = {(r["matcher"], tuple(r[k] for k in key)): r["ate_m"] for r in rows if r.get("ate_m")}
+    cases = list(dict.fromkeys(tuple(r[k] for k in key) for r in rows))
+    lines = []
+    for learning in dict.fromkeys(case[2] for case in cases):
+        mine = [case for case in cases if case[2] == learning]
+        for other in matchers[1:]:
+            ratios = [ates[matchers[0], case] / ates[other, case] for case in mine if (matchers[0], case) in ates and (other, case) in ates]
+            if ratios:
+                lines.append(f"learning {learning}: ATE of {matchers[0]} over that of {other}, geometric mean of {len(ratios)} of {len(mine)} cases: "
+                             f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.3f}")
+    return lines
 
 
 def drive(source: Iterable[Frame], config: Config, change: Callable[[int, Frame], Frame | None] | None = None) -> list[OdometryOutput | None]:
@@ -98,8 +151,14 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
         score = score_trajectory(estimate, truth, tracked[-1].metric)
         if not isinstance(score, str):
             row |= {"ate_m": score.ate["rmse"], "ate_percent": 100 * score.ate["rmse"] / truth.path_length_m,
-                    "rpe_deg": float(np.sqrt(np.mean(score.rpe_rot_deg**2)))}
+                    "rpe_deg": float(np.sqrt(np.mean(score.rpe_rot_deg**2))), "identity_deg": _turned_deg(score.truth)}
     return row | timings(outputs)
+
+
+def _turned_deg(truth: Trajectory) -> float:
+    """RMS rotation from one true pose to the next: the relative error of the identity."""
+    T_WC = torch.as_tensor(truth.T_WC).double()
+    return float(torch.rad2deg(geometry.local(T_WC[:-1], T_WC[1:])[:, 3:].square().sum(1).mean().sqrt()))
 
 
 def timings(outputs: list[OdometryOutput]) -> dict[str, float]:
