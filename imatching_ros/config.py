@@ -66,7 +66,7 @@ class OdometryConfig:
     min_inliers: int = setting(15, "a pose needs so many inliers among the frame's own matches", low=6, high=1000, live=True)
     min_inlier_share: float = setting(0.15, "and so large a share of the frame's matches", low=0.0, high=1.0, live=True)
     degraded_inliers: int = setting(30, "TRACKING becomes DEGRADED below so many inliers", low=6, high=1000, live=True)
-    min_parallax_px: float = setting(3.0, "a landmark is triangulated from so much parallax", unit="px", low=0.5, high=100.0, live=True)
+    min_parallax_px: float = setting(3.0, "a landmark is triangulated from so much parallax where its surroundings say nothing of its depth", unit="px", low=0.5, high=100.0, live=True)
     start_parallax: float = setting(0.015, "median parallax at which mono starts", unit="image widths", low=0.001, high=0.5, live=True)
     start_precision: float = setting(0.02, "mono starts when the first motion is known to this share of itself; twice that after a wait",
                                      low=0.001, high=1.0, live=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import geometry
+from . import depth_prior, geometry
 from .camera import Camera
 from .datatypes import BAResult, ObservationKind, WindowSnapshot
 from .matching.base import Features, Matcher, Queries
@@ -38,11 +38,13 @@ class Landmarks:
     uv_last: Tensor  # (P, 2) float32 raw px where it was seen last
     seen: Tensor  # (P,) int64, frame id where it was seen last
     misses: Tensor  # (P,) int64, frames in a row in which it was searched in vain
+    expected_inv_depth: Tensor  # (P,) float64, at its anchor, by its surroundings; NaN without (`depth_prior`)
 
     @staticmethod
     def empty() -> Landmarks:
         whole, px = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2)
-        return Landmarks(whole, torch.zeros(0, 3, dtype=torch.float64), whole.bool(), whole, px, px, whole, whole)
+        number = torch.zeros(0, dtype=torch.float64)
+        return Landmarks(whole, number.view(0, 3), whole.bool(), whole, px, px, whole, whole, number)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -103,7 +105,7 @@ class Window:
         fresh = Landmarks(
             id=torch.arange(self._next_id, self._next_id + count), points_W=torch.full((count, 3), torch.nan, dtype=torch.float64),
             resolved=torch.zeros(count, dtype=torch.bool), anchor=anchor, uv_anchor=uv, uv_last=uv, seen=anchor,
-            misses=torch.zeros(count, dtype=torch.int64),
+            misses=torch.zeros(count, dtype=torch.int64), expected_inv_depth=torch.full((count,), torch.nan, dtype=torch.float64),
         )
         self._next_id += count
         self.landmarks = replace(table, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(table).items()})
@@ -169,6 +171,14 @@ class Window:
         points_C = geometry.act(geometry.inverse(self.T_WC)[o.kf[rows]], points_W)
         return (geometry.project(camera, points_C) - o.obs[rows, :2]).norm(dim=1), points_C[:, 2]
 
+    def at_anchor(self) -> Tensor:
+        """(O,) bool: the observation at which its landmark was detected."""
+        ids = torch.tensor([k.id for k in self.keyframes])
+        return ids[self.observations.kf] == self.landmarks.anchor[self.observations.lm]
+
+    def _is_metric(self) -> bool:
+        return bool((self.observations.kind != int(ObservationKind.MONO)).any())
+
     def _measured(self) -> Tensor:
         """(P,) bool: an observation measures its depth."""
         o = self.observations
@@ -177,10 +187,14 @@ class Window:
     def triangulate(self, camera: Camera, min_parallax_px: float, gate_px: float) -> Tensor:
         """Resolves landmarks whose rays have enough parallax and agree within the gate; returns their rows.
 
-        A measured depth counts as parallax. Observations that disagree with their landmark are dropped; a landmark that is
+        A measured depth counts as parallax. Where nothing measures depth, a landmark whose surroundings are known enters by the
+        parallax that it should have there (`depth_prior`). Observations that disagree with their landmark are dropped; a landmark that is
         still pending keeps all of its own, for with more views the wrong one may stand out.
         """
-        o = self.observations
+        metric = self._is_metric()
+        if not metric:
+            self.landmarks = replace(self.landmarks, expected_inv_depth=depth_prior.suggest(self))
+        o = self.observations if metric else depth_prior.with_prior(self, camera)
         keep = torch.ones(len(o), dtype=torch.bool)
         pending = ~self.landmarks.resolved
         rows = (pending & ((self.views() >= 2) | self._measured())).nonzero()[:, 0]
@@ -196,6 +210,9 @@ class Window:
             residual = self._residuals(camera, found.points_W[lm], used)[0]
             keep[used] = residual < gate_px
         enough = found.parallax_rad * camera.fx >= min_parallax_px
+        if not metric:
+            sigmas = depth_prior.parallax_sigmas(self, camera)[rows]
+            enough = torch.where(sigmas.isfinite(), sigmas >= depth_prior.ENTER_SIGMA, enough)
         good = found.valid & (found.rms_px < gate_px) & (enough | self._measured()[rows])
         self.place(rows[good], found.points_W[good])
         self._keep_observations(keep | ~self.landmarks.resolved[o.lm])
@@ -225,7 +242,9 @@ class Window:
             return None
         index = torch.full((len(self.landmarks),), -1)
         index[rows] = torch.arange(len(rows))
-        o = _each(self.observations, lambda v: v[used])
+        # Until a keyframe has left, the scale is the gauge of the problem, and what only passes it on has no say in it.
+        plain = self._is_metric() or not self.slid
+        o = _each(self.observations if plain else depth_prior.with_prior(self, camera), lambda v: v[used])
         fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
         fixed[: 2 if self.slid and len(self.keyframes) > 3 else 1] = True
         snapshot = WindowSnapshot(camera, self.T_WC.clone(), self.landmarks.points_W[rows], o.kf, index[o.lm], o.obs, o.kind, o.sigma, fixed)
@@ -240,7 +259,8 @@ class Window:
         """Scales the map about a point (3,), by default the centre of its oldest keyframe."""
         origin = self.T_WC[0, :3].clone() if centre is None else centre
         self.T_WC = torch.cat([origin + (self.T_WC[:, :3] - origin) * factor, self.T_WC[:, 3:]], 1)
-        self.landmarks = replace(self.landmarks, points_W=origin + (self.landmarks.points_W - origin) * factor)
+        self.landmarks = replace(self.landmarks, points_W=origin + (self.landmarks.points_W - origin) * factor,
+                                 expected_inv_depth=self.landmarks.expected_inv_depth / factor)
 
     def move(self, T: Tensor) -> None:
         """Moves the whole map by the pose T (7,): what was at the origin is then at T."""

@@ -228,7 +228,7 @@ def test_wrong_odometry_does_not_break_tracking(clip, matcher):
     assert all(o.state is TrackingState.TRACKING for o in outputs[-6:])
     assert "contradicts the pictures" in pipeline.odometry.input.problem
     for a, b in list(zip(outputs, plain))[-3:]:
-        assert float((a.T_WC[:3] - b.T_WC[:3]).norm()) < 0.02 * float(b.T_WC[:3].norm())
+        assert float((a.T_WC[:3] - b.T_WC[:3]).norm()) < 0.03 * float(b.T_WC[:3].norm())
 
 
 def test_holes_in_odometry_are_told_and_survived(clip):
@@ -247,7 +247,7 @@ def test_holes_in_odometry_are_told_and_survived(clip):
 
 
 def test_scale_is_put_right_when_the_map_drifts(clip):
-    pipeline, outputs = drive(clip[:16], wheels(clip), odometry_input__use="scale", odometry__keyframe_parallax=0.01)
+    pipeline, outputs = drive(clip[:16], wheels(clip), odometry_input__use="scale", odometry__keyframe_parallax=0.005)
     assert outputs[-1].metric
     pipeline.window.rescale(1.2)  # what a drift of scale would have made of it
     pipeline.odometry._last = replace(pipeline.odometry._last, T_WC=pipeline.window.T_WC[-1].clone(), depth=pipeline.odometry._last.depth * 1.2)
