@@ -21,6 +21,7 @@ from ..errors import ConfigError, ImatchingError
 
 _POLL_S = 0.2
 _BEAT_S = 1.0
+_HEARD_S = 10.0
 
 
 class RankError(ImatchingError):
@@ -100,9 +101,13 @@ class Ranks:
             self.store.set("beats", str(self._beats))
 
     def announce(self, word: str) -> None:
-        """Rank 0: ends the waiting of the others."""
-        if self.store is not None:
-            self.store.set("word", word)
+        """Rank 0: ends the waiting of the others; returns when they have heard, for it may keep the store and end at once."""
+        if self.store is None:
+            return
+        self.store.set("word", word)
+        until = time.monotonic() + _HEARD_S
+        while self.store.add("heard", 0) < self.size - 1 and time.monotonic() < until:
+            time.sleep(_POLL_S)
 
     def follow(self, interruption: Interruption) -> str:
         """The others: wait for what rank 0 announces.
@@ -122,7 +127,9 @@ class Ranks:
                 if time.monotonic() - heard > self.timeout_s:
                     raise RankError(f"process 0 has given no sign for {self.timeout_s:g} s; {_AGAIN}")
                 time.sleep(_POLL_S)
-            return self.store.get("word").decode()
+            word = self.store.get("word").decode()
+            self.store.add("heard", 1)
+            return word
         except RuntimeError as error:
             raise RankError(f"process 0 is gone ({_first_line(error)}); {_AGAIN}") from None
 

@@ -9,14 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from ..config import Config
-from ..errors import ConfigError, SourceError
+from ..errors import ConfigError, SourceError, WeightsError
 from ..matching import create_matcher
 from ..matching.weights import hash_state, write_weights
 from ..plain import plain
@@ -61,13 +61,16 @@ def finetune(sources: list[Path], out: Path, config: Config, options: SourceOpti
     torch.manual_seed(config.seed)
     if plan.batch < process_count():
         raise ConfigError(f"--batch is {plan.batch} and there are {process_count()} processes; give at least one window to each")
+    matcher = create_matcher(replace(config.matcher, device="cpu"))  # which GPU is this process's own is not settled yet
+    if not matcher.trainable:
+        raise WeightsError(f"matcher '{matcher.name}' has no weights that could learn; use one that has, for example expectation")
     with Interruption().listening() as interruption, Ranks(config.matcher.device, plan.timeout_s).membership() as ranks:
         if not ranks.leads:
             if ranks.follow(interruption) == "finished":
                 return None
             return _learn_and_judge(out, config, plan, _recordings(sources, out), ranks, interruption, bar)
         with _locked(out):
-            _compare_with_earlier(out / _PLAN, _describe(sources, config, options, plan))
+            _compare_with_earlier(out / _PLAN, _describe(sources, hash_state(matcher.state_dict()), config, options, plan))
             recordings = _collect(sources, out, config, options, ranks, interruption, bar)
             if recordings is None:
                 ranks.announce("finished")
@@ -211,18 +214,14 @@ def _tell_refused(recordings: list[Recording]) -> str:
     return ", ".join(f"{reason}: {n}" for reason, n in counts.items()) or "no window was solved"
 
 
-def _origin(config: Config) -> str:
-    return hash_state(create_matcher(config.matcher).state_dict())
-
-
-def _describe(sources: list[Path], config: Config, options: SourceOptions, plan: Plan) -> dict[str, Any]:
+def _describe(sources: list[Path], origin: str, config: Config, options: SourceOptions, plan: Plan) -> dict[str, Any]:
     """What must not change between a run and the one that goes on with it."""
     settings = config.to_dict()
     for section, names in _WITHOUT_EFFECT.items():
         for name in names:
             del settings[section][name]
     told = {name: value for name, value in asdict(options).items() if value is not None and name != "groundtruth"}
-    return plain({"sources": [path.resolve().name for path in sources], "weights": _origin(config), "batch": plan.batch,
+    return plain({"sources": [path.resolve().name for path in sources], "weights": origin, "batch": plan.batch,
                   "hold_back": plan.hold_back, "recording": told, "settings": settings})
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..datatypes import LearningSample
-from ..errors import WeightsError
 from ..learning.step import NOT_FINITE, NOT_SOLVED, TOO_FEW, Lesson, Stepper, draw_keyframes
 from ..matching import create_matcher
 from ..matching.base import Matcher
@@ -82,8 +81,6 @@ class Tuner:
         """`windows` are those that teach; `batch` of them make a step, whatever the number of processes."""
         self.config, self.windows, self.batch, self.ranks = config, windows, batch, ranks
         matcher = create_matcher(config.matcher)
-        if not matcher.trainable:
-            raise WeightsError(f"matcher '{matcher.name}' has no weights that could learn; use one that has, for example expectation")
         self.origin = copy.deepcopy(matcher).eval()  # what it begins with; the file may change meanwhile
         shipped = {k: v.detach().clone() for k, v in matcher.state_dict().items()}
         self.stepper = Stepper(matcher, shipped, config.learning, config.bundle)

@@ -100,17 +100,13 @@ def test_interrupted_collection_keeps_complete_recordings(collected, scene, tmp_
     (["--batch", "5"], "started with batch = 3, now it is 5"),
     (["--steps", "0"], "expected numbers above zero"),
     (["--hold-back", "1"], "expected 0 to 0.9"),
-    (["--matcher", "klt"], "started with weights"),
+    (["--matcher", "regression"], "started with weights"),
+    (["--matcher", "klt"], "has no weights that could learn"),
 ])
 def test_what_cannot_be_is_one_line(collected, scene, capsys, arguments, says):
     assert call(scene, collected, *arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
-
-
-def test_matchers_without_weights_cannot_learn(scene, tmp_path, capsys):
-    assert call(scene, tmp_path / "out", "--matcher", "klt") == 1
-    assert "has no weights that could learn" in capsys.readouterr().err
 
 
 def test_recording_that_teaches_nothing_is_told_with_the_reasons(scene, tmp_path, capsys):
