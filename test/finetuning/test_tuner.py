@@ -1,5 +1,7 @@
 """The steps: which windows, which gradient, and that nothing moves without a lesson."""
 
+import copy
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from imatching_ros.finetuning.ranks import Ranks
 from imatching_ros.finetuning.tuner import StoredWindow, Tuner
 from imatching_ros.finetuning.windows import read_window
 from imatching_ros.learning import step
+from imatching_ros.learning.step import Stepper
 
 CONFIG = Config().with_values({"learning.keyframes_per_step": 2, "seed": 3})
 
@@ -70,3 +73,21 @@ def test_step_without_a_lesson_moves_nothing(windows, monkeypatch):
     told = tuner._take_step(stop=False)
     assert told.accepted == 0 and told.step == 2 and sum(tuner.refused.values()) >= len(tuner.draw(1).windows)
     assert torch.equal(weights(tuner), after), "Adam's momentum alone would have moved them"
+
+
+@pytest.mark.slow
+def test_step_on_one_window_is_the_step_of_the_robot(windows):
+    tuner = make(windows, batch=1)
+    online = Stepper(copy.deepcopy(tuner.origin), {k: v.clone() for k, v in tuner.origin.state_dict().items()}, CONFIG.learning, CONFIG.bundle)
+    taken = 0
+    for number in range(4):
+        batch = tuner.draw(number)
+        generator = tuner._generator(number, 2)  # the position in the order of windows, and the stream of keyframes
+        result = online.step(read_window(windows[batch.windows[0]].path), generator)
+        told = tuner._take_step(stop=False)
+        assert told.accepted == (not isinstance(result, str))
+        taken += told.accepted
+        assert torch.equal(weights(tuner), torch.cat([p.detach().flatten() for p in online.parameters]))
+    assert taken >= 2
+    for name, value in online.averaged().state_dict().items():
+        assert torch.equal(value, tuner.tuned().state_dict()[name])
