@@ -158,7 +158,7 @@ def _learn(tuner: Tuner, steps: int, out: Path, save_every_s: float, about: dict
     shown_residual = float("nan")
 
     def save() -> None:
-        if ranks.leads:
+        if ranks.leads and not tuner.moving:
             tuner.save(out, about | {"verdict": "not judged"})
 
     try:

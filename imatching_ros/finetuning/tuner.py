@@ -85,6 +85,7 @@ class Tuner:
         shipped = {k: v.detach().clone() for k, v in matcher.state_dict().items()}
         self.stepper = Stepper(matcher, shipped, config.learning, config.bundle)
         self.step = 0
+        self.moving = False  # the weights are between two steps; an impatient interruption may leave them there
         self.refused: Counter[str] = Counter()
         self.lessons: Any = ranks.share(Lessons(self.stepper))
 
@@ -123,8 +124,10 @@ class Tuner:
                     sums = self.ranks.total(sums)
                 loss.backward()
         accepted, residual, auxiliary, *counts, stops = sums
+        self.moving = True
         norm = self._move(int(accepted))
         self.step += 1
+        self.moving = False
         self.refused.update({reason: int(n) for reason, n in zip(_REASONS, counts) if n})
         if accepted and norm is None:
             self.refused[NOT_FINITE] += 1
