@@ -26,6 +26,7 @@ CHECK_QUERIES = 200
 HELD_OUT_ONE_IN = 5  # the share that `samples` holds out of the observations
 MIN_VIEWS = 4  # as there: a landmark must be well determined without the view that is judged
 COVERAGE_GRID = (6, 8)
+SMOOTHING_PX = 1.0
 WARP = 0.02  # of the picture's size; corners move by about as much between neighbouring keyframes
 
 
@@ -68,7 +69,7 @@ def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bund
     distance = torch.where(matched, error.norm(dim=-1).clamp_max(cap), cap)
     distance = torch.cat([distance, _missed_errors(matcher, sample, features, solution, config)])
     calibrated = (error[matched].abs() < found.sigma_px[held][matched, None]).double().mean()
-    return Score(float(distance.mean()), _warp_error(matcher, sample, features, config, seed),
+    return Score(float(distance.mean()), _warp_error(matcher, sample, config, seed),
                  _forward_backward_error(matcher, sample, features, config), int((found.score >= config.min_score).sum()),
                  _coverage(sample, found, config), float(calibrated.nan_to_num()))
 
@@ -147,22 +148,22 @@ def _missed_errors(matcher: Matcher, sample: LearningSample, features: list[Feat
     return torch.cat(parts)
 
 
-def _warp_error(matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig, seed: int) -> float:
-    """Mean capped error against a known homography and change of light of the newest picture.
+def _warp_error(matcher: Matcher, sample: LearningSample, config: LearningConfig, seed: int) -> float:
+    """Mean capped error between the newest picture and a known homography and change of light of it.
 
-    The picture's own noise must not be what is found again: the warped picture is smoothed and gets new noise of the same
-    strength. Otherwise a matcher that learned to look past noise would seem to have become worse.
+    The picture's own noise must not be what is found again, or a matcher that learned to look past noise would seem to have become
+    worse: both pictures are made from the smoothed one, each with new noise of the picture's strength.
     """
-    image = sample.images[-1]
-    height, width = image.shape[-2:]
+    image = sample.images[-1][0].cpu().numpy()
+    height, width = image.shape
     rng = np.random.default_rng(seed)
+    noise, smooth = _noise_level(image), cv2.GaussianBlur(image.astype(np.float32), (0, 0), SMOOTHING_PX)
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     moved = corners + rng.uniform(-WARP, WARP, (4, 2)).astype(np.float32) * [width, height]
     H = cv2.getPerspectiveTransform(corners, moved.astype(np.float32))
-    picture = cv2.warpPerspective(image[0].cpu().numpy(), H, (width, height), borderMode=cv2.BORDER_REFLECT)
-    picture = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 0.8) * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
-    picture = picture + rng.normal(0, _noise_level(image[0].cpu().numpy()), picture.shape)
-    picture = np.clip(picture, 0, 255).astype(np.uint8)
+    warped = cv2.warpPerspective(smooth, H, (width, height), borderMode=cv2.BORDER_REFLECT) * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
+    here, there = (torch.from_numpy(np.clip(picture + rng.normal(0, noise, picture.shape), 0, 255).astype(np.uint8))[None]
+                   for picture in (smooth, warped))
     uv = _newest_points(sample)
     truth = cv2.perspectiveTransform(uv[None].numpy().astype(np.float64), H)[0]
     inside = ((truth >= 0) & (truth <= [width - 1, height - 1])).all(-1)
@@ -171,7 +172,7 @@ def _warp_error(matcher: Matcher, sample: LearningSample, features: list[Feature
     # Searched as odometry searches: around a place that is roughly known.
     radius = config.search_radius * width
     guess = torch.from_numpy(truth + rng.uniform(-0.5, 0.5, truth.shape) * radius).float()[None].to(matcher.device)
-    found = matcher.estimate(matcher.describe(features[-1], uv), [matcher.observe(torch.from_numpy(picture)[None])], guess, radius)
+    found = matcher.estimate(matcher.describe(matcher.observe(here), uv), [matcher.observe(there)], guess, radius)
     error = (found.uv[0].cpu() - torch.from_numpy(truth)).norm(dim=-1).clamp_max(config.error_cap_px)
     return float(error[torch.from_numpy(inside)].mean())
 
