@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("imatching_ros.training.command", "train default weights"),
     "bench ba": ("imatching_ros.bench.ba.command", "time bundle adjustment"),
     "bench matcher": ("imatching_ros.bench.matcher", "time matchers"),
+    "bench leaving": ("imatching_ros.bench.leaving", "compare ways to let keyframes leave the window"),
     "bench nees": ("imatching_ros.bench.nees", "compare covariances with errors on rendered scenes"),
     "bench odometry": ("imatching_ros.bench.odometry.command", "time odometry frame by frame"),
     "bench interference": ("imatching_ros.bench.interference.command", "time odometry beside the learner"),

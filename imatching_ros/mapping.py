@@ -55,13 +55,14 @@ class Mapper:
     """Builds and extends a window; holds no state of its own but the settings."""
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
+        self.window_type = Window
         self._all = config
         self._config = config.odometry
         self._matcher = matcher
 
     def start_metric(self, frame: Frame, image: Tensor, features: Features, mode: str) -> Window | str:
         """A window of one keyframe at the origin whose landmarks have a measured depth; or why not."""
-        window = Window()
+        window = self.window_type()
         row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, image, features), geometry.identity())
         self._add_corners(window, row, frame, image, features, mode, far=True)
         window.triangulate(frame.camera, self._config.min_parallax_px, self._config.inlier_px)
@@ -74,7 +75,7 @@ class Mapper:
         """A window from the first views; or why not. Its scale: the given median depth, else the known first baseline, else a
         median depth of 1."""
         c, camera = self._config, start.views[-1].frame.camera
-        window = Window()
+        window = self.window_type()
         for view, T_WC in zip(start.views, start.T_WC):
             window.add_keyframe(Keyframe(view.frame.id, view.frame.stamp_ns, view.image, view.features), T_WC)
         inlier = start.inlier.nonzero()[:, 0]

@@ -231,7 +231,8 @@ class Window:
     def snapshot(self, camera: Camera) -> tuple[WindowSnapshot, Tensor, Tensor] | None:
         """The window as a problem, with the rows of its observations (O,) and of its landmarks (P,); None without a problem.
 
-        The oldest keyframe is held; once keyframes have left, the two oldest, which also holds the scale in mono.
+        The oldest keyframe is held; once keyframes have left, the two oldest, which carry what those knew, the scale in mono included.
+        Not in stereo, where that measured worse than holding one (docs/evaluation.md).
         """
         if len(self.keyframes) < 2:
             return None
@@ -246,7 +247,8 @@ class Window:
         plain = self._is_metric() or not self.slid
         o = _each(self.observations if plain else depth_prior.with_prior(self, camera), lambda v: v[used])
         fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
-        fixed[: 2 if self.slid and len(self.keyframes) > 3 else 1] = True
+        stereo = bool((o.kind == int(ObservationKind.STEREO)).any())
+        fixed[: 2 if self.slid and len(self.keyframes) > 3 and not stereo else 1] = True
         snapshot = WindowSnapshot(camera, self.T_WC.clone(), self.landmarks.points_W[rows], o.kf, index[o.lm], o.obs, o.kind, o.sigma, fixed)
         return snapshot, used, rows
 
@@ -292,6 +294,12 @@ class Window:
         gone = self.keyframes.pop(row)
         self._keep_landmarks(self.views() > 0)
         return gone
+
+    def forget_observations(self, rows: Tensor) -> None:
+        """Removes observations, rows (K,) int64; their landmarks stay."""
+        keep = torch.ones(len(self.observations), dtype=torch.bool)
+        keep[rows] = False
+        self._keep_observations(keep)
 
     def drop_landmarks(self, rows: Tensor) -> None:
         keep = torch.ones(len(self.landmarks), dtype=torch.bool)

@@ -1,5 +1,7 @@
 """The window's flat arrays against exact geometry: rows stay consistent whatever joins or leaves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,3 +151,19 @@ def test_a_learning_sample_is_complete_and_cloned(noise_px):
     assert not torch.equal(sample.held_out, take_sample(solved, 1, 3, True).held_out)
     sample.images[0].zero_(), w.T_WC.zero_(), w.obs.zero_()
     assert window.keyframes[0].image.any() and window.T_WC.any() and window.observations.obs.any() and snapshot.T_WC.any()
+
+
+@pytest.mark.parametrize(("kind", "held"), [(ObservationKind.DEPTH, 2), (ObservationKind.STEREO, 1)])
+def test_stereo_holds_one_pose_where_others_hold_two(kind, held):
+    window, _, _ = build(depth=True)
+    window.observations.kind[:] = int(kind)
+    window.triangulate(replace(CAMERA, baseline_m=0.1), 3.0, 1e3)
+    assert int(window.snapshot(CAMERA)[0].fixed.sum()) == 1
+    window.drop_keyframe(0)
+    assert window.snapshot(CAMERA)[0].fixed.tolist() == [True] * held + [False] * (4 - held)
+
+
+def test_forgetting_observations_leaves_the_landmarks():
+    window, _, _ = build()
+    window.forget_observations(torch.arange(10))
+    assert len(window.observations) == 290 and len(window.landmarks) == 60 and int(window.views()[0]) == 4

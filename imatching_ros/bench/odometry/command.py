@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     base = read_config(args)
     rows: list[dict[str, Any]] = []
     matchers = list(filter(None, args.matchers.split(","))) or [base.matcher.name]
-    for name, source in _recordings(args):
+    for name, source in recordings(args):
         for matcher in matchers:
             for learning in args.learnings.split(","):
                 for seed in list(map(int, args.seeds.split(",")))[: 1 if learning == "off" else None]:
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recordings(args: argparse.Namespace) -> Iterator[tuple[str, Source]]:
+def recordings(args: argparse.Namespace) -> Iterator[tuple[str, Source]]:
     """(name, recording) of everything that was asked for."""
     options = source_options(args)
     wanted = []
@@ -119,9 +119,12 @@ def compare(rows: list[dict[str, Any]], matchers: list[str]) -> list[str]:
     return lines
 
 
-def drive(source: Iterable[Frame], config: Config, change: Callable[[int, Frame], Frame | None] | None = None) -> list[OdometryOutput | None]:
-    """Every frame through a fresh pipeline; None for frames that `change` makes vanish."""
+def drive(source: Iterable[Frame], config: Config, change: Callable[[int, Frame], Frame | None] | None = None,
+          prepare: Callable[[Pipeline], None] | None = None) -> list[OdometryOutput | None]:
+    """Every frame through a fresh pipeline, which `prepare` may alter first; None for frames that `change` makes vanish."""
     pipeline = Pipeline(config)
+    if prepare is not None:
+        prepare(pipeline)
     outputs: list[OdometryOutput | None] = []
     try:
         with Progress(f"{getattr(source, 'name', 'frames')} {config.matcher.name}", getattr(source, "length", None)) as progress:
@@ -134,11 +137,11 @@ def drive(source: Iterable[Frame], config: Config, change: Callable[[int, Frame]
     return outputs
 
 
-def measure(source: Source, config: Config) -> dict[str, Any]:
-    """One run, scored against the truth and timed."""
+def measure(source: Source, config: Config, prepare: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:
+    """One run, scored against the truth and timed; `prepare` as in `drive`."""
     from ...evaluation.trajectory import score_trajectory
 
-    outputs = [o for o in drive(source, config) if o is not None]
+    outputs = [o for o in drive(source, config, prepare=prepare) if o is not None]
     tracked = [o for o in outputs if o.T_WC is not None]
     first = next((i for i, o in enumerate(outputs) if o.T_WC is not None), None)
     row: dict[str, Any] = {
