@@ -18,6 +18,7 @@ LONG = {
     "train": "hours; the trainer takes some steps in test/training",
     "simulate": "minutes; smaller recordings are written in test/sources/simulation",
     "bench ba": "minutes; run smaller in test/bench/test_ba.py",
+    "bench nees": "minutes; run smaller in test/bench/test_nees.py",
     "bench leaving": "an hour; run smaller in test/bench/test_leaving.py",
     "bench odometry": "minutes; run smaller in test/bench/test_odometry_bench.py",
     "bench matcher": "minutes; run smaller in test/bench/test_matcher_bench.py",

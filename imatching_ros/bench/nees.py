@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,7 +98,7 @@ def measure(source: Source, config: Config) -> Consistency:
     finally:
         pipeline.close()
     columns = torch.stack(values).T if values else torch.zeros(6, 0, dtype=torch.float64)
-    return Consistency(*columns, max(1, round(len(values) / config.odometry.window_keyframes)))
+    return Consistency(*columns, -(-len(values) // config.odometry.window_keyframes))
 
 
 def _compare(estimate: Tensor, true: Tensor, result: BAResult) -> Tensor:
@@ -116,13 +115,13 @@ def summarise(runs: list[Consistency]) -> dict[str, Any]:
 
     nees = torch.cat([r.nees for r in runs])
     independent = sum(r.independent for r in runs)
-    low, high = (float(chi2.ppf(q, 6 * independent) / independent) for q in (0.025, 0.975))
+    low, high = (float(chi2.ppf(q, 6 * independent) / independent) if independent else float("nan") for q in (0.025, 0.975))
     mean = float(nees.mean()) if len(nees) else float("nan")
     return {"windows": len(nees), "nees": mean, "low": low, "high": high, "inside": low <= mean <= high,
             "median": float(nees.median()) if len(nees) else float("nan"), "naive": float(torch.cat([r.naive for r in runs]).mean()),
             "position_nees": float(torch.cat([r.position for r in runs]).mean()), "rotation_nees": float(torch.cat([r.rotation for r in runs]).mean()),
-            "error_mm": 1e3 * float(np.sqrt(np.mean(torch.cat([r.error_m for r in runs]).numpy() ** 2))),
-            "claimed_mm": 1e3 * float(np.sqrt(np.mean(torch.cat([r.claimed_m for r in runs]).numpy() ** 2)))}
+            "error_mm": 1e3 * float(torch.cat([r.error_m for r in runs]).square().mean().sqrt()),
+            "claimed_mm": 1e3 * float(torch.cat([r.claimed_m for r in runs]).square().mean().sqrt())}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
