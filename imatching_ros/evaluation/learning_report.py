@@ -50,10 +50,12 @@ def _rows(cells: list[dict[str, Any]]) -> tuple[list[str], Rows]:
 
 
 def summarise(cells: list[dict[str, Any]]) -> list[str]:
-    """Per regime: the gain at 1 px as a ratio of sums, over the better of frozen and control, and the share of the oracle's gain."""
+    """Per regime and gap: the gain at 1 px as a ratio of sums, over the better of frozen and control, and the share of the oracle's."""
     value = {(c["source"], c["regime"], c["variant"], c["seed"]): c for c in cells}
     lines = []
-    for regime in sorted({c["regime"] for c in cells} - {"-"}):
+    regimes = sorted({c["regime"] for c in cells} - {"-"})
+    measured = [gap for gap in "15" if gap == "1" or any(_mma(c, "1", gap) is not None for c in cells)]
+    for regime, gap in [(r, g) for r in regimes for g in measured]:
         sums: dict[str, list[float]] = defaultdict(list)
         worst_3px, worst_ate, used = 0.0, 0.0, 0
         left_out: dict[str, list[str]] = defaultdict(list)
@@ -64,8 +66,8 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
             if frozen is None:
                 left_out["there is nothing frozen to compare with: add frozen to --variants"].append(source)
                 continue
-            base, base_3px = _mma(frozen), _mma(frozen, "3")
-            after, after_3px = _mma(cell), _mma(cell, "3")
+            base, base_3px = _mma(frozen, "1", gap), _mma(frozen, "3", gap)
+            after, after_3px = _mma(cell, "1", gap), _mma(cell, "3", gap)
             if base is None or base_3px is None or after is None or after_3px is None:
                 left_out["without depth truth there is no MMA"].append(source)
                 continue
@@ -80,7 +82,7 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
             sums["frozen"].append(base)
             sums["adapted"].append(after)
             for other in ("unguarded", "control", "oracle"):
-                rival = _mma(value.get((source, regime, other, seed), {}))
+                rival = _mma(value.get((source, regime, other, seed), {}), "1", gap)
                 if rival is not None:
                     sums[other].append(rival)
         told = "; ".join(f"{', '.join(dict.fromkeys(sources))} left out, since {reason}" for reason, sources in left_out.items())
@@ -94,7 +96,7 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
         share = f", {complete['adapted'] / complete['oracle']:.2f} of the oracle's gain" if complete.get("oracle", 0) > 0 else ""
         claim = f"claimed {100 * claimed:+.1f} %" if "control" in complete else \
             f"{100 * claimed:+.1f} % over frozen alone, for no control was run (add control to --variants)"
-        lines.append(f"{regime}: MMA at 1 px (gap 1) against frozen over {used} runs: {gains}; {claim}{share}; "
+        lines.append(f"{regime}: MMA at 1 px (gap {gap}) against frozen over {used} runs: {gains}; {claim}{share}; "
                      f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %" + (f"; {told}" if told else ""))
     return lines
 
@@ -105,8 +107,8 @@ def format_table(head: list[str], rows: Rows) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in (head, *rows))
 
 
-def _mma(cell: dict[str, Any], px: str = "1") -> float | None:
-    return _dig(cell, ("matching", "1", "mma", px))
+def _mma(cell: dict[str, Any], px: str = "1", gap: str = "1") -> float | None:
+    return _dig(cell, ("matching", gap, "mma", px))
 
 
 def _dig(value: Any, keys: tuple[str, ...]) -> Any:
