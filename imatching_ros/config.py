@@ -244,6 +244,8 @@ def _build(cls: type, data: dict[str, Any], prefix: str) -> Any:
                 value = float(value)
             except ValueError:
                 pass
+        elif value is False and "off" in (known[key].metadata.get("choices") or ()):
+            value = "off"  # which YAML 1.1 reads as a truth value
         values[key] = value
     return cls(**values)
 
