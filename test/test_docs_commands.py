@@ -21,6 +21,7 @@ LONG = {
     "bench nees": "minutes; run smaller in test/bench/test_nees.py",
     "bench leaving": "an hour; run smaller in test/bench/test_leaving.py",
     "bench odometry": "minutes; run smaller in test/bench/test_odometry_bench.py",
+    "bench latency": "minutes; run smaller in test/ros/test_latency.py",
     "bench matcher": "minutes; run smaller in test/bench/test_matcher_bench.py",
     "online": "waits for a camera; the node runs over DDS in test/ros",
     "match-eval my_sequence/": "needs the package that the page writes, which test/matching/test_adding_a_matcher.py installs and uses",
