@@ -210,7 +210,7 @@ class Mapper:
             return None
         snapshot, used, rows = problem
         result = solve(snapshot, self._all.bundle)
-        solved = Solved.of(window, snapshot, result, used, rows)
+        solved = Solved.of(window, snapshot, result, used)
         if result.status is not BAStatus.DEGENERATE:
             window.absorb(result, rows)
             window.cull(camera, self._config.inlier_px)

@@ -25,10 +25,8 @@ class Solved:
     at_anchor: Tensor  # (O,) bool: the observation at which its landmark was detected
 
     @staticmethod
-    def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor, rows: Tensor) -> Solved:
-        ids = torch.tensor([keyframe.id for keyframe in window.keyframes])
-        at_anchor = ids[snapshot.kf_idx] == window.landmarks.anchor[rows][snapshot.pt_idx]
-        return Solved(tuple(window.keyframes), snapshot, result, window.observations.uv[used], at_anchor)
+    def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> Solved:
+        return Solved(tuple(window.keyframes), snapshot, result, window.observations.uv[used], window.at_anchor()[used])
 
 
 def take_sample(solved: Solved, seed: int, weights_version: int, healthy: bool) -> LearningSample | None:

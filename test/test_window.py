@@ -137,7 +137,7 @@ def test_a_learning_sample_is_complete_and_cloned(noise_px):
     snapshot, used, rows = window.snapshot(CAMERA)
     result = bundle.solve(snapshot, BundleConfig())
     assert result.status is BAStatus.CONVERGED
-    solved = Solved.of(window, snapshot, result, used, rows)
+    solved = Solved.of(window, snapshot, result, used)
     sample = take_sample(solved, 0, 3, True)
     w = sample.window
     assert sample.keyframe_ids == (0, 10, 20, 30, 40) and len(sample.images) == 5 and sample.weights_version == 3
