@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
@@ -97,6 +98,15 @@ class NodeProcess:
         return os.environ | {"ROS_DOMAIN_ID": str(domain), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
     @property
+    def shared_memory(self) -> set[Path]:
+        """The segments of FastDDS that the process and no other end of a wire here has made."""
+        mine, its = (
+            {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/fastrtps_" in line}
+            for pid in ("self", self.process.pid)
+        )
+        return {Path(name) for name in its - mine}
+
+    @property
     def output(self) -> str:
         return self.log.read_text()
 
@@ -150,6 +160,16 @@ class Peer:
         messages: list = []
         self.node.create_subscription(kind, topic, messages.append, qos)
         return messages
+
+    def meet(self, name: str = "/imatching") -> None:
+        """Waits until a node knows of every subscription made so far: what it publishes before, nobody receives, ever.
+
+        DDS announces subscriptions in the order in which they are made. So once a last one has received something, all are known.
+        """
+        names: list[str] = []
+        last = self.node.create_subscription(DiagnosticArray, "/diagnostics", lambda m: names.extend(s.name for s in m.status), 10)
+        wait_until(lambda: f"{name}: odometry" in names, what=f"diagnostics of {name}")
+        self.node.destroy_subscription(last)
 
     def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 20, subscribers: int = 1):
         """A publisher that has met its subscribers."""

@@ -44,6 +44,7 @@ class Robot:
             peer.publisher(k, t, subscribers=0) for k, t in ((CameraInfo, "/camera_info"), (Image, "/image"))
         )
         self.depths = peer.publisher(Image, "/depth/image", subscribers=0)
+        peer.meet()
         self._sent = 0
 
     def change(self, transition: int) -> bool:

@@ -66,6 +66,8 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
     for node in (heard, alone):
         node.wait_for("active")
+    for name in seen:
+        peer.meet(f"/{name}/imatching")
     infos, images = peer.publisher(CameraInfo, "/cam/camera_info", subscribers=2), peer.publisher(Image, "/cam/image", subscribers=2)
     driver = peer.publisher(Odometry, "/wheels/odom")
     waiting = wheels(tour)
@@ -78,7 +80,7 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
             infos.publish(info_message(shot.stamp_ns, shot.camera))
             images.publish(image_message(shot.stamp_ns, shot.image, "rgb8"))
 
-        send_until(send, lambda count=count: all(len(s.status) >= count for s in seen.values()), f"picture {count}")
+        send_until(send, lambda count=count: all(len(s.status) >= count for s in seen.values()), f"picture {count}:\n{heard.output}\n{alone.output}")
 
     def newest(name: str) -> DiagnosticStatus | None:
         mine = [m.status[0] for m in diagnostics if m.status[0].name.startswith(f"/{name}/")]

@@ -30,6 +30,7 @@ def test_tartanair(peer, start_node, data_folder):
     )
     learning = peer.collect(LearningStatus, "/imatching/learning/status")
     infos, images = peer.publisher(CameraInfo, "/camera_info"), peer.publisher(Image, "/image")
+    peer.meet()
     for count, frame in enumerate(frames, 1):
         picture = frame.image.permute(1, 2, 0).numpy()
 

@@ -189,6 +189,7 @@ def test_a_subscriber_that_stops_reading_does_not_hold_the_node(peer: Peer, star
         peer.publisher(kind, f"/late/{name}")
         for kind, name in ((CameraInfo, "camera_info"), (Image, "image"), (Image, "depth/image"))
     )
+    peer.meet("/late/imatching")
     for k in range(40):
         stamp = (k + 1) * 10**8
         image, depth = look((0.001 * (k % 10), 0, 0))
