@@ -124,7 +124,6 @@ class Pipeline:
         return self.odometry.window
 
     def configure(self, config: Config) -> None:
-        """Takes over settings that may change while running (`live` in the configuration); others keep their effect of the start."""
         """Takes other settings over, between two frames.
 
         Raises:
@@ -183,8 +182,9 @@ class Pipeline:
         learned = self._learning is not None
         self._end_learning()
         version = max(self.matcher.weights_version, 0 if self._previous is None else self._previous.version) + 1
-        self._take(WeightsUpdate(WeightsSnapshot(version, hash_state(state), {k: v.clone() for k, v in state.items()}), {},
-                                 self.matcher.weights_version))
+        snapshot = WeightsSnapshot(version, hash_state(state), {k: v.clone() for k, v in state.items()})
+        self._take(WeightsUpdate(snapshot, {}, self.matcher.weights_version))
+        self._ended = replace(self._ended, weights_version=snapshot.version, weights_hash=snapshot.hash)
         self.set_learning(learned)
         return f"took {origin} into use as version {version}"
 

@@ -191,7 +191,9 @@ class CameraInputs:
             others = sorted(
                 name
                 for name, types in self._node.get_topic_names_and_types()
-                if wanted_type in types and name != topic.name and not name.startswith(self._node.get_fully_qualified_name())
+                if wanted_type in types
+                and self._node.count_publishers(name)
+                and not name.startswith(self._node.get_fully_qualified_name())
             )
             relative = next(name for name, entry in self.topics.items() if entry is topic)
             hint = (

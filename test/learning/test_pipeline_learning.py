@@ -124,8 +124,10 @@ def test_save_and_load_by_name(frames, tmp_path):
     with torch.no_grad():
         next(pipeline.matcher.parameters()).add_(0.01)
     other = hash_state(pipeline.matcher.state_dict())
-    pipeline.load_weights("garage")
+    text = pipeline.load_weights("garage")
     assert hash_state(pipeline.matcher.state_dict()) == home
+    status = pipeline.learning_status()
+    assert status.weights_hash == home and text.endswith(f"version {status.weights_version}") and status.weights_version > 0
     pipeline.load_weights("previous")
     assert hash_state(pipeline.matcher.state_dict()) == other
     with pytest.raises(WeightsError):
