@@ -148,6 +148,7 @@ class OdometryOutput:
     weights_version: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
     scale: str = ""  # what gives the unit of length; `unknown`, and why, where nothing does
+    covariance_in_map: Tensor | None = None  # (6, 6) as covariance, landmarks taken as exact: what neighbouring poses do not share
 
 
 def as_grey(image: Tensor) -> Tensor:

@@ -341,6 +341,7 @@ class Odometry:
         return OdometryOutput(
             frame.id, frame.stamp_ns, state, reason, located.T_WC.clone(), self._drift.at(located.T_WC) + located.covariance, int(located.inlier.sum()),
             self._fresh is not None, self._metric, self._map_id, matches, None, self.matcher.weights_version, scale=self._scale.describe(self._mode),
+            covariance_in_map=located.covariance,
         )
 
     def _nothing(self, frame: Frame, reason: str) -> OdometryOutput:

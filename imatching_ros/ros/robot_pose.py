@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from ..datatypes import OdometryOutput
 from . import transforms
@@ -42,7 +43,7 @@ class RobotPoseTracker:
         self._map_id: int | None = None
         self._restarted = False
         self._gap_covariance = np.eye(6) * _LEAST_VARIANCE  # of the base, body axes
-        self._last: tuple[int, RobotPose, np.ndarray] | None = None  # stamp, pose, body covariance
+        self._last: tuple[int, RobotPose, np.ndarray] | None = None  # stamp, pose, covariance in the map of the base
 
     def restart(self) -> None:
         """The core was reset: its next pose is the last pose published."""
@@ -68,14 +69,19 @@ class RobotPoseTracker:
         self._map_id, self._restarted = output.map_id, False
         T_OC = self._T_OW @ T_WC
         T_OB = T_OC @ self._T_CB
-        covariance_C = np.full((6, 6), np.nan) if output.covariance is None else output.covariance.cpu().numpy().astype(float)
-        covariance_B = transforms.body_covariance(covariance_C, self._T_BC) + self._gap_covariance
-        twist, twist_covariance = self._twist(output.stamp_ns, T_OB, covariance_B)
+        covariance_B = self._of_base(output.covariance) + self._gap_covariance
+        covariance_in_map = self._of_base(output.covariance_in_map) + np.eye(6) * _LEAST_VARIANCE
+        twist, twist_covariance = self._twist(output.stamp_ns, T_OB, covariance_in_map)
         pose = RobotPose(T_OB, T_OC, transforms.fixed_axis_covariance(covariance_B, T_OB[:3, :3]), twist, twist_covariance)
-        self._last = (output.stamp_ns, pose, covariance_B)
+        self._last = (output.stamp_ns, pose, covariance_in_map)
         return pose
 
-    def _twist(self, stamp_ns: int, T_OB: np.ndarray, covariance_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _of_base(self, covariance: Tensor | None) -> np.ndarray:
+        """Covariance of the camera's pose -> of the base's, in body axes; NaN where it is not known."""
+        known = np.full((6, 6), np.nan) if covariance is None else covariance.cpu().numpy().astype(float)
+        return transforms.body_covariance(known, self._T_BC)
+
+    def _twist(self, stamp_ns: int, T_OB: np.ndarray, covariance_in_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self._last is None or stamp_ns <= self._last[0]:
             return np.zeros(6), np.full((6, 6), np.nan)
         last_ns, last, last_covariance = self._last
@@ -83,8 +89,9 @@ class RobotPoseTracker:
         R = T_OB[:3, :3]
         linear = R.T @ (T_OB[:3, 3] - last.T_OB[:3, 3]) / dt
         angular = transforms.rotation_vector(last.T_OB[:3, :3].T @ R) / dt
-        # The errors of neighbouring poses are correlated, so this is an upper bound.
-        return np.concatenate([linear, angular]), (covariance_B + last_covariance) / dt**2
+        # What neighbouring poses have in common, the drift and the error of the landmarks, is not in their difference.
+        seen_from_here = transforms.body_covariance(last_covariance, transforms.inverse(T_OB) @ last.T_OB)
+        return np.concatenate([linear, angular]), (covariance_in_map + seen_from_here) / dt**2
 
     def _add_gap(self, stamp_ns: int) -> None:
         last_ns, pose, _ = self._last

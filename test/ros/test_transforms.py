@@ -25,7 +25,7 @@ def exp(twist: np.ndarray) -> np.ndarray:
     return expm(generator)
 
 
-def output(stamp_s: float, T_WC: np.ndarray | None, map_id: int = 0, sigma: float = 0.01) -> OdometryOutput:
+def output(stamp_s: float, T_WC: np.ndarray | None, map_id: int = 0, sigma: float = 0.01, sigma_in_map: float = 0.002):
     pose = None if T_WC is None else torch.tensor(T_WC, dtype=torch.float64)
     return OdometryOutput(
         0,
@@ -39,6 +39,7 @@ def output(stamp_s: float, T_WC: np.ndarray | None, map_id: int = 0, sigma: floa
         True,
         map_id,
         None,
+        covariance_in_map=torch.eye(6, dtype=torch.float64) * sigma_in_map**2,
     )
 
 
@@ -95,7 +96,23 @@ def test_twist_is_in_the_base_frame():
     turn = Rotation.from_euler("z", 90, degrees=True).as_quat()
     pose = tracker.update(output(0.5, np.array([0, 1.0, 0, *turn])))
     np.testing.assert_allclose(pose.twist, [2, 0, 0, 0, 0, np.pi], atol=1e-9)  # what was +y of the world is ahead now
-    np.testing.assert_allclose(pose.twist_covariance, (2 * 1e-4 + 2e-9) / 0.25 * np.eye(6), atol=1e-12)
+
+
+def test_certainty_of_the_twist_is_that_of_poses_in_one_map():
+    """Sampled: drift moves both poses alike, so only what each pose adds of its own makes the difference uncertain."""
+    rng = np.random.default_rng(3)
+    poses = [np.array([0, 0, 0, 0, 0, 0, 1.0]), np.array([0.3, 1.0, 0, *Rotation.from_euler("z", 40, degrees=True).as_quat()])]
+    tracker = RobotPoseTracker(np.eye(4))
+    tracker.update(output(0, poses[0], sigma=0.1))
+    pose = tracker.update(output(0.5, poses[1], sigma=0.1))
+    T = [transforms.from_pose(p) for p in poses]
+    samples = []
+    for a, b in rng.normal(scale=0.002, size=(20000, 2, 6)):
+        motion = transforms.inverse(T[0] @ exp(a)) @ T[1] @ exp(b)
+        error = transforms.inverse(transforms.inverse(T[0]) @ T[1]) @ motion
+        samples.append([*error[:3, 3], *Rotation.from_matrix(error[:3, :3]).as_rotvec()])
+    expected = np.cov(np.array(samples).T) / 0.25
+    np.testing.assert_allclose(pose.twist_covariance, expected, atol=0.03 * np.abs(expected).max())
 
 
 def test_a_new_map_of_the_core_keeps_its_place_and_loses_certainty():
