@@ -1,4 +1,4 @@
-"""Plays a rosbag2 over DDS at its own speed, for machines without `ros2 bag`.
+"""Plays a rosbag2 over DDS at its own speed and with the QoS that it recorded, for machines without `ros2 bag`.
 
 Prints one line of JSON at the end: messages per topic, and by how much stamps were moved.
 """
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.interfaces import Connection, QosDurability, QosReliability
 from rosgraph_msgs.msg import Clock
 
 from ..commands.progress import Progress
@@ -25,6 +26,7 @@ from .program import run_program
 from .serialized import find_type, move_stamp, starts_with_header
 
 _CLOCK_PERIOD_S = 0.005
+_DEPTH, _MAX_DEPTH = 20, 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Plays once.
 
     Raises:
-        SourceError: no bag, none of the topics, or nobody listens in time.
+        SourceError: no bag, none of the topics, none whose type is installed, or nobody listens in time.
     """
     if args.rate <= 0:
         raise SourceError(f"--rate is {args.rate}, expected above zero")
@@ -55,19 +57,57 @@ def run(args: argparse.Namespace) -> int:
             raise SourceError(
                 f"{args.bag} has none of the topics {args.topics}; it has {', '.join(sorted(reader.topics))}"
             )
+        kinds = find_types(wanted)
+        wanted = [c for c in wanted if c.topic in kinds]
         rclpy.init(args=sys.argv)
         node = rclpy.create_node("player")
         try:
-            _play(node, reader, wanted, args)
+            _play(node, reader, wanted, kinds, args)
         finally:
             node.destroy_node()
             rclpy.try_shutdown()
     return 0
 
 
-def _play(node: Node, reader: AnyReader, wanted: list, args: argparse.Namespace) -> None:
-    kinds = {c.topic: find_type(c.msgtype) for c in wanted}
-    publishers = {topic: node.create_publisher(kind, topic, QoSProfile(depth=20)) for topic, kind in kinds.items()}
+def find_types(connections: list[Connection]) -> dict[str, type]:
+    """{topic: class of its messages}; topics whose type is not installed are left out, with one warning.
+
+    Raises:
+        SourceError: none is installed.
+    """
+    kinds: dict[str, type] = {}
+    missing: dict[str, str] = {}
+    for connection in connections:
+        try:
+            kinds[connection.topic] = find_type(connection.msgtype)
+        except SourceError:
+            missing[connection.topic] = connection.msgtype
+    names = ", ".join(f"{topic} ({name})" for topic, name in missing.items())
+    if not kinds:
+        raise SourceError(f"the message types of {names} are not installed; source the workspace that builds them")
+    if missing:
+        print(f"warning: not played, for want of their message types: {names}", file=sys.stderr)
+    return kinds
+
+
+def find_qos(connections: list[Connection], topic: str) -> QoSProfile:
+    """What the recorded publishers of a topic offered: the most that one of them did, or else reliable and volatile.
+
+    /tf_static is kept for late listeners in any case, and all of it, for each message may name other frames.
+    """
+    offers = [offer for c in connections if c.topic == topic for offer in getattr(c.ext, "offered_qos_profiles", [])]
+    static = topic == "/tf_static"
+    latched = static or any(offer.durability == QosDurability.TRANSIENT_LOCAL for offer in offers)
+    best_effort = bool(offers) and all(offer.reliability == QosReliability.BEST_EFFORT for offer in offers)
+    return QoSProfile(
+        depth=_MAX_DEPTH if static else min(max([_DEPTH, *(offer.depth for offer in offers)]), _MAX_DEPTH),
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+        reliability=ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE,
+    )
+
+
+def _play(node: Node, reader: AnyReader, wanted: list[Connection], kinds: dict[str, type], args: argparse.Namespace) -> None:
+    publishers = {topic: node.create_publisher(kind, topic, find_qos(wanted, topic)) for topic, kind in kinds.items()}
     clock = node.create_publisher(Clock, "/clock", 10) if args.clock else None
     wait_for_subscribers(node, publishers, args.wait_for, args.wait_s)
     counts = dict.fromkeys(kinds, 0)
