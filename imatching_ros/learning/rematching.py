@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import geometry
 from ..bundle import solve
 from ..config import BundleConfig, LearningConfig
-from ..datatypes import BAResult, LearningSample, WindowSnapshot
+from ..datatypes import BAResult, LearningSample, ObservationKind, WindowSnapshot
 from ..matching.base import Features, Matcher, Prediction, Queries
 
 MARGIN_PX = 8.0  # nearer to the picture's edge a landmark may be outside
@@ -131,24 +131,32 @@ def describe(matcher: Matcher, sample: LearningSample, features: list[Features])
     return Queries.cat(parts), order
 
 
+def measurements(sample: LearningSample, found: Rematch, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+    """What both levels see of a rematch: the observations (O, 3) `rows`, differentiable in the matches, and their sigmas (O, 3).
+
+    The third number stays as measured: the depth of a depth picture, and in stereo the disparity, so that u in the right picture
+    moves with u.
+    """
+    window = sample.window
+    uv = window.camera.undistort(found.uv[rows].double())
+    measured = window.obs[rows]
+    third = measured[:, 2] + torch.where(window.kind[rows] == ObservationKind.STEREO, uv[:, 0] - measured[:, 0], 0.0)
+    sigma = window.sigma[rows].clone()
+    sigma[:, :2] = found.sigma_px[rows].double()[:, None].clamp_min(1e-2)
+    return torch.cat([uv, third[:, None]], 1), sigma
+
+
 def window_of(sample: LearningSample, found: Rematch, config: LearningConfig) -> tuple[WindowSnapshot, Tensor]:
     """The bundle adjustment problem of a rematch and which observations entered it (O,) bool.
 
     Held-out observations and weak matches stay outside, and so do landmarks left with a single view.
     """
     window = sample.window
-    ideal = window.camera.undistort(found.uv.detach().double())
-    keep = ~sample.held_out & (found.score >= config.min_score) & ideal.isfinite().all(-1)
+    obs, sigma = (numbers.detach() for numbers in measurements(sample, found, slice(None)))
+    keep = ~sample.held_out & (found.score >= config.min_score) & obs[:, :2].isfinite().all(-1)
     keep[sample.anchor_obs] = True
     views = torch.zeros(len(window.points_W), dtype=torch.long).index_add_(0, window.pt_idx, keep.long())
     keep &= views[window.pt_idx] >= 2
-    obs = window.obs.clone()
-    # In stereo the third number is u in the right picture: the disparity was measured and stays.
-    shift = ideal[:, 0] - obs[:, 0]
-    obs[:, :2] = ideal
-    obs[:, 2] += torch.where(window.kind == 1, shift, 0.0)
-    sigma = window.sigma.clone()
-    sigma[:, :2] = found.sigma_px.double()[:, None].clamp_min(1e-2)
     return replace(window, T_WC=sample.result.T_WC, points_W=sample.result.points_W, kf_idx=window.kf_idx[keep],
                    pt_idx=window.pt_idx[keep], obs=obs[keep], kind=window.kind[keep], sigma=sigma[keep]), keep
 

@@ -19,7 +19,7 @@ from .. import residuals
 from ..config import BundleConfig, LearningConfig
 from ..datatypes import BAStatus, LearningSample
 from ..matching.base import Matcher
-from .rematching import Rematch, Solution, expected_uv, rematch, solve_again
+from .rematching import Rematch, Solution, expected_uv, measurements, rematch, solve_again
 
 Solver = Callable[[LearningSample, Rematch, LearningConfig, BundleConfig], Solution]
 
@@ -84,12 +84,11 @@ def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfi
 def residual_loss(sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor, bundle: BundleConfig) -> Tensor:
     """Mean of rho(s) / 2 over the observations `teach` (O,), exactly the summand of the lower level's cost; T*, p* constant."""
     window = sample.window
-    observations = torch.nonzero(teach)[:, 0]
-    uv = window.camera.undistort(found.uv[observations].double())
-    target = residuals.reproject(window.camera, solution.T_WC, solution.points_W, window.kf_idx[observations],
-                                 window.pt_idx[observations], window.kind[observations])
-    r = (uv - target[:, :2]) / found.sigma_px[observations, None].double().clamp_min(1e-2)
-    return residuals.kernel_cost(bundle.kernel, (r**2).sum(-1), bundle.kernel_width).mean() / 2
+    rows = torch.nonzero(teach)[:, 0]
+    obs, sigma = measurements(sample, found, rows)
+    s = residuals.squared(window.camera, solution.T_WC, solution.points_W, window.kf_idx[rows], window.pt_idx[rows], obs,
+                          window.kind[rows], sigma)
+    return residuals.kernel_cost(bundle.kernel, s, bundle.kernel_width).mean() / 2
 
 
 def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution) -> Tensor:

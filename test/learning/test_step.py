@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from imatching_ros.config import BundleConfig, LearningConfig
-from imatching_ros.datatypes import BAStatus
+from imatching_ros.datatypes import BAStatus, ObservationKind
 from imatching_ros.learning.rematching import Rematch, solve_again
 from imatching_ros.learning.step import residual_loss, teaching_observations
 
@@ -72,9 +72,10 @@ def compare(sample, bundle):
     return float((directions @ used - true).norm() / true.norm()), solution
 
 
+@pytest.mark.parametrize("kind", list(ObservationKind))
 @pytest.mark.parametrize("kernel", ("none", "huber", "cauchy"))
-def test_gradient_is_the_total_derivative_where_bundle_adjustment_converged(make_sample, kernel):
-    sample = scattered(make_sample(5, 60, outliers=0.03 if kernel != "none" else 0.0))
+def test_gradient_is_the_total_derivative_where_bundle_adjustment_converged(make_sample, kernel, kind):
+    sample = scattered(make_sample(5, 60, outliers=0.03 if kernel != "none" else 0.0, kind=kind))
     error, solution = compare(sample, BundleConfig(kernel=kernel, **TIGHT))
     assert solution.result.cost_after < 0.5 * solution.result.cost_before
     assert error < 1e-4
