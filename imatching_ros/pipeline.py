@@ -28,16 +28,22 @@ MOST_KEYFRAMES = 20_000  # remembered poses of keyframes; a run of any length ha
 
 
 class Pipeline:
-    """Owned by one thread; only the learner, when its mode is `thread`, works in another."""
+    """Owned by one thread; only the learner, when its mode is `thread`, works in another.
+
+    Attributes:
+        origin: where the weights that it started with came from.
+    """
 
     def __init__(self, config: Config, on_event: Callable[[Event], None] | None = None, weights_dir: str | Path | None = None,
-                 profile: str = CURRENT) -> None:
+                 profile: str = CURRENT, named: bool = False) -> None:
         """Ready for the first frame; weights of `profile` are resumed from `weights_dir` when it holds some.
 
         Args:
             on_event: called, by the owning thread, with one dict per event: `stamp_ns`, `event`, and what belongs to it.
             weights_dir: promoted weights are written here; None keeps nothing.
             profile: name under which the weights in use are kept, for example of a site.
+            named: the user chose that name: the profile is resumed even when it was adapted from other weights than
+                `matcher.weights` now gives. Otherwise such a profile is set aside under another name, with a warning.
         """
         torch.set_num_threads(config.matcher.threads)
         torch.manual_seed(config.seed)
@@ -45,13 +51,15 @@ class Pipeline:
         self._on_event = on_event
         self._store = None if weights_dir is None else WeightsStore(Path(weights_dir), profile)
         self.matcher = create_matcher(config.matcher)
-        if self._store is not None and self.matcher.trainable:
-            self._store.resume(self.matcher)
+        self._base = hash_state(self.matcher.state_dict())
+        self.origin = f"weights '{config.matcher.weights}'" if self.matcher.state_dict() else "no weights"
+        if self._store is not None and self.matcher.trainable and self._store.resume(self.matcher, self._base, named):
+            self.origin = f"weights of profile '{profile}' resumed from {self._store.path(profile)}"
+        self._ended = LearningStatus(weights_version=self.matcher.weights_version, weights_hash=hash_state(self.matcher.state_dict()))
         self.odometry = Odometry(config, self.matcher)
         # Events of the background thread wait here until the owning thread passes them on.
         self._learning_events: deque[Event] = deque(maxlen=10_000)
         self._learning = start_learning(self.matcher, config, self._learning_events.append)
-        self._ended = LearningStatus(weights_version=self.matcher.weights_version, weights_hash=hash_state(self.matcher.state_dict()))
         self._previous: WeightsSnapshot | None = None
         self._state: TrackingState | None = None
         self._map_id = 0
@@ -161,7 +169,8 @@ class Pipeline:
     def save_weights(self, name: str) -> str:
         """Writes the weights in use as a profile, or as a file when the name ends in .safetensors. Returns what it did."""
         path = self._path(name)
-        write_weights(path, self.matcher.name, self.matcher.state_dict(), self.matcher.weights_version, {"kind": "saved by request"})
+        write_weights(path, self.matcher.name, self.matcher.state_dict(), self.matcher.weights_version,
+                      {"kind": "saved by request", "base": self._base})
         return f"wrote version {self.matcher.weights_version} to {path}"
 
     def load_weights(self, name: str) -> str:
@@ -208,7 +217,8 @@ class Pipeline:
         self._take(update)
         if self._store is not None:
             self._store.write(self.matcher.name, update.snapshot,
-                              {"kind": "rollback" if update.rollback else "promotion", "stamp_ns": self._stamp_ns, "seed": self.config.seed})
+                              {"kind": "rollback" if update.rollback else "promotion", "base": self._base, "stamp_ns": self._stamp_ns,
+                               "seed": self.config.seed})
         return True
 
     def _take(self, update: WeightsUpdate) -> None:

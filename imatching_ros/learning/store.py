@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 from ..datatypes import WeightsSnapshot
 from ..errors import WeightsError
 from ..matching.base import Matcher
-from ..matching.weights import WeightsHeader, load_weights, write_weights
+from ..matching.weights import WeightsHeader, load_weights, read_header, write_weights
+
+log = logging.getLogger(__name__)
 
 CURRENT = "current"
-KEPT = 10  # promoted files kept; the robot's disk is not to fill up
+KEPT = 10  # promoted files kept of a profile; the robot's disk is not to fill up
+RESERVED = ("default", "previous")  # to load these means the shipped weights, and those in use before
 
 
 class WeightsStore:
-    """A directory with one file a profile, and the files of the last promotions."""
+    """A directory with one file a profile, `PROFILE.safetensors`, and those of its last promotions, `PROFILE.v00042.safetensors`."""
 
     def __init__(self, directory: Path, profile: str = CURRENT) -> None:
         self.directory, self.profile = directory, profile or CURRENT
 
     def path(self, profile: str) -> Path:
         """The file of a profile. WeightsError when the name is not one."""
+        if profile in RESERVED:
+            raise WeightsError(f"'{profile}' cannot be the name of a profile, for it could never be loaded: 'default' stands for the "
+                               "shipped weights, 'previous' for those in use before; give another name")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", profile):
             raise WeightsError(f"'{profile}' is not the name of a profile; use letters, digits, '_' and '-', or a .safetensors file")
         return self.directory / f"{profile}.safetensors"
@@ -30,14 +37,38 @@ class WeightsStore:
         """Writes the snapshot under its version and as the profile; both atomically."""
         provenance = {**provenance, "steps": snapshot.steps, "probe_before_px": snapshot.probe_before,
                       "probe_after_px": snapshot.probe_after}
-        path = self.directory / f"v{snapshot.version:05d}.safetensors"
+        path = self.directory / f"{self.profile}.v{snapshot.version:05d}.safetensors"
         for target in (path, self.path(self.profile)):
             write_weights(target, matcher, snapshot.state, snapshot.version, provenance)
-        for old in sorted(self.directory.glob("v[0-9]*.safetensors"))[:-KEPT]:
+        for old in self._promoted()[:-KEPT]:
             old.unlink()
         return path
 
-    def resume(self, matcher: Matcher) -> WeightsHeader | None:
-        """Loads the profile's weights into the matcher; None when there are none yet. WeightsError when they are damaged."""
+    def resume(self, matcher: Matcher, base: str, named: bool) -> WeightsHeader | None:
+        """Loads the profile's weights into the matcher; None when it holds none that belong there.
+
+        Args:
+            base: hash of the weights that the matcher was made with.
+            named: the user chose the profile, say for a site: it is resumed whatever it was adapted from. Otherwise weights adapted
+                from others than the base are set aside under another name.
+
+        Raises:
+            WeightsError: damaged weights, or those of another network.
+        """
         path = self.path(self.profile)
-        return load_weights(matcher, path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        header = read_header(path)
+        if named or header.provenance.get("base") == base:
+            return load_weights(matcher, path)
+        aside = f"{self.profile}_{header.hash}"
+        for file in (path, *self._promoted()):
+            file.rename(file.with_name(aside + file.name[len(self.profile):]))
+        log.warning(f"{path} is not resumed, for it was adapted from other weights ({header.provenance.get('base', 'unknown')}) than "
+                    f"those given now ({base}); it is kept as profile '{aside}', which can be loaded or named")
+        return None
+
+    def _promoted(self) -> list[Path]:
+        """The files of the profile's promotions, oldest first. No name of a profile contains a dot."""
+        found = self.directory.glob(f"{self.profile}.v*.safetensors")
+        return sorted(found, key=lambda file: (len(file.name), file.name))
