@@ -3,23 +3,29 @@
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw
 ros2 launch imatching_ros online.launch.py mode:=stereo image_topic:=/left/image_rect right_image_topic:=/right/image_rect
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw odometry_topic:=/wheel_odometry odometry_use:=both
+ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw params_file:=jetson.yaml
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw bag:=my_bag use_sim_time:=true rviz:=true
+
+The shipped file of the mode is loaded first, then `params_file`, then what the arguments say.
 """
+
+NAME = "imatching"
+MODES = ("mono", "stereo", "rgbd")
 
 # name: (default, what it is)
 ARGUMENTS = {
-    "mode": ("mono", "mono, stereo or rgbd"),
+    "mode": ("", "mono, stereo or rgbd (what params_file says, else mono)"),
     "image_topic": ("image", "pictures; of the left camera in stereo"),
     "camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the picture topic"),
     "right_image_topic": ("right/image", "pictures of the right camera in stereo"),
     "right_camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the picture topic"),
     "depth_topic": ("depth/image", "depth pictures in rgbd, registered to the colour pictures"),
-    "image_transport": ("raw", "raw or compressed"),
+    "image_transport": ("", "raw or compressed (raw)"),
     "odometry_topic": ("odometry", "odometry from elsewhere (wheels, inertial), for odometry_use"),
     "odometry_use": ("", "off, prediction, scale or both"),
     "namespace": ("", "namespace of the node and of its topics"),
-    "use_sim_time": ("false", "take the time from /clock"),
-    "params_file": ("", "a parameter file; empty: the one shipped for the mode"),
+    "use_sim_time": ("", "take the time from /clock (false)"),
+    "params_file": ("", "a parameter file of your own, or the name of a shipped one such as jetson.yaml"),
     "weights": ("", "a .safetensors file, or 'default'"),
     "weights_profile": ("", "name of a site, whose weights are resumed and kept"),
     "learning": ("", "off, sync or thread"),
@@ -46,19 +52,40 @@ PARAMETERS = {
     "odom_frame": "odom_frame",
     "publish_tf": "publish_tf",
     "autostart": "autostart",
+    "use_sim_time": "use_sim_time",
 }
+
+
+def find_file(name, folder):
+    """The path of params_file: as given, else a shipped one of that name."""
+    import os
+
+    return name if os.path.isfile(name) else os.path.join(folder, name)
+
+
+def read_parameters(tree):
+    """What the content of a parameter file sets for the node: {parameter: value}. Entries for other nodes are left out."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and "ros__parameters" not in value:  # a namespace
+            found |= read_parameters(value)
+        elif isinstance(value, dict) and key.split("/")[-1] in ("**", "*", NAME):
+            found |= value["ros__parameters"]
+    return found
 
 
 def make_parameters(values):
     """{launch argument: text} -> {parameter: value} of those that are given."""
     typed = {"true": True, "false": False}
     # The word off would be a boolean in the YAML file that launch writes, which the node reads back as off.
-    return {parameter: typed.get(values[name], values[name]) for name, parameter in PARAMETERS.items() if values[name] != ""}
+    return {
+        parameter: typed.get(values[name].lower(), values[name]) for name, parameter in PARAMETERS.items() if values[name] != ""
+    }
 
 
-def make_remappings(values):
+def make_remappings(values, mode):
     """{launch argument: text} -> [(name in the node, topic)]."""
-    stereo = values["mode"] == "stereo"
+    stereo = mode == "stereo"
     pairs = [
         ("left/image" if stereo else "image", values["image_topic"]),
         ("left/camera_info" if stereo else "camera_info", values["camera_info_topic"]),
@@ -66,23 +93,43 @@ def make_remappings(values):
     if stereo:
         pairs += [("right/image", values["right_image_topic"]), ("right/camera_info", values["right_camera_info_topic"])]
     pairs += [("odometry", values["odometry_topic"])]
-    if values["mode"] == "rgbd":
+    if mode == "rgbd":
         pairs += [("depth/image", values["depth_topic"])]
     return [(name, topic) for name, topic in pairs if topic and topic != name]
+
+
+def make_player_arguments(values, settings):
+    """Arguments of `play`: it waits until the node listens, for loading the weights takes longer than the start of a player."""
+    topic = values["image_topic"]
+    if not topic.startswith("/"):
+        topic = "/".join(["", *filter(None, [values["namespace"].strip("/"), topic])])
+    if settings.get("image_transport") == "compressed":
+        topic += "/compressed"
+    return [values["bag"], *(["--clock"] if settings.get("use_sim_time") is True else []), "--wait-for", topic]
 
 
 def start(context):
     """The actions, once the arguments are known."""
     import os
 
+    import yaml
     from ament_index_python.packages import get_package_share_directory
     from launch_ros.actions import Node
 
     values = {name: context.launch_configurations[name] for name in ARGUMENTS}
-    share = get_package_share_directory("imatching_ros")
-    sim_time = {"use_sim_time": values["use_sim_time"].lower() == "true"}
-    params_file = values["params_file"] or os.path.join(share, "config", f"{values['mode']}.yaml")
-    profile = os.path.join(share, "config", "fastdds.xml")
+    config = os.path.join(get_package_share_directory("imatching_ros"), "config")
+    files = [find_file(values["params_file"], config)] if values["params_file"] else []
+    given = make_parameters(values)
+    # What the node will be told, for all that depends on it here.
+    settings = {"mode": "mono"}
+    for file in files:
+        with open(file) as stream:
+            settings |= read_parameters(yaml.safe_load(stream) or {})
+    settings |= given
+    if settings["mode"] not in MODES:
+        raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(MODES)}")
+    sim_time = {"use_sim_time": settings.get("use_sim_time") is True}
+    profile = os.path.join(config, "fastdds.xml")
     # Large pictures are lost without it; whoever has a profile of his own keeps it.
     environment = {
         name: os.environ.get(name, profile) for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
@@ -91,23 +138,22 @@ def start(context):
         Node(
             package="imatching_ros",
             executable="online",
-            name="imatching",
+            name=NAME,
             namespace=values["namespace"],
             output="screen",
-            parameters=[params_file, make_parameters(values), sim_time],
-            remappings=make_remappings(values),
+            parameters=[os.path.join(config, f"{settings['mode']}.yaml"), *files, *([given] if given else [])],
+            remappings=make_remappings(values, settings["mode"]),
             arguments=["--ros-args", "--log-level", values["log_level"]],
             additional_env=environment,
         ),
     ]
     if values["bag"]:
-        clock = ["--clock"] if sim_time["use_sim_time"] else []
         actions.append(
             Node(
                 package="imatching_ros",
                 executable="play",
                 output="screen",
-                arguments=[values["bag"], *clock],
+                arguments=make_player_arguments(values, settings),
                 additional_env=environment,
             )
         )
@@ -118,7 +164,7 @@ def start(context):
                 executable="rviz2",
                 namespace=values["namespace"],
                 parameters=[sim_time],
-                arguments=["-d", os.path.join(share, "config", "imatching.rviz")],
+                arguments=["-d", os.path.join(config, "imatching.rviz")],
             )
         )
     return actions

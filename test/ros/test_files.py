@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import re
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from nav_msgs.msg import Odometry
 from peers import ROOT, NodeProcess, Peer, image_message, info_message, send_until
+from rcl_interfaces.srv import GetParameters
 from sensor_msgs.msg import CameraInfo, Image
 from walls import CAMERA, look
 
@@ -39,9 +41,7 @@ def load_launch(name: str):
 
 
 def test_a_file_for_every_camera_and_computer():
-    assert {"mono.yaml", "stereo.yaml", "rgbd.yaml", "cpu.yaml", "jetson.yaml", "desktop_gpu.yaml", "online.yaml"} == set(
-        PARAMETER_FILES
-    )
+    assert {"mono.yaml", "stereo.yaml", "rgbd.yaml", "cpu.yaml", "jetson.yaml", "desktop_gpu.yaml"} == set(PARAMETER_FILES)
 
 
 @pytest.mark.parametrize("name", PARAMETER_FILES)
@@ -63,31 +63,58 @@ def test_parameter_file(name):
 
 def test_launch_sets_only_parameters_that_exist():
     launch = load_launch("online")
-    assert set(launch.PARAMETERS.values()) <= set(KNOWN) and set(launch.PARAMETERS) <= set(launch.ARGUMENTS)
+    assert set(launch.PARAMETERS.values()) <= {*KNOWN, "use_sim_time"} and set(launch.PARAMETERS) <= set(launch.ARGUMENTS)
     defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
-    values = {k: default for k, (default, _) in KNOWN.items()} | launch.make_parameters(defaults)
-    node, _ = params.make_configs(values)
-    assert node.mode == "mono"
-    assert ("odometry", "/wheels") in launch.make_remappings(defaults | {"odometry_topic": "/wheels"})
+    assert launch.make_parameters(defaults) == {}, "what nobody asked for would win over the user's parameter file"
+    assert ("odometry", "/wheels") in launch.make_remappings(defaults | {"odometry_topic": "/wheels"}, "mono")
     assert launch.make_parameters(defaults | {"odometry_use": "both"})["odometry_input.use"] == "both"
     changed = launch.make_parameters(defaults | {"publish_tf": "false", "learning": "sync", "base_frame": "robot"})
     assert (changed["publish_tf"], changed["learning.mode"], changed["base_frame"]) == (False, "sync", "robot")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/**: {ros__parameters: {mode: rgbd}}",
+        "imatching: {ros__parameters: {mode: rgbd}}\ncamera: {ros__parameters: {mode: 3}}",
+        "/robot/imatching: {ros__parameters: {mode: rgbd}}",
+        "robot: {imatching: {ros__parameters: {mode: rgbd}}, camera: {ros__parameters: {mode: 3}}}",
+    ],
+)
+def test_launch_reads_the_node_s_part_of_a_parameter_file(text):
+    assert load_launch("online").read_parameters(yaml.safe_load(text)) == {"mode": "rgbd"}
+
+
+def test_launch_has_the_player_wait_for_the_node():
+    from imatching_ros.ros import player
+
+    launch = load_launch("online")
+    values = {name: default for name, (default, _) in launch.ARGUMENTS.items()} | {"bag": "my_bag"}
+    parser = argparse.ArgumentParser()
+    player.add_arguments(parser)
+    for changes, settings, topic in (
+        ({"image_topic": "/cam/image"}, {}, "/cam/image"),
+        ({"namespace": "/robot"}, {}, "/robot/image"),
+        ({"image_topic": "/cam/image"}, {"image_transport": "compressed"}, "/cam/image/compressed"),
+    ):
+        parsed = parser.parse_args(launch.make_player_arguments(values | changes, settings))
+        assert (str(parsed.bag), parsed.wait_for, parsed.clock) == ("my_bag", [topic], False)
+    assert parser.parse_args(launch.make_player_arguments(values, {"use_sim_time": True})).clock
 
 
 @pytest.mark.parametrize("mode", ["mono", "stereo", "rgbd"])
 def test_launch_remaps_only_topics_that_exist(mode):
     launch = load_launch("online")
     values = {name: default for name, (default, _) in launch.ARGUMENTS.items()} | {
-        "mode": mode,
         "image_topic": "/a",
         "camera_info_topic": "/b",
         "right_image_topic": "/c",
         "right_camera_info_topic": "/d",
         "depth_topic": "/e",
     }
-    names = [name for name, _ in launch.make_remappings(values)]
+    names = [name for name, _ in launch.make_remappings(values, mode)]
     assert set(names) == {topic for pair in TOPICS[mode].items() for topic in pair if topic}
-    assert (ROOT / "config" / f"{mode}.yaml").is_file()
+    assert mode in launch.MODES and (ROOT / "config" / f"{mode}.yaml").is_file()
 
 
 def test_replay_launch_passes_options_that_exist():
@@ -101,7 +128,10 @@ def test_replay_launch_passes_options_that_exist():
 
 @pytest.mark.skipif(WITHOUT_LAUNCH, reason="launch is not installed: the launch files were compared with the code, not started")
 def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
-    """ros2 launch, its own process; pictures in, odometry out, SIGINT ends it all."""
+    """ros2 launch, its own process; the mode from the user's file, the rest of its settings from the mode's; pictures in, odometry out,
+    SIGINT ends it all."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("/**: {ros__parameters: {mode: rgbd, learning.mode: sync, base_frame: optical}}")
     program = (
         "-c",
         "import sys; from ros2cli.cli import main; sys.exit(main())",
@@ -109,10 +139,9 @@ def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
         "imatching_ros",
         "online.launch.py",
         "image_topic:=/cam/image",
-        "mode:=rgbd",
+        f"params_file:={mine}",
         "depth_topic:=/cam/depth",
         "learning:=off",
-        "base_frame:=optical",
         "namespace:=robot",
     )
     log = tmp_path / "launch.txt"
@@ -138,6 +167,9 @@ def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
                 images.publish(image_message(stamp, image, "mono8"))
 
             send_until(send, lambda: len(odometry) > 0, f"odometry:\n{log.read_text()}")
+            names = ["sync_slop_s", "learning.mode", "base_frame"]
+            of_mode, of_argument, of_mine = peer.call(GetParameters, "/robot/imatching/get_parameters", names=names).values
+            assert (of_mode.double_value, of_argument.string_value, of_mine.string_value) == (0.02, "off", "optical")
         finally:
             launch.send_signal(signal.SIGINT)
             code = launch.wait(30)
