@@ -29,25 +29,34 @@ class Depths:
 
 
 def resolve_mode(frame: Frame, mode: str) -> str:
-    """mono, stereo or rgbd: the configured mode, checked against what the frame carries."""
+    """mono, stereo or rgbd: the configured mode, checked against what the first frame carries."""
     if mode == "auto":
         return "rgbd" if frame.depth is not None else "stereo" if frame.right is not None and frame.camera.baseline_m else "mono"
-    if mode == "rgbd" and frame.depth is None:
-        raise SourceError("odometry.mode is 'rgbd', but the frame has no depth image; give a depth topic or folder, or set mode to 'mono'")
-    if mode == "stereo" and frame.right is None:
-        raise SourceError("odometry.mode is 'stereo', but the frame has no right image; give a right topic or folder, or set mode to 'mono'")
+    missing = lacking(frame, mode)
+    if missing:
+        raise SourceError(f"odometry.mode is '{mode}', but the frame has no {missing} image; give a {missing} topic or folder, or set mode to "
+                          "'mono'")
     if mode == "stereo" and not frame.camera.baseline_m:
         raise CameraError("odometry.mode is 'stereo', but the camera has no baseline; it comes from P of the right CameraInfo")
     return mode
 
 
+def lacking(frame: Frame, mode: str) -> str:
+    """Which image, `depth` or `right`, the mode measures by and the frame does not carry; empty when it carries all."""
+    if mode == "rgbd" and frame.depth is None:
+        return "depth"
+    if mode == "stereo" and frame.right is None:
+        return "right"
+    return ""
+
+
 def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig, far: bool = False) -> Depths | None:
-    """Depth of a frame at raw px (N, 2); None in mono.
+    """Depth of a frame at raw px (N, 2); None in mono, and for a frame that came without its depth or right image.
 
     In stereo, points beyond `stereo_far` baselines count as not measured unless `far`: there, a rectification that is wrong by
     a fraction of a pixel outweighs the measurement, and motion tells their depth better.
     """
-    if mode == "mono":
+    if mode == "mono" or lacking(frame, mode):
         return None
     if mode == "rgbd":
         return _look_up(frame, uv, config)

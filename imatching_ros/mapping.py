@@ -62,6 +62,9 @@ class Mapper:
 
     def start_metric(self, frame: Frame, image: Tensor, features: Features, mode: str) -> Window | str:
         """A window of one keyframe at the origin whose landmarks have a measured depth; or why not."""
+        missing = depths.lacking(frame, mode)
+        if missing:
+            return f"the frame has no {missing} image, with which a map in metres begins"
         window = self.window_type()
         row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, image, features), geometry.identity())
         self._add_corners(window, row, frame, image, features, mode, far=True)

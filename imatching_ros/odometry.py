@@ -87,11 +87,12 @@ class Odometry:
         """The pose of a frame from its own matches.
 
         Raises:
-            SourceError, CameraError: the configured mode needs a depth or right image that the frame does not carry.
+            SourceError, CameraError: the configured mode needs a depth or right image that the first frame does not carry.
         """
         clock = Clock()
         self._fresh = None
-        self._mode = depths.resolve_mode(frame, self._mode or self.config.odometry.mode)
+        if not self._mode:  # later frames may lack their partner: they are tracked by what was seen before
+            self._mode = depths.resolve_mode(frame, self.config.odometry.mode)
         image = as_grey(frame.image)
         features = self.matcher.observe(image)
         clock.lap("features")

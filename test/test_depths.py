@@ -63,6 +63,8 @@ def test_mode_is_what_the_frame_carries_and_is_refused_where_it_does_not():
         resolve_mode(mono, "stereo")
     with pytest.raises(CameraError, match="no baseline"):
         resolve_mode(pair, "stereo")
+    # A later frame without its partner is no error: nothing is measured in it.
+    assert measure(mono, "rgbd", torch.zeros(3, 2), CONFIG) is None and measure(rgbd, "stereo", torch.zeros(3, 2), CONFIG) is None
     small = replace(stereo, right=IMAGE[:, :100])
     with pytest.raises(SourceError, match="320 x 100"):
         measure(small, "stereo", torch.zeros(1, 2), CONFIG)

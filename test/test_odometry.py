@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imatching_ros import geometry
-from imatching_ros.datatypes import Frame, TrackingState
+from imatching_ros.datatypes import Frame, ObservationKind, TrackingState
 from imatching_ros.errors import SourceError
 from imatching_ros.pipeline import Pipeline
 from imatching_ros.sources.simulation.sequence import SimulatedSequence
@@ -40,6 +40,42 @@ def test_rgbd_is_metric_from_the_first_frame(clip):
     assert outputs[0].is_keyframe and outputs[0].covariance.shape == (6, 6)
     covariance = outputs[-1].covariance
     assert torch.allclose(covariance, covariance.T) and (torch.linalg.eigvalsh(covariance) > 0).all()
+
+
+def without_depth(frame: Frame) -> Frame:
+    return replace(frame, depth=None)
+
+
+def test_a_frame_without_its_depth_is_tracked_by_what_was_seen_before(clip):
+    frames = [frame for frame, _ in clip[:8]]
+    frames[4] = without_depth(frames[4])
+    values = dict(odometry__mode="rgbd", odometry__keyframe_parallax=0.001)  # nearly every frame becomes a keyframe, this one too
+    pipeline, outputs = drive(frames, **values)
+    assert [o.state for o in outputs] == [TrackingState.TRACKING] * 8 and outputs[4].is_keyframe and all(o.metric for o in outputs)
+    assert max(position_error(o, T) for o, (_, T) in zip(outputs, clip)) < 0.02
+    o = pipeline.window.observations
+    measured = [bool((o.kind[o.kf == k] == ObservationKind.DEPTH).any()) for k in range(len(pipeline.window.keyframes))]
+    assert measured == [keyframe.id != 4 for keyframe in pipeline.window.keyframes] and not all(measured)
+
+
+def test_a_stereo_frame_without_its_right_picture_is_tracked(clip):
+    camera = replace(CAMERA, baseline_m=0.1)
+    # Right pictures of a wall: the left one shifted by its disparity, 256 px * 0.1 m / 2 m.
+    flat = [replace(frame, camera=camera, right=torch.roll(frame.image, -13, 2)) for frame in rotating(8, 0.2)]
+    flat[5] = replace(flat[5], right=None)
+    _, outputs = drive(flat, odometry__mode="stereo")
+    assert [o.state for o in outputs] == [TrackingState.TRACKING] * 8
+
+
+def test_a_map_in_metres_waits_for_a_frame_with_depth(clip):
+    blind = replace(clip[0][0], image=torch.zeros_like(clip[0][0].image))  # settles the mode, and begins no map
+    frames = [blind, without_depth(clip[1][0]), *(frame for frame, _ in clip[2:6])]
+    _, outputs = drive(frames)
+    assert [o.state for o in outputs] == [TrackingState.INITIALIZING] * 2 + [TrackingState.TRACKING] * 4
+    assert "no depth image" in outputs[1].reason
+    assert position_error(outputs[-1], geometry.relative(clip[2][1], clip[5][1])) < 0.02
+    with pytest.raises(SourceError, match="odometry.mode is 'rgbd'"):
+        drive([without_depth(clip[0][0])], odometry__mode="rgbd")
 
 
 def test_matches_agree_with_the_truth(clip):

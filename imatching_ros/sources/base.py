@@ -101,6 +101,9 @@ class Source(ABC):
                 continue
             if self.options.duration_s is not None and since_start > self.options.start_s + self.options.duration_s:
                 break
+            if not count and self.mode == "rgbd" and frame.depth is None:
+                self.warn("no depth picture of this time, with which a map begins: frame skipped", frame.stamp_ns)
+                continue
             yield Frame(count, frame.stamp_ns, frame.image, frame.camera, frame.depth, frame.right)
             count += 1
         if not count:

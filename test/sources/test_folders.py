@@ -125,6 +125,11 @@ def test_tum(tmp_path):
     frames = list(open_source(folder))
     assert [f.depth is not None for f in frames] == [True, True, False, True, True]
     assert frames[0].depth.unique().tolist() == [1.0]
+    # A map in metres begins with a measured depth, so a recording does too.
+    late = open_source(folder, SourceOptions(start_s=0.15))
+    assert [(f.id, f.stamp_ns, f.depth is not None) for f in late] == [(0, 300_000_000, True), (1, 400_000_000, True)]
+    assert len(late.warnings) == 1 and "no depth picture" in late.warnings[0]
+    assert [f.stamp_ns for f in open_source(folder, SourceOptions(mode="mono", start_s=0.15))][0] == 200_000_000
 
 
 def test_kitti(tmp_path):
