@@ -262,6 +262,7 @@ class OdometryNode(LifecycleNode):
                 latency_ms=p.latency_ms if p else float("nan"),
                 processing_ms=p.processing_ms if p else float("nan"),
                 problem=p.problem if p else "",
+                mounting_problem=p.mounting_problem if p else "",
                 learning=p.learning if p else None,
                 odometry_input=p.odometry_input if p else "",
             )

@@ -27,6 +27,7 @@ from .pictures import PictureDecoder
 from .robot_pose import RobotPoseTracker
 
 _CLOCK_MISMATCH_S = 60.0  # a stamp farther from now is of another clock
+_TF_PERIOD_S = 1.0  # how often TF is asked again while the camera is taken as the base
 
 
 class Processor:
@@ -36,6 +37,7 @@ class Processor:
         counters: pictures so far.
         last: the newest output.
         problem: why the newest picture could not be used; empty when it could.
+        mounting_problem: why it is not known where the camera sits on the base; empty when it is.
         odometry: messages of odometry from elsewhere, filled by another thread; set before `run`.
         odometry_input: `off`, `used`, or why it is not used.
     """
@@ -58,6 +60,7 @@ class Processor:
         self.last: OdometryOutput | None = None
         self.learning: Any = pipeline.learning_status()
         self.problem = ""
+        self.mounting_problem = ""
         self.odometry: deque[Any] = deque()
         self.odometry_input = "off" if core.odometry_input.use == "off" else "no odometry has arrived"
         self.latency_ms = self.processing_ms = float("nan")
@@ -67,6 +70,7 @@ class Processor:
         self._camera: Any = None
         self._last_stamp_ns: int | None = None
         self._first_s: float | None = None
+        self._looked_s = 0.0
         self._dropped = 0
         self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
 
@@ -116,6 +120,8 @@ class Processor:
             if self._tracker is not None:
                 self._tracker.restart()
         self._camera = frame.camera
+        if self._tracker is not None and self.mounting_problem:
+            self._look_again(picture)
         if self._tracker is None:  # until TF is there, odometry runs without publishing poses
             T_BC = self._find_camera(picture.frame_id)
             if T_BC is not None:
@@ -204,24 +210,42 @@ class Processor:
             T = None if T is None else T @ self._T_BC
         return T
 
+    def _look_again(self, picture: Picture) -> None:
+        """Starts again as soon as TF has the camera, which was taken as the base so far."""
+        if time.monotonic() - self._looked_s < _TF_PERIOD_S:
+            return
+        self._looked_s = time.monotonic()
+        if self._tree.lookup(self.config.base_frame, picture.frame_id) is None:
+            return
+        self._node.get_logger().warning(
+            f"TF from {self.config.base_frame} to {picture.frame_id} is there now: odometry is reset, for its poses so far were those of "
+            "the camera"
+        )
+        camera = self._camera
+        self.reset()
+        self._last_stamp_ns, self._camera = picture.stamp_ns, camera
+
     def _find_camera(self, frame_id: str) -> np.ndarray | None:
         """T_BC, or None while TF may still come."""
         c = self.config
+        self.mounting_problem = ""
         if any(c.base_from_camera):
             return transforms.from_pose(np.array(c.base_from_camera))
         if frame_id == c.base_frame:
             return np.eye(4)
-        T = self._tree.lookup(c.base_frame, frame_id) if self._tree is not None else None
+        T = self._tree.lookup(c.base_frame, frame_id)
         if T is not None:
             return T
         named = frame_id or "(the pictures name no frame)"
+        self.mounting_problem = f"no TF from {c.base_frame} to {named}"
         if self._first_s is None:
             self._first_s = time.monotonic()
         if time.monotonic() - self._first_s < c.tf_timeout_s:
             self._warn("tf wait", f"waiting for TF from {c.base_frame} to {named}")
             return None
+        self._looked_s = time.monotonic()
         self._node.get_logger().warning(
-            f"no TF from {c.base_frame} to {named} within {c.tf_timeout_s:g} s: {c.base_frame} is taken to be at the camera, "
+            f"{self.mounting_problem} within {c.tf_timeout_s:g} s: until there is, {c.base_frame} is taken to be at the camera, "
             "x along its view. Publish the transform (ros2 run tf2_ros static_transform_publisher) or set base_from_camera"
         )
         return transforms.T_BODY_OPTICAL

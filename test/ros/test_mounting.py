@@ -1,0 +1,92 @@
+"""TF to the camera that comes later than the node waits for it: until then the camera is taken as the base, and everybody is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import TransformStamped
+from imatching_ros.msg import Status
+from nav_msgs.msg import Odometry
+from peers import Peer, image_message, info_message, send_until, wait_until
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from tf2_msgs.msg import TFMessage
+from walls import CAMERA, look
+
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+REASON = "mounting of the camera not known: no TF from base_link to optical"
+
+
+class Robot:
+    def __init__(self, peer: Peer, start_node) -> None:
+        self.node = start_node({"mode": "rgbd", "tf_timeout_s": 0.2})
+        self.odom, self.status = peer.collect(Odometry, "/odom"), peer.collect(Status, "/imatching/status")
+        self.diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
+        self.infos, self.images, self.depths = (
+            peer.publisher(kind, topic) for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
+        )
+        peer.meet()
+        self.stamp = 10**9
+
+    def send(self, z: float) -> None:
+        self.stamp += 10**8
+        image, depth = look((0, 0, z))
+        self.infos.publish(info_message(self.stamp, CAMERA))
+        self.depths.publish(image_message(self.stamp, depth, "32FC1"))
+        self.images.publish(image_message(self.stamp, image, "mono8"))
+
+    def show(self, z: float) -> np.ndarray:
+        """A picture from z metres ahead; returns where odometry puts the base."""
+        count = len(self.odom)
+        send_until(lambda: self.send(z), lambda: len(self.odom) > count, f"odometry:\n{self.node.output}")
+        p = self.odom[-1].pose.pose.position
+        return np.array([p.x, p.y, p.z])
+
+    def told(self) -> list[tuple[bytes, str]]:
+        """Level and message of the newest diagnostics, once per message."""
+        return [(m.status[0].level, m.status[0].message) for m in self.diagnostics]
+
+
+def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
+    robot = Robot(peer, start_node)
+    robot.show(0.0)
+    assert "no TF from base_link to optical within 0.2 s: until there is, base_link is taken to be at the camera" in robot.node.output
+    np.testing.assert_allclose(robot.show(0.05), [0.05, 0, 0], atol=0.006)  # along the camera's view
+    told = len(robot.told())
+    send_until(
+        lambda: robot.send(0.05),
+        lambda: any(level == DiagnosticStatus.WARN and REASON in text for level, text in robot.told()[told:]),
+        f"the reason in /diagnostics: {robot.told()}",
+        tries=80,
+        patience_s=0.5,
+    )
+
+    # A camera that looks to the left: ahead of it is +y of the base.
+    mount = TransformStamped(child_frame_id="optical")
+    mount.header.frame_id = "base_link"
+    r = mount.transform.rotation
+    r.x, r.y, r.z, r.w = -np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    peer.node.create_publisher(TFMessage, "/tf_static", latched).publish(TFMessage(transforms=[mount]))
+    send_until(
+        lambda: robot.send(0.05),
+        lambda: "TF from base_link to optical is there now: odometry is reset" in robot.node.output,
+        f"the transform to be taken:\n{robot.node.output}",
+        tries=80,
+        patience_s=0.5,
+    )
+    wait_until(lambda: robot.status[-1].frames_received == robot.status[-1].frames_processed + robot.status[-1].frames_dropped)
+    start = robot.show(0.05)
+    np.testing.assert_allclose(robot.show(0.1) - start, [0, 0.05, 0], atol=0.006)
+    np.testing.assert_allclose(start, 0, atol=0.006)  # it began anew
+    told = len(robot.told())
+    send_until(
+        lambda: robot.send(0.1),
+        lambda: any(level == DiagnosticStatus.OK and text == "tracking" for level, text in robot.told()[told:]),
+        f"diagnostics without the reason: {robot.told()}",
+        tries=80,
+        patience_s=0.5,
+    )
+    assert robot.node.stop() == 0
