@@ -64,7 +64,7 @@ class Matches:
     sigma_px: Tensor  # (N,) float32, standard deviation per coordinate
     residual_px: Tensor  # (N,) float32, distance between uv_j and the reprojected landmark, NaN where there is none
     inlier: Tensor  # (N,) bool, used for the pose of frame j
-    landmark_id: Tensor  # (N,) int64
+    landmark_id: Tensor  # (N,) int64, never given twice until odometry is reset
     weights_version: int
 
 

@@ -60,12 +60,12 @@ class Mapper:
         self._config = config.odometry
         self._matcher = matcher
 
-    def start_metric(self, frame: Frame, image: Tensor, features: Features, mode: str) -> Window | str:
-        """A window of one keyframe at the origin whose landmarks have a measured depth; or why not."""
+    def start_metric(self, frame: Frame, image: Tensor, features: Features, mode: str, next_id: int) -> Window | str:
+        """A window of one keyframe at the origin whose landmarks, with ids from `next_id` on, have a measured depth; or why not."""
         missing = depths.lacking(frame, mode)
         if missing:
             return f"the frame has no {missing} image, with which a map in metres begins"
-        window = self.window_type()
+        window = self.window_type(next_id)
         row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, image, features), geometry.identity())
         self._add_corners(window, row, frame, image, features, mode, far=True)
         window.triangulate(frame.camera, self._config.min_parallax_px, self._config.inlier_px)
@@ -74,11 +74,11 @@ class Mapper:
             return f"{known} corners with a measured depth, {self._config.start_landmarks} are needed"
         return window
 
-    def start_mono(self, start: Start, median_depth: float | None) -> Window | str:
-        """A window from the first views; or why not. Its scale: the given median depth, else the known first baseline, else a
+    def start_mono(self, start: Start, median_depth: float | None, next_id: int) -> Window | str:
+        """A window from the first views, with landmark ids from `next_id` on; or why not. Its scale: the given median depth, else the known first baseline, else a
         median depth of 1."""
         c, camera = self._config, start.views[-1].frame.camera
-        window = self.window_type()
+        window = self.window_type(next_id)
         for view, T_WC in zip(start.views, start.T_WC):
             window.add_keyframe(Keyframe(view.frame.id, view.frame.stamp_ns, view.image, view.features), T_WC)
         inlier = start.inlier.nonzero()[:, 0]

@@ -209,9 +209,9 @@ class Odometry:
             start = self._mono.offer(frame, features)
             # A map that replaces a lost one keeps its scale as well as the scene allows: by the median depth.
             depth = float(self._last.depth.median()) if self._last is not None else None
-            window = self._mapper.start_mono(start, depth) if isinstance(start, Start) else start
+            window = self._mapper.start_mono(start, depth, self.window.next_id) if isinstance(start, Start) else start
         else:
-            window = self._mapper.start_metric(frame, image, features, self._mode)
+            window = self._mapper.start_metric(frame, image, features, self._mode, self.window.next_id)
         if isinstance(window, str):
             return self._nothing(frame, window)
         T_origin = self._origin(window.keyframes[0].stamp_ns)
@@ -265,7 +265,7 @@ class Odometry:
         """Tries the keyframes that look most alike; the window then begins again with the one that fits."""
         c, camera, kept = self.config.odometry, frame.camera, self.window
         for place in self._places.most_alike(image, _PLACES, kept):
-            self.window, queries = recall(place, camera, self.matcher, c.corner_sigma_px)
+            self.window, queries = recall(place, camera, self.matcher, c.corner_sigma_px, kept.next_id)
             rows = torch.arange(len(place.uv))
             sighting = self._search.look(rows, queries, features, None if self.matcher.wide_baseline else place.uv, None)
             located = self._search.locate(self.window, camera, sighting, None)

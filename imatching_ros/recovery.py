@@ -77,9 +77,9 @@ def place_of(window: Window, row: int) -> Place:
                  landmarks.points_W[o.lm[mine]].clone(), thumbnail(keyframe.image))
 
 
-def recall(place: Place, camera: Camera, matcher: Matcher, sigma_px: float) -> tuple[Window, Queries]:
-    """A window of this one keyframe with its landmarks where they were, and their queries by the weights of now."""
-    window = Window()
+def recall(place: Place, camera: Camera, matcher: Matcher, sigma_px: float, next_id: int) -> tuple[Window, Queries]:
+    """A window of this one keyframe with its landmarks where they were, and their queries by the weights of now; ids from `next_id` on."""
+    window = Window(next_id)
     features = matcher.observe(place.image)
     queries = matcher.describe(features, place.uv.to(matcher.device))
     window.add_keyframe(Keyframe(place.id, place.stamp_ns, place.image, features), place.T_WC)

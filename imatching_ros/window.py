@@ -1,7 +1,7 @@
 """The sliding window: keyframes, landmarks and observations as flat arrays (structure of arrays), on the CPU.
 
 A landmark is found as a corner of one keyframe, its anchor, where its query was described. It is `resolved` once its
-position is known. Rows are compacted when landmarks or keyframes leave; `id` names a landmark for good.
+position is known. Rows are compacted when landmarks or keyframes leave; `id` names a landmark for good, also beyond its window.
 """
 
 from __future__ import annotations
@@ -75,16 +75,20 @@ def _each(table, change):
 
 
 class Window:
-    """Owned by one thread; everything that leaves it is cloned."""
+    """Owned by one thread; everything that leaves it is cloned.
 
-    def __init__(self) -> None:
+    Attributes:
+        next_id: of the next landmark; a window that takes the place of another begins there, so that no id names two landmarks.
+    """
+
+    def __init__(self, next_id: int = 0) -> None:
         self.keyframes: list[Keyframe] = []
         self.T_WC = torch.zeros(0, 7, dtype=torch.float64)
         self.landmarks = Landmarks.empty()
         self.observations = Observations.empty()
         self.queries: Queries | None = None  # one per landmark; None with matchers that are queried from the previous frame
         self.slid = False  # a keyframe has left: the oldest poses carry what it knew
-        self._next_id = 0
+        self.next_id = next_id
 
     # -- growing ------------------------------------------------------------------------------------------------------
 
@@ -103,11 +107,11 @@ class Window:
         anchor = torch.full((count,), self.keyframes[kf].id)
         uv = uv.cpu().float()
         fresh = Landmarks(
-            id=torch.arange(self._next_id, self._next_id + count), points_W=torch.full((count, 3), torch.nan, dtype=torch.float64),
+            id=torch.arange(self.next_id, self.next_id + count), points_W=torch.full((count, 3), torch.nan, dtype=torch.float64),
             resolved=torch.zeros(count, dtype=torch.bool), anchor=anchor, uv_anchor=uv, uv_last=uv, seen=anchor,
             misses=torch.zeros(count, dtype=torch.int64), expected_inv_depth=torch.full((count,), torch.nan, dtype=torch.float64),
         )
-        self._next_id += count
+        self.next_id += count
         self.landmarks = replace(table, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(table).items()})
         if queries is not None:
             self.queries = queries if self.queries is None or len(table) == 0 else Queries.cat([self.queries, queries])

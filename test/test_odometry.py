@@ -174,6 +174,26 @@ def test_an_unknown_place_starts_a_new_map_where_the_last_pose_was(clip):
     assert [e["event"] for e in events if e["event"] != "keyframe"] == ["tracking", "lost", "restart", "tracking"]
 
 
+def test_no_landmark_id_is_given_twice(clip):
+    def ids(outputs) -> set[int]:
+        return {i for o in outputs if o.matches is not None for i in o.matches.landmark_id.tolist()} | set(pipeline.window.landmarks.id.tolist())
+
+    values = dict(odometry__restart_frames=2, odometry__search_radius=0.02)  # too near to find anything again after the jump
+    pipeline, before = drive([frame for frame, _ in clip[:14]], **values)
+    old, walked = ids(before), pipeline.window
+    # Back to the first place at once: its keyframe is recognised, and a window of it alone begins.
+    jumped = replace(clip[0][0], id=100, stamp_ns=clip[14][0].stamp_ns)
+    _, back = drive([jumped], pipeline=pipeline)
+    recognised = ids([]) - old
+    assert back[0].T_WC is not None and back[0].map_id == 0 and pipeline.window is not walked
+    assert len(recognised) == len(pipeline.window.landmarks)
+    # Somewhere else: another map begins.
+    elsewhere = [replace(frame, id=200 + k, stamp_ns=clip[15][0].stamp_ns + k * STEP_NS, depth=torch.full((240, 320), 3.0))
+                 for k, frame in enumerate(rotating(4, 0.3))]
+    _, after = drive(elsewhere, pipeline=pipeline)
+    assert after[-1].map_id == 1 and ids(after[-1:]).isdisjoint(old | recognised)
+
+
 def test_dropped_frames_are_bridged(clip):
     kept = clip[:7] + clip[12:]
     _, outputs = drive([frame for frame, _ in kept], "sift")

@@ -40,8 +40,8 @@ class _Window(Window):
 
     held = 2
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, next_id: int = 0) -> None:
+        super().__init__(next_id)
         self.prior: MarginalPrior | None = None
 
     def snapshot(self, camera: Camera) -> tuple[WindowSnapshot, Tensor, Tensor] | None:
