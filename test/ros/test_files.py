@@ -218,16 +218,19 @@ def test_bad_values_are_refused(name, value, reason):
 
 def test_every_dependency_of_the_code_is_in_package_xml():
     named = set(re.findall(r"<(?:exec_|build_|buildtool_)?depend>([\w-]+)<", (ROOT / "package.xml").read_text()))
-    imported = set()
-    for file in (ROOT / "imatching_ros" / "ros").glob("*.py"):
+    imported, started = set(), set()
+    for file in [*(ROOT / "imatching_ros" / "ros").glob("*.py"), *(ROOT / "launch").glob("*.py")]:
         imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+        started |= set(re.findall(r"package=\"(\w+)\"", file.read_text())) - {"imatching_ros"}
     ros = {
         name
         for name in imported
         if name.endswith("_msgs")
         or name in ("rclpy", "tf2_ros", "sensor_msgs_py", "builtin_interfaces", "rcl_interfaces", "std_srvs")
+        or name in ("ament_index_python", "launch", "launch_ros")
     }
-    assert ros <= named, ros - named
+    assert {"ament_index_python", "launch_ros"} <= ros and started == {"rviz2"}
+    assert ros | started <= named, (ros | started) - named
     assert {"rclpy", "cv_bridge", "sensor_msgs_py", "python3-opencv"} <= named
 
 
