@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,11 +18,11 @@ from rclpy.qos import (
     qos_check_compatible,
     qos_profile_sensor_data,
 )
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from .convert import stamp_ns
 from .params import NodeConfig
+from .qos import OVERRIDES, find_unknown_overrides, make_qos
 from .synchronizer import Synchronizer
 
 # Names of the picture topics of each mode, the leading one first, and of their CameraInfo.
@@ -63,6 +62,9 @@ class _Topic:
 class CameraInputs:
     """Subscribes while it exists. Its callbacks only store messages; `on_picture` must do no more than that either.
 
+    Raises:
+        ConfigError: a QoS override that cannot be; nothing is subscribed to then.
+
     Attributes:
         topics: by relative name.
         odometry: messages from elsewhere that nobody has taken yet, bounded; `append` and `popleft` are safe between threads.
@@ -89,24 +91,13 @@ class CameraInputs:
         self._leader = leader
         slop_ns = round(config.sync_slop_s * 1e9) if config.sync == "approximate" else 0
         self.synchronizer = Synchronizer(tuple(images), slop_ns, self._deliver) if len(images) > 1 else None
-        for name, info_name in images.items():
-            topic = node.resolve_topic_name(name)
-            compressed = config.image_transport == "compressed"
-            self._subscribe(
-                name,
-                f"{topic}/compressed" if compressed else topic,
-                CompressedImage if compressed else Image,
-                lambda message, name=name: self._take(name, message),
-            )
-            if info_name:
-                self._subscribe(
-                    info_name,
-                    find_info_topic(node, name, info_name),
-                    CameraInfo,
-                    lambda message, name=name: self._infos.__setitem__(name, message),
-                )
-        if with_odometry:
-            self._subscribe_odometry()
+        try:
+            self._subscribe_all(with_odometry)
+        except Exception:
+            self.close()
+            raise
+        for text in find_unknown_overrides(node):
+            node.get_logger().warning(text)
         last_part = node.resolve_topic_name(leader).rsplit("/", 1)[-1]
         self.rectified = config.rectified == "yes" or (config.rectified == "auto" and "rect" in last_part)
 
@@ -130,6 +121,26 @@ class CameraInputs:
                 self._warned_s[topic.name] = now
                 self._node.get_logger().warning(f"nothing received on {topic.name} for {silent_s:.0f} s: {self._explain(topic)}")
 
+    def _subscribe_all(self, with_odometry: bool) -> None:
+        for name, info_name in TOPICS[self.config.mode].items():
+            topic = self._node.resolve_topic_name(name)
+            compressed = self.config.image_transport == "compressed"
+            self._subscribe(
+                name,
+                f"{topic}/compressed" if compressed else topic,
+                CompressedImage if compressed else Image,
+                lambda message, name=name: self._take(name, message),
+            )
+            if info_name:
+                self._subscribe(
+                    info_name,
+                    find_info_topic(self._node, name, info_name),
+                    CameraInfo,
+                    lambda message, name=name: self._infos.__setitem__(name, message),
+                )
+        if with_odometry:
+            self._subscribe_odometry()
+
     def _subscribe_odometry(self) -> None:
         topic = self._node.resolve_topic_name(ODOMETRY)
         if topic == self._node.resolve_topic_name("odom"):
@@ -147,16 +158,8 @@ class CameraInputs:
             entry.count += 1
             take(message)
 
-        # A copy, because rclpy writes the overrides into the profile that it is given.
-        qos = copy.copy(qos_profile_sensor_data)
-        qos.depth = depth
-        entry.subscription = self._node.create_subscription(
-            kind,
-            topic,
-            receive,
-            qos,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        qos = make_qos(self._node, topic, depth)
+        entry.subscription = self._node.create_subscription(kind, topic, receive, qos, qos_overriding_options=OVERRIDES)
         self.topics[name] = entry
 
     def _take(self, name: str, message: Any) -> None:
@@ -216,9 +219,13 @@ class CameraInputs:
             if verdict != QoSCompatibility.ERROR:
                 reasons.append(f"{node_name} publishes it with fitting QoS ({offers}), but sends nothing")
             else:
+                late = (publisher.qos_profile.durability, requested.durability) == (
+                    QoSDurabilityPolicy.VOLATILE,
+                    QoSDurabilityPolicy.TRANSIENT_LOCAL,
+                )
                 reasons.append(
                     f"{node_name} publishes it, QoS does not fit ({offers}): {reason.rstrip(';')}; set for example "
-                    f"qos_overrides.{topic.name}.subscription.reliability:=best_effort"
+                    f"qos_overrides.{topic.name}.subscription.{'durability:=volatile' if late else 'reliability:=best_effort'}"
                 )
         return "; ".join(reasons)
 

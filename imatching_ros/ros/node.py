@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 import os
-import re
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
@@ -35,9 +34,11 @@ from . import params
 from .diagnostics import Diagnostics, Snapshot
 from .frames import make_lookup
 from .inputs import CameraInputs
+from .managed import ManagedNode, tell_errors
 from .outputs import Counters, Outputs
 from .processing import Processor
 from .transport import use_shipped_profile
+from .weights_folder import default_profile, weights_directory
 
 # name: type, what it does
 SERVICES = {
@@ -54,21 +55,7 @@ _SERVICE_TIMEOUT_S = 20.0
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-def _tell_errors(transition: Callable) -> Callable:
-    """rclpy takes an exception of a transition for an answer and says nothing of it."""
-
-    @functools.wraps(transition)
-    def told(node: OdometryNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(node, state)
-        except Exception:
-            node.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
-            raise
-
-    return told
-
-
-class OdometryNode(LifecycleNode):
+class OdometryNode(ManagedNode):
     """A managed node. configure loads the weights, activate subscribes and processes, deactivate pauses, cleanup frees."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -78,7 +65,8 @@ class OdometryNode(LifecycleNode):
             self.get_logger().warning(text)
         self.config, self.core = params.read_configs(self)
         self.add_on_set_parameters_callback(self._check_parameters)
-        self.add_post_set_parameters_callback(self._take_parameters)
+        if self._tells_after_setting:
+            self.add_post_set_parameters_callback(lambda _: self._apply(*params.read_configs(self)))
         self._pipeline: Pipeline | None = None
         self._directory, self._profile = Path(), ""
         self._outputs: Outputs | None = None
@@ -101,25 +89,31 @@ class OdometryNode(LifecycleNode):
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
-    @_tell_errors
+    @tell_errors
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.config, self.core = params.read_configs(self)
         self._directory = weights_directory(self.config.weights_dir)
-        self._profile = self.config.weights_profile or default_profile(self.core)
+        named = self.config.weights_profile
+        self._profile = named or default_profile(self.core.matcher, self.get_namespace())
         try:
-            pipeline = Pipeline(self.core, self._on_event, self._directory, self._profile)
-        except ImatchingError as error:
+            self._pipeline = Pipeline(self.core, self._on_event, self._directory, self._profile, bool(named))
+        except (ImatchingError, OSError) as error:
             self.get_logger().error(str(error))
             return _FAILURE
-        self._pipeline = pipeline
+        self.get_logger().info(f"matcher {self.core.matcher.name}: {self._pipeline.origin}")
         self._outputs = Outputs(self, self.config)
         self._tree = None if any(self.config.base_from_camera) and not self._with_odometry else make_lookup(self)
         return super().on_configure(state)
 
-    @_tell_errors
+    @tell_errors
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._processor = Processor(self, self.config, self.core, self._pipeline, self._outputs, self._tree, self.warn_throttled)
-        self._inputs = CameraInputs(self, self.config, self._processor.inbox.put, self.warn_throttled, self._with_odometry)
+        try:
+            self._inputs = CameraInputs(self, self.config, self._processor.inbox.put, self.warn_throttled, self._with_odometry)
+        except ConfigError as error:
+            self.get_logger().error(str(error))
+            self._stop()
+            return _FAILURE
         self._processor.odometry = self._inputs.odometry
         result = super().on_activate(state)
         self._processor.run()
@@ -130,22 +124,29 @@ class OdometryNode(LifecycleNode):
         )
         return result
 
-    @_tell_errors
+    @tell_errors
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop()
         self._pipeline.reset()
         return super().on_deactivate(state)
 
-    @_tell_errors
+    @tell_errors
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._free()
         return super().on_cleanup(state)
 
-    @_tell_errors
+    @tell_errors
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop()
         self._free()
         return super().on_shutdown(state)
+
+    @tell_errors
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a transition that raised: back to unconfigured, with nothing left of what it had made."""
+        self._stop()
+        self._free()
+        return super().on_error(state)
 
     @property
     def _with_odometry(self) -> bool:
@@ -208,26 +209,38 @@ class OdometryNode(LifecycleNode):
     def _command(self, function: Callable[[], str], active: bool = False) -> tuple[bool, str]:
         """Has the owner of the odometry do something between two pictures; returns whether it worked and what was done."""
         if self._pipeline is None or (active and self._processor is None):
-            return False, f"the node is {self._state_machine.current_state[1]}; {'activate' if active else 'configure'} it first"
+            return False, f"the node is {self.state_label}; {'activate' if active else 'configure'} it first"
         try:
             if self._processor is None:
                 return True, function()
-            return True, self._processor.inbox.call(function).result(timeout=_SERVICE_TIMEOUT_S)
-        except (ImatchingError, OSError, RuntimeError, TimeoutError) as error:
-            return False, str(error) or f"not done within {_SERVICE_TIMEOUT_S:g} s"
+            future = self._processor.inbox.call(function)
+            if not wait([future], _SERVICE_TIMEOUT_S).done:
+                return False, f"not done within {_SERVICE_TIMEOUT_S:g} s"
+            return True, future.result()
+        except (ImatchingError, OSError) as error:
+            return False, str(error)
+        except Exception as error:  # a bug: say all about it, keep the robot's node alive
+            self.get_logger().error(f"internal error in a service:\n{traceback.format_exc()}")
+            return False, f"internal error: {error!r}"
 
     # -- parameters ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _tells_after_setting(self) -> bool:
+        """Humble does not: there values are applied when they have been found right, before they are stored."""
+        return hasattr(self, "add_post_set_parameters_callback")
+
     def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
-            params.make_configs(params.changed(self, parameters))
+            configs = params.make_configs(params.changed(self, parameters))
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        if not self._tells_after_setting:
+            self._apply(*configs)
         return SetParametersResult(successful=True)
 
-    def _take_parameters(self, parameters: list[Parameter]) -> None:
-        self.config, self.core = params.read_configs(self)
-        config, core = self.config, self.core
+    def _apply(self, config: params.NodeConfig, core: Config) -> None:
+        self.config, self.core = config, core
         if self._processor is not None:
 
             def apply() -> None:
@@ -250,7 +263,7 @@ class OdometryNode(LifecycleNode):
         counters, last = (p.counters, p.last) if p else (Counters(), None)
         self._diagnostics.publish(
             Snapshot(
-                lifecycle=self._state_machine.current_state[1],
+                lifecycle=self.state_label,
                 received=self._inputs.received if self._inputs else 0,
                 dropped=p.inbox.dropped if p else 0,
                 processed=counters.processed,
@@ -283,23 +296,6 @@ class OdometryNode(LifecycleNode):
         if now - self._warned_s.get(key, -1e9) >= 5.0:
             self._warned_s[key] = now
             self.get_logger().warning(text)
-
-
-def weights_directory(given: str) -> Path:
-    """Where weights are kept: the parameter, else under $ROS_HOME, never the working directory."""
-    if given:
-        return Path(given).expanduser()
-    home = os.environ.get("ROS_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".ros") / "imatching_ros"
-
-
-def default_profile(core: Config) -> str:
-    """Weights learned from the shipped ones and from a file of the user's are kept apart, and those of every network."""
-    return (
-        core.matcher.name
-        if core.matcher.weights == "default"
-        else re.sub(r"\W", "_", Path(core.matcher.weights).stem) + "_adapted"
-    )
 
 
 class _RosLog(logging.Handler):
@@ -359,7 +355,8 @@ def _run(stop: threading.Event) -> int:
             executor.spin_once(timeout_sec=0.2)
     finally:
         logging.getLogger("imatching_ros").removeHandler(handler)
-        node.trigger_shutdown()
+        if node.state_label != "finalized":  # as after a transition `shutdown`
+            node.trigger_shutdown()
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from imatching_ros.config import Config
-from imatching_ros.ros.node import default_profile, weights_directory
+from imatching_ros.config import MatcherConfig
+from imatching_ros.ros.weights_folder import default_profile, weights_directory
 
 pytestmark = pytest.mark.ros
 
@@ -29,7 +29,12 @@ def test_home(monkeypatch, tmp_path):
 
 
 def test_weights_of_different_origin_are_kept_apart():
-    shipped = default_profile(Config())
-    mine = default_profile(Config.from_dict({"matcher.weights": "/data/my site.safetensors"}))
-    assert shipped == "expectation" and mine == "my_site_adapted"
-    assert default_profile(Config.from_dict({"matcher.name": "regression"})) != shipped
+    shipped = default_profile(MatcherConfig())
+    mine = default_profile(MatcherConfig(weights="/data/my größe.safetensors"))
+    assert shipped == "expectation" and mine == "my_gr__e_adapted"
+    assert default_profile(MatcherConfig(name="regression")) != shipped
+
+
+def test_nodes_of_two_namespaces_keep_their_weights_apart():
+    names = [default_profile(MatcherConfig(), namespace) for namespace in ("/", "/front", "/robot1/front", "/robot1_front")]
+    assert names == ["expectation", "front_expectation", "robot1-front_expectation", "robot1_front_expectation"]

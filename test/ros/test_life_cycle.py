@@ -1,0 +1,162 @@
+"""What must not end, fill or confuse the node: transitions that fail or are not possible, commands that go wrong, other releases of
+ROS 2 and Python."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Iterator
+
+import pytest
+import rclpy
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from peers import wait_until
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from std_srvs.srv import SetBool, Trigger
+
+from imatching_ros.ros import node as node_module
+from imatching_ros.ros.node import OdometryNode
+
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ("SUCCESS", "FAILURE", "ERROR"))
+BAD_QOS = "qos_overrides./camera_info.subscription.reliability"
+
+
+class HumbleNode(OdometryNode):
+    """As with rclpy of Humble, which has no callbacks after parameters are set."""
+
+    @property
+    def add_post_set_parameters_callback(self):
+        raise AttributeError("not in Humble")
+
+
+@pytest.fixture(scope="module")
+def context(domain) -> Iterator[rclpy.Context]:
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain, args=[])
+    yield context
+    context.shutdown()
+
+
+@pytest.fixture
+def make_node(context, tmp_path) -> Iterator:
+    """Makes nodes in this process, which nobody spins."""
+    nodes = []
+
+    def make(kind: type[OdometryNode] = OdometryNode, **values) -> OdometryNode:
+        values = {"matcher.name": "klt", "learning.mode": "off", "weights_dir": str(tmp_path), **values}
+        nodes.append(kind(context=context, parameter_overrides=[Parameter(k, value=v) for k, v in values.items()]))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        if node.state_label != "finalized":
+            node.trigger_shutdown()
+        node.destroy_node()
+
+
+def count(node: OdometryNode) -> tuple[int, int, int]:
+    """What a node that forgets to free leaves more and more of."""
+    return len(list(node.publishers)), len(list(node.subscriptions)), threading.active_count()
+
+
+@pytest.mark.parametrize("kind", [OdometryNode, HumbleNode])
+def test_live_parameters_are_applied(make_node, kind):
+    node = make_node(kind)
+    assert node.trigger_configure() == SUCCESS
+    assert node.set_parameters([Parameter("odometry.degraded_inliers", value=40)])[0].successful
+    assert node._pipeline.config.odometry.degraded_inliers == 40
+    assert node.trigger_activate() == SUCCESS
+    wrong = [Parameter("odometry.degraded_inliers", value=5000), Parameter("bundle.kernel", value="cauchy")]
+    assert not any(result.successful for result in node.set_parameters(wrong))
+    assert node.set_parameters([Parameter("no_data_warning_s", value=2.5), Parameter("odometry.degraded_inliers", value=50)])[1].successful
+    wait_until(lambda: node._pipeline.config.odometry.degraded_inliers == 50, what="the setting to reach the pipeline")
+    assert node.config.no_data_warning_s == node._inputs.config.no_data_warning_s == 2.5
+    assert node.get_parameter("odometry.degraded_inliers").value == 50 and node.core.bundle.kernel == "huber"
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_an_error_in_a_command_is_answered_and_told(make_node, monkeypatch, capfd, active):
+    node = make_node()
+    assert node.trigger_configure() == SUCCESS and (not active or node.trigger_activate() == SUCCESS)
+
+    def fail(on: bool) -> None:
+        raise KeyError("broken")
+
+    monkeypatch.setattr(node._pipeline, "set_learning", fail)
+    answer = node._on_set_learning(SetBool.Request(data=False), SetBool.Response())
+    assert not answer.success and answer.message == "internal error: KeyError('broken')"
+    assert "Traceback" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert node._on_set_learning(SetBool.Request(data=False), SetBool.Response()).success
+
+
+def test_a_command_that_lasts_too_long_is_answered(make_node, monkeypatch):
+    """Up to Python 3.10 the TimeoutError of futures is not the built-in one."""
+    monkeypatch.setattr(concurrent.futures._base, "TimeoutError", type("TimeoutError", (Exception,), {}))
+    monkeypatch.setattr(node_module, "_SERVICE_TIMEOUT_S", 0.2)
+    node = make_node()
+    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+    release = threading.Event()
+    node._processor.inbox.call(release.wait)
+    answer = node._on_reset(Trigger.Request(), Trigger.Response())
+    release.set()
+    assert not answer.success and answer.message == "not done within 0.2 s"
+
+
+def test_a_wrong_qos_override_is_one_line_and_leaves_nothing_behind(make_node, capfd):
+    node = make_node(**{BAD_QOS: "bestest"})
+    assert node.trigger_configure() == SUCCESS
+    before, pipeline = count(node), node._pipeline
+    for _ in range(2):
+        assert node.trigger_activate() == FAILURE and node.state_label == "inactive"
+        assert count(node) == before and node._pipeline is pipeline
+        told = capfd.readouterr().err
+        assert f"parameter {BAD_QOS} is 'bestest', expected one of system_default, reliable, best_effort" in told
+        assert told.count("[ERROR]") == 1 and "Traceback" not in told
+    node._parameter_overrides[BAD_QOS] = Parameter(BAD_QOS, value="reliable")
+    assert node.trigger_activate() == SUCCESS and count(node) > before
+
+
+@pytest.mark.parametrize(("name", "value"), [("depth", "many"), ("depth", 0), ("history", "some"), ("durability", True)])
+def test_every_override_is_checked(make_node, capfd, name, value):
+    node = make_node(**{f"qos_overrides./image.subscription.{name}": value})
+    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == FAILURE
+    assert f"subscription.{name} is {value!r}, expected" in capfd.readouterr().err
+
+
+def test_a_transition_that_raises_frees_everything(make_node, monkeypatch, capfd):
+    node = make_node(**{"matcher.name": "expectation", "learning.mode": "thread"})
+    before = count(node)
+
+    def fail(*_) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(node_module.Processor, "run", fail)
+    for _ in range(2):
+        assert node.trigger_configure() == SUCCESS and node.trigger_activate() == ERROR
+        assert node.state_label == "unconfigured" and node._pipeline is node._outputs is None
+        assert count(node) == before
+        assert "on_activate failed" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+
+
+def test_a_transition_that_is_not_possible_is_refused_and_a_shutdown_ends_cleanly(peer, start_node):
+    node = start_node(arguments=("-r", "__ns:=/apart"))  # from the nodes of this process: rclpy keeps their services
+    node.wait_for("active:")
+
+    def change(transition: int) -> bool:
+        return peer.call(ChangeState, "/apart/imatching/change_state", transition=Transition(id=transition)).success
+
+    def state() -> int:
+        return peer.call(GetState, "/apart/imatching/get_state").current_state.id
+
+    assert not change(Transition.TRANSITION_CONFIGURE) and state() == State.PRIMARY_STATE_ACTIVE
+    assert "is not possible: the node is active" in node.output
+    assert change(Transition.TRANSITION_ACTIVE_SHUTDOWN) and state() == State.PRIMARY_STATE_FINALIZED
+    assert not change(Transition.TRANSITION_CONFIGURE)
+    assert node.stop() == 0 and "Traceback" not in node.output
