@@ -119,7 +119,7 @@ class LearningConfig:
     replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000)
     replay_share: float = setting(0.5, "share of steps on replayed windows", low=0.0, high=1.0, live=True)
     candidate_steps: int = setting(32, "steps of a candidate before it is tried", low=1, high=100000, live=True)
-    trial_windows: int = setting(5, "fewest windows of a trial", low=3, high=100)
+    trial_windows: int = setting(6, "fewest windows of a trial", low=3, high=100)
     trial_windows_max: int = setting(10, "a trial without a verdict ends after so many windows", low=3, high=1000)
     probation_windows: int = setting(6, "windows after a promotion in which the previous weights may come back",
                                      low=3, high=1000, live=True)
@@ -148,6 +148,9 @@ class Config:
     def __post_init__(self) -> None:
         for path, value, meta in walk(self):
             check(path, value, meta)
+        if self.learning.trial_windows_max < self.learning.trial_windows:
+            raise ConfigError(f"learning.trial_windows_max is {self.learning.trial_windows_max}, expected learning.trial_windows "
+                              f"({self.learning.trial_windows}) or more")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Config:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from .matching import create_matcher
 from .matching.weights import DEFAULT_DIR, hash_state, load_weights, write_weights
 from .odometry import Odometry
 from .window import Window
+
+log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 MOST_KEYFRAMES = 20_000  # remembered poses of keyframes; a run of any length has bounded memory
@@ -51,7 +55,8 @@ class Pipeline:
         self._on_event = on_event
         self._store = None if weights_dir is None else WeightsStore(Path(weights_dir), profile)
         self.matcher = create_matcher(config.matcher)
-        self._base = hash_state(self.matcher.state_dict())
+        self._shipped = {name: value.detach().clone() for name, value in self.matcher.state_dict().items()}
+        self._base = hash_state(self._shipped)
         self.origin = f"weights '{config.matcher.weights}'" if self.matcher.state_dict() else "no weights"
         if self._store is not None and self.matcher.trainable and self._store.resume(self.matcher, self._base, named):
             self.origin = f"weights of profile '{profile}' resumed from {self._store.path(profile)}"
@@ -59,11 +64,12 @@ class Pipeline:
         self.odometry = Odometry(config, self.matcher)
         # Events of the background thread wait here until the owning thread passes them on.
         self._learning_events: deque[Event] = deque(maxlen=10_000)
-        self._learning = start_learning(self.matcher, config, self._learning_events.append)
+        self._learning = start_learning(self.matcher, config, self._learning_events.append, self._shipped)
         self._previous: WeightsSnapshot | None = None
         self._state: TrackingState | None = None
         self._map_id = 0
         self._stamp_ns: int | None = None
+        self._writer = ThreadPoolExecutor(1, "imatching-weights")
         self._refined: dict[int, tuple[int, Tensor]] = {}
 
     def process(self, frame: Frame, on_tracked: Callable[[OdometryOutput], None] | None = None, behind: bool = False) -> OdometryOutput:
@@ -160,7 +166,7 @@ class Pipeline:
         if not on:
             self._end_learning()
         elif self._learning is None:
-            self._learning = start_learning(self.matcher, self.config, self._learning_events.append)
+            self._learning = start_learning(self.matcher, self.config, self._learning_events.append, self._shipped)
             if self._learning is None:
                 raise ConfigError(f"learning cannot be switched on: learning.mode is '{self.config.learning.mode}' and the matcher "
                                   f"'{self.matcher.name}' {'can' if self.matcher.trainable else 'cannot'} learn; start with "
@@ -198,8 +204,9 @@ class Pipeline:
         return f"took {origin} into use as version {version}"
 
     def close(self) -> None:
-        """Ends what runs in the background."""
+        """Ends what runs in the background; promoted weights are on disk then."""
         self._end_learning()
+        self._writer.shutdown()
         self._pass_events_on()
 
     def _teach(self) -> None:
@@ -216,10 +223,18 @@ class Pipeline:
             return False
         self._take(update)
         if self._store is not None:
-            self._store.write(self.matcher.name, update.snapshot,
-                              {"kind": "rollback" if update.rollback else "promotion", "base": self._base, "stamp_ns": self._stamp_ns,
-                               "seed": self.config.seed})
+            provenance = {"kind": "rollback" if update.rollback else "promotion", "base": self._base, "stamp_ns": self._stamp_ns,
+                          "seed": self.config.seed}
+            self._writer.submit(self._write, self._store, update.snapshot, provenance)
         return True
+
+    def _write(self, store: WeightsStore, snapshot: WeightsSnapshot, provenance: dict[str, Any]) -> None:
+        """In a thread of its own: odometry does not wait for a disk, nor end when it is full."""
+        try:
+            store.write(self.matcher.name, snapshot, provenance)
+        except OSError as error:
+            log.warning(f"weights version {snapshot.version} are in use, but could not be written: {error}")
+            self._learning_events.append({"event": "weights_not_written", "version": snapshot.version, "error": str(error)})
 
     def _take(self, update: WeightsUpdate) -> None:
         self._previous = WeightsSnapshot(self.matcher.weights_version, hash_state(self.matcher.state_dict()),

@@ -40,15 +40,18 @@ def judge_windows(before: Matcher, after: Matcher, windows: list[tuple[str, Path
     if len(windows) > MOST_WINDOWS:
         windows = [windows[k] for k in np.linspace(0, len(windows) - 1, MOST_WINDOWS).round().astype(int)]
     scores: list[tuple[Score, Score]] = []
-    for number, (_, path) in enumerate(windows):
+    sources: list[str] = []
+    for number, (name, path) in enumerate(windows):
         sample = read_window(path)
         seed = config.seed + sample.stamp_ns % 1_000_003
         old, new = (score(m, sample, config.learning, config.bundle, seed) for m in (before, after))
-        scores.append((old, new))
+        if old.judges and new.judges:
+            scores.append((old, new))
+            sources.append(name)
         on_window(number + 1)
     by_source = {}
-    for name in dict.fromkeys(name for name, _ in windows):
-        own = [pair for (source, _), pair in zip(windows, scores) if source == name]
+    for name in dict.fromkeys(sources):
+        own = [pair for source, pair in zip(sources, scores) if source == name]
         by_source[name] = (*_means(own, "held_out_px"), len(own))
     return Judgement(decide(scores, config.learning, looks), {name: _means(scores, name) for name in _CHECKS}, by_source)
 
@@ -63,8 +66,7 @@ def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: i
         old, new = _means(scores, "held_out_px")
         return Verdict("undecided", f"{count} windows were held back, a verdict needs {least}: give more or longer recordings, or hold back more", old,
                        new, count)
-    verdict = judge([a for a, _ in scores], [c for _, c in scores], replace(settings, trial_windows=count, trial_windows_max=count + looks * (looks + 1) - 1))
-    return replace(verdict, outcome="no_better") if verdict.outcome == "pending" else verdict
+    return judge([a for a, _ in scores], [c for _, c in scores], replace(settings, trial_windows=count, trial_windows_max=count), looks * (looks + 1))
 
 
 def _means(scores: list[tuple[Score, Score]], name: str) -> tuple[float, float]:

@@ -9,9 +9,10 @@ import copy
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from ..config import Config
 from ..datatypes import LearningSample, WeightsSnapshot
@@ -22,7 +23,7 @@ from .memory import held_mb
 from .rematching import extract
 from .replay import ReplayBuffer
 from .step import Stepper
-from .trial import Score, Verdict, judge, score
+from .trial import LOOK_EVERY, Score, Verdict, judge, score
 
 
 REMEMBERED = 1000  # keyframes that taught a candidate; older ones cannot be in a window any more
@@ -61,16 +62,17 @@ class LearningStatus:
 class Learner:
     """Consumes windows one by one; returns an update when odometry should change its weights."""
 
-    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None]) -> None:
-        """`matcher` is the active one; it is copied, never touched."""
+    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
+                 shipped: dict[str, Tensor] | None = None) -> None:
+        """`matcher` is the active one; it is copied, never touched. The anchor pulls towards `shipped`, when not given to its weights."""
         self.config, self.settings, self.on_event = config, config.learning, on_event
-        self.shipped = {k: v.detach().clone() for k, v in matcher.state_dict().items()}
+        self.shipped = {k: v.detach().clone() for k, v in (shipped or matcher.state_dict()).items()}
         self.active = self._copy(matcher)
         self.previous: Matcher | None = None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.replay = ReplayBuffer(self.settings.replay_windows)
         self.version = matcher.weights_version
-        self.status = LearningStatus("learning", weights_version=self.version, weights_hash=hash_state(self.shipped))
+        self.status = LearningStatus("learning", weights_version=self.version, weights_hash=hash_state(matcher.state_dict()))
         self.rejected: Counter[str] = Counter()
         self.probation: list[tuple[Score, Score]] = []
         self.watched: set[int] = set()  # frame ids of the keyframes of the last window on probation
@@ -90,7 +92,8 @@ class Learner:
         """Learns from a window, or tries on it what was learned."""
         begin = time.perf_counter()
         try:
-            if self.previous is not None and not sample.tracking_healthy:
+            # A window from before the promotion says nothing of the weights on probation.
+            if self.previous is not None and not sample.tracking_healthy and sample.weights_version == self.version:
                 verdict = Verdict("better", "tracking was lost on probation", float("nan"), float("nan"), len(self.probation))
                 return self._roll_back(sample, verdict)
             reason = refuse(sample, self.settings)
@@ -147,10 +150,12 @@ class Learner:
             return self._promote(sample, Verdict("better", "no guard", float("nan"), float("nan"), 0))
         if not _is_news(sample, self.taught, self.judged):
             return None
+        scores = self._compare(sample, self.active, self.contender)
+        if scores is None:
+            return None
         self.judged = set(sample.keyframe_ids)
-        seed = self.config.seed + sample.stamp_ns % 1_000_003
-        self.scores_active.append(score(self.active, sample, self.settings, self.config.bundle, seed))
-        self.scores_candidate.append(score(self.contender, sample, self.settings, self.config.bundle, seed))
+        self.scores_active.append(scores[0])
+        self.scores_candidate.append(scores[1])
         verdict = judge(self.scores_active, self.scores_candidate, self.settings)
         self.status.probe_before, self.status.probe_after = verdict.before_px, verdict.after_px
         if verdict.outcome == "pending":
@@ -180,16 +185,30 @@ class Learner:
         """Probation: the previous weights are tried against the promoted ones, and come back when they are better."""
         if self.previous is None or not _is_news(sample, set(), self.watched):
             return None
+        scores = self._compare(sample, self.active, self.previous)
+        if scores is None:
+            return None
         self.watched = set(sample.keyframe_ids)
-        seed = self.config.seed + sample.stamp_ns % 1_000_003
-        self.probation.append((score(self.active, sample, self.settings, self.config.bundle, seed),
-                               score(self.previous, sample, self.settings, self.config.bundle, seed)))
-        verdict = judge([a for a, _ in self.probation], [p for _, p in self.probation], self.settings)
+        self.probation.append(scores)
+        most = self.settings.probation_windows
+        least = min(self.settings.trial_windows, max(most - LOOK_EVERY, 2))
+        verdict = judge([a for a, _ in self.probation], [p for _, p in self.probation],
+                        replace(self.settings, trial_windows=least, trial_windows_max=most))
         if verdict.outcome == "better":
             return self._roll_back(sample, verdict)
-        if len(self.probation) >= self.settings.probation_windows:
+        if len(self.probation) >= most:
             self.previous = None
         return None
+
+    def _compare(self, sample: LearningSample, one: Matcher, other: Matcher) -> tuple[Score, Score] | None:
+        """The scores of two sets of weights on the same queries and the same warp; None, counted, where nothing can be judged."""
+        seed = self.config.seed + sample.stamp_ns % 1_000_003
+        first = score(one, sample, self.settings, self.config.bundle, seed)
+        second = score(other, sample, self.settings, self.config.bundle, seed) if first.judges else first
+        if not second.judges:
+            self._reject("nothing held out to judge by")
+            return None
+        return first, second
 
     def _roll_back(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
         assert self.previous is not None, "there is a way back on probation only"
@@ -230,8 +249,9 @@ class Learner:
 
 
 def _is_news(sample: LearningSample, taught: set[int], judged: set[int]) -> bool:
-    """Whether a window may judge: at least half of its keyframes neither taught nor judged the last time.
+    """Whether a window may judge: none of its keyframes taught, and at least half of them did not judge the last time.
 
     Windows in a row share most keyframes, and numbers from them would look like independent witnesses without being so.
     """
-    return 2 * len(set(sample.keyframe_ids) & (taught | judged)) <= len(sample.keyframe_ids)
+    own = set(sample.keyframe_ids)
+    return not own & taught and 2 * len(own & judged) <= len(own)

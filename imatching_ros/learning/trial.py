@@ -8,7 +8,7 @@ synthetic warps of the live picture, and forward-backward consistency.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, isfinite, sqrt
 
 import cv2
 import numpy as np
@@ -27,12 +27,14 @@ HELD_OUT_ONE_IN = 5  # the share that `samples` holds out of the observations
 MIN_VIEWS = 4  # as there: a landmark must be well determined without the view that is judged
 COVERAGE_GRID = (6, 8)
 SMOOTHING_PX = 1.0
+LOOK_EVERY = 2  # windows; fewer looks leave more of the confidence to each
+NEIGHBOURS = 0.5  # greatest correlation of two judging windows in a row, which share at most half of their keyframes
 WARP = 0.02  # of the picture's size; corners move by about as much between neighbouring keyframes
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one set of weights did on one window. Errors are means in px, capped; lower is better."""
+    """How one set of weights did on one window. Errors are means in px, capped; lower is better; NaN where there is nothing to judge by."""
 
     held_out_px: float
     warp_px: float
@@ -40,6 +42,11 @@ class Score:
     matches: int
     coverage: float  # share of the picture's cells that hold a match, mean over keyframes
     within_sigma: float  # share of held-out coordinate errors below one sigma; 0.683 is calibrated
+
+    @property
+    def judges(self) -> bool:
+        """Whether anything was held out to judge by: a short window may have no landmark with views enough."""
+        return isfinite(self.held_out_px)
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,11 @@ def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bund
                  _coverage(sample, found, config), float(calibrated.nan_to_num()))
 
 
-def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -> Verdict:
-    """Paired comparison over windows: better by a one-sided t-test, and nothing else lost. Pure.
+def judge(active: list[Score], candidate: list[Score], config: LearningConfig, looks: int | None = None) -> Verdict:
+    """Paired comparison over windows in a row: better by a one-sided t-test, and nothing else lost. Pure.
 
-    The confidence holds for the whole trial, which looks again after every window from the fewest to the most.
+    The confidence holds for the whole trial, which looks again after every second window from the fewest to the most, or for
+    `looks` looks in all.
     """
     n = len(active)
     gain = np.array([a.held_out_px - c.held_out_px for a, c in zip(active, candidate)])
@@ -86,14 +94,15 @@ def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -
     def verdict(outcome: str, reason: str) -> Verdict:
         return Verdict(outcome, reason, before, after, n)
 
-    if n < config.trial_windows:
+    least, most = config.trial_windows, config.trial_windows_max
+    if n < least or (n < most and (n - least) % LOOK_EVERY):
         return verdict("pending", "too few windows")
 
     def mean(scores: list[Score], name: str) -> float:
         return float(np.mean([getattr(s, name) for s in scores]))
 
     # Every look at the growing trial is a chance to be fooled; together they share what the confidence leaves (Bonferroni).
-    looks = max(config.trial_windows_max - config.trial_windows, 0) + 1
+    looks = looks or 1 + ceil((most - least) / LOOK_EVERY)
     limit = float(stats.t.ppf(1 - (1 - config.confidence) / looks, n - 1))
     for name in ("warp_px", "forward_backward_px"):
         before_check, after_check = mean(active, name), mean(candidate, name)
@@ -112,14 +121,20 @@ def judge(active: list[Score], candidate: list[Score], config: LearningConfig) -
         return verdict("better", f"t = {t:.2f} > {limit:.2f}")
     if t < -limit:
         return verdict("worse", f"t = {t:.2f} < {-limit:.2f}")
-    if n < config.trial_windows_max:
+    if n < most:
         return verdict("pending", f"t = {t:.2f} is undecided")
     return verdict("no_better", f"t = {t:.2f} after {n} windows")
 
 
 def _t(values: np.ndarray) -> float:
-    """Student's t of the mean against zero."""
-    return float(values.mean()) / max(float(values.std(ddof=1)) / sqrt(len(values)), 1e-9)
+    """Student's t of the mean against zero, for windows in a row of which each may share half of its keyframes with the one before.
+
+    With a correlation r of neighbours the mean of n values varies by 1 + 2r (n - 1) / n more than that of independent ones, while
+    the variance among them is 1 - 2r / n of theirs.
+    """
+    n = len(values)
+    excess = (1 + 2 * NEIGHBOURS * (n - 1) / n) / (1 - 2 * NEIGHBOURS / n)
+    return float(values.mean()) / max(float(values.std(ddof=1)) * sqrt(excess / n), 1e-9)
 
 
 def _missed_errors(matcher: Matcher, sample: LearningSample, features: list[Features], solution: Solution, config: LearningConfig) -> Tensor:

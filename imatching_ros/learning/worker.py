@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..config import Config
 from ..datatypes import LearningSample
@@ -23,8 +24,9 @@ LONGEST_REST_S = 5.0
 class InlineLearning:
     """Learns inside `submit`: slow, but two runs with one seed are identical."""
 
-    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None]) -> None:
-        self._learner = Learner(matcher, config, on_event)
+    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
+                 shipped: dict[str, Tensor] | None = None) -> None:
+        self._learner = Learner(matcher, config, on_event, shipped)
         self._update: WeightsUpdate | None = None
 
     def submit(self, sample: LearningSample) -> None:
@@ -56,9 +58,10 @@ class LearningWorker:
     weights in use stay.
     """
 
-    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None]) -> None:
+    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
+                 shipped: dict[str, Tensor] | None = None) -> None:
         self._config, self._on_event = config, on_event
-        self._learner = Learner(matcher, config, on_event)
+        self._learner = Learner(matcher, config, on_event, shipped)
         self._device = matcher.device
         self._waiting: deque[LearningSample] = deque(maxlen=config.learning.queue)
         self._changed = threading.Condition()
@@ -110,7 +113,7 @@ class LearningWorker:
         # Two OMP threads on a busy CPU spin at barriers and stall everybody; one each costs odometry next to nothing.
         torch.set_num_threads(1)
         on_cuda = self._device.type == "cuda"
-        # Odometry runs on a high-priority stream; this one has the default, lowest priority.
+        # A stream of its own, or odometry's work would queue behind that of learning.
         stream = torch.cuda.Stream(self._device) if on_cuda else None
         try:
             with torch.cuda.stream(stream) if stream is not None else nullcontext():
@@ -130,7 +133,7 @@ class LearningWorker:
                             "traceback": traceback.format_exc()})
 
     def _next(self) -> LearningSample | None:
-        """Waits for a window; the newest is taken first, since the trial needs windows after the last lesson."""
+        """Waits for a window; the oldest of the newest ones that were kept."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (self._waiting and not self._behind))
             return None if self._closed else self._waiting.popleft()
@@ -145,8 +148,9 @@ class LearningWorker:
 Learning = InlineLearning | LearningWorker
 
 
-def start_learning(matcher: Matcher, config: Config, on_event: Callable[[dict], None]) -> Learning | None:
-    """What the settings ask for: None when learning is off or the matcher cannot learn."""
+def start_learning(matcher: Matcher, config: Config, on_event: Callable[[dict], None],
+                   shipped: dict[str, Tensor] | None = None) -> Learning | None:
+    """What the settings ask for: None when learning is off or the matcher cannot learn. For `shipped` see `Learner`."""
     if config.learning.mode == "off" or not matcher.trainable:
         return None
-    return (InlineLearning if config.learning.mode == "sync" else LearningWorker)(matcher, config, on_event)
+    return (InlineLearning if config.learning.mode == "sync" else LearningWorker)(matcher, config, on_event, shipped)

@@ -18,11 +18,13 @@ def sliding(count, size=8):
     return Recording(Path("r"), "r", tuple(tuple(range(k, k + size)) for k in range(count)), 10 * count, {})
 
 
-def pairs(gain, count, seed=0, **after):
-    rng = np.random.default_rng(seed)
+def pairs(gain, count, seed=0, shared=False, **after):
+    """Scores before and after of windows in a row; `shared`: each shares half of its noise with the one before."""
+    noise = np.random.default_rng(seed).normal(0, 0.05, (2, count + 1))
+    noise = (noise[:, 1:] + noise[:, :-1]) / 2**0.5 if shared else noise[:, 1:]
     base = Score(1.0, 0.5, 0.4, 1000, 0.6, 0.68)
-    old = [dataclasses.replace(base, held_out_px=float(1 + rng.normal(0, 0.05))) for _ in range(count)]
-    return [(s, dataclasses.replace(s, held_out_px=s.held_out_px - gain + float(rng.normal(0, 0.05)), **after)) for s in old]
+    old = [dataclasses.replace(base, held_out_px=1 + float(e)) for e in noise[0]]
+    return [(s, dataclasses.replace(s, held_out_px=s.held_out_px - gain + float(e), **after)) for s, e in zip(old, noise[1])]
 
 
 @pytest.mark.parametrize("share", (0.1, 0.3, 0.6))
@@ -63,8 +65,9 @@ def test_looking_often_raises_the_bar():
     assert outcomes[0] == "better" and outcomes[-1] == "no_better"
 
 
-def test_noise_is_called_better_no_more_often_than_the_confidence_says():
+@pytest.mark.parametrize("shared", (False, True), ids=("apart", "sharing half"))
+def test_noise_is_called_better_no_more_often_than_the_confidence_says(shared):
     runs, looks = 400, 5
-    fooled = sum(any(decide(pairs(0.0, 8, seed=100 * k + look), SETTINGS, look + 1).outcome == "better" for look in range(looks)) for k in range(runs))
+    fooled = sum(any(decide(pairs(0.0, 8, 100 * k + look, shared), SETTINGS, look + 1).outcome == "better" for look in range(looks)) for k in range(runs))
     limit = 1 - SETTINGS.confidence
     assert fooled / runs <= limit + 1.65 * np.sqrt(limit * (1 - limit) / runs)

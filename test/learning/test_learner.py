@@ -34,7 +34,7 @@ class Story:
         def score(matcher, window, settings, bundle, seed):
             value = hash_state(matcher.state_dict())
             self.scored.append((window.keyframe_ids, value))
-            noise = 0.01 * (window.keyframe_ids[0] % 3)
+            noise = self.noise(window)
             return Score((1.0 if value == self.home else better) + noise, 0.5, 0.5, 100, 0.5, 0.68)
 
         monkeypatch.setattr(Stepper, "step", step)
@@ -42,6 +42,10 @@ class Story:
         matcher = ExpectationMatcher().eval()
         self.home = hash_state(matcher.state_dict())
         self.learner = Learner(matcher, CONFIG, self.events.append)
+
+    @staticmethod
+    def noise(window):
+        return 0.01 * (window.keyframe_ids[0] % 3)
 
     def feed(self, fresh=6):
         """A window that brings `fresh` new keyframes."""
@@ -103,6 +107,37 @@ def test_weights_that_turn_out_worse_come_back(tell, monkeypatch):
         (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + 0.01 * (window.keyframe_ids[0] % 3), 0.5, 0.5, 100, 0.5, 0.68))
     update = next(u for _ in range(4) if (u := story.feed()) is not None)
     assert update.rollback and update.snapshot.hash == story.home
+
+
+def test_windows_that_share_keyframes_with_the_lesson_do_not_judge(tell):
+    story = tell(better=0.5)
+    for _ in range(2):
+        story.feed(fresh=6)  # these taught the contender
+    for _ in range(5):
+        story.feed(fresh=1)
+    assert not story.scored
+    story.feed(fresh=1)
+    assert len(story.scored) == 2
+
+
+def test_a_window_that_cannot_judge_is_counted_and_left_out(tell):
+    story = tell(better=0.5)
+    noise = story.noise
+    story.noise = lambda window: float("nan") if window.keyframe_ids[0] == 24 else noise(window)
+    updates = [u for _ in range(6) if (u := story.feed()) is not None]
+    assert len(updates) == 1 and story.learner.rejected == {"nothing held out to judge by": 1}
+
+
+def test_probation_shorter_than_a_trial_still_brings_old_weights_back(tell, monkeypatch):
+    story = tell(better=0.5)
+    story.learner.configure(CONFIG.with_values({"learning.trial_windows": 6, "learning.trial_windows_max": 6}))
+    while story.learner.status.promotions == 0:
+        story.feed()
+    promoted = hash_state(story.learner.active.state_dict())
+    monkeypatch.setattr(module, "score", lambda matcher, window, *rest: Score(
+        (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + story.noise(window), 0.5, 0.5, 100, 0.5, 0.68))
+    updates = [u for _ in range(4) if (u := story.feed()) is not None]
+    assert [u.rollback for u in updates][:1] == [True]
 
 
 def test_refused_windows_are_counted_and_teach_nothing(tell):

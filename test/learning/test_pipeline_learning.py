@@ -8,6 +8,7 @@ import torch
 from imatching_ros.config import Config
 from imatching_ros.datatypes import TrackingState
 from imatching_ros.errors import WeightsError
+from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header
 from imatching_ros.pipeline import Pipeline
 from imatching_ros.sources.simulation.sequence import simulated_frames
@@ -107,6 +108,29 @@ def test_restart_resumes_from_the_last_good_weights(promoted):
     pipeline.close()
 
 
+def test_the_anchor_stays_at_the_shipped_weights_after_a_restart(promoted):
+    shipped = create_matcher(CONFIG.matcher).state_dict()
+    pipeline = Pipeline(CONFIG, weights_dir=promoted.weights)
+    for _ in range(2):
+        learner = pipeline._learning._learner
+        assert hash_state(learner.shipped) == hash_state(shipped) != hash_state(learner.active.state_dict())
+        assert all(torch.equal(a, shipped[n]) for n, a in zip(learner.stepper.names, learner.stepper.shipped))
+        pipeline.set_learning(False)
+        pipeline.set_learning(True)
+    pipeline.close()
+
+
+def test_a_disk_that_refuses_weights_costs_no_frame(frames, tmp_path, monkeypatch, promoted):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("imatching_ros.learning.store.write_weights", refuse)
+    run = drive(frames, weights_dir=tmp_path)
+    assert run.hash == promoted.hash and run.promotions == promoted.promotions
+    told = [e for e in run.events if e["event"] == "weights_not_written"]
+    assert told and "No space left" in told[0]["error"] and not list(tmp_path.glob("*.safetensors"))
+
+
 def test_damaged_weights_are_an_error_that_says_so(promoted, tmp_path):
     data = bytearray((promoted.weights / "current.safetensors").read_bytes())
     for name, content in (("truncated", data[: len(data) // 2]), ("flipped", data[:-100] + bytes(100))):
@@ -139,7 +163,6 @@ def test_save_and_load_by_name(frames, tmp_path):
 def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
     from imatching_ros.learning.learner import Learner
     from imatching_ros.learning.trial import Verdict
-    from imatching_ros.matching import create_matcher
 
     events = []
     learner = Learner(create_matcher(CONFIG.matcher), CONFIG.with_values({"learning.guard": True}), events.append)
@@ -150,7 +173,9 @@ def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
     promotion = learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
     assert promotion.snapshot.hash != home and not promotion.rollback
     assert {f.weights_version for f in promotion.features.values()} == {promotion.snapshot.version}
-    rollback = learner.consume(dataclasses.replace(sample, tracking_healthy=False))
+    lost = dataclasses.replace(sample, tracking_healthy=False)
+    assert learner.consume(lost) is None, "a window from before the promotion says nothing of the new weights"
+    rollback = learner.consume(dataclasses.replace(lost, weights_version=promotion.snapshot.version))
     assert rollback.rollback and rollback.snapshot.hash == home
     assert rollback.snapshot.version > promotion.snapshot.version
     assert [e["event"] for e in events] == ["promotion", "rollback"] and "tracking" in events[-1]["reason"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imatching_ros.config import LearningConfig
-from imatching_ros.learning.trial import Score, _noise_level, judge
+from imatching_ros.learning.trial import LOOK_EVERY, Score, _noise_level, judge
 
 CONFIG = LearningConfig()
 FEW, MANY = CONFIG.trial_windows, CONFIG.trial_windows_max
@@ -44,12 +44,21 @@ def test_whatever_else_is_lost_outweighs_a_better_residual(name, value):
     assert name in verdict.reason or "calibration" in verdict.reason
 
 
-def test_noise_is_promoted_no_more_often_than_the_confidence_says():
-    """A trial looks again after every window; all looks together must keep the promise."""
+def test_between_two_looks_more_windows_are_asked_for():
+    clear = scores(noisy(1.0, MANY)), scores(noisy(0.1, MANY, 1))
+    looked = [n for n in range(1, MANY + 1) if judge(clear[0][:n], clear[1][:n], CONFIG).outcome != "pending"]
+    assert looked == sorted({*range(FEW, MANY + 1, LOOK_EVERY), MANY})
+
+
+@pytest.mark.parametrize("shared", (False, True), ids=("apart", "sharing half"))
+def test_noise_is_promoted_no_more_often_than_the_confidence_says(shared):
+    """All looks together must keep the promise, also where each window shares half of its keyframes with the one before."""
     rng = np.random.default_rng(0)
-    runs, promoted = 600, 0
+    runs, promoted = 1000, 0
     for _ in range(runs):
-        active, candidate = rng.normal(1, 0.1, (2, MANY))
+        active, candidate = rng.normal(1, 0.1, (2, MANY + 1))
+        if shared:
+            active, candidate = (active[1:] + active[:-1]) / 2, (candidate[1:] + candidate[:-1]) / 2
         outcome = next(v for n in range(FEW, MANY + 1)
                        if (v := judge(scores(active[:n]), scores(candidate[:n]), CONFIG).outcome) != "pending")
         promoted += outcome == "better"
