@@ -32,6 +32,17 @@ COMMANDS = {
     "bench latency": ("imatching_ros.ros.latency", "time the running node from a picture's stamp to its odometry"),
 }
 
+ONLINE_HELP = """usage: python -m imatching_ros online [--ros-args ROS_ARGUMENT ...]
+
+Runs the ROS 2 node until SIGINT or SIGTERM. Settings are ROS parameters, topics are remapped:
+
+  --ros-args --params-file config/stereo.yaml      settings of a kind of camera; may be given several times
+  --ros-args -p mode:=rgbd -p learning.mode:=off   one setting
+  --ros-args -r image:=/camera/image_raw           listens there, and to camera_info beside it
+  --ros-args -r __ns:=/robot                       namespace of the node and of its topics
+
+All topics, services and parameters: docs/ros.md, or `ros2 param describe /imatching NAME` while it runs."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Exit codes: 0 done, 1 an expected error (one line on stderr), 2 wrong usage, 130 interrupted."""
@@ -55,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: unknown command '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help"), file=sys.stderr)
         return 2
     try:
+        if name == "online" and {"-h", "--help"} & set(rest):
+            print(ONLINE_HELP)
+            return 0
         module = import_module(COMMANDS[name][0])
         if name == "online":
             return module.main(rest) or 0
@@ -67,10 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if name not in ("online", "bench latency") or error.name not in ("rclpy", "imatching_ros.msg", "imatching_ros.srv"):
+        if error.name in ("torch", "pypose", "safetensors"):
+            advice = f"{sys.executable}; activate the virtual environment that has it, or build with that active"
+        elif name in ("online", "bench latency") and error.name in ("rclpy", "imatching_ros.msg", "imatching_ros.srv"):
+            advice = "Python; build the package with colcon and source install/setup.bash"
+        else:
             raise
-        print(f"error: the node needs {error.name}, which Python does not find; build the package with colcon and source install/setup.bash "
-              "(in a clone: source scripts/environment)", file=sys.stderr)
+        print(f"error: {name} needs {error.name}, which is not found by {advice} (in a clone: source scripts/environment)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

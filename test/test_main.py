@@ -40,3 +40,19 @@ def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0 and "examples:" in capsys.readouterr().out
+
+
+def test_the_node_explains_itself_and_does_not_start(capsys):
+    assert main(["online", "--help"]) == 0
+    assert "--params-file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["torch", "safetensors"])
+def test_a_python_without_the_environment_is_told_in_one_line(module):
+    """The system's Python, as systemd starts it."""
+    done = call(
+        code=f"import sys; sys.modules[{module!r}] = None; from imatching_ros.__main__ import main; "
+        "sys.exit(main(['replay', 'nothing', '--out', 'run']))"
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"needs {module}, which is not found by {sys.executable}; activate the virtual environment" in done.stderr

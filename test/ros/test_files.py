@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -244,3 +245,16 @@ def test_stamps_are_moved_without_unpacking():
     assert (moved.header.stamp.sec, moved.header.stamp.nanosec) == (6, 8)
     moved.header.stamp = message.header.stamp
     assert moved == message
+
+
+@pytest.mark.parametrize("name", ["online", "play", "record", "replay"])
+def test_installed_programs_bring_their_interpreter(name):
+    """systemd, or a bringup launch, starts them without an active virtual environment."""
+    places = [Path(p) / "lib" / "imatching_ros" / name for p in os.environ["AMENT_PREFIX_PATH"].split(os.pathsep)]
+    program = next((place for place in places if place.is_file()), None)
+    if program is None:
+        pytest.skip("the package is not installed by colcon")
+    environment = os.environ | {"PATH": "/usr/bin:/bin"}
+    environment.pop("VIRTUAL_ENV", None)
+    done = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
