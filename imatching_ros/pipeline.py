@@ -35,7 +35,7 @@ class Pipeline:
     """Owned by one thread; only the learner, when its mode is `thread`, works in another.
 
     Attributes:
-        origin: where the weights that it started with came from.
+        origin: where the weights that it started with came from, their version and hash.
     """
 
     def __init__(self, config: Config, on_event: Callable[[Event], None] | None = None, weights_dir: str | Path | None = None,
@@ -61,6 +61,8 @@ class Pipeline:
         if self._store is not None and self.matcher.trainable and self._store.resume(self.matcher, self._base, named):
             self.origin = f"weights of profile '{profile}' resumed from {self._store.path(profile)}"
         self._ended = LearningStatus(weights_version=self.matcher.weights_version, weights_hash=hash_state(self.matcher.state_dict()))
+        if self.matcher.state_dict():
+            self.origin += f", version {self._ended.weights_version}, hash {self._ended.weights_hash}"
         self.odometry = Odometry(config, self.matcher)
         # Events of the background thread wait here until the owning thread passes them on.
         self._learning_events: deque[Event] = deque(maxlen=10_000)

@@ -75,7 +75,8 @@ class NodeConfig:
     weights_dir: str = setting("", "folder of the saved weights; empty: $ROS_HOME/imatching_ros, else ~/.ros/imatching_ros")
     weights_profile: str = setting(
         "",
-        "name of a site's weights: resumed at start when they exist, kept with every promotion; empty: named after the matcher",
+        "name of a site's weights: resumed at start when they exist, kept with every promotion; empty: named after the node's "
+        "namespace and the matcher",
     )
     autostart: bool = setting(True, "configure and activate at start; false waits for a lifecycle manager")
 

@@ -54,7 +54,7 @@ def hash_of(pipeline) -> str:
 def test_adapted_weights_are_resumed_while_their_base_is_given(mine, tmp_path):
     adapted = write_adapted(mine, tmp_path / "kept", 0.2)
     pipeline = start(mine, tmp_path / "kept")
-    assert hash_of(pipeline) == adapted and "profile 'mine_adapted' resumed from" in pipeline.origin
+    assert hash_of(pipeline) == adapted and "profile 'mine_adapted' resumed from" in pipeline.origin and f"hash {adapted}" in pipeline.origin
     assert read_header(tmp_path / "kept" / "mine_adapted.safetensors").provenance["base"] == read_header(mine).hash
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import rclpy
+from imatching_ros.srv import Weights
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from peers import wait_until
@@ -46,9 +47,10 @@ def make_node(context, tmp_path) -> Iterator:
     """Makes nodes in this process, which nobody spins."""
     nodes = []
 
-    def make(kind: type[OdometryNode] = OdometryNode, **values) -> OdometryNode:
+    def make(kind: type[OdometryNode] = OdometryNode, namespace: str = "", **values) -> OdometryNode:
         values = {"matcher.name": "klt", "learning.mode": "off", "weights_dir": str(tmp_path), **values}
-        nodes.append(kind(context=context, parameter_overrides=[Parameter(k, value=v) for k, v in values.items()]))
+        given = [Parameter(k, value=v) for k, v in values.items()]
+        nodes.append(kind(context=context, namespace=namespace, parameter_overrides=given))
         return nodes[-1]
 
     yield make
@@ -143,6 +145,20 @@ def test_a_transition_that_raises_frees_everything(make_node, monkeypatch, capfd
         assert "on_activate failed" in capfd.readouterr().err
     monkeypatch.undo()
     assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+
+
+def test_weights_in_use_are_told_and_kept_apart_by_namespace(make_node, tmp_path, capfd):
+    node = make_node(namespace="/front", **{"matcher.name": "expectation"})
+    assert node.trigger_configure() == SUCCESS
+    assert "matcher expectation: weights 'default', version 1" in capfd.readouterr().err
+    saved = node._on_save_weights(Weights.Request(), Weights.Response())
+    assert saved.success and saved.path == str(tmp_path / "front_expectation.safetensors")
+    refused = node._on_save_weights(Weights.Request(name="default"), Weights.Response())
+    assert not refused.success and "'default' cannot be the name of a profile" in refused.message
+    again = make_node(namespace="/front", **{"matcher.name": "expectation"})
+    assert again.trigger_configure() == SUCCESS
+    assert f"weights of profile 'front_expectation' resumed from {saved.path}" in capfd.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["front_expectation.safetensors"]
 
 
 def test_a_transition_that_is_not_possible_is_refused_and_a_shutdown_ends_cleanly(peer, start_node):
