@@ -1,6 +1,10 @@
 """For `pip install .`: the core, without building messages. colcon builds with CMakeLists.txt and does not read this file."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+RANGES = Path(__file__).parent / "requirements" / "ranges.txt"
 
 setup(
     name="imatching_ros",
@@ -10,17 +14,7 @@ setup(
     packages=find_packages(include=["imatching_ros", "imatching_ros.*"]),
     package_data={"imatching_ros": ["**/*.safetensors", "**/*.json", "**/*.md"]},
     python_requires=">=3.10,<3.13",
-    install_requires=[
-        "torch>=2.1",
-        "pypose>=0.6.8",
-        "safetensors>=0.4",
-        "rosbags>=0.11",
-        "evo>=1.28",
-        "numpy>=1.26",
-        "scipy>=1.11",
-        "matplotlib>=3.8",
-        "PyYAML>=6.0",
-    ],
+    install_requires=[line for line in RANGES.read_text().splitlines() if not line.startswith("#")],
     extras_require={
         # python3-opencv of a ROS installation or the wheel: one of them, never both. OpenCV 5 breaks cv_bridge.
         "opencv": ["opencv-python-headless>=4.8,<5"],
