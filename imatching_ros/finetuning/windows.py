@@ -20,13 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..bundle.priors import MarginalPrior, PointPrior, PosePrior
 from ..camera import Camera
 from ..datatypes import BAResult, BAStatus, LearningSample, WindowSnapshot
 from ..errors import SourceError
 
 FORMAT = "imatching-window-1"
-_PRIORS = {kind.__name__: kind for kind in (PosePrior, PointPrior, MarginalPrior)}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,7 +63,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_window(folder: Path, sample: LearningSample) -> Path:
-    """Writes a window, and those of its pictures that are not there yet."""
+    """Writes a window of odometry, which has no priors, and those of its pictures that are not there yet."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for frame_id, image in zip(sample.keyframe_ids, sample.images):
@@ -73,12 +71,10 @@ def write_window(folder: Path, sample: LearningSample) -> Path:
         if not path.is_file():
             cv2.imwrite(str(path), image[0].cpu().numpy())
     tensors: dict[str, Tensor] = {}
-    told: dict[str, Any] = {"format": FORMAT, "camera": dataclasses.asdict(sample.window.camera), "priors": []}
+    told: dict[str, Any] = {"format": FORMAT, "camera": dataclasses.asdict(sample.window.camera)}
     told["sample"] = _take_apart(sample, "sample", tensors, leave=("images", "window", "result"))
     told["window"] = _take_apart(sample.window, "window", tensors, leave=("camera", "priors"))
     told["result"] = _take_apart(sample.result, "result", tensors)
-    for number, prior in enumerate(sample.window.priors):
-        told["priors"].append({"kind": type(prior).__name__, **_take_apart(prior, f"prior{number}", tensors)})
     path = folder / f"{sample.keyframe_ids[-1]:06d}.safetensors"
     write_tensors(path, tensors, told)
     return path
@@ -94,10 +90,7 @@ def read_window(path: Path) -> LearningSample:
     if told.get("format") != FORMAT:
         raise SourceError(f"{path} is of format {told.get('format')!r}, expected {FORMAT!r}; remove the folder it lies in and run again")
     camera = Camera(**{**told["camera"], "distortion": tuple(told["camera"]["distortion"])})
-    priors = []
-    for number, prior in enumerate(told["priors"]):
-        priors.append(_put_together(_PRIORS[prior.pop("kind")], f"prior{number}", tensors, prior))
-    window = _put_together(WindowSnapshot, "window", tensors, told["window"], camera=camera, priors=tuple(priors))
+    window = _put_together(WindowSnapshot, "window", tensors, told["window"], camera=camera)
     told["result"]["status"] = BAStatus(told["result"]["status"])
     result = _put_together(BAResult, "result", tensors, told["result"])
     ids = tuple(told["sample"].pop("keyframe_ids"))

@@ -5,8 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from imatching_ros import geometry
-from imatching_ros.bundle.priors import MarginalPrior, PosePrior
 from imatching_ros.camera import Camera
 from imatching_ros.datatypes import BAStatus
 from imatching_ros.errors import SourceError
@@ -31,15 +29,13 @@ def assert_same(a, b):
 
 @pytest.fixture
 def sample(make_sample):
-    """With everything that a window may hold: distortion, both priors on poses, numbers that are not known."""
+    """With everything that a window of odometry may hold: distortion, numbers that are not known."""
     plain = make_sample()
     camera = Camera(96, 64, 80.0, 80.0, 47.5, 31.5, "plumb_bob", (0.1, -0.05, 0.001, 0.0), 0.12)
-    priors = (PosePrior(0, geometry.identity(1)[0], torch.eye(6, dtype=torch.float64)),
-              MarginalPrior(torch.tensor([1, 2]), geometry.identity(2), torch.eye(12, dtype=torch.float64) * 3, torch.arange(12.0).double(), 0.25, True))
     residual = plain.result.residual_px.clone()
     residual[3] = torch.nan
     result = dataclasses.replace(plain.result, residual_px=residual, status=BAStatus.MAX_ITER, reason="for the test", covariance_newest=None)
-    return dataclasses.replace(plain, window=dataclasses.replace(plain.window, camera=camera, priors=priors), result=result, tracking_healthy=False)
+    return dataclasses.replace(plain, window=dataclasses.replace(plain.window, camera=camera), result=result, tracking_healthy=False)
 
 
 def test_what_is_written_is_read(sample, tmp_path):
