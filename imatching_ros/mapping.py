@@ -119,7 +119,7 @@ class Mapper:
             row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, fresh.image, fresh.features), fresh.T_WC)
             self._observe(window, row, frame, fresh.sighting.rows, fresh.sighting.uv, fresh.sighting.sigma_px, mode)
             if self._matcher.wide_baseline:
-                self._search_pending(window, row, frame, fresh.features, mode)
+                self._search_pending(window, row, frame, mode)
         new = self._add_corners(window, row, frame, fresh.image, fresh.features, mode)
         if self._matcher.wide_baseline:
             self._search_backwards(window, row, frame, new)
@@ -157,7 +157,7 @@ class Mapper:
         self._observe(window, row, frame, rows, uv, torch.full((len(rows),), self._config.corner_sigma_px), mode, far)
         return rows
 
-    def _search_pending(self, window: Window, row: int, frame: Frame, features: Features, mode: str) -> None:
+    def _search_pending(self, window: Window, row: int, frame: Frame, mode: str) -> None:
         """Looks for landmarks without a position in the new keyframe; their depth is taken to be that of the scene."""
         rows = (~window.landmarks.resolved).nonzero()[:, 0]
         if len(rows) == 0:

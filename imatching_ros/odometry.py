@@ -62,7 +62,6 @@ class Odometry:
         self._stillness = Stillness()
         self._fresh: Fresh | None = None
         self._solved: Solved | None = None
-        self._bundle: BAResult | None = None
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
         self._map_id = 0

@@ -305,11 +305,6 @@ class Window:
         keep[rows] = False
         self._keep_observations(keep)
 
-    def drop_landmarks(self, rows: Tensor) -> None:
-        keep = torch.ones(len(self.landmarks), dtype=torch.bool)
-        keep[rows] = False
-        self._keep_landmarks(keep)
-
     def renew_features(self, matcher: Matcher, features: Mapping[int, Features]) -> None:
         """Replaces features and queries after a change of weights; features that are not given are computed.
 

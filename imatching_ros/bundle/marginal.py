@@ -1,6 +1,7 @@
 """What keyframes that leave the window know, kept as a prior on those that stay.
 
-Odometry holds poses instead, which measured better: `bench leaving`.
+Odometry holds poses instead, which measured better. This is the alternative that it was measured against, by `bench leaving`,
+which alone uses it: so that the choice can be measured again.
 """
 
 from __future__ import annotations

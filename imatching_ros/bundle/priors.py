@@ -36,6 +36,8 @@ class PointPrior:
 class MarginalPrior:
     """What keyframes that left the window knew about those that stay: cost e^T information e / 2 - vector^T e + constant.
 
+    Odometry holds poses instead; `bundle.marginal` says why both are here.
+
     `keyframes` are rows of the window that the prior is used in; `with_keyframes` moves it to another window.
     """
 

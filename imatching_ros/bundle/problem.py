@@ -204,7 +204,7 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
     if bool(fixed.all()):
         return fixed, None, mono, ""
 
-    why = _find_loose_ends(M, len(window.points_W), kf, pt, fixed, anchored)
+    why = _find_loose_ends(M, len(window.points_W), kf, pt, anchored)
     if why or not mono:
         return fixed, None, mono, why
     first = int(torch.nonzero(fixed)[0]) if bool(fixed.any()) else 0
@@ -225,7 +225,7 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
     return fixed, vector, mono, ""
 
 
-def _find_loose_ends(M: int, P: int, kf: Tensor, pt: Tensor, fixed: Tensor, anchored: Tensor) -> str:
+def _find_loose_ends(M: int, P: int, kf: Tensor, pt: Tensor, anchored: Tensor) -> str:
     """Why the window falls apart: a keyframe with too few observations, or a group without an anchored keyframe."""
     counts = torch.bincount(kf, minlength=M)
     few = (~anchored) & (counts < 3)

@@ -25,7 +25,7 @@ _DAMPING_START, _DAMPING_LOW, _DAMPING_HIGH = 1e-4, 1e-9, 1e6
 _LATE, _LATE_BEND = 0.05, 0.5
 
 # How much the elimination of landmarks and other poses may inflate a pose's variance before the system counts as singular.
-_WORST_INFLATION = 1e14
+_WORST_CONDITIONING = 1e14
 
 
 @torch.no_grad()
@@ -186,11 +186,11 @@ def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: T
     scale = S.diagonal().clamp_min(1e-300).rsqrt()
     factor, info = torch.linalg.cholesky_ex(S * scale[:, None] * scale[None, :])
     inverse = torch.cholesky_inverse(factor) * scale[:, None] * scale[None, :]
-    inflation = inverse.diagonal() * lin.pose.reshape(6 * F, 6 * F).diagonal()
+    conditioning = inverse.diagonal() * lin.pose.reshape(6 * F, 6 * F).diagonal()
     if problem.gauge is not None:
         inverse = inverse - torch.outer(problem.gauge, problem.gauge) * (problem.gauge @ inverse @ problem.gauge)
-    worst = torch.where(info == 0, inflation.max(), torch.inf)
-    if not bool(worst < _WORST_INFLATION):
+    worst = torch.where(info == 0, conditioning.max(), torch.inf)
+    if not bool(worst < _WORST_CONDITIONING):
         return None, "the observations do not determine all poses: the reduced system is singular", 1.0
     spread = _spread(window, problem, F, s, weight, config)
     if problem.mono:

@@ -108,7 +108,7 @@ def make_contestant(text: str, device: str = "cpu") -> Any:
 
 def write(out: Path, results: list[dict[str, Any]]) -> None:
     """results.json and table.md."""
-    from ..evaluation.run_writer import plain
+    from ..plain import plain
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(plain(results), indent=2) + "\n")

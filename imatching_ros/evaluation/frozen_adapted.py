@@ -10,11 +10,11 @@ from typing import Any
 
 from ..config import MatcherConfig
 from ..matching import create_matcher
+from ..plain import plain
 from ..sources.base import Source
 from .contestants import Contestant
 from .match_pictures import write_match_pictures
 from .matching import evaluate
-from .run_writer import plain
 
 
 def compare_frozen_adapted(

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="what to write: NAME.mcap (one file), a rosbag2 folder, or a folder for --format tum")
     parser.add_argument("--format", choices=FORMATS, default="mcap")
     for name, choices, text in (
-        ("kind", tuple(KINDS), "kind of scene"),
+        ("kind", KINDS, "kind of scene"),
         ("shift", tuple(SHIFTS), "domain shift of camera and surroundings"),
         ("motion", MOTIONS, "how the camera moves"),
         ("device", ("cpu", "cuda"), "where to render"),

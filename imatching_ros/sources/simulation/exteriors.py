@@ -8,7 +8,7 @@ from .scene import Scene, SceneBuilder, Shape
 from .textures import ANY, choose
 
 
-def outdoor(b: SceneBuilder, low_texture: bool) -> Scene:
+def outdoor(b: SceneBuilder) -> Scene:
     """A street along x: road, pavements, house fronts, trees, cars, poles, hedges, under a sky with a sun."""
     rng = b.rng
     length = rng.uniform(60, 120)
@@ -106,7 +106,7 @@ def outdoor(b: SceneBuilder, low_texture: bool) -> Scene:
     )
 
 
-def clutter(b: SceneBuilder, low_texture: bool) -> Scene:
+def clutter(b: SceneBuilder) -> Scene:
     """Boxes, balls and cylinders of every texture in a hall: not plausible, but rich in textures, edges and occlusions."""
     rng = b.rng
     size = rng.uniform(3, 7, 3)

@@ -12,12 +12,9 @@ from .interiors import corridor, room
 from .scene import Scene, SceneBuilder
 from .textures import TextureBank
 
-KINDS: dict[str, Callable[[SceneBuilder, bool], Scene]] = {
-    "room": room,
-    "corridor": corridor,
-    "outdoor": outdoor,
-    "clutter": clutter,
-}
+_INTERIORS: dict[str, Callable[[SceneBuilder, bool], Scene]] = {"room": room, "corridor": corridor}
+_EXTERIORS: dict[str, Callable[[SceneBuilder], Scene]] = {"outdoor": outdoor, "clutter": clutter}
+KINDS = (*_INTERIORS, *_EXTERIORS)
 
 
 def make_scene(kind: str, seed: int, bank: TextureBank, low_texture: bool | None = None) -> Scene:
@@ -31,4 +28,5 @@ def make_scene(kind: str, seed: int, bank: TextureBank, low_texture: bool | None
     rng = np.random.default_rng((seed, sorted(KINDS).index(kind)))
     if low_texture is None:
         low_texture = bool(rng.random() < 0.5)
-    return KINDS[kind](SceneBuilder(bank, rng), low_texture)
+    builder = SceneBuilder(bank, rng)
+    return _INTERIORS[kind](builder, low_texture) if kind in _INTERIORS else _EXTERIORS[kind](builder)

@@ -63,8 +63,11 @@ def write_recording(
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer = _write_bag if format == "mcap" else _write_tum
-        writer(path, sequence, depth, progress or (lambda done: None))
+        told = progress or (lambda done: None)
+        if format == "mcap":
+            _write_bag(path, sequence, depth, told)
+        else:
+            _write_tum(path, sequence, told)
     except OSError as error:
         raise SourceError(f"cannot write {path}: {error}") from None
     return path
@@ -171,7 +174,7 @@ def _pose(store, stamp_ns: int, T_WC: Tensor):
     return store.types["geometry_msgs/msg/PoseStamped"](header=_header(store, stamp_ns, WORLD_FRAME), pose=pose)
 
 
-def _write_tum(path: Path, sequence: SimulatedSequence, depth: str, progress: Callable[[int], None]) -> None:
+def _write_tum(path: Path, sequence: SimulatedSequence, progress: Callable[[int], None]) -> None:
     kinds = ("rgb", "depth", "right") if sequence.baseline_m > 0 else ("rgb", "depth")
     for name in kinds:
         (path / name).mkdir(parents=True)
