@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def write_weights(path: Path, matcher: str, state: dict[str, Tensor], version: i
     metadata = {"format": FORMAT, "matcher": matcher, "version": str(version), "hash": header.hash,
                 "provenance": json.dumps(provenance, sort_keys=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")  # promotions are written by a thread
     with open(partial, "wb") as file:
         file.write(save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata))
         file.flush()

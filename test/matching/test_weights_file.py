@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from known_pairs import build_random
@@ -96,6 +98,20 @@ def test_files_that_are_not_ours(tmp_path, state):
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match="not a readable"):
         read_weights(tmp_path / "model.pt")
+
+
+def test_two_threads_that_write_one_file_leave_a_whole_one(tmp_path):
+    states = [{"a": torch.full((100_000,), float(k))} for k in range(2)]
+
+    def write(state) -> None:
+        for version in range(20):
+            write_weights(tmp_path / "w.safetensors", "expectation", state, version, {})
+
+    with ThreadPoolExecutor(2) as threads:
+        for future in [threads.submit(write, state) for state in states]:
+            future.result()
+    assert read_weights(tmp_path / "w.safetensors")[0].version == 19
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_shipped_weights_are_whole_and_small():
