@@ -46,7 +46,7 @@ TOPICS: dict[str, tuple[type | None, int, str]] = {
     "~/matches/image": (Image, 1, "the picture with the matches drawn: green supports the pose, red does not"),
     "~/landmarks": (PointCloud2, 1, "points of the window in the odometry frame, with each keyframe"),
     "~/keyframes": (PoseArray, 1, "camera poses of the window in the odometry frame, with each keyframe"),
-    "~/status": (Status, 10, "tracking state, counts, latency, for every picture"),
+    "~/status": (Status, 10, "tracking state, counts, latency, for every picture; of one that is not used, why"),
     "~/learning/status": (LearningStatusMsg, 10, "what learning does, for every picture"),
     "~/events": (String, 100, "keyframes, losses, decisions of learning: one JSON object each, as in a replay's events.jsonl"),
 }

@@ -7,13 +7,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
 
 from ..config import Config
-from ..datatypes import OdometryOutput
+from ..datatypes import OdometryOutput, TrackingState
 from ..errors import ImatchingError
 from ..pipeline import Pipeline
 from . import transforms
@@ -102,6 +103,7 @@ class Processor:
                 self.counters.rejected += 1
                 self.problem = str(error)
                 self._warn(str(error)[:24], f"picture not used: {error}")  # every kind of problem is throttled by itself
+                self._tell_unused(picture, self.problem)
             except Exception as error:  # a bug: say all about it, start again with a clean map, keep the robot's node alive
                 self.counters.rejected += 1
                 self.problem = f"internal error: {error!r}"
@@ -111,7 +113,7 @@ class Processor:
                     self._tracker.restart()
 
     def _process(self, picture: Picture) -> None:
-        if not self._in_order(picture.stamp_ns):
+        if not self._in_order(picture):
             return
         frame = self._decoder.decode(picture)
         if self._camera is not None and frame.camera != self._camera:
@@ -148,20 +150,25 @@ class Processor:
         self.counters.lost += output.state.value == "lost"
         if self._tracker is not None:
             self._outputs.publish_details(output, frame, picture.frame_id, self.pipeline.window, self._tracker)
-        self._outputs.publish_status(
-            output,
-            picture.frame_id,
-            self.pipeline.window,
-            self.counters,
-            self.inbox.received,
-            self.inbox.dropped,
-            self.latency_ms,
-            self.processing_ms,
-        )
+        self._publish_status(output, picture.frame_id, self.latency_ms, self.processing_ms)
         self.learning = self.pipeline.learning_status()
         self._outputs.publish_learning(frame.stamp_ns, self.learning, self._core.learning.mode, self._core.matcher.name)
 
-    def _in_order(self, stamp_ns: int) -> bool:
+    def _publish_status(self, output: OdometryOutput, frame_id: str, latency_ms: float, processing_ms: float) -> None:
+        self._outputs.publish_status(
+            output, frame_id, self.pipeline.window, self.counters, self.inbox.received, self.inbox.dropped, latency_ms, processing_ms
+        )
+
+    def _tell_unused(self, picture: Picture, reason: str) -> None:
+        """A status for a picture that could not be used: why, and the state as the last one left it."""
+        last = self.last or OdometryOutput(
+            0, 0, TrackingState.INITIALIZING, "", None, None, 0, False, self.config.mode != "mono", 0, None
+        )
+        output = replace(last, stamp_ns=picture.stamp_ns, reason=reason, inliers=0, is_keyframe=False, matches=None)
+        self._publish_status(output, picture.frame_id, float("nan"), float("nan"))
+
+    def _in_order(self, picture: Picture) -> bool:
+        stamp_ns = picture.stamp_ns
         last, self._last_stamp_ns = self._last_stamp_ns, stamp_ns
         if last is None or stamp_ns > last:
             return True
@@ -174,10 +181,10 @@ class Processor:
             return True
         self._last_stamp_ns = last
         self.counters.rejected += 1
-        self._warn(
-            "order",
-            f"picture not used: its stamp is {(last - stamp_ns) / 1e9:.6f} s before the last one; expected ascending stamps",
-        )
+        reason = f"its stamp is {(last - stamp_ns) / 1e9:.6f} s before the last one; expected ascending stamps"
+        self._warn("order", f"picture not used: {reason}")
+        if stamp_ns != last:  # a picture that comes twice has its status
+            self._tell_unused(picture, reason)
         return False
 
     def _take_odometry(self, frame_id: str) -> str:

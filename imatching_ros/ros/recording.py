@@ -57,7 +57,11 @@ def write_run(
     poses = {_stamp(m): m for m in messages["odom"]}
     matches = {_stamp(m): m for m in messages["imatching/matches"]}
     writer = RunWriter(folder, config)
+    processed = 0
     for number, status in enumerate(statuses):
+        if status.frames_processed == processed:  # of a picture that was not used
+            continue
+        processed = status.frames_processed
         stamp = _stamp(status)
         writer.add_frame(
             _output(number, stamp - shift_ns, status, poses.get(stamp), matches.get(stamp), T_BC),

@@ -9,7 +9,7 @@ import pytest
 from geometry_msgs.msg import TransformStamped
 from imatching_ros.msg import Status
 from nav_msgs.msg import Odometry
-from peers import Peer, image_message, info_message, send_until
+from peers import Peer, image_message, info_message, make_stamp, send_until, wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
@@ -83,8 +83,13 @@ class Robot:
 
     def spoil(self, text: str, *arguments, **options) -> None:
         """Sends a picture that cannot be used, until the node says so."""
+        before = self.status[-1]
         self.stamp += 10**8
         send_until(lambda: self.send(*arguments, **options), lambda: text in self.node.output, f"'{text}':\n{self.node.output}")
+        wait_until(lambda: self.status[-1].frames_rejected > before.frames_rejected, what="a status of the picture")
+        told = self.status[-1]
+        assert text in told.reason and told.header.stamp == make_stamp(self.stamp)
+        assert (told.state, told.frames_processed, told.matches, told.is_keyframe) == (before.state, before.frames_processed, 0, False)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +150,8 @@ def test_a_stamp_a_little_too_old_is_dropped(robot):
         lambda: "before the last one" in robot.node.output,
         "a warning",
     )
+    old = [m for m in robot.status if m.header.stamp == make_stamp(robot.stamp - 2 * 10**8)][-1]
+    assert "its stamp is 0.200000 s before the last one" in old.reason and old.frames_rejected and old.state == Status.TRACKING
     robot.show()
     assert len(robot.odom) == count + 1
 
