@@ -167,9 +167,9 @@ class Peer:
         DDS announces subscriptions in the order in which they are made. So once a last one has received something, all are known.
         """
         names: list[str] = []
-        last = self.node.create_subscription(DiagnosticArray, "/diagnostics", lambda m: names.extend(s.name for s in m.status), 10)
+        # It stays: to destroy a subscription that another thread spins may end that thread.
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", lambda m: names.extend(s.name for s in m.status), 10)
         wait_until(lambda: f"{name}: odometry" in names, what=f"diagnostics of {name}")
-        self.node.destroy_subscription(last)
 
     def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 20, subscribers: int = 1):
         """A publisher that has met its subscribers."""
