@@ -94,7 +94,6 @@ def test_who_listens_late_gets_what_was_latched(peer, robot_bag, tmp_path):
     descriptions = peer.collect(String, "/description", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
     wait_until(lambda: tree.lookup("base_link", "optical") is not None and descriptions, what=f"TF:\n{player.output}")
     assert tree.lookup("base_link", "optical")[0, 3] == 3.0 and descriptions == [String(data="a robot")]
-    tree.close()
     player.stop()
     assert player.output.count("warning") == 1 and "for want of their message types: /strange (nowhere_msgs/msg/Strange)" in player.output
 
