@@ -82,6 +82,7 @@ class WindowSnapshot:
     sigma: Tensor  # (O, 3) float64, standard deviation of each number of obs
     fixed: Tensor  # (M,) bool, poses held constant
     priors: tuple = ()  # bundle.PosePrior, bundle.PointPrior, bundle.MarginalPrior
+    expected_depth: bool = False  # its depths are what their surroundings suggest, no measurements: the window is mono (depth_prior)
 
 
 @dataclass(frozen=True)

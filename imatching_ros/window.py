@@ -253,7 +253,8 @@ class Window:
         fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
         stereo = bool((o.kind == int(ObservationKind.STEREO)).any())
         fixed[: 2 if self.slid and len(self.keyframes) > 3 and not stereo else 1] = True
-        snapshot = WindowSnapshot(camera, self.T_WC.clone(), self.landmarks.points_W[rows], o.kf, index[o.lm], o.obs, o.kind, o.sigma, fixed)
+        snapshot = WindowSnapshot(camera, self.T_WC.clone(), self.landmarks.points_W[rows], o.kf, index[o.lm], o.obs, o.kind, o.sigma, fixed,
+                                  expected_depth=not plain)
         return snapshot, used, rows
 
     def absorb(self, result: BAResult, rows: Tensor) -> None:

@@ -1,10 +1,16 @@
 """New landmarks begin at the depth of their surroundings: noise must not choose which of them enter, nor shrink the map."""
 
+from dataclasses import replace
+
 import torch
 
 from imatching_ros import depth_prior, geometry
-from imatching_ros.datatypes import ObservationKind
+from imatching_ros.bundle import solve
+from imatching_ros.config import BundleConfig, LearningConfig
+from imatching_ros.datatypes import BAStatus, ObservationKind
+from imatching_ros.learning.gate import refuse
 from imatching_ros.matching.klt import KltMatcher
+from imatching_ros.samples import Solved, take_sample
 from imatching_ros.window import Keyframe, Window
 from odometry_scenes import CAMERA, speckle
 
@@ -70,6 +76,46 @@ def test_the_prior_is_left_out_once_parallax_is_enough_and_in_front_of_a_backgro
     row = torch.tensor([KNOWN])
     near.place(row, near.landmarks.points_W[row] / 3)
     assert len(with_prior(near)) == NEW - 1
+
+
+def turning() -> Window:
+    """Five keyframes that turn about one point, the first two held as once keyframes have left; all landmarks known, under a prior."""
+    rng = torch.Generator().manual_seed(3)
+    window = Window()
+    uv0 = torch.rand(NEW, 2, generator=rng, dtype=torch.float64) * torch.tensor([220.0, 200.0]) + torch.tensor([70.0, 20.0])
+    points = geometry.back_project(CAMERA, uv0, torch.full((NEW,), DEPTH, dtype=torch.float64))
+    for k in range(5):
+        turn = geometry.exp(torch.tensor([0.002 * k, 0, 0, 0, 0.02 * k, 0], dtype=torch.float64))
+        window.add_keyframe(Keyframe(k, k, IMAGE, KltMatcher().observe(IMAGE)), turn)
+    rows = window.add_landmarks(0, uv0.float(), None)
+    for k, T in enumerate(window.T_WC):
+        seen = geometry.project(CAMERA, geometry.act(geometry.inverse(T), points))
+        window.observe(CAMERA, k, rows, seen + 0.3 * torch.randn(NEW, 2, generator=rng, dtype=torch.float64), torch.full((NEW,), 0.5))
+    window.place(rows, points)
+    window.landmarks = replace(window.landmarks, expected_inv_depth=torch.full((NEW,), 1 / DEPTH, dtype=torch.float64))
+    window.slid = True
+    return window
+
+
+def test_an_expected_depth_is_no_measurement_a_turn_on_the_spot_stays_degenerate():
+    snapshot, used, _ = turning().snapshot(CAMERA)
+    assert snapshot.fixed.tolist() == [True, True, False, False, False] and bool((snapshot.kind == ObservationKind.DEPTH).any())
+    off = dict(max_baseline_error=1000.0, min_parallax_deg=0.0)
+    for limits, why in ((dict(), "no parallax"), (off | dict(max_baseline_error=0.1), "longest baseline"), (off | dict(min_parallax_deg=80.0), "80 deg")):
+        result = solve(snapshot, BundleConfig(**limits))
+        assert result.status is BAStatus.DEGENERATE and why in result.reason and result.covariance_newest is None
+    assert solve(snapshot, BundleConfig(**off)).status is not BAStatus.DEGENERATE
+
+
+def test_the_gate_refuses_a_turn_on_the_spot_whatever_bundle_adjustment_says_of_it():
+    window = turning()
+    snapshot, used, _ = window.snapshot(CAMERA)
+    result = solve(snapshot, BundleConfig())
+    sample = take_sample(Solved.of(window, snapshot, result, used), 0, 0, True)
+    assert sample.window.expected_depth
+    assert refuse(sample, LearningConfig()) == "bundle adjustment degenerate"
+    believed = replace(sample, result=replace(sample.result, status=BAStatus.CONVERGED))
+    assert refuse(believed, LearningConfig()) == "no translation"
 
 
 def test_a_window_that_measures_depth_has_no_use_for_it():

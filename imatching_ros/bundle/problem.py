@@ -41,7 +41,7 @@ class Problem:
     gauge: Tensor | None  # (6F,) unit vector over the free poses' steps that must stay zero: the scale of a mono window
     set_aside: str  # what was left out and why, for people
     degenerate: str  # why there is nothing to solve; empty if there is
-    mono: bool  # no observation and no prior knows the metric scale
+    mono: bool  # nothing measures depth: no observation and no prior knows the metric scale
     rounding: float  # cost below which residuals are rounding errors
 
     def double(self) -> Problem:
@@ -200,7 +200,8 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
         anchored[kf[known[pt]]] = True
     if not bool(anchored.any()):
         fixed[0] = anchored[0] = True
-    mono = not bool((window.kind[used] != ObservationKind.MONO).any()) and not known_points
+    # A depth that is only expected gives no parallax: without this, a turn on the spot would pass for a window with measured depth.
+    mono = (window.expected_depth or not bool((window.kind[used] != ObservationKind.MONO).any())) and not known_points
     if bool(fixed.all()):
         return fixed, None, mono, ""
 
