@@ -150,7 +150,8 @@ def test_a_stamp_a_little_too_old_is_dropped(robot):
         lambda: "before the last one" in robot.node.output,
         "a warning",
     )
-    old = [m for m in robot.status if m.header.stamp == make_stamp(robot.stamp - 2 * 10**8)][-1]
+    rejected = make_stamp(robot.stamp - 2 * 10**8)
+    old = wait_until(lambda: [m for m in robot.status if m.header.stamp == rejected and m.reason], what="its status")[-1]
     assert "its stamp is 0.200000 s before the last one" in old.reason and old.frames_rejected and old.state == Status.TRACKING
     robot.show()
     assert len(robot.odom) == count + 1
