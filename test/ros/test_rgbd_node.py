@@ -83,12 +83,12 @@ class Robot:
 
     def spoil(self, text: str, *arguments, **options) -> None:
         """Sends a picture that cannot be used, until the node says so."""
-        before = self.status[-1]
         self.stamp += 10**8
         send_until(lambda: self.send(*arguments, **options), lambda: text in self.node.output, f"'{text}':\n{self.node.output}")
-        wait_until(lambda: self.status[-1].frames_rejected > before.frames_rejected, what="a status of the picture")
-        told = self.status[-1]
-        assert text in told.reason and told.header.stamp == make_stamp(self.stamp)
+        stamp = make_stamp(self.stamp)
+        index = wait_until(lambda: [k for k, m in enumerate(self.status) if m.header.stamp == stamp], what="its status")[0]
+        before, told = self.status[index - 1], self.status[index]
+        assert text in told.reason and told.frames_rejected > before.frames_rejected
         assert (told.state, told.frames_processed, told.matches, told.is_keyframe) == (before.state, before.frames_processed, 0, False)
 
 
