@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -101,7 +102,7 @@ class NodeProcess:
     def shared_memory(self) -> set[Path]:
         """The segments of FastDDS that the process and no other end of a wire here has made."""
         mine, its = (
-            {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/fastrtps_" in line}
+            set(re.findall(r"/dev/shm/fastrtps_[0-9a-f]{16}$", Path(f"/proc/{pid}/maps").read_text(), re.M))
             for pid in ("self", self.process.pid)
         )
         return {Path(name) for name in its - mine}
