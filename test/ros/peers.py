@@ -45,7 +45,7 @@ def own_domain() -> Iterator[int]:
     raise RuntimeError("all domains are in use")
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 120.0, what: str = "") -> Any:
     """The first true answer; fails after the timeout."""
     deadline = time.monotonic() + timeout_s
     while not (answer := condition()):
@@ -55,7 +55,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str 
 
 
 def send_until(
-    send: Callable[[], None], condition: Callable[[], Any], what: str = "", tries: int = 8, patience_s: float = 5.0
+    send: Callable[[], None], condition: Callable[[], Any], what: str = "", tries: int = 24, patience_s: float = 5.0
 ) -> Any:
     """Sends again while nothing happens: a best-effort subscriber may not have met a publisher that has already met it."""
     for _ in range(tries):
@@ -111,7 +111,7 @@ class NodeProcess:
     def output(self) -> str:
         return self.log.read_text()
 
-    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = 120.0) -> None:
         """Waits until the node has printed a text."""
         deadline = time.monotonic() + timeout_s
         while text not in self.output:
@@ -119,7 +119,7 @@ class NodeProcess:
             assert time.monotonic() < deadline, f"'{text}' was not printed:\n{self.output}"
             time.sleep(0.05)
 
-    def stop(self, number: int = signal.SIGINT, timeout_s: float = 30.0) -> int:
+    def stop(self, number: int = signal.SIGINT, timeout_s: float = 60.0) -> int:
         """Sends a signal and returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -179,7 +179,7 @@ class Peer:
             wait_until(lambda: publisher.get_subscription_count() >= subscribers, what=f"a subscriber of {topic}")
         return publisher
 
-    def call(self, kind: type, service: str, timeout_s: float = 30.0, **request: Any) -> Any:
+    def call(self, kind: type, service: str, timeout_s: float = 120.0, **request: Any) -> Any:
         """Calls a service and returns the response."""
         client = self.node.create_client(kind, service)
         assert client.wait_for_service(timeout_s), f"no service {service}"

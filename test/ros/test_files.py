@@ -173,7 +173,7 @@ def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
             assert (of_mode.double_value, of_argument.string_value, of_mine.string_value) == (0.02, "off", "optical")
         finally:
             launch.send_signal(signal.SIGINT)
-            code = launch.wait(30)
+            code = launch.wait(60)
     assert code == 0 and "process has finished cleanly" in log.read_text(), log.read_text()
 
 
@@ -256,5 +256,5 @@ def test_installed_programs_bring_their_interpreter(name):
         pytest.skip("the package is not installed by colcon")
     environment = os.environ | {"PATH": "/usr/bin:/bin"}
     environment.pop("VIRTUAL_ENV", None)
-    done = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr

@@ -43,7 +43,7 @@ def test_a_bag_is_played_and_recorded(domain, tmp_path):
     )
     command = [sys.executable, "-m", "imatching_ros.ros.player", str(tmp_path / "first"), "--wait-for", "/cam/image"]
     played = subprocess.run(
-        command, env=NodeProcess.environment(domain), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        command, env=NodeProcess.environment(domain), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
     )
     assert json.loads(played.stdout.splitlines()[-1]) == {"messages": {"/cam/image": 5}, "shift_ns": 0}
     assert recorder.stop() == 0 and "/cam/image: 5" in recorder.output
@@ -117,6 +117,6 @@ def test_qos_is_that_of_the_bag(robot_bag):
 )
 def test_a_known_error_is_one_line(domain, tmp_path, module, arguments, reason):
     command = [sys.executable, "-m", f"imatching_ros.ros.{module}", *arguments]
-    ended = subprocess.run(command, env=NodeProcess.environment(domain), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, env=NodeProcess.environment(domain), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1 and ended.stderr.startswith("error: ") and reason in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
