@@ -82,6 +82,7 @@ class NodeProcess:
     ) -> None:
         ros = ["--ros-args", *(part for k, v in (parameters or {}).items() for part in ("-p", f"{k}:={v}")), *arguments]
         self.log = log
+        self._before = set(Path("/dev/shm").glob("fastrtps_*"))
         self._file = open(log, "w")
         self.process = subprocess.Popen(
             [sys.executable, *program, *ros],
@@ -100,12 +101,9 @@ class NodeProcess:
 
     @property
     def shared_memory(self) -> set[Path]:
-        """The segments of FastDDS that the process and no other end of a wire here has made."""
-        mine, its = (
-            set(re.findall(r"/dev/shm/fastrtps_[0-9a-f]{16}$", Path(f"/proc/{pid}/maps").read_text(), re.M))
-            for pid in ("self", self.process.pid)
-        )
-        return {Path(name) for name in its - mine}
+        """The segments of FastDDS that the process maps and that were not there before it: its own."""
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        return {Path(name) for name in re.findall(r"/dev/shm/fastrtps_[0-9a-f]{16}$", maps, re.M)} - self._before
 
     @property
     def output(self) -> str:
