@@ -75,8 +75,10 @@ class Mapper:
         return window
 
     def start_mono(self, start: Start, median_depth: float | None, next_id: int) -> Window | str:
-        """A window from the first views, with landmark ids from `next_id` on; or why not. Its scale: the given median depth, else the known first baseline, else a
-        median depth of 1."""
+        """A window from the first views, with landmark ids from `next_id` on; or why not.
+
+        Its scale: the given median depth, else the known first baseline, else a median depth of 1.
+        """
         c, camera = self._config, start.views[-1].frame.camera
         window = self.window_type(next_id)
         for view, T_WC in zip(start.views, start.T_WC):
