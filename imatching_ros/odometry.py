@@ -35,6 +35,11 @@ _CLOSE = 0.3  # of the search radius: where the second attempt looks
 _LOOSE = 4.0  # times the inlier threshold, for a first pose after a gap
 _PLACES = 2  # older places tried per frame when lost
 _MOST = 0.6  # share of a keyframe's landmarks that a frame must find again to be the measure for those after it
+# Of what is looked for, frames find a share that depends on matcher and scene. A pose with which much less than usual agrees may be of another
+# place that looks alike: below _DOUBTED of it there is a second look, below _REFUSED that one is not believed either, and below _FIRM it is
+# believed, but neither called tracking nor learned from.
+_DOUBTED, _REFUSED, _FIRM = 0.25, 0.25, 0.5
+_BEYOND = 3.0  # the second look searches so many times farther than it counts: by chance alone less than a tenth lies where it counts
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
 
 
@@ -65,6 +70,7 @@ class Odometry:
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
         self._map_id = 0
+        self._usual = 0.0  # share of the landmarks looked for that frames find in their place, running mean
         self._most = 0  # landmarks of the newest keyframe that one frame has found again
 
     def configure(self, config: Config) -> None:
@@ -114,32 +120,61 @@ class Odometry:
             clock.lap("match")
             located = self._search.locate(self.window, camera, sighting, T_predicted)
             clock.lap("pose")
-            if located is not None:
+            if located is not None and self._agreed(sighting, located) >= _DOUBTED:
                 break
-        if located is None and self.matcher.wide_baseline:
+            located = None
+        if located is not None:
+            return self._accept(frame, image, features, sighting, located)
+        if self.matcher.wide_baseline:
             sighting, located = self._search_again(camera, features, T_steady if T_given is None else T_given, radius_px)
         if located is None:
             sighting, located = self._recognise(frame, image, features)
         if located is None:
             return self._lose(frame, image, features)
-        return self._accept(frame, image, features, sighting, located)
+        return self._accept(frame, image, features, sighting, located, weak=self._agreed(sighting, located, self._closer(camera)) < _FIRM)
 
     def _search_again(self, camera: Camera, features: Features, T_predicted: Tensor, radius_px: float) -> tuple[Sighting, Located | None]:
         """After a gap: searches closer, for alike things nearby mislead a matcher, then everywhere, for the prediction may be wrong.
 
         Old landmarks are known less well from a new place, so a loose pose comes first; it guides the search that decides.
         """
-        look, window, last = self._search, self.window, self._last
+        look, window = self._search, self.window
         for attempt in range(2):
-            closer = radius_px * _CLOSE
-            sighting = look.near(window, last, camera, features, T_predicted, closer) if attempt == 0 else look.everywhere(window, features)
+            sighting = (look.near(window, self._last, camera, features, T_predicted, radius_px * _CLOSE) if attempt == 0
+                        else look.everywhere(window, features))
             loose = look.locate(window, camera, sighting, T_predicted if attempt == 0 else None, looser=_LOOSE)
             if loose is not None:
-                sighting = look.near(window, last, camera, features, loose.T_WC, closer)
-                located = look.locate(window, camera, sighting, loose.T_WC, looser=_LOOSE / 2)
+                sighting, located = self._confirm(camera, features, loose)
                 if located is not None:
                     return sighting, located
         return sighting, None
+
+    def _closer(self, camera: Camera) -> float:
+        """How far around its place a landmark is searched for in a second look, px."""
+        c = self.config.odometry
+        return max(c.search_radius * camera.width * _CLOSE, _BEYOND * c.inlier_px)
+
+    def _confirm(self, camera: Camera, features: Features, loose: Located) -> tuple[Sighting, Located | None]:
+        """Searches close to where a loose pose puts the landmarks. When it is right many are there; of a place that only looks alike
+        few are, and of these little more lie within the inliers' bound than chance puts there."""
+        radius_px = self._closer(camera)
+        sighting = self._search.near(self.window, self._last, camera, features, loose.T_WC, radius_px)
+        located = self._search.locate(self.window, camera, sighting, loose.T_WC, looser=_LOOSE / 2)
+        if located is not None and self._agreed(sighting, located, radius_px) < _REFUSED:
+            located = None
+        return sighting, located
+
+    def _agreed(self, sighting: Sighting, located: Located, searched_px: float = 0.0) -> float:
+        """Share of the landmarks looked for that were found where the pose has them, of the share that is usual.
+
+        Where they are is meant by the usual bound of an inlier, or the part of the radius searched that chance seldom hits.
+        """
+        share = self._found_share(sighting, located, max(self.config.odometry.inlier_px, searched_px / _BEYOND))
+        return share / self._usual if self._usual > 0 else 1.0
+
+    @staticmethod
+    def _found_share(sighting: Sighting, located: Located, within_px: float) -> float:
+        return int((located.residual_px < within_px).sum()) / max(len(sighting.rows) + len(sighting.missed), 1)
 
     def _predict(self, frame: Frame) -> tuple[Tensor, float]:
         """Where the camera should be by constant velocity, and how far around a landmark's place to search, in px."""
@@ -147,15 +182,20 @@ class Odometry:
         radius = self.config.odometry.search_radius * frame.camera.width
         return geometry.retract(self._last.T_WC, self._twist * dt), radius
 
-    def _accept(self, frame: Frame, image: Tensor, features: Features, sighting: Sighting, located: Located) -> OdometryOutput:
-        """Takes over the pose, notes what was seen, and decides whether this becomes a keyframe."""
+    def _accept(self, frame: Frame, image: Tensor, features: Features, sighting: Sighting, located: Located,
+                weak: bool = False) -> OdometryOutput:
+        """Takes over the pose, notes what was seen, and decides whether this becomes a keyframe. `weak`: less agrees with it than should."""
         c, landmarks = self.config.odometry, self.window.landmarks
         good = located.inlier | ~landmarks.resolved[sighting.rows]
         wrong = sighting.rows[~good]
-        recovered = self._lost > 0
+        recovered = self._lost > 0 or weak
+        if weak:
+            self._drift.add(self._uncertainty(frame), self._last.T_WC)
         if recovered:
             self._stillness.forget()
         else:
+            share = self._found_share(sighting, located, c.inlier_px)
+            self._usual = share if self._usual == 0 else 0.9 * self._usual + 0.1 * share
             rows, uv = sighting.rows[located.inlier], frame.camera.undistort(sighting.uv[located.inlier].double())
             located = self._stillness.hold(frame.camera, located, landmarks.id[rows], uv, sighting.sigma_px[located.inlier], self.config.bundle)
             self.input.judge(located.T_WC, float(self._last.depth.median()))
@@ -170,6 +210,8 @@ class Odometry:
             kept = Sighting(sighting.rows[good], sighting.uv[good], sighting.score[good], sighting.sigma_px[good], wrong)
             self._fresh, self._most = Fresh(frame, image, features, located.T_WC, kept), 0
         inliers = int(located.inlier.sum())
+        if weak:
+            return self._output(frame, TrackingState.DEGRADED, f"found again, but only {inliers} landmarks are where this pose has them", located, matches)
         if inliers < c.degraded_inliers:
             return self._output(frame, TrackingState.DEGRADED, f"only {inliers} matches agree with the pose", located, matches)
         return self._output(frame, TrackingState.TRACKING, "", located, matches)
@@ -268,6 +310,8 @@ class Odometry:
             rows = torch.arange(len(place.uv))
             sighting = self._search.look(rows, queries, features, None if self.matcher.wide_baseline else place.uv, None)
             located = self._search.locate(self.window, camera, sighting, None)
+            if located is not None and self.matcher.wide_baseline:
+                sighting, located = self._confirm(camera, features, located)
             if located is not None and int(located.inlier.sum()) >= c.degraded_inliers:
                 self._lost = max(self._lost, 1)
                 return sighting, located

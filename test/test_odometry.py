@@ -174,6 +174,43 @@ def test_an_unknown_place_starts_a_new_map_where_the_last_pose_was(clip):
     assert [e["event"] for e in events if e["event"] != "keyframe"] == ["tracking", "lost", "restart", "tracking"]
 
 
+@pytest.fixture(scope="module")
+def room() -> list[tuple[Frame, torch.Tensor]]:
+    return list(SimulatedSequence(kind="room", frames=44, seed=1, width=320, height=240, supersample=1, speed_mps=1.0).read())
+
+
+def after(room, order, **values):
+    """What is said of the frames `order`, of which the first 20 are a walk; how far each pose is from the truth, seen from the last of these."""
+    _, outputs = drive([replace(room[i][0], id=k, stamp_ns=k * STEP_NS) for k, i in enumerate(order)], matcher="expectation", **values)
+    assert outputs[19].state is TrackingState.TRACKING
+    started = next(k for k, output in enumerate(outputs) if output.T_WC is not None)
+    scale = float((room[19][1] - room[started][1])[:3].norm() / (outputs[19].T_WC - outputs[started].T_WC)[:3].norm())
+    errors = [float("nan") if o.T_WC is None or o.map_id > 0 else
+              float((scale * geometry.relative(outputs[19].T_WC, o.T_WC) - geometry.relative(room[19][1], room[i][1]))[:3].norm())
+              for o, i in zip(outputs, order)]
+    return outputs[20:], errors[20:]
+
+
+@pytest.mark.parametrize("jump", [34, 38, 42])
+def test_a_place_that_looks_alike_is_not_called_tracking(room, jump):
+    """Three dozen matches agree on a pose that is metres away from where the camera is."""
+    outputs, errors = after(room, [*range(20), jump, jump + 1], odometry__mode="mono")
+    assert all(o.state is not TrackingState.TRACKING or error < 0.1 for o, error in zip(outputs, errors))
+
+
+def test_after_two_frames_elsewhere_the_place_is_known_again(room):
+    outputs, errors = after(room, [*range(20), 42, 42, *range(21, 25)], odometry__mode="rgbd")
+    assert [o.state for o in outputs[:2]] == [TrackingState.LOST] * 2
+    assert all(o.state is TrackingState.TRACKING and o.map_id == 0 for o in outputs[2:]) and max(errors[2:]) < 0.2
+
+
+def test_a_pose_with_which_little_agrees_says_so_and_how_unsure_it_is(room):
+    outputs, errors = after(room, [*range(20), 32], odometry__mode="rgbd")
+    assert outputs[0].state is TrackingState.DEGRADED and "found again, but only" in outputs[0].reason and errors[0] > 1
+    firm, _ = after(room, [*range(20), 20], odometry__mode="rgbd")
+    assert outputs[0].covariance.diagonal()[:3].sum() > 20 * firm[0].covariance.diagonal()[:3].sum()
+
+
 def test_no_landmark_id_is_given_twice(clip):
     def ids(outputs) -> set[int]:
         return {i for o in outputs if o.matches is not None for i in o.matches.landmark_id.tolist()} | set(pipeline.window.landmarks.id.tolist())
