@@ -137,6 +137,18 @@ def test_bfloat16_says_the_same_as_float32(pair):
     assert ((one.uv - two.uv).norm(dim=-1).median() < 0.05) and ((one.score - two.score).abs().median() < 0.02)
 
 
+def test_bfloat16_teaches_the_same_as_float32(pair):
+    def gradient(precision):
+        matcher = create_matcher(MatcherConfig(precision=precision))
+        here, there = matcher.extract(torch.stack([as_float(pair.a), as_float(pair.b)]))
+        found = matcher.match(matcher.describe(here, pair.uv), [there], differentiable=True)
+        (found.uv[0] - pair.uv).square().log1p().mean().backward()
+        return torch.cat([p.grad.flatten() for p in matcher.backbone.parameters() if p.grad is not None])
+
+    full, half = gradient("float32"), gradient("bfloat16")
+    assert not torch.equal(full, half) and torch.cosine_similarity(full, half, dim=0) > 0.97 and 0.9 < half.norm() / full.norm() < 1.1
+
+
 def test_automatic_precision_asks_the_processor(tmp_path):
     assert cpu_has_bfloat16.__wrapped__(tmp_path / "none") is False
     for text, expected in (("flags\t\t: fpu avx512f avx512_bf16\n", True), ("flags\t\t: fpu avx2\n", False),
