@@ -80,9 +80,10 @@ def _cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str, Any]]:
     if not names:
         raise ConfigError("no SOURCE was given; name recordings or rendered scenes, or use --quick")
     for source in _sources(list(names), args):
+        scores: dict[str, dict[str, Any]] = {}
         for seed in range(args.seeds):
             seeded = config.with_values({"seed": config.seed + seed, "odometry.mode": source[1].unseen.mode})
-            yield from _source_cells(source, variants, regimes, seeded, args, keep)
+            yield from _source_cells(source, variants, regimes, seeded, args, keep, scores)
 
 
 def _retention_cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str, Any]]:
@@ -97,7 +98,8 @@ def _retention_cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str
 
 
 def _source_cells(source: tuple[str, Any], variants: list[str], regimes: list[str], config: Any, args: argparse.Namespace,
-                  keep: Callable[..., dict[str, Any]]) -> Iterator[dict[str, Any]]:
+                  keep: Callable[..., dict[str, Any]], scores: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """`scores` holds what was measured with weights, by their hash: the seed decides what is learned, not how that is scored."""
     from ..evaluation import learning_runs as runs
     from ..matching import create_matcher
 
@@ -113,7 +115,10 @@ def _source_cells(source: tuple[str, Any], variants: list[str], regimes: list[st
     def cell(regime: str, variant: str, learn: Callable[[], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
         def work(weights: Path) -> dict[str, Any]:
             matcher, told = learn()
-            return {"learning": told, "hash": runs.save_weights(weights, matcher, told), **runs.score_weights(matcher, config, division, args.pairs)}
+            digest = runs.save_weights(weights, matcher, told)
+            if digest not in scores:
+                scores[digest] = runs.score_weights(matcher, config, division, args.pairs)
+            return {"learning": told, "hash": digest, **scores[digest]}
 
         return keep(name, regime, variant, config, work)
 
