@@ -1,12 +1,16 @@
 """The fault catalogue does what it says, and its verdicts follow from the outputs."""
 
+import pytest
 import torch
 
 from imatching_ros.__main__ import main
 from imatching_ros.bench.odometry.command import compare, timings
 from imatching_ros.bench.odometry.faults import judge, make_faults
+from imatching_ros.bench.odometry.jumps import _outcome, jump_about
 from imatching_ros.bench.odometry.realtime import watch
 from imatching_ros.datatypes import Frame, OdometryOutput, TrackingState
+from imatching_ros.errors import ConfigError
+from imatching_ros.sources.opening import open_source
 from imatching_ros.sources.simulation.recording import write_recording
 from imatching_ros.sources.simulation.sequence import SimulatedSequence
 from odometry_scenes import CAMERA, configure, rotating, speckle
@@ -68,3 +72,35 @@ def test_the_command_takes_modes_per_recording_and_runs_seeds_only_where_they_ma
     assert len(printed) == 2 and "rgbd" in printed[1] and "identity_deg" in printed[0]
     assert main(["bench", "odometry", f"{path}=sideways"]) == 1
     assert main(["bench", "odometry"]) == 1
+
+
+def at(i: int, x: float, state=TrackingState.TRACKING, map_id: int = 0, metric: bool = True) -> OdometryOutput:
+    pose = None if state is TrackingState.LOST else torch.tensor([x, 0, 0, 0, 0, 0, 1], dtype=torch.float64)
+    return OdometryOutput(i, i, state, "", pose, None, 20, False, metric, map_id, None)
+
+
+def test_outcomes_of_a_jump():
+    truth = torch.zeros(6, 7, dtype=torch.float64)
+    truth[:, 6], truth[:, 0] = 1, torch.tensor([0, 0.1, 0.2, 0.3, 0.4, 1.4])
+    walk = [at(i, 0.1 * i) for i in range(5)]
+    assert _outcome(walk, at(5, 1.3), truth) == "right" and _outcome(walk, at(5, 1.1), truth) == "wrong"
+    assert _outcome(walk, at(5, 0.5, TrackingState.DEGRADED), truth) == "wrong_degraded"
+    assert _outcome(walk, at(5, 0, TrackingState.LOST), truth) == "lost" == _outcome(walk, at(5, 1.4, map_id=1), truth)
+    mono = [at(i, 0.3 * i, metric=False) for i in range(5)]
+    assert _outcome(mono, at(5, 4.2, metric=False), truth) == "right"
+    turned = truth.clone()
+    turned[5, 3:] = torch.tensor([0, 0.1, 0, 0.995])
+    assert _outcome(walk, at(5, 1.4), turned) == "wrong"
+    assert _outcome([*walk[:4], at(4, 0, TrackingState.LOST)], at(5, 1.4), truth) == "not_started"
+
+
+def test_jumps_need_truth_and_are_the_same_every_time(tmp_path):
+    sequence = SimulatedSequence(kind="clutter", frames=40, seed=1, width=160, height=120, supersample=1)
+    write_recording(tmp_path / "clip", sequence, format="tum")
+    source = open_source(tmp_path / "clip")
+    found = jump_about(source, configure("klt", odometry__mode="rgbd"), 3)
+    assert found["jumps"] == 3 == sum(v for k, v in found.items() if k != "jumps")
+    assert jump_about(source, configure("klt", odometry__mode="rgbd"), 3) == found
+    (tmp_path / "clip/groundtruth.txt").unlink()
+    with pytest.raises(ConfigError, match="no ground truth"):
+        jump_about(open_source(tmp_path / "clip"), configure("klt"), 1)

@@ -6,6 +6,7 @@ all would have left.
 example:
   python -m imatching_ros bench odometry data/kitti_mono_turn data/tartanair_hospital=mono --rendered renderings --matchers expectation,klt,sift
   python -m imatching_ros bench odometry data/kitti_mono_turn --faults
+  python -m imatching_ros bench odometry data/kitti_mono_turn --jumps 50
   python -m imatching_ros bench odometry data/tartanair_hospital=mono --realtime 60 --rate-hz 10 --learnings off,thread
 """
 
@@ -36,6 +37,7 @@ from ...sources.opening import open_source
 from ...sources.truth import Trajectory
 from ..renderings import ACCURACY, written
 from .faults import judge, make_faults
+from .jumps import jump_about
 from .realtime import watch
 
 
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate-hz", type=float, default=10.0, help="of that camera (default 10)")
     parser.add_argument("--faults", action="store_true", help="instead of accuracy: what happens after dropped, black, covered frames ...")
     parser.add_argument("--fault-at", type=int, default=50, metavar="I", help="frame at which faults begin (default 50)")
+    parser.add_argument("--jumps", type=int, metavar="N", help="instead of accuracy: what is said of a frame after the camera has jumped, N times")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, on a machine that others use too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add_source_options(parser)
@@ -74,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
                     case = {"source": name, "mode": source.mode, "matcher": matcher, "learning": learning, "seed": seed}
                     if args.faults:
                         rows += _recoveries(case, source, config, args.fault_at)
+                    elif args.jumps:
+                        rows.append(case | jump_about(source, config, args.jumps))
                     elif args.realtime:
                         rows.append(case | watch(source, config, args.realtime, args.rate_hz))
                     else:
