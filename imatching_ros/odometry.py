@@ -263,6 +263,7 @@ class Odometry:
             self._settling = _SETTLING
         window.move(T_origin)
         self.window = window
+        self._usual = 0.0  # a new map, perhaps of a darker place: what is usual here is seen from its first frames
         self._stillness.forget()
         self._places.clear()
         at, _ = window.seen_at(len(window.keyframes) - 1)
