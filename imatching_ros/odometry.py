@@ -36,9 +36,10 @@ _LOOSE = 4.0  # times the inlier threshold, for a first pose after a gap
 _PLACES = 2  # older places tried per frame when lost
 _MOST = 0.6  # share of a keyframe's landmarks that a frame must find again to be the measure for those after it
 # Of what is looked for, frames find a share that depends on matcher and scene. A pose with which much less than usual agrees may be of another
-# place that looks alike: below _DOUBTED of it there is a second look, below _REFUSED that one is not believed either, and below _FIRM it is
-# believed, but neither called tracking nor learned from.
-_DOUBTED, _REFUSED, _FIRM = 0.25, 0.25, 0.5
+# place that looks alike. Below _DOUBTED of it, and below _WHOLE around what is found, there is a second look. Below _REFUSED that one is not
+# believed either, and below _FIRM it is believed, but neither called tracking nor learned from. When it fails, the first pose is taken in the same
+# way if _PARTLY of the usual is found around what is found: something may hide the rest of the picture.
+_DOUBTED, _WHOLE, _REFUSED, _FIRM, _PARTLY = 0.25, 0.8, 0.25, 0.5, 0.4
 _BEYOND = 3.0  # the second look searches so many times farther than it counts: by chance alone less than a tenth lies where it counts
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
 
@@ -115,23 +116,36 @@ class Odometry:
         camera = frame.camera
         T_steady, radius_px = self._predict(frame)
         T_given = self.input.predict(self._last.T_WC, self._last.stamp_ns, frame.stamp_ns, T_steady)
+        hidden: tuple[Sighting, Located] | None = None
         for T_predicted in (T_steady,) if T_given is None else (T_given, T_steady):  # odometry from elsewhere may be wrong
             sighting = self._search.near(self.window, self._last, camera, features, T_predicted, radius_px)
             clock.lap("match")
             located = self._search.locate(self.window, camera, sighting, T_predicted)
             clock.lap("pose")
-            if located is not None and self._agreed(sighting, located) >= _DOUBTED:
-                break
-            located = None
-        if located is not None:
-            return self._accept(frame, image, features, sighting, located)
+            if located is None:
+                continue
+            if self._agreed(sighting, located) >= _DOUBTED:
+                return self._accept(frame, image, features, sighting, located)
+            support = self._search.support(self.window, camera, sighting, located)
+            if support >= _WHOLE * self._usual:
+                return self._accept(frame, image, features, sighting, located)
+            if support >= _PARTLY * self._usual:
+                hidden = sighting, located
+        located = None
         if self.matcher.wide_baseline:
             sighting, located = self._search_again(camera, features, T_steady if T_given is None else T_given, radius_px)
         if located is None:
             sighting, located = self._recognise(frame, image, features)
+        if located is None and hidden is not None:
+            return self._accept(frame, image, features, *hidden, doubt="most landmarks are not found; something may hide the picture")
         if located is None:
             return self._lose(frame, image, features)
-        return self._accept(frame, image, features, sighting, located, weak=self._agreed(sighting, located, self._closer(camera)) < _FIRM)
+        firm = self._agreed(sighting, located, self._closer(camera)) >= _FIRM
+        if not firm:
+            self._drift.add(self._uncertainty(frame), self._last.T_WC)
+        self._lost = max(self._lost, 0 if firm else 1)
+        return self._accept(frame, image, features, sighting, located,
+                            doubt="" if firm else "found again, but few landmarks are where this pose has them")
 
     def _search_again(self, camera: Camera, features: Features, T_predicted: Tensor, radius_px: float) -> tuple[Sighting, Located | None]:
         """After a gap: searches closer, for alike things nearby mislead a matcher, then everywhere, for the prediction may be wrong.
@@ -183,17 +197,15 @@ class Odometry:
         return geometry.retract(self._last.T_WC, self._twist * dt), radius
 
     def _accept(self, frame: Frame, image: Tensor, features: Features, sighting: Sighting, located: Located,
-                weak: bool = False) -> OdometryOutput:
-        """Takes over the pose, notes what was seen, and decides whether this becomes a keyframe. `weak`: less agrees with it than should."""
+                doubt: str = "") -> OdometryOutput:
+        """Takes over the pose, notes what was seen, and decides whether this becomes a keyframe. `doubt`: why the pose may be wrong."""
         c, landmarks = self.config.odometry, self.window.landmarks
         good = located.inlier | ~landmarks.resolved[sighting.rows]
         wrong = sighting.rows[~good]
-        recovered = self._lost > 0 or weak
-        if weak:
-            self._drift.add(self._uncertainty(frame), self._last.T_WC)
+        recovered = self._lost > 0
         if recovered:
             self._stillness.forget()
-        else:
+        elif not doubt:
             share = self._found_share(sighting, located, c.inlier_px)
             self._usual = share if self._usual == 0 else 0.9 * self._usual + 0.1 * share
             rows, uv = sighting.rows[located.inlier], frame.camera.undistort(sighting.uv[located.inlier].double())
@@ -203,15 +215,15 @@ class Odometry:
         matches = self._matches(frame, sighting, located)
         dt = (frame.stamp_ns - self._last.stamp_ns) * 1e-9
         self._twist = self._twist * 0 if recovered or dt <= 0 else geometry.local(self._last.T_WC, located.T_WC) / dt
-        self._settling = _SETTLING if recovered else max(0, self._settling - 1)
+        self._settling = _SETTLING if recovered or doubt else max(0, self._settling - 1)
         self.window.mark(frame.id, sighting.rows[good], sighting.uv[good], torch.cat([sighting.missed, wrong]))
         self._remember(frame, features, located.T_WC, sighting.rows[located.inlier], sighting.uv[located.inlier])
         if why:
             kept = Sighting(sighting.rows[good], sighting.uv[good], sighting.score[good], sighting.sigma_px[good], wrong)
             self._fresh, self._most = Fresh(frame, image, features, located.T_WC, kept), 0
         inliers = int(located.inlier.sum())
-        if weak:
-            return self._output(frame, TrackingState.DEGRADED, f"found again, but only {inliers} landmarks are where this pose has them", located, matches)
+        if doubt:
+            return self._output(frame, TrackingState.DEGRADED, f"{doubt} ({inliers} agree)", located, matches)
         if inliers < c.degraded_inliers:
             return self._output(frame, TrackingState.DEGRADED, f"only {inliers} matches agree with the pose", located, matches)
         return self._output(frame, TrackingState.TRACKING, "", located, matches)

@@ -17,6 +17,7 @@ from .tracking import Located, locate
 from .window import Window
 
 _MISSES = 5  # a landmark searched in vain in so many frames in a row is not searched any more
+_NEIGHBOURS = 8  # landmarks around an inlier that are asked whether they agree
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,21 @@ class LandmarkSearch:
         score = found.score[0].cpu()
         ok = score >= self._config.min_score
         return Sighting(rows[ok], found.uv[0].cpu().float()[ok], score[ok], found.sigma_px[0].cpu()[ok], rows[~ok])
+
+    def support(self, window: Window, camera: Camera, sighting: Sighting, located: Located) -> float:
+        """Share of inliers among the landmarks looked for that lie next to inliers.
+
+        It stays high where something hides a part of the picture, and is low where a few things that look alike agree here and there.
+        """
+        rows = torch.cat([sighting.rows, sighting.missed])
+        right = torch.zeros(len(rows), dtype=torch.bool)
+        right[: len(sighting.rows)] = located.residual_px < self._config.inlier_px
+        if len(rows) <= _NEIGHBOURS or not right.any():
+            return 0.0
+        at, _ = _project(camera, located.T_WC, window.landmarks.points_W[rows])
+        distance = torch.cdist(at[right], at)
+        distance[torch.arange(len(distance)), right.nonzero()[:, 0]] = torch.inf
+        return float(right[distance.topk(_NEIGHBOURS, largest=False).indices].double().mean())
 
     def locate(self, window: Window, camera: Camera, sighting: Sighting, T_guess: Tensor | None, looser: float = 1.0) -> Located | None:
         """The pose, inliers within `looser` times the usual; `inlier` and `residual_px` have one row per row of the sighting."""
