@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from . import depths, geometry
+from . import agreement, depths, geometry
+from .agreement import Agreement
 from .camera import Camera
 from .clock import Clock
 from .config import Config
@@ -35,12 +36,6 @@ _CLOSE = 0.3  # of the search radius: where the second attempt looks
 _LOOSE = 4.0  # times the inlier threshold, for a first pose after a gap
 _PLACES = 2  # older places tried per frame when lost
 _MOST = 0.6  # share of a keyframe's landmarks that a frame must find again to be the measure for those after it
-# Of what is looked for, frames find a share that depends on matcher and scene. A pose with which much less than usual agrees may be of another
-# place that looks alike. Below _DOUBTED of it, and below _WHOLE around what is found, there is a second look. Below _REFUSED that one is not
-# believed either, and below _FIRM it is believed, but neither called tracking nor learned from. When it fails, the first pose is taken in the same
-# way if _PARTLY of the usual is found around what is found: something may hide the rest of the picture.
-_DOUBTED, _WHOLE, _REFUSED, _FIRM, _PARTLY = 0.25, 0.8, 0.25, 0.5, 0.4
-_BEYOND = 3.0  # the second look searches so many times farther than it counts: by chance alone less than a tenth lies where it counts
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
 
 
@@ -71,7 +66,7 @@ class Odometry:
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
         self._map_id = 0
-        self._usual = 0.0  # share of the landmarks looked for that frames find in their place, running mean
+        self._agreement = Agreement()
         self._most = 0  # landmarks of the newest keyframe that one frame has found again
 
     def configure(self, config: Config) -> None:
@@ -124,12 +119,12 @@ class Odometry:
             clock.lap("pose")
             if located is None:
                 continue
-            if self._agreed(sighting, located) >= _DOUBTED:
+            if self._agreement.of(sighting, located, self.config.odometry.inlier_px) >= agreement.DOUBTED:
                 return self._accept(frame, image, features, sighting, located)
-            support = self._search.support(self.window, camera, sighting, located)
-            if support >= _WHOLE * self._usual:
+            support = self._search.support(self.window, camera, sighting, located) / self._agreement.usual
+            if support >= agreement.WHOLE:
                 return self._accept(frame, image, features, sighting, located)
-            if support >= _PARTLY * self._usual:
+            if support >= agreement.PARTLY:
                 hidden = sighting, located
         located = None
         if self.matcher.wide_baseline:
@@ -140,7 +135,7 @@ class Odometry:
             return self._accept(frame, image, features, *hidden, doubt="most landmarks are not found; something may hide the picture")
         if located is None:
             return self._lose(frame, image, features)
-        firm = self._agreed(sighting, located, self._closer(camera)) >= _FIRM
+        firm = self._agreement.of(sighting, located, self._closer(camera) / agreement.BEYOND) >= agreement.FIRM
         if not firm:
             self._drift.add(self._uncertainty(frame), self._last.T_WC)
         self._lost = max(self._lost, 0 if firm else 1)
@@ -166,7 +161,7 @@ class Odometry:
     def _closer(self, camera: Camera) -> float:
         """How far around its place a landmark is searched for in a second look, px."""
         c = self.config.odometry
-        return max(c.search_radius * camera.width * _CLOSE, _BEYOND * c.inlier_px)
+        return max(c.search_radius * camera.width * _CLOSE, agreement.BEYOND * c.inlier_px)
 
     def _confirm(self, camera: Camera, features: Features, loose: Located) -> tuple[Sighting, Located | None]:
         """Searches close to where a loose pose puts the landmarks. When it is right many are there; of a place that only looks alike
@@ -174,21 +169,9 @@ class Odometry:
         radius_px = self._closer(camera)
         sighting = self._search.near(self.window, self._last, camera, features, loose.T_WC, radius_px)
         located = self._search.locate(self.window, camera, sighting, loose.T_WC, looser=_LOOSE / 2)
-        if located is not None and self._agreed(sighting, located, radius_px) < _REFUSED:
+        if located is not None and self._agreement.of(sighting, located, radius_px / agreement.BEYOND) < agreement.REFUSED:
             located = None
         return sighting, located
-
-    def _agreed(self, sighting: Sighting, located: Located, searched_px: float = 0.0) -> float:
-        """Share of the landmarks looked for that were found where the pose has them, of the share that is usual.
-
-        Where they are is meant by the usual bound of an inlier, or the part of the radius searched that chance seldom hits.
-        """
-        share = self._found_share(sighting, located, max(self.config.odometry.inlier_px, searched_px / _BEYOND))
-        return share / self._usual if self._usual > 0 else 1.0
-
-    @staticmethod
-    def _found_share(sighting: Sighting, located: Located, within_px: float) -> float:
-        return int((located.residual_px < within_px).sum()) / max(len(sighting.rows) + len(sighting.missed), 1)
 
     def _predict(self, frame: Frame) -> tuple[Tensor, float]:
         """Where the camera should be by constant velocity, and how far around a landmark's place to search, in px."""
@@ -206,8 +189,7 @@ class Odometry:
         if recovered:
             self._stillness.forget()
         elif not doubt:
-            share = self._found_share(sighting, located, c.inlier_px)
-            self._usual = share if self._usual == 0 else 0.9 * self._usual + 0.1 * share
+            self._agreement.note(sighting, located, c.inlier_px)
             rows, uv = sighting.rows[located.inlier], frame.camera.undistort(sighting.uv[located.inlier].double())
             located = self._stillness.hold(frame.camera, located, landmarks.id[rows], uv, sighting.sigma_px[located.inlier], self.config.bundle)
             self.input.judge(located.T_WC, float(self._last.depth.median()))
@@ -275,7 +257,7 @@ class Odometry:
             self._settling = _SETTLING
         window.move(T_origin)
         self.window = window
-        self._usual = 0.0  # a new map, perhaps of a darker place: what is usual here is seen from its first frames
+        self._agreement.forget()
         self._stillness.forget()
         self._places.clear()
         at, _ = window.seen_at(len(window.keyframes) - 1)
