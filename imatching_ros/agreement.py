@@ -13,7 +13,7 @@ from .tracking import Located
 DOUBTED = 0.25  # below this a pose needs a second look,
 WHOLE = 0.8  # unless so much is found around what is found, and the rest of the picture is hidden
 REFUSED = 0.25  # below this the second look's pose is not believed either,
-FIRM = 0.5  # and below this it is believed, but neither called tracking nor learned from
+FIRM = 0.5  # and below this only right after the last pose, not once lost; it is neither called tracking then nor learned from
 PARTLY = 0.4  # so much around what is found lets the first pose pass in the same way, when the second look fails
 
 BEYOND = 3.0  # the second look searches so many times farther than it counts: by chance alone less than a tenth lies where it counts

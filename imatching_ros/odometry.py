@@ -153,7 +153,7 @@ class Odometry:
                         else look.everywhere(window, features))
             loose = look.locate(window, camera, sighting, T_predicted if attempt == 0 else None, looser=_LOOSE)
             if loose is not None:
-                sighting, located = self._confirm(camera, features, loose)
+                sighting, located = self._confirm(camera, features, loose, agreement.FIRM if self._lost else agreement.REFUSED)
                 if located is not None:
                     return sighting, located
         return sighting, None
@@ -163,13 +163,13 @@ class Odometry:
         c = self.config.odometry
         return max(c.search_radius * camera.width * _CLOSE, agreement.BEYOND * c.inlier_px)
 
-    def _confirm(self, camera: Camera, features: Features, loose: Located) -> tuple[Sighting, Located | None]:
+    def _confirm(self, camera: Camera, features: Features, loose: Located, least: float) -> tuple[Sighting, Located | None]:
         """Searches close to where a loose pose puts the landmarks. When it is right many are there; of a place that only looks alike
-        few are, and of these little more lie within the inliers' bound than chance puts there."""
+        few are, and of these little more lie within the inliers' bound than chance puts there. `least`: of the usual share."""
         radius_px = self._closer(camera)
         sighting = self._search.near(self.window, self._last, camera, features, loose.T_WC, radius_px)
         located = self._search.locate(self.window, camera, sighting, loose.T_WC, looser=_LOOSE / 2)
-        if located is not None and self._agreement.of(sighting, located, radius_px / agreement.BEYOND) < agreement.REFUSED:
+        if located is not None and self._agreement.of(sighting, located, radius_px / agreement.BEYOND) < least:
             located = None
         return sighting, located
 
@@ -306,7 +306,7 @@ class Odometry:
             sighting = self._search.look(rows, queries, features, None if self.matcher.wide_baseline else place.uv, None)
             located = self._search.locate(self.window, camera, sighting, None)
             if located is not None and self.matcher.wide_baseline:
-                sighting, located = self._confirm(camera, features, located)
+                sighting, located = self._confirm(camera, features, located, agreement.FIRM)
             if located is not None and int(located.inlier.sum()) >= c.degraded_inliers:
                 self._lost = max(self._lost, 1)
                 return sighting, located
