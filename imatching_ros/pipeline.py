@@ -90,7 +90,7 @@ class Pipeline:
         if self._adopt_update():
             clock.lap("adopt")
         if self._learning is not None:
-            self._learning.pause(behind)
+            self._learning.begin_frame(behind)
         output = self.odometry.track(frame)
         output = replace(output, timings_ms={**output.timings_ms, **clock.laps})
         self._tell_state(output)
@@ -106,6 +106,8 @@ class Pipeline:
             output = replace(output, bundle=result, timings_ms={**output.timings_ms, **clock.laps})
             self._remember_keyframes()
             self._teach()
+        if self._learning is not None:
+            self._learning.end_frame()
         return output
 
     def keyframes(self) -> list[tuple[int, Tensor]]:

@@ -13,6 +13,7 @@ from ..bundle import solve
 from ..config import BundleConfig, LearningConfig
 from ..datatypes import BAResult, LearningSample, ObservationKind, WindowSnapshot
 from ..matching.base import Features, Matcher, Prediction, Queries
+from .turns import give_way
 
 MARGIN_PX = 8.0  # nearer to the picture's edge a landmark may be outside
 
@@ -57,7 +58,13 @@ def expected_uv(sample: LearningSample, T_WC: Tensor, points_W: Tensor) -> Tenso
 
 def extract(matcher: Matcher, sample: LearningSample) -> list[Features]:
     """Features of every keyframe, without gradients."""
-    return [matcher.observe(image) for image in sample.images]
+    return [observe(matcher, image) for image in sample.images]
+
+
+def observe(matcher: Matcher, image: Tensor) -> Features:
+    """Features of one keyframe, without gradients."""
+    give_way()
+    return matcher.observe(image)
 
 
 def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig,
@@ -78,6 +85,7 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
     parts = []
 
     def match(k: int, points: Tensor, differentiable: bool) -> Prediction:
+        give_way()
         with torch.set_grad_enabled(differentiable):
             return matcher.match(queries.select(order[points].to(matcher.device)), [features[k]], expected[k, points][None].to(matcher.device),
                                  config.search_radius * window.camera.width, differentiable=differentiable)
@@ -163,6 +171,7 @@ def window_of(sample: LearningSample, found: Rematch, config: LearningConfig) ->
 
 def solve_again(sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
     """The lower level's optimum for a rematch."""
+    give_way()
     window, keep = window_of(sample, found, config)
     used, index = window.pt_idx.unique(return_inverse=True)
     result = solve(replace(window, points_W=window.points_W[used], pt_idx=index), bundle)

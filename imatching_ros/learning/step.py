@@ -19,7 +19,8 @@ from .. import residuals
 from ..config import BundleConfig, LearningConfig
 from ..datatypes import BAStatus, LearningSample
 from ..matching.base import Matcher
-from .rematching import Rematch, Solution, expected_uv, measurements, rematch, solve_again
+from .rematching import Rematch, Solution, expected_uv, measurements, observe, rematch, solve_again
+from .turns import give_way
 
 Solver = Callable[[LearningSample, Rematch, LearningConfig, BundleConfig], Solution]
 
@@ -74,7 +75,8 @@ def draw_keyframes(count: int, config: LearningConfig, generator: torch.Generato
 
 def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfig, live: list[int]) -> Rematch:
     """The window's matches; those between the keyframes `live` have gradients, from both of their pictures."""
-    found = {k: matcher.observe(image) for k, image in enumerate(sample.images) if k not in live}
+    found = {k: observe(matcher, image) for k, image in enumerate(sample.images) if k not in live}
+    give_way()
     pictures = torch.stack([sample.images[k] for k in live]).to(matcher.device).float() / 255
     for k, extracted in zip(live, matcher.extract(pictures)):
         found[k] = extracted
@@ -146,6 +148,7 @@ class Stepper:
         if isinstance(lesson, str):
             return lesson
         self.optimizer.zero_grad(set_to_none=True)
+        give_way()
         lesson.loss.backward()
         norm = self.update()
         if norm is None:

@@ -20,7 +20,7 @@ from .. import geometry
 from ..config import BundleConfig, LearningConfig
 from ..datatypes import LearningSample
 from ..matching.base import Features, Matcher
-from .rematching import Rematch, Solution, describe, expected_uv, extract, missed_landmarks, rematch, solve_again
+from .rematching import Rematch, Solution, describe, expected_uv, extract, missed_landmarks, observe, rematch, solve_again
 
 CHECK_QUERIES = 200
 HELD_OUT_ONE_IN = 5  # the share that `samples` holds out of the observations
@@ -187,7 +187,7 @@ def _warp_error(matcher: Matcher, sample: LearningSample, config: LearningConfig
     # Searched as odometry searches: around a place that is roughly known.
     radius = config.search_radius * width
     guess = torch.from_numpy(truth + rng.uniform(-0.5, 0.5, truth.shape) * radius).float()[None].to(matcher.device)
-    found = matcher.estimate(matcher.describe(matcher.observe(here), uv), [matcher.observe(there)], guess, radius)
+    found = matcher.estimate(matcher.describe(observe(matcher, here), uv), [observe(matcher, there)], guess, radius)
     error = (found.uv[0].cpu() - torch.from_numpy(truth)).norm(dim=-1).clamp_max(config.error_cap_px)
     return float(error[torch.from_numpy(inside)].mean())
 

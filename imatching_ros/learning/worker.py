@@ -18,6 +18,7 @@ from ..config import Config
 from ..datatypes import LearningSample
 from ..matching.base import Matcher
 from .learner import Learner, LearningStatus, WeightsUpdate
+from .turns import GIVE_WAY
 
 LONGEST_REST_S = 5.0
 SWITCH_INTERVAL_S = 5e-4  # of the interpreter
@@ -46,7 +47,10 @@ class InlineLearning:
         """Takes over settings that may change while learning."""
         self._learner.configure(config)
 
-    def pause(self, odometry_behind: bool) -> None:
+    def begin_frame(self, behind: bool) -> None:
+        """In line there is nobody to wait for."""
+
+    def end_frame(self) -> None:
         """In line there is nobody to wait for."""
 
     def close(self) -> None:
@@ -55,6 +59,9 @@ class InlineLearning:
 
 class LearningWorker:
     """Learns in its own thread, on its own copy of the weights, for a share of the time; odometry never waits for it.
+
+    The rest of the time it sleeps: as far as it can while odometry works on a frame, for the two share caches, the interpreter
+    and the bandwidth of the memory.
 
     Whatever goes wrong in the thread ends learning, not odometry: the state becomes `failed`, an event says why, and the
     weights in use stay.
@@ -71,6 +78,10 @@ class LearningWorker:
         self._status = replace(self._learner.status)
         self._dropped = 0
         self._behind = False
+        self._in_frame = False
+        self._begun = time.monotonic()  # with the window at hand
+        self._rested_s = 0.0  # since then
+        self._busy_s = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="imatching-learning", daemon=True)
         self._thread.start()
@@ -97,10 +108,16 @@ class LearningWorker:
         self._config = config
         self._learner.configure(config)
 
-    def pause(self, odometry_behind: bool) -> None:
-        """Told before every frame whether odometry is late; the thread takes no new window while it is."""
+    def begin_frame(self, behind: bool) -> None:
+        """Told before every frame, and whether odometry is late; the thread does nothing while it is."""
         with self._changed:
-            self._behind = odometry_behind
+            self._in_frame, self._behind = True, behind
+            self._changed.notify()
+
+    def end_frame(self) -> None:
+        """Told after every frame."""
+        with self._changed:
+            self._in_frame = False
             self._changed.notify()
 
     def close(self) -> None:
@@ -116,23 +133,25 @@ class LearningWorker:
         torch.set_num_threads(1)
         # With Python's 5 ms a thread that comes back from a tensor operation waits long for its turn: odometry's median rises by a tenth.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
+        GIVE_WAY.set(self._give_way)
         on_cuda = self._device.type == "cuda"
         # A stream of its own, or odometry's work would queue behind that of learning.
         stream = torch.cuda.Stream(self._device) if on_cuda else None
         try:
             with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 while (sample := self._next()) is not None:
-                    begin = time.monotonic()
+                    self._begun, self._rested_s = time.monotonic(), 0.0
                     update = self._learner.consume(sample)
                     if stream is not None:
                         stream.synchronize()  # what is handed over must be finished
+                    self._busy_s += self._worked_s()
                     with self._changed:
                         self._update = update or self._update
-                        self._status = replace(self._learner.status)
-                    self._rest(time.monotonic() - begin)
+                        self._status = replace(self._learner.status, busy_s=self._busy_s)
+                    self._rest()
         except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
             with self._changed:
-                self._status = replace(self._learner.status, state="failed")
+                self._status = replace(self._learner.status, state="failed", busy_s=self._busy_s)
             self._on_event({"event": "learning_failed", "error": f"{type(error).__name__}: {error}",
                             "traceback": traceback.format_exc()})
 
@@ -142,11 +161,29 @@ class LearningWorker:
             self._changed.wait_for(lambda: self._closed or (self._waiting and not self._behind))
             return None if self._closed else self._waiting.popleft()
 
-    def _rest(self, worked_s: float) -> None:
-        """Sleeps so that the share of time worked stays within the budget."""
-        rest = min(worked_s * (1 / self._config.learning.budget - 1), LONGEST_REST_S)
+    def _give_way(self) -> None:
+        """Called by the learner between two pieces of work: takes rest that is owed anyway while odometry works on a frame."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed, timeout=rest)
+            begin = time.monotonic()
+            if self._behind:
+                self._changed.wait_for(lambda: self._closed or not self._behind)
+            elif self._in_frame:
+                self._changed.wait_for(lambda: self._closed or not self._in_frame, timeout=self._owed_s())
+            self._rested_s += time.monotonic() - begin
+
+    def _rest(self) -> None:
+        """Sleeps so that the share of time worked stays within the budget."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed, timeout=self._owed_s())
+
+    def _worked_s(self) -> float:
+        """On the window at hand."""
+        return time.monotonic() - self._begun - self._rested_s
+
+    def _owed_s(self) -> float:
+        """What is left of the rest that the work on this window costs."""
+        rest = min(self._worked_s() * (1 / self._config.learning.budget - 1), LONGEST_REST_S)
+        return max(rest - self._rested_s, 0.0)
 
 
 Learning = InlineLearning | LearningWorker

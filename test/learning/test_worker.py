@@ -1,12 +1,14 @@
-"""The background thread: what it does with too much work, with no time, with errors, and at the end. No clocks."""
+"""The background thread: what it does with too much work, with no time, with errors, and at the end."""
 
 import dataclasses
 import threading
+import time
 
 import pytest
 
 from imatching_ros.config import Config
 from imatching_ros.learning import worker
+from imatching_ros.learning.turns import give_way
 from imatching_ros.learning.worker import InlineLearning, LearningWorker, start_learning
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.matching.klt import KltMatcher
@@ -62,10 +64,10 @@ def test_nothing_is_taken_while_odometry_is_behind(matcher, samples, monkeypatch
     gate = Gate(monkeypatch)
     gate.release()
     learning = LearningWorker(matcher, CONFIG, lambda event: None)
-    learning.pause(True)
+    learning.begin_frame(behind=True)
     learning.submit(samples[0])
     assert not gate.entered.acquire(timeout=0.3)
-    learning.pause(False)
+    learning.begin_frame(behind=False)
     gate.wait()
     learning.close()
     assert gate.seen == [0]
@@ -88,31 +90,102 @@ def test_error_ends_learning_and_nothing_else(matcher, samples, monkeypatch):
     learning.close()
 
 
-def test_close_ends_a_resting_thread(matcher, samples, monkeypatch):
-    resting = threading.Event()
-    monkeypatch.setattr(worker.Learner, "consume", lambda learner, sample: None)
-    monkeypatch.setattr(worker, "LONGEST_REST_S", 1e6)
-    original = LearningWorker._rest
+class Turns:
+    """A learner that works for a moment, offers odometry a turn, and says when it goes on."""
 
-    def rest(self, worked_s):
-        resting.set()
-        original(self, 1e6)
+    def __init__(self, monkeypatch):
+        self.offered, self.went_on, self.work_s = threading.Event(), threading.Event(), 0.1
+        monkeypatch.setattr(worker.Learner, "consume", lambda learner, sample: self.consume())
 
-    monkeypatch.setattr(LearningWorker, "_rest", rest)
-    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": 0.01}), lambda event: None)
+    def consume(self):
+        time.sleep(self.work_s)
+        self.offered.set()
+        give_way()
+        self.went_on.set()
+
+
+def test_rest_is_taken_while_odometry_works_on_a_frame(matcher, samples, monkeypatch):
+    turns = Turns(monkeypatch)
+    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": 0.01}), lambda event: None)  # 0.1 s of work cost 5 s of rest
+    learning.begin_frame(behind=False)
     learning.submit(samples[0])
-    assert resting.wait(60)
+    assert turns.offered.wait(60)
+    assert not turns.went_on.wait(0.3)
+    learning.end_frame()
+    assert turns.went_on.wait(2.0)
+    learning.close()
+
+
+def test_no_more_rest_is_taken_for_odometry_than_is_owed(matcher, samples, monkeypatch):
+    turns = Turns(monkeypatch)
+    learning = LearningWorker(matcher, CONFIG, lambda event: None)  # a budget of 1 owes none
+    learning.begin_frame(behind=False)
+    learning.submit(samples[0])
+    assert turns.went_on.wait(60)
+    learning.close()
+
+
+def test_window_at_hand_waits_too_while_odometry_is_behind(matcher, samples, monkeypatch):
+    turns = Turns(monkeypatch)
+    learning = LearningWorker(matcher, CONFIG, lambda event: None)
+    learning.submit(samples[0])
+    while learning._waiting:
+        time.sleep(0.001)
+    learning.begin_frame(behind=True)
+    learning.end_frame()
+    assert turns.offered.wait(60)
+    assert not turns.went_on.wait(0.3)
+    learning.begin_frame(behind=False)
+    assert turns.went_on.wait(60)
+    learning.close()
+
+
+def test_time_that_odometry_was_given_is_not_counted_as_work(matcher, samples, monkeypatch):
+    turns = Turns(monkeypatch)
+    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": 0.01}), lambda event: None)
+    learning.begin_frame(behind=False)
+    learning.submit(samples[0])
+    assert turns.offered.wait(60)
+    time.sleep(1.0)
+    learning.end_frame()
+    assert turns.went_on.wait(60)
+    learning.close()
+    assert 0.1 <= learning.status().busy_s < 0.5
+
+
+def test_close_ends_a_thread_that_lets_odometry_go_first(matcher, samples, monkeypatch):
+    turns = Turns(monkeypatch)
+    learning = LearningWorker(matcher, CONFIG, lambda event: None)
+    learning.submit(samples[0])
+    while learning._waiting:
+        time.sleep(0.001)
+    learning.begin_frame(behind=True)
+    assert turns.offered.wait(60)
     learning.close()
     assert not learning._thread.is_alive()
 
 
-@pytest.mark.parametrize("budget, worked, rest", [(1.0, 2.0, 0.0), (0.5, 2.0, 2.0), (0.25, 1.0, 3.0), (0.1, 1.0, worker.LONGEST_REST_S)])
-def test_rest_follows_from_the_budget(matcher, monkeypatch, budget, worked, rest):
+def test_close_ends_a_resting_thread(matcher, samples, monkeypatch):
+    done = threading.Event()
+    monkeypatch.setattr(worker.Learner, "consume", lambda learner, sample: done.set())
+    learning = LearningWorker(matcher, CONFIG, lambda event: None)
+    monkeypatch.setattr(learning, "_owed_s", lambda: 1e6)
+    learning.submit(samples[0])
+    assert done.wait(60)
+    learning.close()
+    assert not learning._thread.is_alive()
+
+
+@pytest.mark.parametrize("budget, worked, rested, rest", [(1.0, 2.0, 0.0, 0.0), (0.5, 2.0, 0.0, 2.0), (0.5, 2.0, 1.5, 0.5), (0.5, 2.0, 3.0, 0.0),
+                                                          (0.25, 1.0, 0.0, 3.0), (0.1, 1.0, 0.0, worker.LONGEST_REST_S)])
+def test_rest_follows_from_the_budget(matcher, monkeypatch, budget, worked, rested, rest):
     learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": budget}), lambda event: None)
     learning.close()
     rests = []
     monkeypatch.setattr(learning._changed, "wait_for", lambda predicate, timeout=None: rests.append(timeout))
-    learning._rest(worked)
+    monkeypatch.setattr(learning, "_worked_s", lambda: worked)
+    learning._rested_s = rested
+    learning._rest()
     assert rests == [pytest.approx(rest)]
 
 
