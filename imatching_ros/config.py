@@ -84,7 +84,7 @@ class OdometryConfig:
     max_disparity: float = setting(0.15, "largest disparity searched in a stereo pair",
                                    unit="image widths", low=0.01, high=0.5, live=True)
     stereo_far: float = setting(35.0, "stereo depth is used up to this distance", unit="baselines", low=1.0, high=1e6, live=True)
-    first_baseline_m: float = setting(0.0, "mono: known distance between the first two keyframes; 0 = scale unknown", unit="m", low=0.0, high=1000.0)
+    first_baseline_m: float = setting(0.0, "mono: known distance between the first and the last picture of the start; 0 = scale unknown", unit="m", low=0.0, high=1000.0)
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,9 @@ class Config:
     def __post_init__(self) -> None:
         for path, value, meta in walk(self):
             check(path, value, meta)
+        if self.learning.probation_windows > self.learning.trial_windows:
+            raise ConfigError(f"learning.probation_windows is {self.learning.probation_windows}, expected learning.trial_windows "
+                              f"({self.learning.trial_windows}) or less, so that it ends before the next candidate can be promoted; raise both")
         if self.learning.trial_windows_max < self.learning.trial_windows:
             raise ConfigError(f"learning.trial_windows_max is {self.learning.trial_windows_max}, expected learning.trial_windows "
                               f"({self.learning.trial_windows}) or more")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from . import agreement, depths, geometry
-from .agreement import Agreement
 from .camera import Camera
 from .clock import Clock
 from .config import Config
@@ -46,10 +45,12 @@ class Odometry:
         self.matcher = matcher
         self.input = OdometryInput(config.odometry_input)
         self._take(config)
+        self.map_id = -1
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the map, the motion and every count; the weights stay."""
+        """Forgets the map and the motion; the weights stay. No two maps have the same id."""
+        self.map_id += 1
         self.window = Window()
         self.input.clear()
         self.rescaled: tuple[float, Tensor] | None = None  # factor and centre (3,), when the last `extend` has scaled the map
@@ -65,8 +66,7 @@ class Odometry:
         self._solved: Solved | None = None
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
-        self._map_id = 0
-        self._agreement = Agreement()
+        self._agreement = agreement.Agreement()
         self._most = 0  # landmarks of the newest keyframe that one frame has found again
 
     def configure(self, config: Config) -> None:
@@ -252,7 +252,7 @@ class Odometry:
         T_origin = self._origin(window.keyframes[0].stamp_ns)
         self._scale.begin(window, self._mode, self.config.odometry.first_baseline_m > 0, again=self._last is not None)
         if self._last is not None:
-            self._map_id += 1
+            self.map_id += 1
             self._drift.add(self._uncertainty(frame), self._last.T_WC)
             self._settling = _SETTLING
         window.move(T_origin)
@@ -379,14 +379,14 @@ class Odometry:
     def _output(self, frame: Frame, state: TrackingState, reason: str, located: Located, matches: Matches | None) -> OdometryOutput:
         return OdometryOutput(
             frame.id, frame.stamp_ns, state, reason, located.T_WC.clone(), self._drift.at(located.T_WC) + located.covariance, int(located.inlier.sum()),
-            self._fresh is not None, self._metric, self._map_id, matches, None, self.matcher.weights_version, scale=self._scale.describe(self._mode),
+            self._fresh is not None, self._metric, self.map_id, matches, None, self.matcher.weights_version, scale=self._scale.describe(self._mode),
             covariance_in_map=located.covariance,
         )
 
     def _nothing(self, frame: Frame, reason: str) -> OdometryOutput:
         """No pose: not yet, or not any more."""
         state = TrackingState.INITIALIZING if self._last is None else TrackingState.LOST
-        return OdometryOutput(frame.id, frame.stamp_ns, state, reason, None, None, 0, False, self._metric, self._map_id, None, None,
+        return OdometryOutput(frame.id, frame.stamp_ns, state, reason, None, None, 0, False, self._metric, self.map_id, None, None,
                               self.matcher.weights_version, scale=self._scale.describe(self._mode))
 
     @property

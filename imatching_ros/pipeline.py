@@ -19,9 +19,9 @@ from .datatypes import Frame, OdometryOutput, TrackingState, WeightsSnapshot
 from .errors import ConfigError, SourceError, WeightsError
 from .learning.learner import LearningStatus, WeightsUpdate
 from .learning.store import CURRENT, WeightsStore
-from .learning.worker import start_learning
+from .learning.worker import Learning, start_learning
 from .matching import create_matcher
-from .matching.weights import DEFAULT_DIR, hash_state, load_weights, write_weights
+from .matching.weights import DEFAULT_DIR, hash_state, load_weights, read_header, write_weights
 from .odometry import Odometry
 from .window import Window
 
@@ -66,8 +66,9 @@ class Pipeline:
         self.odometry = Odometry(config, self.matcher)
         # Events of the background thread wait here until the owning thread passes them on.
         self._learning_events: deque[Event] = deque(maxlen=10_000)
-        self._learning = start_learning(self.matcher, config, self._learning_events.append, self._shipped)
+        self._learning = self._start_learning()
         self._previous: WeightsSnapshot | None = None
+        self._unproven: tuple[WeightsSnapshot, Event] | None = None  # adopted, not yet the profile; where it comes from
         self._state: TrackingState | None = None
         self._map_id = 0
         self._stamp_ns: int | None = None
@@ -154,10 +155,14 @@ class Pipeline:
             self._learning.configure(config)
 
     def reset(self) -> None:
-        """Starts again with an empty map; the weights stay."""
+        """Starts again with an empty map, whose id is the next one; the weights stay."""
         self.odometry.reset()
-        self._state, self._map_id, self._stamp_ns = None, 0, None
+        self._state, self._map_id, self._stamp_ns = None, self.odometry.map_id, None
         self._refined.clear()
+
+    def _start_learning(self) -> Learning | None:
+        given = 0 if self._store is None else self._store.newest_version()
+        return start_learning(self.matcher, self.config, self._learning_events.append, self._shipped, given)
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +175,7 @@ class Pipeline:
         if not on:
             self._end_learning()
         elif self._learning is None:
-            self._learning = start_learning(self.matcher, self.config, self._learning_events.append, self._shipped)
+            self._learning = self._start_learning()
             if self._learning is None:
                 raise ConfigError(f"learning cannot be switched on: learning.mode is '{self.config.learning.mode}' and the matcher "
                                   f"'{self.matcher.name}' {'can' if self.matcher.trainable else 'cannot'} learn; start with "
@@ -205,7 +210,14 @@ class Pipeline:
         self._take(WeightsUpdate(snapshot, {}, self.matcher.weights_version))
         self._ended = replace(self._ended, weights_version=snapshot.version, weights_hash=snapshot.hash)
         self.set_learning(learned)
-        return f"took {origin} into use as version {version}"
+        return f"took {origin} into use as version {version}{self._warn_of_profile(snapshot.hash)}"
+
+    def _warn_of_profile(self, used: str) -> str:
+        """What a restart would do that the user of `load_weights` may not expect."""
+        profile = None if self._store is None else self._store.path(self._store.profile)
+        if profile is None or not profile.is_file() or read_header(profile).hash == used:
+            return ""
+        return f"; a restart still resumes {profile.name}, unless ~/save_weights writes these there"
 
     def close(self) -> None:
         """Ends what runs in the background; promoted weights are on disk then."""
@@ -218,6 +230,7 @@ class Pipeline:
         sample = self.odometry.sample()
         if self._learning is not None and sample is not None:
             self._learning.submit(sample)
+        self._keep_proven()
         self._pass_events_on()
 
     def _adopt_update(self) -> bool:
@@ -225,17 +238,33 @@ class Pipeline:
         update = None if self._learning is None else self._learning.poll()
         if update is None:
             return False
-        self._take(update)
-        if self._store is not None:
-            provenance = {"kind": "rollback" if update.rollback else "promotion", "base": self._base, "stamp_ns": self._stamp_ns,
-                          "seed": self.config.seed}
-            self._writer.submit(self._write, self._store, update.snapshot, provenance)
+        self._adopt(update)
         return True
 
-    def _write(self, store: WeightsStore, snapshot: WeightsSnapshot, provenance: dict[str, Any]) -> None:
+    def _adopt(self, update: WeightsUpdate) -> None:
+        self._keep_proven()  # those before may have stood their probation with the very window that brought these
+        self._take(update)
+        self._unproven = update.snapshot, {"kind": "rollback" if update.rollback else "promotion", "base": self._base,
+                                           "stamp_ns": self._stamp_ns, "seed": self.config.seed}
+        self._write(*self._unproven, proven=False)
+        self._keep_proven()
+
+    def _keep_proven(self) -> None:
+        """Weights become the profile, which a restart resumes, only once they have stood their probation."""
+        if self._unproven is None or self._learning is None:
+            return
+        if self._learning.status().proven_version == self._unproven[0].version:
+            self._write(*self._unproven, proven=True)
+            self._unproven = None
+
+    def _write(self, snapshot: WeightsSnapshot, provenance: Event, proven: bool) -> None:
+        if self._store is not None:
+            self._writer.submit(self._write_now, self._store, snapshot, provenance, proven)
+
+    def _write_now(self, store: WeightsStore, snapshot: WeightsSnapshot, provenance: Event, proven: bool) -> None:
         """In a thread of its own: odometry does not wait for a disk, nor end when it is full."""
         try:
-            store.write(self.matcher.name, snapshot, provenance)
+            store.write(self.matcher.name, snapshot, provenance, proven)
         except OSError as error:
             log.warning(f"weights version {snapshot.version} are in use, but could not be written: {error}")
             self._learning_events.append({"event": "weights_not_written", "version": snapshot.version, "error": str(error)})
@@ -248,8 +277,14 @@ class Pipeline:
     def _end_learning(self) -> None:
         if self._learning is not None:
             self._learning.close()
+            update = self._learning.poll()
+            if update is not None and update.rollback:  # a promotion that nobody would watch any more is left
+                self._adopt(update)
+            self._keep_proven()
+            if self._unproven is not None:
+                log.info(f"weights version {self._unproven[0].version} are still on probation as learning ends: the profile stays what it was")
             self._ended = replace(self._learning.status(), state="off")
-            self._learning = None
+            self._learning = self._unproven = None
 
     def _path(self, name: str) -> Path:
         if name.endswith(".safetensors"):

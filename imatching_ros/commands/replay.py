@@ -2,7 +2,7 @@
 
 Every frame is processed, however long it takes. The output folder gets trajectory.txt (TUM format, camera to world, one line
 per tracked frame, as published and never revised), keyframes.txt (refined), metrics.json, events.jsonl, frames.csv,
-config.yaml and weights/ (promoted weights).
+config.yaml and weights/ (promoted weights; current: those in use at the end).
 
 examples:
   python -m imatching_ros replay my_bag/ --out run
@@ -86,6 +86,7 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     import torch
 
     from ..evaluation.run_writer import RunWriter
+    from ..learning.store import CURRENT
     from ..pipeline import Pipeline
     from ..sources.opening import open_source
     from .progress import Progress
@@ -137,6 +138,8 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
             _provenance(path, source, config, pipeline)
             | {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]},
         )
+        if pipeline.learning_status().promotions:
+            pipeline.save_weights(CURRENT)  # those in use at the end, whether or not their probation ended with the recording
         if len(source.warnings) > _WARNINGS_SHOWN:
             print(f"warning: {len(source.warnings) - _WARNINGS_SHOWN} more are in {out / 'events.jsonl'}", file=sys.stderr)
     return metrics

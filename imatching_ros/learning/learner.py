@@ -55,6 +55,7 @@ class LearningStatus:
     rollbacks: int = 0
     weights_version: int = 0
     weights_hash: str = ""
+    proven_version: int = 0  # the newest that is not on probation
     busy_s: float = 0.0
     memory_mb: float = 0.0  # of the learner's tensors between two windows
 
@@ -63,8 +64,9 @@ class Learner:
     """Consumes windows one by one; returns an update when odometry should change its weights."""
 
     def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
-                 shipped: dict[str, Tensor] | None = None) -> None:
-        """`matcher` is the active one; it is copied, never touched. The anchor pulls towards `shipped`, when not given to its weights."""
+                 shipped: dict[str, Tensor] | None = None, newest_version: int = 0) -> None:
+        """`matcher` is the active one; it is copied, never touched. The anchor pulls towards `shipped`, when not given to its weights.
+        New weights get versions above `newest_version`, those of earlier runs."""
         self.config, self.settings, self.on_event = config, config.learning, on_event
         self.shipped = {k: v.detach().clone() for k, v in (shipped or matcher.state_dict()).items()}
         self.active = self._copy(matcher)
@@ -72,7 +74,9 @@ class Learner:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.replay = ReplayBuffer(self.settings.replay_windows)
         self.version = matcher.weights_version
-        self.status = LearningStatus("learning", weights_version=self.version, weights_hash=hash_state(matcher.state_dict()))
+        self.newest_version = max(self.version, newest_version)
+        self.status = LearningStatus("learning", weights_version=self.version, weights_hash=hash_state(matcher.state_dict()),
+                                     proven_version=self.version)
         self.rejected: Counter[str] = Counter()
         self.probation: list[tuple[Score, Score]] = []
         self.watched: set[int] = set()  # frame ids of the keyframes of the last window on probation
@@ -179,7 +183,10 @@ class Learner:
         self.probation, self.watched = [], set()
         self.status.promotions += 1
         self._end_trial()
-        return self._update(sample, "promotion", verdict)
+        update = self._update(sample, "promotion", verdict)
+        if not self.settings.guard:
+            self.status.proven_version = self.version
+        return update
 
     def _watch(self, sample: LearningSample) -> WeightsUpdate | None:
         """Probation: the previous weights are tried against the promoted ones, and come back when they are better."""
@@ -198,6 +205,9 @@ class Learner:
             return self._roll_back(sample, verdict)
         if len(self.probation) >= most:
             self.previous = None
+            self.status.proven_version = self.version
+            self.on_event({"event": "probation_passed", "stamp_ns": sample.stamp_ns, "version": self.version,
+                           "hash": self.status.weights_hash, "windows": len(self.probation)})
         return None
 
     def _compare(self, sample: LearningSample, one: Matcher, other: Matcher) -> tuple[Score, Score] | None:
@@ -215,11 +225,13 @@ class Learner:
         self.active, self.previous = self.previous, None
         self.status.rollbacks += 1
         self._begin_candidate(self.active)
-        return self._update(sample, "rollback", verdict)
+        update = self._update(sample, "rollback", verdict)
+        self.status.proven_version = self.version
+        return update
 
     def _update(self, sample: LearningSample, event: str, verdict: Verdict) -> WeightsUpdate:
         before = self.version
-        self.version += 1
+        self.version = self.newest_version = self.newest_version + 1
         self.active.weights_version = self.version
         state = {k: v.detach().clone() for k, v in self.active.state_dict().items()}
         snapshot = WeightsSnapshot(self.version, hash_state(state), state, verdict.before_px, verdict.after_px, self.status.step)

@@ -1,4 +1,4 @@
-"""Learned weights on disk: every promotion is kept, and the last good ones are found again after a restart."""
+"""Learned weights on disk: promotions are kept, and the last that stood their probation are found again after a restart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ RESERVED = ("default", "previous")  # to load these means the shipped weights, a
 
 
 class WeightsStore:
-    """A directory with one file a profile, `PROFILE.safetensors`, and those of its last promotions, `PROFILE.v00042.safetensors`."""
+    """A directory with one file a profile, `PROFILE.safetensors`, and those of its last promotions, `PROFILE.v00042.safetensors`.
+
+    A restart resumes the profile; promotions that never became one can be loaded by hand.
+    """
 
     def __init__(self, directory: Path, profile: str = CURRENT) -> None:
         self.directory, self.profile = directory, profile or CURRENT
@@ -33,16 +36,18 @@ class WeightsStore:
             raise WeightsError(f"'{profile}' is not the name of a profile; use letters, digits, '_' and '-', or a .safetensors file")
         return self.directory / f"{profile}.safetensors"
 
-    def write(self, matcher: str, snapshot: WeightsSnapshot, provenance: dict) -> Path:
-        """Writes the snapshot under its version and as the profile; both atomically."""
+    def write(self, matcher: str, snapshot: WeightsSnapshot, provenance: dict, proven: bool) -> None:
+        """Writes the snapshot, atomically: once it is proven as the profile, until then under its version."""
         provenance = {**provenance, "steps": snapshot.steps, "probe_before_px": snapshot.probe_before,
                       "probe_after_px": snapshot.probe_after}
-        path = self.directory / f"{self.profile}.v{snapshot.version:05d}.safetensors"
-        for target in (path, self.path(self.profile)):
-            write_weights(target, matcher, snapshot.state, snapshot.version, provenance)
+        path = self.path(self.profile) if proven else self.directory / f"{self.profile}.v{snapshot.version:05d}.safetensors"
+        write_weights(path, matcher, snapshot.state, snapshot.version, provenance)
         for old in self._promoted()[:-KEPT]:
             old.unlink()
-        return path
+
+    def newest_version(self) -> int:
+        """The highest version that was written under this profile, 0 when none was; no number is given twice."""
+        return max((int(file.name.split(".v")[-1].split(".")[0]) for file in self._promoted()), default=0)
 
     def resume(self, matcher: Matcher, base: str, named: bool) -> WeightsHeader | None:
         """Loads the profile's weights into the matcher; None when it holds none that belong there.

@@ -28,8 +28,8 @@ class InlineLearning:
     """Learns inside `submit`: slow, but two runs with one seed are identical."""
 
     def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
-                 shipped: dict[str, Tensor] | None = None) -> None:
-        self._learner = Learner(matcher, config, on_event, shipped)
+                 shipped: dict[str, Tensor] | None = None, newest_version: int = 0) -> None:
+        self._learner = Learner(matcher, config, on_event, shipped, newest_version)
         self._update: WeightsUpdate | None = None
 
     def submit(self, sample: LearningSample) -> None:
@@ -57,6 +57,10 @@ class InlineLearning:
         """Nothing runs."""
 
 
+class _Closed(Exception):
+    """Ends the thread from within a window."""
+
+
 class LearningWorker:
     """Learns in its own thread, on its own copy of the weights, for a share of the time; odometry never waits for it.
 
@@ -68,9 +72,9 @@ class LearningWorker:
     """
 
     def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
-                 shipped: dict[str, Tensor] | None = None) -> None:
+                 shipped: dict[str, Tensor] | None = None, newest_version: int = 0) -> None:
         self._config, self._on_event = config, on_event
-        self._learner = Learner(matcher, config, on_event, shipped)
+        self._learner = Learner(matcher, config, on_event, shipped, newest_version)
         self._device = matcher.device
         self._waiting: deque[LearningSample] = deque(maxlen=config.learning.queue)
         self._changed = threading.Condition()
@@ -121,7 +125,7 @@ class LearningWorker:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the thread after the window at hand."""
+        """Ends the thread, within the window at hand: what it would have taught is lost."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -149,6 +153,8 @@ class LearningWorker:
                         self._update = update or self._update
                         self._status = replace(self._learner.status, busy_s=self._busy_s)
                     self._rest()
+        except _Closed:
+            return
         except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
             with self._changed:
                 self._status = replace(self._learner.status, state="failed", busy_s=self._busy_s)
@@ -162,7 +168,11 @@ class LearningWorker:
             return None if self._closed else self._waiting.popleft()
 
     def _give_way(self) -> None:
-        """Called by the learner between two pieces of work: takes rest that is owed anyway while odometry works on a frame."""
+        """Called by the learner between two pieces of work: takes rest that is owed anyway while odometry works on a frame.
+
+        Raises:
+            _Closed: nobody waits for the rest of the work.
+        """
         with self._changed:
             begin = time.monotonic()
             if self._behind:
@@ -170,6 +180,8 @@ class LearningWorker:
             elif self._in_frame:
                 self._changed.wait_for(lambda: self._closed or not self._in_frame, timeout=self._owed_s())
             self._rested_s += time.monotonic() - begin
+            if self._closed:
+                raise _Closed
 
     def _rest(self) -> None:
         """Sleeps so that the share of time worked stays within the budget."""
@@ -190,8 +202,8 @@ Learning = InlineLearning | LearningWorker
 
 
 def start_learning(matcher: Matcher, config: Config, on_event: Callable[[dict], None],
-                   shipped: dict[str, Tensor] | None = None) -> Learning | None:
-    """What the settings ask for: None when learning is off or the matcher cannot learn. For `shipped` see `Learner`."""
+                   shipped: dict[str, Tensor] | None = None, newest_version: int = 0) -> Learning | None:
+    """What the settings ask for: None when learning is off or the matcher cannot learn. For the last two arguments see `Learner`."""
     if config.learning.mode == "off" or not matcher.trainable:
         return None
-    return (InlineLearning if config.learning.mode == "sync" else LearningWorker)(matcher, config, on_event, shipped)
+    return (InlineLearning if config.learning.mode == "sync" else LearningWorker)(matcher, config, on_event, shipped, newest_version)

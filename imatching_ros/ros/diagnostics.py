@@ -28,6 +28,7 @@ class Snapshot:
     latency_ms: float
     processing_ms: float
     problem: str  # the newest reason for which a picture could not be used; empty when the newest could
+    input_problem: str  # what the newest picture lacked; empty when it came complete
     mounting_problem: str  # why it is not known where the camera sits on the base; empty when it is
     learning: Any  # LearningStatus of the pipeline, or None
     odometry_input: str  # why odometry from elsewhere is not used; `used` or `off` otherwise, empty when nothing is known
@@ -95,12 +96,16 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
         return DiagnosticStatus.ERROR, now.problem
     if input_hz == 0:
         return DiagnosticStatus.STALE, "no pictures arrive"
+    if now.input_problem and not now.tracking:
+        return DiagnosticStatus.ERROR, now.input_problem
     if now.tracking == "lost":
         return DiagnosticStatus.ERROR, f"lost: {now.reason}"
     if now.mounting_problem:
         return DiagnosticStatus.WARN, f"{now.tracking}, mounting of the camera not known: {now.mounting_problem}"
     if now.tracking in ("degraded", "initializing"):
         return DiagnosticStatus.WARN, f"{now.tracking}: {now.reason}"
+    if now.input_problem:
+        return DiagnosticStatus.WARN, f"{now.tracking}, {now.input_problem}"
     if now.odometry_input not in ("", "off", "used"):
         return DiagnosticStatus.WARN, f"{now.tracking}, without odometry from elsewhere: {now.odometry_input}"
     return DiagnosticStatus.OK, now.tracking

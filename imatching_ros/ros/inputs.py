@@ -41,7 +41,10 @@ _INFO_GRACE_S = 1.0  # the first pictures may overtake the first CameraInfo
 
 @dataclass(frozen=True)
 class Picture:
-    """What the cameras delivered at one instant: undecoded messages by topic name, and the CameraInfo of each picture topic."""
+    """What the cameras delivered at one instant: undecoded messages by topic name, and the CameraInfo of each picture topic.
+
+    The picture that leads may come without its partner.
+    """
 
     stamp_ns: int
     frame_id: str
@@ -69,6 +72,7 @@ class CameraInputs:
         topics: by relative name.
         odometry: messages from elsewhere that nobody has taken yet, bounded; `append` and `popleft` are safe between threads.
         missing_info: pictures that could not be used because no CameraInfo has arrived.
+        problem: what the newest picture lacked; empty when it came complete.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class CameraInputs:
         self._warned_s: dict[str, float] = {}
         self.topics: dict[str, _Topic] = {}
         self.missing_info = 0
+        self.problem = ""
         self._first_missing_s: float | None = None
         images = TOPICS[config.mode]
         leader = next(iter(images))
@@ -127,7 +132,7 @@ class CameraInputs:
             compressed = self.config.image_transport == "compressed"
             self._subscribe(
                 name,
-                f"{topic}/compressed" if compressed else topic,
+                f"{topic}/{compressed_name(name)}" if compressed else topic,
                 CompressedImage if compressed else Image,
                 lambda message, name=name: self._take(name, message),
             )
@@ -177,15 +182,25 @@ class CameraInputs:
                 if time.monotonic() - self._first_missing_s < _INFO_GRACE_S:
                     return
                 info = self.topics[TOPICS[self.config.mode][name]]
-                self._warn(
-                    "camera_info",
-                    f"pictures arrive on {self.topics[name].name}, but no CameraInfo on {info.name}: {self._explain(info)}",
-                )
+                self.problem = f"pictures arrive on {self.topics[name].name}, but no CameraInfo on {info.name}"
+                self._warn("camera_info", f"{self.problem}: {self._explain(info)}")
                 return
+        self.problem = self._describe_gap() if len(images) < len(TOPICS[self.config.mode]) else ""
+        if self.problem:
+            self._warn("alone", self.problem)
         header = images[self._leader].header
         self._on_picture(
             Picture(stamp_ns(header.stamp), header.frame_id, images, {name: self._infos[name] for name in wanted}, self.rectified)
         )
+
+    def _describe_gap(self) -> str:
+        """Why a picture comes without its partner."""
+        leader, partner = (self.topics[name] for name in TOPICS[self.config.mode])
+        text = f"a picture on {leader.name} comes without one on {partner.name}"
+        if self.synchronizer is None or self.synchronizer.gap_ns is None:
+            return f"{text}, where nothing arrives"
+        return (f"{text}: the nearest is {self.synchronizer.gap_ns / 1e6:.3f} ms away (sync: {self.config.sync}"
+                + (f", sync_slop_s: {self.config.sync_slop_s:g})" if self.config.sync == "approximate" else ")"))
 
     def _explain(self, topic: _Topic) -> str:
         publishers = self._node.get_publishers_info_by_topic(topic.name)
@@ -235,6 +250,11 @@ class CameraInputs:
 
 def describe_qos(qos: QoSProfile) -> str:
     return f"{QoSReliabilityPolicy(qos.reliability).name} {QoSDurabilityPolicy(qos.durability).name}"
+
+
+def compressed_name(topic: str) -> str:
+    """Under which name image_transport publishes a compressed picture of a topic, colour or depth."""
+    return "compressedDepth" if topic.startswith("depth/") else "compressed"
 
 
 def find_info_topic(node: Node, image: str, info: str) -> str:

@@ -36,6 +36,7 @@ from .frames import make_lookup
 from .inputs import CameraInputs
 from .managed import ManagedNode, tell_errors
 from .outputs import Counters, Outputs
+from .pictures import PictureDecoder
 from .processing import Processor
 from .transport import use_shipped_profile
 from .weights_folder import default_profile, weights_directory
@@ -70,6 +71,7 @@ class OdometryNode(ManagedNode):
         self._pipeline: Pipeline | None = None
         self._directory, self._profile = Path(), ""
         self._outputs: Outputs | None = None
+        self._decoder: PictureDecoder | None = None
         self._tree: Any = None
         self._inputs: CameraInputs | None = None
         self._processor: Processor | None = None
@@ -102,12 +104,13 @@ class OdometryNode(ManagedNode):
             return _FAILURE
         self.get_logger().info(f"matcher {self.core.matcher.name}: {self._pipeline.origin}")
         self._outputs = Outputs(self, self.config)
+        self._decoder = PictureDecoder(self.config.mode)
         self._tree = None if any(self.config.base_from_camera) and not self._with_odometry else make_lookup(self)
         return super().on_configure(state)
 
     @tell_errors
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._processor = Processor(self, self.config, self.core, self._pipeline, self._outputs, self._tree, self.warn_throttled)
+        self._processor = Processor(self, self.config, self.core, self._pipeline, self._outputs, self._tree, self.warn_throttled, self._decoder)
         try:
             self._inputs = CameraInputs(self, self.config, self._processor.inbox.put, self.warn_throttled, self._with_odometry)
         except ConfigError as error:
@@ -275,6 +278,7 @@ class OdometryNode(ManagedNode):
                 latency_ms=p.latency_ms if p else float("nan"),
                 processing_ms=p.processing_ms if p else float("nan"),
                 problem=p.problem if p else "",
+                input_problem=self._inputs.problem if self._inputs else "",
                 mounting_problem=p.mounting_problem if p else "",
                 learning=p.learning if p else None,
                 odometry_input=p.odometry_input if p else "",

@@ -33,7 +33,7 @@ class NodeConfig:
 
     mode: str = setting("mono", "cameras in use", choices=("mono", "stereo", "rgbd"))
     image_transport: str = setting(
-        "raw", "how pictures arrive; 'compressed' listens to <image topic>/compressed", choices=("raw", "compressed")
+        "raw", "how pictures arrive; 'compressed' listens to <image topic>/compressed, and <depth topic>/compressedDepth", choices=("raw", "compressed")
     )
     rectified: str = setting(
         "auto",
@@ -75,8 +75,8 @@ class NodeConfig:
     weights_dir: str = setting("", "folder of the saved weights; empty: $ROS_HOME/imatching_ros, else ~/.ros/imatching_ros")
     weights_profile: str = setting(
         "",
-        "name of a site's weights: resumed at start when they exist, kept with every promotion; empty: named after the node's "
-        "namespace and the matcher",
+        "name of a site's weights: resumed at start when they exist, written when promoted ones stood their probation; empty: named "
+        "after the node's namespace and the matcher",
     )
     autostart: bool = setting(True, "configure and activate at start; false waits for a lifecycle manager")
 

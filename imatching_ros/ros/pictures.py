@@ -46,17 +46,17 @@ class PictureDecoder:
             SourceError: an encoding that cannot be read.
         """
         camera = self._calibrate(picture)
-        messages = list(picture.images.values())
-        image = decode(messages[0])
+        first, *partner = picture.images.values()
+        image = decode(first)
         depth = right = None
-        if self._mode == "stereo":
-            right = decode(messages[1])
+        if partner and self._mode == "stereo":
+            right = decode(partner[0])
             if right.shape != image.shape:
                 raise SourceError(
                     f"the left picture has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same"
                 )
-        elif self._mode == "rgbd":
-            depth = decode_depth(messages[1])
+        elif partner and self._mode == "rgbd":
+            depth = decode_depth(partner[0])
             if depth.shape != image.shape[1:]:
                 raise SourceError(
                     f"the depth picture is {depth.shape[1]} x {depth.shape[0]}, the colour picture {image.shape[2]} x "

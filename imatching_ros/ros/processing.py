@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from rclpy.lifecycle import LifecycleNode
 
 from ..config import Config
@@ -52,7 +53,9 @@ class Processor:
         outputs: Outputs,
         tree: TransformTree | None,
         warn: Callable[[str, str], None],
+        decoder: PictureDecoder,
     ) -> None:
+        """`decoder` counts the frames; learning needs numbers that are unique as long as the pipeline lives."""
         self._node, self._core, self._outputs, self._tree, self._warn = node, core, outputs, tree, warn
         self.config = config
         self.pipeline = pipeline
@@ -65,7 +68,7 @@ class Processor:
         self.odometry: deque[Any] = deque()
         self.odometry_input = "off" if core.odometry_input.use == "off" else "no odometry has arrived"
         self.latency_ms = self.processing_ms = float("nan")
-        self._decoder = PictureDecoder(config.mode)
+        self._decoder = decoder
         self._tracker: RobotPoseTracker | None = None
         self._T_BC = np.eye(4)
         self._camera: Any = None
@@ -95,6 +98,7 @@ class Processor:
         self._first_s = None
 
     def _work(self) -> None:
+        torch.set_num_threads(self._core.matcher.threads)  # of this thread: the learner's, begun before it, has set its own
         while (picture := self.inbox.take()) is not None:
             try:
                 self._process(picture)

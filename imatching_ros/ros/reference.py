@@ -28,7 +28,7 @@ def _inputs() -> str:
     rows = [("mode", "topic", "type")]
     for mode, images in inputs.TOPICS.items():
         for image, info in images.items():
-            rows.append((mode, f"`{image}`", "sensor_msgs/msg/Image (or CompressedImage on `" + image + "/compressed`)"))
+            rows.append((mode, f"`{image}`", f"sensor_msgs/msg/Image (or CompressedImage on `{image}/{inputs.compressed_name(image)}`)"))
             rows += [(mode, f"`{info}`", "sensor_msgs/msg/CameraInfo")] if info else []
     rows.append(("any, with `odometry_input.use`", f"`{inputs.ODOMETRY}`", "nav_msgs/msg/Odometry"))
     return _markdown(rows)

@@ -10,11 +10,12 @@ from typing import Any
 class Synchronizer:
     """Calls back with one message of every topic, oldest first, each at most once.
 
-    The first topic leads: each of its messages waits for the nearest message of every other topic within the slop. A message
-    that can have no partner any more is dropped and counted.
+    The first topic leads: each of its messages waits for the nearest message of every other topic within the slop. One that can
+    have no partner any more goes on alone.
 
     Attributes:
-        dropped: messages of the first topic that found no partners.
+        alone: messages of the first topic that found no partners.
+        gap_ns: by how much the newest of these missed a partner; None when none had come.
     """
 
     def __init__(self, names: tuple[str, ...], slop_ns: int, callback: Callable[[dict[str, Any]], None], depth: int = 10) -> None:
@@ -23,7 +24,9 @@ class Synchronizer:
         self._slop_ns = slop_ns
         self._callback = callback
         self._depth = depth
-        self.dropped = 0
+        self._passed_ns: dict[str, int] = {}  # stamps of the newest messages that were too old for every leader
+        self.alone = 0
+        self.gap_ns: int | None = None
 
     def add(self, name: str, stamp_ns: int, message: Any) -> None:
         """Takes a message; calls back for every set that is complete now."""
@@ -32,11 +35,13 @@ class Synchronizer:
             self.clear()
         queue.append((stamp_ns, message))
         if len(queue) > self._depth:
-            queue.popleft()
-            self.dropped += name == self._leader
+            _, oldest = queue.popleft()
+            if name == self._leader:
+                self._give_up(oldest, None)
         self._match()
 
     def clear(self) -> None:
+        self._passed_ns.clear()
         for queue in self._queues.values():
             queue.clear()
 
@@ -44,16 +49,18 @@ class Synchronizer:
         leaders = self._queues[self._leader]
         while leaders:
             stamp_ns, message = leaders[0]
+            missed_ns = 0
             chosen = {self._leader: message}
             for name, queue in self._queues.items():
                 if name == self._leader:
                     continue
                 while queue and queue[0][0] < stamp_ns - self._slop_ns:
-                    queue.popleft()
+                    self._passed_ns[name] = queue.popleft()[0]
                 if not queue:
                     return
                 nearest = min(queue, key=lambda entry: abs(entry[0] - stamp_ns))
                 if abs(nearest[0] - stamp_ns) > self._slop_ns:  # all that is there is newer
+                    missed_ns = min(nearest[0] - stamp_ns, stamp_ns - self._passed_ns.get(name, -1 << 63))
                     break
                 if nearest is queue[-1] and nearest[0] < stamp_ns and self._slop_ns > stamp_ns - nearest[0] > self._slop_ns // 2:
                     return  # the next message may be nearer
@@ -67,4 +74,9 @@ class Synchronizer:
                         queue.popleft()
                 self._callback(chosen)
             else:
-                self.dropped += 1
+                self._give_up(message, missed_ns)
+
+    def _give_up(self, message: Any, gap_ns: int | None) -> None:
+        self.alone += 1
+        self.gap_ns = gap_ns
+        self._callback({self._leader: message})

@@ -142,9 +142,6 @@ class BagSource(Source):
         while len(partners) > 1 and abs(stamp_of(partners[1]) - stamp) <= abs(stamp_of(partners[0]) - stamp):
             partners.popleft()
         partner = partners[0] if partners and abs(stamp_of(partners[0]) - stamp) <= tolerance_ns else None
-        if partner is None and self.mode == "stereo":
-            self.warn("no right picture of this time: frame skipped", stamp)
-            return
         yield from self._frame(message, partner)
 
     def _frame(self, message: Any, partner: Any) -> Iterator[Frame]:
@@ -174,7 +171,7 @@ class BagSource(Source):
                 f"depth on {self.topics.depth} is {depth.shape[1]} x {depth.shape[0]}, the picture {image.shape[2]} x "
                 f"{image.shape[1]}; use depth registered to the picture (aligned_depth_to_color) or --mode mono"
             )
-        if self._rectification is not None and right is not None:
+        if self._rectification is not None:
             image, right = self._rectification.apply(image, right)
         yield Frame(0, stamp, image, self.camera, depth, right)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..camera import Camera
 from ..datatypes import Frame
+from ..depths import lacking
 from ..errors import SourceError
 from .truth import Trajectory, read_trajectory
 
@@ -101,8 +102,9 @@ class Source(ABC):
                 continue
             if self.options.duration_s is not None and since_start > self.options.start_s + self.options.duration_s:
                 break
-            if not count and self.mode == "rgbd" and frame.depth is None:
-                self.warn("no depth picture of this time, with which a map begins: frame skipped", frame.stamp_ns)
+            lacks = lacking(frame, self.mode)
+            if not count and lacks:
+                self.warn(f"no {lacks} picture of this time, with which a map begins: frame skipped", frame.stamp_ns)
                 continue
             yield Frame(count, frame.stamp_ns, frame.image, frame.camera, frame.depth, frame.right)
             count += 1

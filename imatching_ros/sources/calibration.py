@@ -74,10 +74,10 @@ def camera_from_info(info: Any, *, rectified: bool = False) -> Camera:
     Raises:
         CameraError: K (or P) of zeros, an unknown model, impossible sizes.
     """
-    K, D = _field(info, "k"), _field(info, "d")
+    K, D, model = _field(info, "k"), _field(info, "d"), info.distortion_model
     if rectified:
-        K, D = np.asarray(_field(info, "p"), float).reshape(3, 4)[:, :3], ()
-    camera = make_camera(info.width, info.height, K, info.distortion_model, D)
+        K, D, model = np.asarray(_field(info, "p"), float).reshape(3, 4)[:, :3], (), "none"
+    camera = make_camera(info.width, info.height, K, model, D)
     return _crop_and_bin(camera, info)
 
 

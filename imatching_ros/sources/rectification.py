@@ -56,9 +56,9 @@ class Rectification:
         self.T_left_rectified = np.eye(4)
         self.T_left_rectified[:3, :3] = R1.T
 
-    def apply(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """(C, H, W) uint8 each -> the same, rectified."""
-        return self._remap(left, self._maps[0]), self._remap(right, self._maps[1])
+    def apply(self, left: Tensor, right: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(C, H, W) uint8 each -> the same, rectified. The right picture may be missing."""
+        return self._remap(left, self._maps[0]), None if right is None else self._remap(right, self._maps[1])
 
     @staticmethod
     def _remap(image: Tensor, maps: tuple[np.ndarray, np.ndarray]) -> Tensor:

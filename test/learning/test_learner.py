@@ -109,6 +109,37 @@ def test_weights_that_turn_out_worse_come_back(tell, monkeypatch):
     assert update.rollback and update.snapshot.hash == story.home
 
 
+def test_promoted_weights_are_proven_once_they_stood_their_probation(tell):
+    story = tell(better=0.5)
+    while story.learner.status.promotions == 0:
+        story.feed()
+    status, home = story.learner.status, story.learner.status.proven_version
+    assert home == 0 and status.weights_version == 1
+    for _ in range(CONFIG.learning.probation_windows):
+        assert status.proven_version == home
+        story.feed()
+    assert status.proven_version == 1
+    passed = [e for e in story.events if e["event"] == "probation_passed"]
+    assert [(e["version"], e["hash"], e["windows"]) for e in passed] == [(1, status.weights_hash, 3)]
+
+
+def test_versions_of_earlier_runs_are_not_given_again(monkeypatch, make_sample):
+    story = Story(monkeypatch, make_sample(), better=0.5)
+    story.learner = Learner(story.learner.active, CONFIG, story.events.append, newest_version=7)
+    assert story.learner.status.weights_version == 0
+    update = next(u for _ in range(6) if (u := story.feed()) is not None)
+    assert (update.snapshot.version, update.previous_version) == (8, 0)
+
+
+def test_weights_that_came_back_are_proven(tell, monkeypatch):
+    story = tell(better=0.5)
+    while story.learner.status.promotions == 0:
+        story.feed()
+    story.learner.consume(dataclasses.replace(story.sample, tracking_healthy=False, weights_version=1))
+    assert story.learner.status.rollbacks == 1
+    assert story.learner.status.proven_version == story.learner.status.weights_version == 2
+
+
 def test_windows_that_share_keyframes_with_the_lesson_do_not_judge(tell):
     story = tell(better=0.5)
     for _ in range(2):

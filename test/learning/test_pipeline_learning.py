@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from imatching_ros.config import Config
-from imatching_ros.datatypes import TrackingState
+from imatching_ros.datatypes import TrackingState, WeightsSnapshot
 from imatching_ros.errors import WeightsError
+from imatching_ros.learning.learner import WeightsUpdate
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header
 from imatching_ros.pipeline import Pipeline
@@ -98,6 +99,41 @@ def test_promotions_are_told_and_on_disk(promoted):
     assert current.version == adopted
     assert current.hash == next(e["hash"] for e in told if e["version"] == adopted)
     assert current.provenance["kind"] == "promotion" and current.provenance["steps"] >= 2
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_only_weights_that_stood_their_probation_become_the_profile(frames, tmp_path, proven):
+    pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)
+    assert pipeline.matcher.weights_version == 1
+    state = {k: v + 0.01 for k, v in pipeline.matcher.state_dict().items()}
+    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(2, hash_state(state), state), {}, 1)
+    pipeline.process(frames[0])
+    pipeline._writer.submit(print).result()
+    assert [p.name for p in tmp_path.iterdir()] == ["current.v00002.safetensors"]
+    if proven:
+        pipeline._learning._learner.status.proven_version = 2
+    pipeline.close()
+    assert hash_state(pipeline.matcher.state_dict()) == hash_state(state)
+    assert (tmp_path / "current.safetensors").is_file() == proven
+    assert not proven or read_header(tmp_path / "current.safetensors").hash == hash_state(state)
+
+
+def test_weights_that_lost_on_probation_never_become_the_profile(frames, tmp_path):
+    """They are rolled back by the very last window, with no frame after it."""
+    pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)
+    home = {k: v.clone() for k, v in pipeline.matcher.state_dict().items()}
+    worse = {k: v + 0.01 for k, v in home.items()}
+    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(2, hash_state(worse), worse), {}, 1)
+    pipeline.process(frames[0])
+    assert hash_state(pipeline.matcher.state_dict()) == hash_state(worse)
+    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(3, hash_state(home), home), {}, 2, rollback=True)
+    pipeline._learning._learner.status.proven_version = 3
+    pipeline._teach()
+    pipeline._writer.submit(print).result()
+    assert not (tmp_path / "current.safetensors").exists()
+    pipeline.close()
+    assert hash_state(pipeline.matcher.state_dict()) == hash_state(home)
+    assert read_header(tmp_path / "current.safetensors").hash == hash_state(home)
 
 
 def test_restart_resumes_from_the_last_good_weights(promoted):

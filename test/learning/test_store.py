@@ -34,7 +34,8 @@ def write_adapted(weights, folder, by, profile="mine_adapted") -> str:
     pipeline = start(weights, folder, profile)
     state = changed(by)
     snapshot = WeightsSnapshot(pipeline.matcher.weights_version + 1, hash_state(state), state)
-    pipeline._store.write("expectation", snapshot, {"kind": "promotion", "base": pipeline._base})
+    for proven in (False, True):
+        pipeline._store.write("expectation", snapshot, {"kind": "promotion", "base": pipeline._base}, proven)
     pipeline.close()
     return snapshot.hash
 
@@ -56,6 +57,18 @@ def test_adapted_weights_are_resumed_while_their_base_is_given(mine, tmp_path):
     pipeline = start(mine, tmp_path / "kept")
     assert hash_of(pipeline) == adapted and "profile 'mine_adapted' resumed from" in pipeline.origin and f"hash {adapted}" in pipeline.origin
     assert read_header(tmp_path / "kept" / "mine_adapted.safetensors").provenance["base"] == read_header(mine).hash
+
+
+def test_a_promotion_on_probation_is_kept_and_not_resumed(mine, tmp_path):
+    folder = tmp_path / "kept"
+    adapted = write_adapted(mine, folder, 0.2)
+    later = changed(0.4)
+    pipeline = start(mine, folder)
+    pipeline._store.write("expectation", WeightsSnapshot(3, hash_state(later), later), {"base": pipeline._base}, proven=False)
+    assert hash_of(start(mine, folder)) == adapted
+    assert pipeline._store.newest_version() == 3 and WeightsStore(folder, "other").newest_version() == 0
+    pipeline.load_weights(str(folder / "mine_adapted.v00003.safetensors"))
+    assert hash_of(pipeline) == hash_state(later)
 
 
 def test_given_weights_that_have_changed_are_used_and_the_adapted_ones_set_aside(mine, tmp_path, caplog):
@@ -94,7 +107,7 @@ def test_promotions_are_kept_and_pruned_by_profile(tmp_path):
     stores = {profile: WeightsStore(tmp_path, profile) for profile in ("front", "front_v00001", "rear")}
     for store, count in zip(stores.values(), (KEPT + 3, 2, 2)):
         for version in range(99_995, 99_995 + count):
-            store.write("expectation", WeightsSnapshot(version, "", state), {})
+            store.write("expectation", WeightsSnapshot(version, "", state), {}, proven=False)
     kept = {profile: sorted(int(p.name.split(".v")[1].split(".")[0]) for p in tmp_path.glob(f"{profile}.v*")) for profile in stores}
     assert kept == {"front": list(range(99_998, 99_998 + KEPT)), "front_v00001": [99_995, 99_996], "rear": [99_995, 99_996]}
 

@@ -153,16 +153,17 @@ def test_time_that_odometry_was_given_is_not_counted_as_work(matcher, samples, m
     assert 0.1 <= learning.status().busy_s < 0.5
 
 
-def test_close_ends_a_thread_that_lets_odometry_go_first(matcher, samples, monkeypatch):
-    turns = Turns(monkeypatch)
-    learning = LearningWorker(matcher, CONFIG, lambda event: None)
+def test_close_ends_the_thread_within_a_window(matcher, samples, monkeypatch):
+    turns, told = Turns(monkeypatch), []
+    learning = LearningWorker(matcher, CONFIG, told.append)
     learning.submit(samples[0])
     while learning._waiting:
         time.sleep(0.001)
     learning.begin_frame(behind=True)
     assert turns.offered.wait(60)
     learning.close()
-    assert not learning._thread.is_alive()
+    assert not learning._thread.is_alive() and not turns.went_on.is_set()
+    assert not told and learning.status().state == "learning"
 
 
 def test_close_ends_a_resting_thread(matcher, samples, monkeypatch):

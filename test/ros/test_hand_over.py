@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ros
 class Pairs:
     def __init__(self, slop_ns: int, names: tuple[str, ...] = ("left", "right"), depth: int = 10) -> None:
         self.found: list[tuple] = []
-        self.synchronizer = Synchronizer(names, slop_ns, lambda m: self.found.append(tuple(m[n] for n in names)), depth)
+        self.synchronizer = Synchronizer(names, slop_ns, lambda m: self.found.append(tuple(m.get(n) for n in names)), depth)
 
     def add(self, *entries: tuple[str, int]) -> list[tuple]:
         for name, stamp in entries:
@@ -30,8 +30,8 @@ def test_exact(order):
 
 def test_exact_refuses_a_nanosecond():
     pairs = Pairs(0)
-    assert pairs.add(("left", 5), ("right", 6), ("left", 7), ("right", 7)) == [(7, 7)]
-    assert pairs.synchronizer.dropped == 1
+    assert pairs.add(("left", 5), ("right", 6), ("left", 7), ("right", 7)) == [(5, None), (7, 7)]
+    assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (1, 1)
 
 
 def test_approximate_takes_the_nearest():
@@ -39,14 +39,21 @@ def test_approximate_takes_the_nearest():
     assert Pairs(10).add(("left", 100), ("right", 91), ("right", 99)) == [(100, 99)]
 
 
-def test_beyond_the_slop_nothing_is_paired():
+def test_beyond_the_slop_a_picture_goes_on_alone():
     pairs = Pairs(10)
-    assert pairs.add(("left", 100), ("right", 111), ("left", 112)) == [(112, 111)]
-    assert pairs.synchronizer.dropped == 1
+    assert pairs.add(("left", 100), ("right", 111), ("left", 112)) == [(100, None), (112, 111)]
+    assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (1, 11)
+
+
+def test_cameras_that_are_always_a_little_apart():
+    pairs = Pairs(10)
+    assert pairs.add(*((name, 100 * k + (15 if name == "left" else 0)) for k in range(4) for name in ("right", "left"))) == [
+        (15, None), (115, None), (215, None)]
+    assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (3, 15)
 
 
 def test_every_message_is_used_once():
-    assert Pairs(10).add(("right", 100), ("left", 99), ("left", 101), ("right", 200), ("left", 200)) == [(99, 100), (200, 200)]
+    assert Pairs(10).add(("right", 100), ("left", 99), ("left", 101), ("right", 200), ("left", 200)) == [(99, 100), (101, None), (200, 200)]
 
 
 def test_three_topics():
@@ -62,15 +69,15 @@ def test_time_that_goes_back_forgets_what_waits():
 def test_queues_are_bounded():
     pairs = Pairs(0, depth=3)
     pairs.add(*(("left", stamp) for stamp in range(10)))
-    assert pairs.synchronizer.dropped == 7
-    assert pairs.add(("right", 9)) == [(9, 9)]
+    assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (7, None)
+    assert pairs.add(("right", 9))[7:] == [(7, None), (8, None), (9, 9)]
 
 
 def test_a_steady_pair_loses_nothing():
     pairs = Pairs(10)
     for k in range(100):
         pairs.add(("left", 1000 * k), ("right", 1000 * k + 3))
-    assert len(pairs.found) == 100 and pairs.synchronizer.dropped == 0
+    assert len(pairs.found) == 100 and pairs.synchronizer.alone == 0
 
 
 def test_the_newest_picture_wins_and_drops_are_counted():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import rclpy
+import torch
 from imatching_ros.srv import Weights
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -128,6 +129,15 @@ def test_every_override_is_checked(make_node, capfd, name, value):
     node = make_node(**{f"qos_overrides./image.subscription.{name}": value})
     assert node.trigger_configure() == SUCCESS and node.trigger_activate() == FAILURE
     assert f"subscription.{name} is {value!r}, expected" in capfd.readouterr().err
+
+
+def test_odometry_has_its_threads_beside_learning_and_counts_on_after_a_pause(make_node):
+    node = make_node(**{"matcher.name": "expectation", "learning.mode": "thread", "matcher.threads": 2})
+    assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+    assert node._processor.inbox.call(torch.get_num_threads).result(timeout=60) == 2
+    decoder = node._processor._decoder
+    assert node.trigger_deactivate() == node.trigger_activate() == SUCCESS
+    assert node._processor._decoder is decoder
 
 
 def test_a_transition_that_raises_frees_everything(make_node, monkeypatch, capfd):

@@ -161,6 +161,16 @@ def test_a_stamp_a_little_too_old_is_dropped(robot):
     assert len(robot.odom) == count + 1
 
 
+def test_a_picture_without_its_depth_is_tracked_and_told(robot):
+    image, depth = look()
+    robot.start_again()
+    lonely, robot.stamp = robot.stamp + 10**8, robot.stamp + 2 * 10**8
+    robot.images.publish(image_message(lonely, image, "mono8"))
+    robot.depths.publish(image_message(robot.stamp, depth, "32FC1"))
+    wait_until(lambda: robot.odom[-1].header.stamp == make_stamp(lonely), what="odometry of the lonely picture")
+    robot.node.wait_for("a picture on /cam/image comes without one on /cam/depth: the nearest is 100.000 ms away")
+
+
 def test_unknown_encoding(robot):
     image, depth = look()
     robot.spoil("images of encoding 'mono42' cannot be used; expected one of mono8", image, depth, "mono42")

@@ -57,6 +57,11 @@ def test_rectified_pictures_use_p():
     assert (camera.fx, camera.cx, camera.model) == (400, 310, "none")
 
 
+def test_rectified_pictures_of_a_fisheye_have_no_distortion_left():
+    camera = camera_from_info(info(distortion_model="equidistant", d=[0.1, 0.01, 0.0, 0.0]), rectified=True)
+    assert (camera.fx, camera.model, camera.distortion) == (400, "none", ())
+
+
 def test_zeros_mean_not_calibrated():
     with pytest.raises(CameraError, match="not calibrated"):
         camera_from_info(info(k=[0.0] * 9))

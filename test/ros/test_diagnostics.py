@@ -1,0 +1,33 @@
+"""The level and the line of /diagnostics."""
+
+from __future__ import annotations
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from imatching_ros.ros.diagnostics import Snapshot, judge
+
+pytestmark = pytest.mark.ros
+
+WELL = dict(lifecycle="active", received=10, dropped=0, processed=10, tracked=10, lost=0, rejected=0, tracking="tracking", reason="",
+            latency_ms=30.0, processing_ms=25.0, problem="", input_problem="", mounting_problem="", learning=None, odometry_input="off")
+OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+
+
+@pytest.mark.parametrize(
+    ("changes", "hz", "level", "text"),
+    [
+        ({}, 10.0, OK, "tracking"),
+        ({"lifecycle": "inactive"}, 0.0, OK, "node is inactive"),
+        ({}, 0.0, STALE, "no pictures arrive"),
+        ({"problem": "no such encoding"}, 10.0, ERROR, "no such encoding"),
+        ({"tracking": "", "input_problem": "no CameraInfo"}, 10.0, ERROR, "no CameraInfo"),
+        ({"input_problem": "without one on /right"}, 10.0, WARN, "tracking, without one on /right"),
+        ({"tracking": "lost", "reason": "for 3 frames", "input_problem": "without one on /right"}, 10.0, ERROR, "lost: for 3 frames"),
+        ({"tracking": "degraded", "reason": "few matches"}, 10.0, WARN, "degraded: few matches"),
+        ({"mounting_problem": "no TF"}, 10.0, WARN, "tracking, mounting of the camera not known: no TF"),
+        ({"odometry_input": "no TF"}, 10.0, WARN, "tracking, without odometry from elsewhere: no TF"),
+    ],
+)
+def test_the_worst_is_said_first(changes, hz, level, text):
+    assert judge(Snapshot(**{**WELL, **changes}), hz) == (level, text)
