@@ -82,6 +82,15 @@ class Camera:
         xy = xy - self._newton_step(xy, self._distort(xy) - distorted)
         return self._to_pixels(xy)
 
+    def stretch(self, uv: Tensor) -> Tensor:
+        """Ideal px (..., 2) -> (...,): how many ideal px one raw px is there, the geometric mean over directions; no gradient.
+
+        Standard deviations of matches are of raw px, residuals of ideal ones.
+        """
+        if not self.is_distorted:
+            return torch.ones_like(uv[..., 0])
+        return self._jacobian(self._to_plane(uv.detach()))[-1].abs().rsqrt()
+
     def scaled(self, factor: float) -> Camera:
         """The camera of the picture resized by `factor`; pixel centres stay at integers."""
         return replace(
@@ -138,15 +147,20 @@ class Camera:
         return distorted * (torch.tan(theta) / theta)
 
     def _newton_step(self, xy: Tensor, error: Tensor) -> Tensor:
-        """Solves J step = error with the numeric-free 2x2 Jacobian of `_distort`, held constant."""
-        with torch.no_grad():
-            step = 1e-6 if xy.dtype == torch.float64 else 1e-3
-            dx, dy = xy.new_tensor([step, 0.0]), xy.new_tensor([0.0, step])
-            a, c = ((self._distort(xy + dx) - self._distort(xy - dx)) / (2 * step)).unbind(-1)
-            b, d = ((self._distort(xy + dy) - self._distort(xy - dy)) / (2 * step)).unbind(-1)
-            det = a * d - b * c
+        """Solves J step = error with the 2x2 Jacobian of `_distort`, held constant."""
+        a, b, c, d, det = self._jacobian(xy)
         ex, ey = error.unbind(-1)
         return torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
+
+
+    @torch.no_grad()
+    def _jacobian(self, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of `_distort`, by central differences: its rows (a, b) and (c, d), and the determinant."""
+        step = 1e-6 if xy.dtype == torch.float64 else 1e-3
+        dx, dy = xy.new_tensor([step, 0.0]), xy.new_tensor([0.0, step])
+        a, c = ((self._distort(xy + dx) - self._distort(xy - dx)) / (2 * step)).unbind(-1)
+        b, d = ((self._distort(xy + dy) - self._distort(xy - dy)) / (2 * step)).unbind(-1)
+        return a, b, c, d, a * d - b * c
 
 
 @lru_cache(maxsize=64)

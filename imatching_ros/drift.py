@@ -41,9 +41,8 @@ class Drift:
         """Takes over the newest solution; `slid`: a keyframe has left the window before it."""
         newest = result.T_WC[-1]
         self._lost, self._window, self._T_WC = self._carry(self._lost, newest), self._carry(self._window, newest), newest
-        if result.covariance_newest is None:
-            return
-        self._window = result.covariance_newest.to(self._lost)
+        if result.covariance_newest is not None:  # else nothing better is known than what the last window said
+            self._window = result.covariance_newest.to(self._lost)
         if slid:
             self._lost = self._lost + self._window / max(1, len(result.T_WC) - 2)
 

@@ -165,6 +165,15 @@ def rays(camera: Camera, uv: Tensor) -> Tensor:
     return torch.cat([(uv - centre) / focal, torch.ones_like(uv[..., :1])], -1)
 
 
+def see(camera: Camera, points_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (..., 3) in the camera -> raw px (..., 2), and which of them (...,) lie in the picture."""
+    front = points_C[..., 2] > 0
+    ideal = project(camera, torch.where(front[..., None], points_C, points_C.new_tensor([0.0, 0.0, 1.0])))
+    raw = camera.distort(ideal)
+    size = raw.new_tensor([camera.width, camera.height])
+    return raw, front & ((raw >= 0) & (raw <= size - 1)).all(-1)
+
+
 def back_project(camera: Camera, uv: Tensor, depth: Tensor) -> Tensor:
     """Ideal px (…, 2) and depth along the optical axis (…) m -> points in the camera frame (…, 3)."""
     return rays(camera, uv) * depth[..., None]

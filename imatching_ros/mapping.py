@@ -190,9 +190,8 @@ class Mapper:
         """Matches landmarks into keyframes near where `points_W` would be seen; adds what is found as observations."""
         c, camera = self._config, frame.camera
         points_C = geometry.act(geometry.inverse(window.T_WC[targets])[:, None], points_W[None])
-        predicted = geometry.project(camera, points_C)
-        inside = (points_C[..., 2] > 0) & ((predicted >= 0) & (predicted <= predicted.new_tensor([camera.width - 1, camera.height - 1]))).all(-1)
-        predicted = torch.where(inside[..., None], camera.distort(predicted), torch.nan)
+        predicted, inside = geometry.see(camera, points_C)
+        predicted = torch.where(inside[..., None], predicted, torch.nan)
         some = inside.any(0).nonzero()[:, 0]
         if len(some) == 0:
             return

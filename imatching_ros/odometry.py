@@ -66,6 +66,7 @@ class Odometry:
         self._solved: Solved | None = None
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
+        self._doubted: set[int] = set()  # frame ids of keyframes whose pose may be wrong
         self._agreement = agreement.Agreement()
         self._most = 0  # landmarks of the newest keyframe that one frame has found again
 
@@ -203,6 +204,9 @@ class Odometry:
         if why:
             kept = Sighting(sighting.rows[good], sighting.uv[good], sighting.score[good], sighting.sigma_px[good], wrong)
             self._fresh, self._most = Fresh(frame, image, features, located.T_WC, kept), 0
+            self._doubted &= {keyframe.id for keyframe in self.window.keyframes}
+            if doubt:
+                self._doubted.add(frame.id)
         inliers = int(located.inlier.sum())
         if doubt:
             return self._output(frame, TrackingState.DEGRADED, f"{doubt} ({inliers} agree)", located, matches)
@@ -349,7 +353,8 @@ class Odometry:
         solved, self._solved = self._solved, None
         if solved is None or solved.result.status is not BAStatus.CONVERGED:
             return None
-        return take_sample(solved, self.config.seed, self.matcher.weights_version, self._settling == 0 and self._lost == 0)
+        healthy = self._settling == 0 and self._lost == 0 and self._doubted.isdisjoint(k.id for k in solved.keyframes)
+        return take_sample(solved, self.config.seed, self.matcher.weights_version, healthy)
 
     def adopt(self, state: WeightsSnapshot, features: Mapping[int, Features]) -> None:
         """Swaps the matcher's weights, between two frames; `features` of keyframes by frame id, made by those weights.

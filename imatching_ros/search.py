@@ -47,7 +47,7 @@ class LandmarkSearch:
         c, landmarks = self._config, window.landmarks
         if self._matcher.wide_baseline:
             rows = (landmarks.resolved & (landmarks.misses < _MISSES)).nonzero()[:, 0]
-            predicted, inside = _project(camera, T_WC, landmarks.points_W[rows])
+            predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows]))
             rows, predicted = rows[inside], predicted[inside]
             rank = landmarks.misses[rows] * 100 - window.views()[rows]
             chosen = spread(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
@@ -60,7 +60,7 @@ class LandmarkSearch:
             nearest = torch.cdist(uv, last.uv).argmin(1)
             guess = geometry.back_project(camera, camera.undistort(uv.double()), last.depth[nearest])
             points_W = torch.where(landmarks.resolved[rows, None], landmarks.points_W[rows], geometry.act(last.T_WC, guess))
-            predicted, inside = _project(camera, T_WC, points_W)
+            predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), points_W))
             predicted, radius_px = torch.where(inside[:, None], predicted, uv), 3 * radius_px
         return self.look(rows, queries, features, predicted, radius_px)
 
@@ -90,7 +90,7 @@ class LandmarkSearch:
         right[: len(sighting.rows)] = located.residual_px < self._config.inlier_px
         if len(rows) <= _NEIGHBOURS or not right.any():
             return 0.0
-        at, _ = _project(camera, located.T_WC, window.landmarks.points_W[rows])
+        at, _ = geometry.see(camera, geometry.act(geometry.inverse(located.T_WC), window.landmarks.points_W[rows]))
         distance = torch.cdist(at[right], at)
         distance[torch.arange(len(distance)), right.nonzero()[:, 0]] = torch.inf
         return float(right[distance.topk(_NEIGHBOURS, largest=False).indices].double().mean())
@@ -100,21 +100,11 @@ class LandmarkSearch:
         c = self._config
         c = c if looser == 1 else replace(c, inlier_px=c.inlier_px * looser)
         uv = camera.undistort(sighting.uv.double())
+        sigma = (sighting.sigma_px * camera.stretch(uv)).to(sighting.sigma_px)
         used = (window.landmarks.resolved[sighting.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
-        located = locate(camera, uv[used], window.landmarks.points_W[sighting.rows[used]], sighting.sigma_px[used], T_guess, c, self._bundle)
+        located = locate(camera, uv[used], window.landmarks.points_W[sighting.rows[used]], sigma[used], T_guess, c, self._bundle)
         if located is None:
             return None
         inlier, residual = torch.zeros(len(uv), dtype=torch.bool), torch.full((len(uv),), torch.nan, dtype=torch.float64)
         inlier[used], residual[used] = located.inlier, located.residual_px
         return replace(located, inlier=inlier, residual_px=residual)
-
-
-def _project(camera: Camera, T_WC: Tensor, points_W: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw px (N, 2) of points (N, 3), and which of them (N,) lie in the picture."""
-    points_C = geometry.act(geometry.inverse(T_WC), points_W)
-    ideal = geometry.project(camera, points_C)
-    size = ideal.new_tensor([camera.width, camera.height])
-    # Far outside the picture a distortion model folds back into it.
-    near = (points_C[:, 2] > 0) & ((ideal > -0.2 * size) & (ideal < 1.2 * size)).all(1)
-    raw = camera.distort(torch.where(near[:, None], ideal, 0.0))
-    return raw, near & ((raw >= 0) & (raw <= size - 1)).all(1)

@@ -126,7 +126,7 @@ class Window:
         third = torch.full((count,), torch.nan, dtype=torch.float64) if third is None else third.double()
         third_sigma = torch.ones(count, dtype=torch.float64) if third_sigma is None else third_sigma.double()
         known = torch.isfinite(third) & torch.isfinite(third_sigma)
-        sigma = sigma_px.double().cpu()
+        sigma = sigma_px.double().cpu() * camera.stretch(ideal)
         fresh = Observations(
             kf=torch.as_tensor(kf).expand(count).clone(), lm=rows, uv=uv.float(),
             obs=torch.cat([ideal, torch.where(known, third, 0.0)[:, None]], 1),
@@ -333,7 +333,9 @@ class Window:
                 parts.append(matcher.describe(keyframe.features, uv[mine].to(matcher.device)))
                 rows.append(mine)
         self.queries = Queries.cat(parts).select(torch.cat(rows).argsort().to(matcher.device)) if parts else None
-        self.landmarks = replace(self.landmarks, anchor=ids[kf], uv_anchor=uv)
+        # What was expected at an anchor that has left says nothing of another.
+        expected = torch.where(ids[kf] == self.landmarks.anchor, self.landmarks.expected_inv_depth, torch.nan)
+        self.landmarks = replace(self.landmarks, anchor=ids[kf], uv_anchor=uv, expected_inv_depth=expected)
 
     def _keep_observations(self, keep: Tensor) -> None:
         if not bool(keep.all()):

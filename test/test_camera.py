@@ -104,3 +104,15 @@ def test_scaled_camera_sees_the_resized_picture(name, factor):
 def test_impossible_calibrations_are_named(change, word):
     with pytest.raises(CameraError, match=word):
         Camera(**{**PINHOLE, **change})
+
+
+@pytest.mark.parametrize("name", CAMERAS)
+def test_stretch_is_the_growth_of_small_areas(name):
+    camera = CAMERAS[name]
+    raw = torch.tensor([[40.0, 30.0], [320.0, 240.0], [600.0, 400.0], [500.0, 60.0]], dtype=torch.float64)
+    raw = raw[camera.undistort(raw).isfinite().all(1)]  # not all models have an inverse everywhere
+    corners = camera.undistort(raw[:, None] + 0.05 * torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64))
+    x, y = corners.unbind(-1)
+    area = 0.5 * (x * y.roll(-1, 1) - x.roll(-1, 1) * y).sum(1).abs()
+    torch.testing.assert_close(camera.stretch(camera.undistort(raw)), 10 * area.sqrt(), rtol=1e-3, atol=0)
+    assert name not in ("plumb_bob4", "equidistant") or float(camera.stretch(camera.undistort(raw)).max()) > 1.05

@@ -42,9 +42,14 @@ def test_an_error_of_direction_becomes_one_of_position_with_distance():
     assert abs(float(geometry.compose(moved, pose(100.0))[1]) - 1.0) < 1e-3
 
 
-def test_a_degenerate_window_keeps_what_was_known():
+def test_a_degenerate_window_keeps_what_was_known_and_grows_as_it_slides():
     drift = Drift()
     drift.note(solved(1.0), slid=False)
     before = drift.at(pose(2.0))
-    drift.note(solved(2.0, None), slid=True)
+    drift.note(solved(2.0, None), slid=False)
     assert torch.allclose(drift.at(pose(2.0)), before)
+    sizes = [float(before.trace())]
+    for k in range(5):
+        drift.note(solved(2.0 + k, None), slid=True)
+        sizes.append(float(drift.at(pose(2.0 + k)).trace()))
+    assert all(b > a + 0.9 * float(SMALL.trace()) for a, b in zip(sizes, sizes[1:]))

@@ -173,3 +173,23 @@ def test_sampson_distance_without_translation_is_not_a_number():
     camera = Camera(640, 480, 400.0, 400.0, 320.0, 240.0)
     uv = torch.tensor([[10.0, 20.0]], dtype=torch.float64)
     assert geometry.sampson(camera, camera, geometry.identity(), uv, uv).isnan().all()
+
+
+FISHEYE = Camera(320, 240, 118.0, 118.0, 159.5, 119.5, "equidistant", (0.0, 0.0, 0.0, 0.0))
+BARREL = Camera(320, 240, 256.0, 256.0, 159.5, 119.5, "plumb_bob", (-0.28, 0.07, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("camera", [Camera(320, 240, 256.0, 256.0, 159.5, 119.5), FISHEYE, BARREL], ids=["plain", "fisheye", "barrel"])
+def test_what_lies_in_the_raw_picture_is_seen_and_nothing_else(camera):
+    """Also near its border, where undistorted coordinates leave the picture's box."""
+    width, height = camera.width, camera.height
+    raw = torch.tensor([[3.0, height / 2], [width - 4.0, height / 2], [width / 2, 3.0], [width / 2, height / 2]], dtype=torch.float64)
+    rays = torch.cat([(camera.undistort(raw) - raw.new_tensor([camera.cx, camera.cy])) / raw.new_tensor([camera.fx, camera.fy]), torch.ones(4, 1)], 1)
+    uv, inside = geometry.see(camera, rays * 3)
+    assert inside.all() and torch.allclose(uv, raw, atol=1e-3)
+    _, inside = geometry.see(camera, rays * -3)
+    assert not inside.any()
+    outside = torch.tensor([[-8.0, height / 2], [width + 8.0, height / 2]], dtype=torch.float64)
+    away = torch.cat([(camera.undistort(outside) - raw.new_tensor([camera.cx, camera.cy])) / raw.new_tensor([camera.fx, camera.fy]), torch.ones(2, 1)], 1)
+    assert not geometry.see(camera, away.nan_to_num(1e3))[1].any()
+    assert not geometry.see(camera, torch.tensor([[0.3, 0.2, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64))[1].any()

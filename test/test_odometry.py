@@ -211,6 +211,19 @@ def test_a_pose_with_which_little_agrees_says_so_and_how_unsure_it_is(room):
     assert outputs[0].covariance.diagonal()[:3].sum() > 20 * firm[0].covariance.diagonal()[:3].sum()
 
 
+def test_a_keyframe_of_a_doubtful_pose_never_teaches(room):
+    pipeline = Pipeline(configure("expectation", odometry__mode="rgbd"))
+    for frame, _ in room[:20]:
+        pipeline.process(frame)
+    pipeline.odometry._doubted = {pipeline.window.keyframes[-1].id}
+    taught, samples = pipeline.odometry.sample, []
+    pipeline.odometry.sample = lambda: samples.append(taught()) or samples[-1]
+    for frame, _ in room[20:30]:
+        pipeline.process(frame)
+    told = [s for s in samples if s is not None]
+    assert told and all(s.tracking_healthy == pipeline.odometry._doubted.isdisjoint(s.keyframe_ids) for s in told) and not told[0].tracking_healthy
+
+
 def test_something_that_hides_most_of_the_picture_does_not_end_tracking(room):
     def hidden(frame: Frame) -> Frame:
         image = frame.image.clone()

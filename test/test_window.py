@@ -119,13 +119,14 @@ def test_new_weights_describe_landmarks_again_at_a_keyframe_that_remains():
     window, _, _ = build(matcher)
     window.triangulate(CAMERA, 3.0, 3.0)
     window.drop_keyframe(0)
+    window.landmarks = replace(window.landmarks, expected_inv_depth=torch.ones(len(window.landmarks), dtype=torch.float64))
     matcher.weights_version = 7
     given = matcher.observe(IMAGE)
     window.renew_features(matcher, {20: given})
     assert [k.features.weights_version for k in window.keyframes] == [7] * 4
     assert window.keyframes[1].features is given
     assert window.queries.weights_version == 7 and len(window.queries) == len(window.landmarks)
-    assert (window.landmarks.anchor == 40).all()
+    assert (window.landmarks.anchor == 40).all() and window.landmarks.expected_inv_depth.isnan().all()
     at, _ = window.seen_at(3)
     assert torch.equal(window.queries.uv, window.observations.uv[at])
 
@@ -167,3 +168,16 @@ def test_forgetting_observations_leaves_the_landmarks():
     window, _, _ = build()
     window.forget_observations(torch.arange(10))
     assert len(window.observations) == 290 and len(window.landmarks) == 60 and int(window.views()[0]) == 4
+
+
+def test_sigma_is_of_the_coordinates_that_it_weighs():
+    """A match that is uncertain by one raw px near the corner of a fisheye is uncertain by more on the plane."""
+    camera = replace(CAMERA, model="equidistant", distortion=(0.0, 0.0, 0.0, 0.0))
+    window, _, _ = build(landmarks=2)
+    window.observations = replace(window.observations, **{k: v[:0] for k, v in vars(window.observations).items()})
+    uv = torch.tensor([[CAMERA.cx, CAMERA.cy], [5.0, 5.0]])
+    window.observe(camera, 0, torch.arange(2), uv, torch.full((2,), 0.5))
+    middle, corner = window.observations.sigma[:, 0].tolist()
+    theta = float(((uv[1].double() - uv[0].double()) / camera.fx).norm())
+    expected = 0.5 * (torch.tensor(theta).cos() ** -2 * torch.tensor(theta).tan() / theta).sqrt()
+    assert middle == pytest.approx(0.5, rel=1e-6) and corner == pytest.approx(float(expected), rel=1e-3) and corner > 0.6

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="cells, rendered scenes and the report")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of everything random (default 1)")
     parser.add_argument("--regime", default="", metavar="R,R", help="live, repeated or both (default: both; with --quick: repeated)")
-    parser.add_argument("--passes", type=int, default=2, metavar="N", help="repeated: how often the learning part is played (default 2)")
+    parser.add_argument("--passes", type=int, default=2, metavar="N", help="repeated: how often the learning part is played (default 2); from the second time on trials judge by pictures that have taught")
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V", help=f"of {', '.join(VARIANTS)} (default all)")
     parser.add_argument("--pairs", type=int, default=40, metavar="N", help="scored pairs per gap (default 40)")
     parser.add_argument("--quick", action="store_true", help="three scenes, 20 s to learn from, 6 s unseen, 320 x 240, one pass")
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.poison:
         from ..evaluation.poison import poison_cells
 
-        cells = list(poison_cells(args.out, config, args.quick, args.pairs, _keep(args.out), args.sources))
+        cells = list(poison_cells(args.out, config, args.quick, args.pairs, _keep(args), args.sources))
     elif args.retention:
         cells = list(_retention_cells(args, config))
     else:
@@ -75,7 +75,7 @@ def _cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str, Any]]:
 
     variants = _choose(args.variants, VARIANTS, "--variants")
     regimes = _choose(args.regime or ("repeated" if args.quick else ",".join(REGIMES)), REGIMES, "--regime")
-    keep = _keep(args.out)
+    keep = _keep(args)
     names = args.sources or (QUICK_SCENES if args.quick else [])
     if not names:
         raise ConfigError("no SOURCE was given; name recordings or rendered scenes, or use --quick")
@@ -94,7 +94,7 @@ def _retention_cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str
     first, second = _sources(list(args.sources), args)
     for seed in range(args.seeds):
         seeded = config.with_values({"seed": config.seed + seed, "odometry.mode": first[1].unseen.mode})
-        yield from retention_cells(first, second, seeded, args.pairs, _keep(args.out))
+        yield from retention_cells(first, second, seeded, args.pairs, _keep(args, then=second[0]))
 
 
 def _source_cells(source: tuple[str, Any], variants: list[str], regimes: list[str], config: Any, args: argparse.Namespace,
@@ -163,22 +163,24 @@ def _sources(names: list[str], args: argparse.Namespace) -> Iterator[tuple[str, 
         yield Path(name).name, divide(whole, extent.learning_frames if rendered else None, args.mode == "mono")
 
 
-def _keep(out: Path) -> Callable[..., dict[str, Any]]:
-    """A function that returns a saved cell, or works it out and saves it."""
+def _keep(args: argparse.Namespace, **more: Any) -> Callable[..., dict[str, Any]]:
+    """A function that returns a saved cell of the very same experiment, or works it out and saves it; `more` tells experiments apart."""
     from ..evaluation.learning_runs import describe
     from ..plain import plain
 
-    folder = out / "cells"
+    folder = args.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(source: str, regime: str, variant: str, config: Any, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         stem = "_".join([source, regime.replace("-", "any"), variant.replace(" ", "-"), str(config.seed)])
         path = folder / f"{stem}.json"
-        settings = plain(describe(config))
+        passes = args.passes if regime == "repeated" else 1
+        settings = plain({**describe(config), "pairs": args.pairs, "quick": args.quick, "mode": args.mode, "passes": passes, **more})
         if path.is_file():
             saved = json.loads(path.read_text())
             if saved["settings"] == settings:
                 return saved
+            print(f"{path} is of other settings: worked out again", flush=True)
         begin = time.perf_counter()
         cell = plain({"source": source, "regime": regime, "variant": variant, "seed": config.seed, "settings": settings,
                       **work(folder / f"{stem}.safetensors")})

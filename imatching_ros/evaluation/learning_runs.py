@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,11 @@ def learn_from_windows(config: Config, samples: list[LearningSample], steps: int
 
 def learn_from_truth(config: Config, division: Division, frames: Iterable[Frame], steps: int) -> tuple[Matcher, dict[str, Any]]:
     """The oracle: the same steps on the same kind of windows, with true poses and depths in the place of bundle adjustment."""
+    frames = list(frames)
     samples = collect_windows(config, frames)
-    oracle = Oracle(division.learning_truth, {k for s in samples for k in s.keyframe_ids})
+    wanted = {k for s in samples for k in s.keyframe_ids}
+    # By stamp: where the first pictures have no depth, frames with depth have other numbers.
+    oracle = Oracle(division.learning_truth, {frame.stamp_ns: frame.id for frame in frames if frame.id in wanted})
     return learn_from_windows(config, samples, steps, oracle)
 
 
@@ -158,5 +161,5 @@ def save_weights(path: Path, matcher: Matcher, told: dict[str, Any]) -> str:
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """The settings that decide a cell."""
-    return {"learning": asdict(replace(config.learning)), "seed": config.seed, "matcher": asdict(config.matcher)}
+    """The settings that decide a cell, with the weights that it starts from."""
+    return {**config.to_dict(), "weights": hash_state(create_matcher(config.matcher).state_dict())}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,17 +22,17 @@ _DEPTH_TOLERANCE = 0.03
 class Oracle:
     """Knows true poses and depths of a recording; `solve` takes the place of bundle adjustment in a `Stepper`."""
 
-    def __init__(self, source: Source, frame_ids: set[int]) -> None:
-        """`source` yields depth and has true poses; only the frames named are kept."""
+    def __init__(self, source: Source, frame_ids: Mapping[int, int]) -> None:
+        """`source` yields depth and has true poses; only frames with the stamps (ns) named are kept, under the ids given for them."""
         truth = source.groundtruth()
         if truth is None:
             raise SourceError(f"{source.name} has no true poses, which an oracle needs")
         self._by_id: dict[int, tuple[Tensor, Tensor]] = {}
         for frame in source:
-            if frame.id in frame_ids and frame.depth is not None:
+            if frame.stamp_ns in frame_ids and frame.depth is not None:
                 T, known = truth.at(np.array([frame.stamp_ns]))
                 if known[0]:
-                    self._by_id[frame.id] = frame.depth, geometry.from_matrix(torch.from_numpy(T[0]))
+                    self._by_id[frame_ids[frame.stamp_ns]] = frame.depth, geometry.from_matrix(torch.from_numpy(T[0]))
 
     def knows(self, sample: LearningSample) -> bool:
         return all(k in self._by_id for k in sample.keyframe_ids)

@@ -150,7 +150,7 @@ def measurements(sample: LearningSample, found: Rematch, rows: Tensor | slice) -
     measured = window.obs[rows]
     third = measured[:, 2] + torch.where(window.kind[rows] == ObservationKind.STEREO, uv[:, 0] - measured[:, 0], 0.0)
     sigma = window.sigma[rows].clone()
-    sigma[:, :2] = found.sigma_px[rows].double()[:, None].clamp_min(1e-2)
+    sigma[:, :2] = (found.sigma_px[rows].double().clamp_min(1e-2) * window.camera.stretch(uv))[:, None]
     return torch.cat([uv, third[:, None]], 1), sigma
 
 

@@ -71,11 +71,13 @@ def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bund
     kf, pt = window.kf_idx[held], window.pt_idx[held]
     points_C = geometry.act(geometry.inverse(solution.T_WC)[kf], solution.points_W[pt])
     reprojected = torch.where(points_C[:, 2:] > 1e-6, geometry.project(window.camera, points_C), torch.nan)
-    error = window.camera.undistort(found.uv[held].double()) - reprojected
+    seen = window.camera.undistort(found.uv[held].double())
+    error = seen - reprojected
     matched = (found.score[held] >= config.min_score) & error.isfinite().all(-1)
     distance = torch.where(matched, error.norm(dim=-1).clamp_max(cap), cap)
     distance = torch.cat([distance, _missed_errors(matcher, sample, features, solution, config)])
-    calibrated = (error[matched].abs() < found.sigma_px[held][matched, None]).double().mean()
+    sigma = found.sigma_px[held] * window.camera.stretch(seen)
+    calibrated = (error[matched].abs() < sigma[matched, None]).double().mean()
     return Score(float(distance.mean()), _warp_error(matcher, sample, config, seed),
                  _forward_backward_error(matcher, sample, features, config), int((found.score >= config.min_score).sum()),
                  _coverage(sample, found, config), float(calibrated.nan_to_num()))

@@ -46,9 +46,12 @@ class Queries:
         return len(self.uv)
 
     def select(self, index: Tensor) -> Queries:
-        """The queries at `index` (int64 or bool)."""
-        return Queries(self.uv[index], {k: v[index] for k, v in self.data.items()}, self.weights_version, self.sources,
-                       None if self.source_idx is None else self.source_idx[index])
+        """The queries at `index` (int64 or bool), with the sources that these need."""
+        data = {k: v[index] for k, v in self.data.items()}
+        if self.source_idx is None:
+            return Queries(self.uv[index], data, self.weights_version)
+        used, renumbered = self.source_idx[index].unique(return_inverse=True)
+        return Queries(self.uv[index], data, self.weights_version, tuple(self.sources[k] for k in used.tolist()), renumbered)
 
     @staticmethod
     def cat(parts: Sequence[Queries]) -> Queries:

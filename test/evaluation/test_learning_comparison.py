@@ -1,6 +1,8 @@
 """The comparison of frozen and adapted weights: parts of a recording, saved cells, sums, spoilt input, the oracle's truth."""
 
+import argparse
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -80,11 +82,21 @@ def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path
         calls.append(weights)
         return {"value": float("nan"), "learning": {}}
 
-    config = Config()
+    config, asked = Config(), argparse.Namespace(out=tmp_path, pairs=40, quick=False, mode="mono", passes=2)
     for settings in (config, config, config.with_values({"learning.learning_rate": 1e-5})):
-        result = _keep(tmp_path)("fog", "live", "adapted", settings, work)
+        result = _keep(asked)("fog", "live", "adapted", settings, work)
         assert result["value"] is None  # not a number has no place in JSON
     assert len(calls) == 2
+    keep = partial(work_out, work=work, config=config)
+    for count, changed in ((3, {}), (3, {"passes": 3}), (4, {"pairs": 10}), (5, {"quick": True}), (6, {"then": "dark_noise"})):
+        keep(argparse.Namespace(**{**vars(asked), **{k: v for k, v in changed.items() if k != "then"}}), changed.get("then"))
+        assert len(calls) == count, changed
+    keep(asked, None, config=config.with_values({"bundle.kernel": "cauchy"}))
+    assert len(calls) == 7
+
+
+def work_out(asked, then, config, work):
+    return _keep(asked, **({} if then is None else {"then": then}))("fog", "live", "adapted", config, work)
 
 
 def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
@@ -139,7 +151,7 @@ def test_poison_changes_what_it_should_and_nothing_else(name):
 
 def test_oracle_knows_where_landmarks_truly_are(make_sample_of_wall):
     sample, points = make_sample_of_wall
-    oracle = Oracle(Wall(), set(sample.keyframe_ids))
+    oracle = Oracle(Wall(), {10**8 * (k + 1): k for k in sample.keyframe_ids})
     assert oracle.knows(sample)
     found = Rematch(sample.window.obs[:, :2].float(), torch.ones(9), torch.ones(9))
     solution = oracle.solve(sample, found, LearningConfig(), BundleConfig())

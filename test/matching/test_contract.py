@@ -136,6 +136,8 @@ def test_queries_can_be_chosen_and_joined(matcher, pair):
     assert torch.allclose(matcher.estimate(queries.select(index), [target]).score, whole.score[:, index], atol=1e-4)
     joined = Queries.cat([queries.select(index[:4]), matcher.describe(target, pair.uv_b[:5])])
     assert len(joined) == 9
+    # What only dropped queries came from is not held on to.
+    assert len(joined.select(torch.arange(4)).sources) == min(1, len(joined.sources))
     found = matcher.estimate(joined, [target])
     assert torch.allclose(found.score[:, :4], whole.score[:, index[:4]], atol=1e-4)
 
