@@ -1,7 +1,10 @@
 """What the timing of odometry beside learning makes of its rounds."""
 
+import json
+
 import pytest
 
+from imatching_ros.__main__ import main
 from imatching_ros.bench.interference.command import resident_mb, summarise, table
 
 
@@ -20,3 +23,11 @@ def test_settings_are_compared_by_the_median_of_their_rounds():
 
 def test_resident_memory_is_known():
     assert 1 < resident_mb() < 1e6
+
+
+def test_a_small_run_writes_its_rounds(tmp_path, capsys):
+    size = ["--size", "160x120", "--loop", "1", "--seconds", "1.5", "--rounds", "1"]
+    assert main(["bench", "interference", "--out", str(tmp_path), *size]) == 0
+    told = json.loads((tmp_path / "interference.json").read_text())
+    assert [r["learning"] for r in told["rounds"]] == ["off", "thread"] and all(r["frames"] == 15 for r in told["rounds"])
+    assert "p95 on / off" in capsys.readouterr().out
