@@ -137,3 +137,69 @@ def test_after_a_restart_the_next_pose_is_the_last():
     np.testing.assert_allclose(after.T_OB, before.T_OB, atol=1e-12)
     np.testing.assert_allclose(after.T_OB[:3, 3], [3, 0, 0], atol=1e-12)
     np.testing.assert_allclose(tracker.points(np.array([[0, 0, 1.0]])), [[4, 0, 0]], atol=1e-12)
+
+
+def twist_is_unknown(pose) -> bool:
+    return not pose.twist.any() and bool(np.isnan(pose.twist_covariance).all())
+
+
+@pytest.mark.parametrize(("missing", "stamp_s"), [(None, 2.5), (0.2, 0.3)])  # no pictures for a while; one without a pose
+def test_a_gap_has_no_twist(missing, stamp_s):
+    tracker = RobotPoseTracker(np.eye(4))
+    still = np.array([0, 0, 0, 0, 0, 0, 1.0])
+    assert twist_is_unknown(tracker.update(output(0, still)))
+    assert not twist_is_unknown(tracker.update(output(0.1, still + np.array([0.1, 0, 0, 0, 0, 0, 0]))))
+    if missing is not None:
+        tracker.update(output(missing, None))
+    assert twist_is_unknown(tracker.update(output(stamp_s, still + np.array([0.5, 0, 0, 0, 0, 0, 0]))))
+    after = tracker.update(output(stamp_s + 0.1, still + np.array([0.6, 0, 0, 0, 0, 0, 0])))
+    np.testing.assert_allclose(after.twist, [1, 0, 0, 0, 0, 0], atol=1e-9)
+
+
+def test_a_map_that_begins_right_after_a_gap_knows_how_fast_the_robot_was():
+    tracker = RobotPoseTracker(np.eye(4))
+    for stamp_s in (0.0, 1.0):
+        tracker.update(output(stamp_s, np.array([stamp_s, 0, 0, 0, 0, 0, 1.0])))
+    tracker.update(output(1.1, None))
+    before = tracker.update(output(1.2, np.array([1.0, 0, 0, 0, 0, 0, 1])))
+    after = tracker.update(output(3.2, np.array([1.0, 0, 0, 0, 0, 0, 1]), map_id=1))
+    assert after.covariance[0, 0] == pytest.approx(before.covariance[0, 0] + 2.0**2)
+
+
+def test_a_core_that_was_reset_does_not_make_the_robot_certain_again():
+    tracker = RobotPoseTracker(transforms.T_BODY_OPTICAL)
+    tracker.update(output(0, np.array([0, 0, 0, 0, 0, 0, 1.0])))
+    before = tracker.update(output(0.1, np.array([0, 0, 0.001, 0, 0, 0, 1]), sigma=0.7))
+    for k in range(2):
+        tracker.restart()
+        after = tracker.update(output(0.2 + 0.1 * k, np.array([0, 0, 0, 0, 0, 0, 1.0]), map_id=k + 1, sigma=1e-4))
+        assert np.linalg.eigvalsh(after.covariance - before.covariance).min() > 0
+        before = after
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_heading_that_a_gap_leaves_unknown_grows_into_position(restart):
+    """Sampled: after the gap the robot drives 10 m ahead and turns; where it is depends on where it looked when the gap was over."""
+    rng = np.random.default_rng(4)
+    tracker = RobotPoseTracker(np.eye(4))
+    start = np.array([2.0, 1.0, 0, *Rotation.from_euler("z", 90, degrees=True).as_quat()])
+    tracker.update(output(0, start, sigma=1e-6))
+    if restart:
+        tracker.restart()
+    T_gap = np.linalg.inv(transforms.from_pose(start)) if restart else np.eye(4)  # a core that was reset begins at its origin
+    goal = transforms.from_pose(start) @ transforms.from_pose(np.array([10.0, 0, 0, *Rotation.from_euler("z", 50, degrees=True).as_quat()]))
+
+    def show(stamp_s: float, T: np.ndarray):
+        T = T_gap @ T
+        return tracker.update(output(stamp_s, np.array([*T[:3, 3], *transforms.quaternion(T[:3, :3])]), map_id=1, sigma=1e-6))
+
+    show(0.1, transforms.from_pose(start))
+    pose = show(5.0, goal)
+    T_start = transforms.from_pose(start)
+    samples = []
+    for phi in rng.normal(scale=0.1, size=(20000, 3)):
+        T = T_start @ exp(np.array([0, 0, 0, *phi])) @ transforms.inverse(T_start) @ goal
+        samples.append([*(T[:3, 3] - goal[:3, 3]), *Rotation.from_matrix(T[:3, :3] @ goal[:3, :3].T).as_rotvec()])
+    expected = np.cov(np.array(samples).T)
+    assert expected[0, 0] == pytest.approx(1.0, rel=0.1)  # 10 m times 0.1 rad, across the way
+    np.testing.assert_allclose(pose.covariance, expected, atol=0.05 * expected.max())
