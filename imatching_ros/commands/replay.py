@@ -81,10 +81,11 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     """Runs odometry over a recording and returns what metrics.json holds. Ctrl-C ends it early with all files in place.
 
     Raises:
-        ImatchingError: the recording, its calibration or the weights cannot be used.
+        ImatchingError: the recording, its calibration or the weights cannot be used. An earlier run in `out` is then as it was.
     """
     import torch
 
+    from ..errors import ConfigError
     from ..evaluation.run_writer import RunWriter
     from ..learning.store import CURRENT
     from ..pipeline import Pipeline
@@ -100,7 +101,11 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     config = config.with_values({"odometry.mode": source.mode})
     if given is not None and config.odometry_input.use == "off":
         config = config.with_values({"odometry_input.use": "both"})
-    _put_aside(out / "weights")
+    # What cannot be used is found out while an earlier run in this folder is still whole.
+    if out.resolve() == path.resolve():
+        raise ConfigError(f"--out {out} is the recording itself, whose files the results would overwrite; give another folder")
+    Pipeline(config).close()
+    config = _put_aside(out / "weights", config)
     writer = RunWriter(out, config)
     for text in source.warnings:
         writer.add_event({"stamp_ns": None, "event": "warning", "text": text})
@@ -186,11 +191,22 @@ def _pass_odometry(pipeline: Any, waiting: deque, until_ns: int) -> None:
             break
 
 
-def _put_aside(folder: Path) -> None:
-    """Renames weights of an earlier run: the pipeline would resume from them, and a replay starts from what it was told."""
-    if folder.is_dir() and any(folder.iterdir()):
-        number = next(n for n in range(1, 100_000) if not folder.with_name(f"{folder.name}.{n}").exists())
-        folder.rename(folder.with_name(f"{folder.name}.{number}"))
+def _put_aside(folder: Path, config: Any) -> Any:
+    """Renames weights of an earlier run: the pipeline would resume from them, and a replay starts from what it was told.
+
+    Returns:
+        The settings, which follow the weights that they name where these were among the renamed.
+    """
+    from ..matching.weights import resolve_weights
+
+    if not (folder.is_dir() and any(folder.iterdir())):
+        return config
+    named, inside = resolve_weights(config.matcher).resolve(), folder.resolve()
+    number = next(n for n in range(1, 100_000) if not folder.with_name(f"{folder.name}.{n}").exists())
+    aside = folder.rename(folder.with_name(f"{folder.name}.{number}"))
+    if not named.is_relative_to(inside):
+        return config
+    return replace(config, matcher=replace(config.matcher, weights=str(aside / named.relative_to(inside))))
 
 
 def versions() -> dict[str, str]:

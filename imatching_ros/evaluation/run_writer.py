@@ -40,8 +40,10 @@ class RunWriter:
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
+        """`folder` is made; what an earlier run and its report have left in it is removed."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        _remove_earlier(folder)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
         self._trajectory = (folder / "trajectory.txt").open("w", buffering=1)
         self._trajectory.write("# timestamp tx ty tz qx qy qz qw\n")
@@ -193,6 +195,20 @@ class RunWriter:
             },
             "residual_histogram": {"edges_px": RESIDUAL_EDGES_PX.tolist(), "counts": self._histogram.tolist()},
         }
+
+
+def _remove_earlier(folder: Path) -> None:
+    """A report reads whatever lies there: truth, metrics or pictures of another run would be taken for this one's."""
+    if not (folder / "trajectory.txt").is_file():
+        return
+    if (folder / "report.json").is_file():  # a folder named figures may be anybody's
+        for file in (folder / "figures").glob("*.png"):
+            file.unlink()
+    if (folder / "matches.json").is_file():
+        for file in (folder / "matches").glob("gap*.jpg"):
+            file.unlink()
+    for name in ("keyframes.txt", "groundtruth.txt", "metrics.json", "matches.json", "report.html", "report.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

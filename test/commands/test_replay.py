@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 
 from imatching_ros.__main__ import main
+from imatching_ros.config import MatcherConfig
+from imatching_ros.matching import create_matcher
+from imatching_ros.matching.weights import write_weights
 from imatching_ros.sources.truth import read_trajectory
 
 
@@ -109,6 +113,44 @@ def test_weights_of_an_earlier_run_are_kept_and_not_used(wall, tmp_path):
     (tmp_path / "weights/current.safetensors").write_bytes(b"from before")
     assert main(["replay", str(wall), "--out", str(tmp_path), "--matcher", "klt", "--quiet"]) == 0
     assert (tmp_path / "weights.1/current.safetensors").read_bytes() == b"from before"
+
+
+def test_a_run_that_cannot_begin_leaves_the_earlier_one_whole(wall, tmp_path, capsys):
+    command = ["replay", str(wall), "--out", str(tmp_path / "run"), "--learning", "off", "--quiet"]
+    assert main([*command, "--matcher", "klt"]) == 0
+    (tmp_path / "run/weights").mkdir(exist_ok=True)
+    (tmp_path / "run/weights/current.safetensors").write_bytes(b"from before")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    for name in ("nothing.safetensors", "run/weights/current.safetensors"):
+        assert main([*command, "--weights", str(tmp_path / name)]) == 1
+    assert main([*command, "--matcher", "klt", "--groundtruth", str(tmp_path / "nothing.txt")]) == 1
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    capsys.readouterr()
+    assert main(["replay", str(wall), "--out", str(wall), "--matcher", "klt"]) == 1
+    assert "is the recording itself" in capsys.readouterr().err
+
+
+def test_a_run_may_begin_with_the_weights_of_the_one_before(wall, tmp_path, capsys):
+    out = tmp_path / "run"
+    write_weights(out / "weights/current.safetensors", "expectation", create_matcher(MatcherConfig()).state_dict(), 7, {})
+    command = ["replay", str(wall), "--out", str(out), "--learning", "off", "--duration", "0.3", "--quiet", "--json"]
+    assert main([*command, "--weights", str(out / "weights/current.safetensors")]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"]["version"] == 7
+    assert str(out / "weights.1/current.safetensors") in (out / "config.yaml").read_text()
+
+
+def test_nothing_of_an_earlier_run_is_left_for_the_report(wall, tmp_path):
+    recording, out = tmp_path / "wall", tmp_path / "run"
+    shutil.copytree(wall, recording)
+    command = ["replay", str(recording), "--out", str(out), "--matcher", "klt", "--learning", "off", "--quiet"]
+    assert main([*command, "--report"]) == 0
+    (out / "mine.txt").write_text("kept")
+    stale = {"groundtruth.txt", "matches.json", "report.html", "report.json"}
+    assert stale < {p.name for p in out.iterdir()} and list(out.glob("matches/*.jpg"))
+    (recording / "groundtruth.txt").unlink()
+    assert main(command) == 0
+    assert not stale & {p.name for p in out.iterdir()} and (out / "mine.txt").is_file()
+    assert not list(out.glob("matches/*.jpg")) and not list(out.glob("figures/*.png"))
 
 
 def test_interrupted_runs_keep_their_results(wall, tmp_path):
