@@ -23,6 +23,7 @@ _TURNED = 0.02  # a homography this near to a rotation shows a camera that only 
 _PATIENCE = 12  # frames over which the wanted parallax and the wanted precision fall
 _FADING = 0.7  # share of the wanted parallax that is enough when the reference is about to be lost
 _LEAST_PARALLAX = 0.4  # share of the wanted parallax below which nothing starts
+_FAR_BASELINES = 1e4  # how far points may be that tell the four poses of an essential matrix apart
 _MIN_SHARE = 0.4  # of the points still followed from frame to frame; below, the newest frame becomes the reference
 
 
@@ -80,14 +81,14 @@ class MonoStart:
         patience = 1 - self._waited / _PATIENCE
         patience = min(patience, _FADING) if fading else patience
         result = self._solve(max(patience, _LEAST_PARALLAX)) if count >= self._config.start_landmarks else ""
+        if len(self._views) > _VIEWS + 1:
+            # Every second one goes: the views stay spread over the whole time since the reference.
+            self._views = [self._views[0], *self._views[2:-1:2], self._views[-1]]
         if isinstance(result, Start):
             return result
         if fading or count < self._config.start_landmarks:
             self._restart(frame, image, features)
             return f"only {count} of {len(ok)} points could be followed; starting again from this frame"
-        if len(self._views) > _VIEWS + 1:
-            # Every second one goes: the views stay spread over the whole time since the reference.
-            self._views = [self._views[0], *self._views[2:-1:2], self._views[-1]]
         return result
 
     def _restart(self, frame: Frame, image: Tensor, features: Features) -> str:
@@ -117,7 +118,8 @@ class MonoStart:
         if E is None or E.shape != (3, 3):
             return "no essential matrix fits the matches"
         support = mask[:, 0] > 0
-        _, R, t, front = cv2.recoverPose(E, pa, pb, K, mask=mask.copy())
+        # Without a distance of its own OpenCV wants all points within 50 baselines.
+        _, R, t, front, _ = cv2.recoverPose(E, pa, pb, K, distanceThresh=_FAR_BASELINES, mask=mask.copy())
         in_front = front[:, 0] > 0
         rotated = geometry.project(camera, geometry.rays(camera, a[rows]) @ torch.from_numpy(R).T)
         parallax = float((rotated - b[rows]).norm(dim=1)[torch.from_numpy(support)].median()) if support.any() else 0.0

@@ -66,6 +66,7 @@ class Odometry:
         self._solved: Solved | None = None
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
+        self.faltered = False  # a usable picture gave no pose, or one that is doubtful, found again, or of a new map
         self._doubted: set[int] = set()  # frame ids of keyframes whose pose may be wrong
         self._agreement = agreement.Agreement()
         self._most = 0  # landmarks of the newest keyframe that one frame has found again
@@ -106,6 +107,7 @@ class Odometry:
         else:
             output = self._follow(frame, image, features, clock)
         clock.lap("pose")
+        self.faltered = not blank and (self._lost > 0 or self._settling == _SETTLING)
         return replace(output, timings_ms=clock.laps)
 
     def _follow(self, frame: Frame, image: Tensor, features: Features, clock: Clock) -> OdometryOutput:

@@ -93,6 +93,8 @@ class Pipeline:
         if self._learning is not None:
             self._learning.begin_frame(behind)
         output = self.odometry.track(frame)
+        if self._learning is not None and self.odometry.faltered:
+            self._learning.tell_loss(self.matcher.weights_version, frame.stamp_ns)
         output = replace(output, timings_ms={**output.timings_ms, **clock.laps})
         self._tell_state(output)
         if on_tracked is not None:
@@ -171,9 +173,13 @@ class Pipeline:
         return self._ended if self._learning is None else self._learning.status()
 
     def set_learning(self, on: bool) -> None:
-        """Starts learning, from the weights in use, or ends it. ConfigError where the settings or the matcher rule it out."""
+        """Starts learning, from the weights in use, or ends it; weights on probation go then, for nobody would watch them.
+
+        Raises:
+            ConfigError: the settings or the matcher rule learning out.
+        """
         if not on:
-            self._end_learning()
+            self._end_learning(unwatched=True)
         elif self._learning is None:
             self._learning = self._start_learning()
             if self._learning is None:
@@ -274,10 +280,13 @@ class Pipeline:
                                          {k: v.detach().clone() for k, v in self.matcher.state_dict().items()})
         self.odometry.adopt(update.snapshot, update.features)
 
-    def _end_learning(self) -> None:
+    def _end_learning(self, unwatched: bool = False) -> None:
+        """`unwatched`: odometry goes on without learning."""
         if self._learning is not None:
             self._learning.close()
             update = self._learning.poll()
+            if unwatched and (update is None or not update.rollback):
+                update = self._learning.end_probation(self._stamp_ns or 0, "learning was switched off on probation")
             if update is not None and update.rollback:  # a promotion that nobody would watch any more is left
                 self._adopt(update)
             self._keep_proven()

@@ -24,6 +24,7 @@ from .rematching import extract
 from .replay import ReplayBuffer
 from .step import Stepper
 from .trial import LOOK_EVERY, Score, Verdict, judge, score
+from .turns import give_way_in_layers
 
 
 REMEMBERED = 1000  # keyframes that taught a candidate; older ones cannot be in a window any more
@@ -70,6 +71,7 @@ class Learner:
         self.config, self.settings, self.on_event = config, config.learning, on_event
         self.shipped = {k: v.detach().clone() for k, v in (shipped or matcher.state_dict()).items()}
         self.active = self._copy(matcher)
+        give_way_in_layers(self.active)  # and in all copies of it
         self.previous: Matcher | None = None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.replay = ReplayBuffer(self.settings.replay_windows)
@@ -96,10 +98,6 @@ class Learner:
         """Learns from a window, or tries on it what was learned."""
         begin = time.perf_counter()
         try:
-            # A window from before the promotion says nothing of the weights on probation.
-            if self.previous is not None and not sample.tracking_healthy and sample.weights_version == self.version:
-                verdict = Verdict("better", "tracking was lost on probation", float("nan"), float("nan"), len(self.probation))
-                return self._roll_back(sample, verdict)
             reason = refuse(sample, self.settings)
             if reason is not None:
                 self._reject(reason)
@@ -112,6 +110,16 @@ class Learner:
         finally:
             self.status.memory_mb = self.held_mb()
             self.status.busy_s += time.perf_counter() - begin
+
+    def lose_tracking(self, version: int, stamp_ns: int) -> WeightsUpdate | None:
+        """Told that odometry lost its way with weights `version`; on probation they do not stay."""
+        return self.end_probation(stamp_ns, "tracking was lost on probation") if version == self.version else None
+
+    def end_probation(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
+        """The weights from before those on probation, if any are, to be taken back at once."""
+        if self.previous is None:
+            return None
+        return self._roll_back(stamp_ns, Verdict("better", reason, float("nan"), float("nan"), len(self.probation)), None)
 
     def held_mb(self) -> float:
         """Memory of what is kept between two windows, MB: weights and their copies, the optimiser's state, windows for replay."""
@@ -183,14 +191,15 @@ class Learner:
         self.probation, self.watched = [], set()
         self.status.promotions += 1
         self._end_trial()
-        update = self._update(sample, "promotion", verdict)
+        update = self._update(sample.stamp_ns, "promotion", verdict, sample)
         if not self.settings.guard:
             self.status.proven_version = self.version
         return update
 
     def _watch(self, sample: LearningSample) -> WeightsUpdate | None:
         """Probation: the previous weights are tried against the promoted ones, and come back when they are better."""
-        if self.previous is None or not _is_news(sample, set(), self.watched):
+        # A window from before the promotion says nothing of the weights on probation.
+        if self.previous is None or sample.weights_version != self.version or not _is_news(sample, set(), self.watched):
             return None
         scores = self._compare(sample, self.active, self.previous)
         if scores is None:
@@ -202,7 +211,7 @@ class Learner:
         verdict = judge([a for a, _ in self.probation], [p for _, p in self.probation],
                         replace(self.settings, trial_windows=least, trial_windows_max=most))
         if verdict.outcome == "better":
-            return self._roll_back(sample, verdict)
+            return self._roll_back(sample.stamp_ns, verdict, sample)
         if len(self.probation) >= most:
             self.previous = None
             self.status.proven_version = self.version
@@ -220,26 +229,27 @@ class Learner:
             return None
         return first, second
 
-    def _roll_back(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
+    def _roll_back(self, stamp_ns: int, verdict: Verdict, sample: LearningSample | None) -> WeightsUpdate:
         assert self.previous is not None, "there is a way back on probation only"
         self.active, self.previous = self.previous, None
         self.status.rollbacks += 1
         self._begin_candidate(self.active)
-        update = self._update(sample, "rollback", verdict)
+        update = self._update(stamp_ns, "rollback", verdict, sample)
         self.status.proven_version = self.version
         return update
 
-    def _update(self, sample: LearningSample, event: str, verdict: Verdict) -> WeightsUpdate:
+    def _update(self, stamp_ns: int, event: str, verdict: Verdict, sample: LearningSample | None) -> WeightsUpdate:
+        """The active weights as an update, with the features of the window; without one odometry makes them itself."""
         before = self.version
         self.version = self.newest_version = self.newest_version + 1
         self.active.weights_version = self.version
         state = {k: v.detach().clone() for k, v in self.active.state_dict().items()}
         snapshot = WeightsSnapshot(self.version, hash_state(state), state, verdict.before_px, verdict.after_px, self.status.step)
         self.status.weights_version, self.status.weights_hash = snapshot.version, snapshot.hash
-        self.on_event({"event": event, "stamp_ns": sample.stamp_ns, "version": snapshot.version, "hash": snapshot.hash,
+        self.on_event({"event": event, "stamp_ns": stamp_ns, "version": snapshot.version, "hash": snapshot.hash,
                        "reason": verdict.reason, "before_px": verdict.before_px, "after_px": verdict.after_px,
                        "step": self.status.step})
-        features = dict(zip(sample.keyframe_ids, extract(self.active, sample)))
+        features = {} if sample is None else dict(zip(sample.keyframe_ids, extract(self.active, sample)))
         return WeightsUpdate(snapshot, features, before, event == "rollback")
 
     def _begin_candidate(self, origin: Matcher) -> None:

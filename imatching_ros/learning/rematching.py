@@ -13,7 +13,7 @@ from ..bundle import solve
 from ..config import BundleConfig, LearningConfig
 from ..datatypes import BAResult, LearningSample, ObservationKind, WindowSnapshot
 from ..matching.base import Features, Matcher, Prediction, Queries
-from .turns import give_way
+from .turns import give_way, give_way_backwards
 
 MARGIN_PX = 8.0  # nearer to the picture's edge a landmark may be outside
 
@@ -80,7 +80,8 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
     at_anchor = torch.zeros(len(window.obs), dtype=torch.bool)
     at_anchor[sample.anchor_obs] = True
     from_live = torch.isin(window.kf_idx[sample.anchor_obs], torch.tensor(sorted(live), dtype=torch.long))
-    uv, sigma = sample.uv_px.clone(), window.sigma[:, 0].float().clone()
+    # In raw px again: `measurements` turns all of them into ideal px.
+    uv, sigma = sample.uv_px.clone(), (window.sigma[:, 0] / window.camera.stretch(window.obs[:, :2])).float()
     score = torch.ones(len(uv))
     parts = []
 
@@ -102,6 +103,7 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
                 continue
             prediction = match(k, points, differentiable)
             if differentiable:
+                give_way_backwards(prediction.uv)
                 parts.append(LiveMatches(k, observations, points, prediction))
             count = len(observations)
             uv = uv.index_put((observations,), prediction.uv[0, :count].cpu())

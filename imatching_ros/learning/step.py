@@ -20,7 +20,7 @@ from ..config import BundleConfig, LearningConfig
 from ..datatypes import BAStatus, LearningSample
 from ..matching.base import Matcher
 from .rematching import Rematch, Solution, expected_uv, measurements, observe, rematch, solve_again
-from .turns import give_way
+from .turns import give_way, give_way_backwards
 
 Solver = Callable[[LearningSample, Rematch, LearningConfig, BundleConfig], Solution]
 
@@ -75,12 +75,13 @@ def draw_keyframes(count: int, config: LearningConfig, generator: torch.Generato
 
 def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfig, live: list[int]) -> Rematch:
     """The window's matches; those between the keyframes `live` have gradients, from both of their pictures."""
-    found = {k: observe(matcher, image) for k, image in enumerate(sample.images) if k not in live}
-    give_way()
-    pictures = torch.stack([sample.images[k] for k in live]).to(matcher.device).float() / 255
-    for k, extracted in zip(live, matcher.extract(pictures)):
-        found[k] = extracted
-    return rematch(matcher, sample, [found[k] for k in range(len(sample.images))], config, live)
+    features = []
+    for k, image in enumerate(sample.images):
+        if k in live:  # one by one: the backward pass through all of them would be long for odometry to wait for
+            features += matcher.extract(image[None].to(matcher.device).float() / 255)
+        else:
+            features.append(observe(matcher, image))
+    return rematch(matcher, sample, features, config, live)
 
 
 def residual_loss(sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor, bundle: BundleConfig) -> Tensor:
@@ -109,6 +110,7 @@ def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution) -
         at = expected[part.keyframe, part.points].nan_to_num(-1e6)
         for distribution in part.prediction.distributions:
             loss, inside = distribution.cross_entropy(at[None].to(part.prediction.uv))
+            give_way_backwards(loss)
             total = total + (loss[0] * (known.to(inside.device) & inside[0])).sum().cpu()
         count += int(known.sum())
     return total / max(count, 1)

@@ -21,6 +21,8 @@ from .learner import Learner, LearningStatus, WeightsUpdate
 from .turns import GIVE_WAY
 
 LONGEST_REST_S = 5.0
+LEAST_SHARE = 0.5  # of the budget: what odometry cannot keep it from on a computer that is never idle
+PATIENCE_S = 0.2  # rest taken in advance, about two frames' work
 SWITCH_INTERVAL_S = 5e-4  # of the interpreter
 
 
@@ -34,6 +36,10 @@ class InlineLearning:
 
     def submit(self, sample: LearningSample) -> None:
         self._update = self._learner.consume(sample) or self._update
+
+    def tell_loss(self, version: int, stamp_ns: int) -> None:
+        """Odometry lost its way with weights `version`: on probation they do not stay."""
+        self._update = self._learner.lose_tracking(version, stamp_ns) or self._update
 
     def poll(self) -> WeightsUpdate | None:
         """The newest update that was not handed out yet."""
@@ -56,6 +62,10 @@ class InlineLearning:
     def close(self) -> None:
         """Nothing runs."""
 
+    def end_probation(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
+        """After `close`: what to go back to, for nobody will watch the weights on probation any more."""
+        return self._learner.end_probation(stamp_ns, reason)
+
 
 class _Closed(Exception):
     """Ends the thread from within a window."""
@@ -64,8 +74,8 @@ class _Closed(Exception):
 class LearningWorker:
     """Learns in its own thread, on its own copy of the weights, for a share of the time; odometry never waits for it.
 
-    The rest of the time it sleeps: as far as it can while odometry works on a frame, for the two share caches, the interpreter
-    and the bandwidth of the memory.
+    The rest of the time it sleeps. While odometry works on a frame it waits, for the two share caches, the interpreter and the
+    bandwidth of the memory; where frames leave it less than a part of its budget it works beside them.
 
     Whatever goes wrong in the thread ends learning, not odometry: the state becomes `failed`, an event says why, and the
     weights in use stay.
@@ -80,6 +90,7 @@ class LearningWorker:
         self._changed = threading.Condition()
         self._update: WeightsUpdate | None = None
         self._status = replace(self._learner.status)
+        self._loss: tuple[int, int] | None = None  # weights version and stamp
         self._dropped = 0
         self._behind = False
         self._in_frame = False
@@ -95,6 +106,12 @@ class LearningWorker:
         with self._changed:
             self._dropped += len(self._waiting) == self._waiting.maxlen
             self._waiting.append(sample)
+            self._changed.notify()
+
+    def tell_loss(self, version: int, stamp_ns: int) -> None:
+        """Odometry lost its way with weights `version`: on probation they do not stay."""
+        with self._changed:
+            self._loss = version, stamp_ns
             self._changed.notify()
 
     def poll(self) -> WeightsUpdate | None:
@@ -132,6 +149,12 @@ class LearningWorker:
             self._changed.notify()
         self._thread.join()
 
+    def end_probation(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
+        """After `close`: what to go back to, for nobody will watch the weights on probation any more."""
+        update = self._learner.end_probation(stamp_ns, reason)
+        self._status = replace(self._learner.status, busy_s=self._busy_s)
+        return update
+
     def _run(self) -> None:
         # Two OMP threads on a busy CPU spin at barriers and stall everybody; one each costs odometry next to nothing.
         torch.set_num_threads(1)
@@ -143,9 +166,9 @@ class LearningWorker:
         stream = torch.cuda.Stream(self._device) if on_cuda else None
         try:
             with torch.cuda.stream(stream) if stream is not None else nullcontext():
-                while (sample := self._next()) is not None:
+                while (news := self._next()) is not None:
                     self._begun, self._rested_s = time.monotonic(), 0.0
-                    update = self._learner.consume(sample)
+                    update = self._learner.consume(news) if isinstance(news, LearningSample) else self._learner.lose_tracking(*news)
                     if stream is not None:
                         stream.synchronize()  # what is handed over must be finished
                     self._busy_s += self._worked_s()
@@ -157,15 +180,19 @@ class LearningWorker:
             return
         except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
             with self._changed:
+                self._update = self._learner.end_probation(0, "learning failed") or self._update
                 self._status = replace(self._learner.status, state="failed", busy_s=self._busy_s)
             self._on_event({"event": "learning_failed", "error": f"{type(error).__name__}: {error}",
                             "traceback": traceback.format_exc()})
 
-    def _next(self) -> LearningSample | None:
-        """Waits for a window; the oldest of the newest ones that were kept."""
+    def _next(self) -> LearningSample | tuple[int, int] | None:
+        """Waits for a loss, or for a window: the oldest of the newest ones that were kept."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or (self._waiting and not self._behind))
-            return None if self._closed else self._waiting.popleft()
+            self._changed.wait_for(lambda: self._closed or self._loss or (self._waiting and not self._behind))
+            if self._closed:
+                return None
+            loss, self._loss = self._loss, None
+            return loss or self._waiting.popleft()
 
     def _give_way(self) -> None:
         """Called by the learner between two pieces of work: takes rest that is owed anyway while odometry works on a frame.
@@ -178,7 +205,7 @@ class LearningWorker:
             if self._behind:
                 self._changed.wait_for(lambda: self._closed or not self._behind)
             elif self._in_frame:
-                self._changed.wait_for(lambda: self._closed or not self._in_frame, timeout=self._owed_s())
+                self._changed.wait_for(lambda: self._closed or not self._in_frame, timeout=self._owed_s(LEAST_SHARE) + PATIENCE_S)
             self._rested_s += time.monotonic() - begin
             if self._closed:
                 raise _Closed
@@ -192,9 +219,9 @@ class LearningWorker:
         """On the window at hand."""
         return time.monotonic() - self._begun - self._rested_s
 
-    def _owed_s(self) -> float:
-        """What is left of the rest that the work on this window costs."""
-        rest = min(self._worked_s() * (1 / self._config.learning.budget - 1), LONGEST_REST_S)
+    def _owed_s(self, share: float = 1.0) -> float:
+        """What is left of the rest that the work on this window costs when a share of the budget is used."""
+        rest = min(self._worked_s() * (1 / (share * self._config.learning.budget) - 1), LONGEST_REST_S)
         return max(rest - self._rested_s, 0.0)
 
 

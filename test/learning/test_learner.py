@@ -51,7 +51,8 @@ class Story:
         """A window that brings `fresh` new keyframes."""
         self.now += fresh
         ids = tuple(range(self.now, self.now + 6))
-        return self.learner.consume(dataclasses.replace(self.sample, keyframe_ids=ids, stamp_ns=self.now))
+        return self.learner.consume(dataclasses.replace(self.sample, keyframe_ids=ids, stamp_ns=self.now,
+                                                        weights_version=self.learner.version))
 
 
 @pytest.fixture
@@ -123,6 +124,16 @@ def test_promoted_weights_are_proven_once_they_stood_their_probation(tell):
     assert [(e["version"], e["hash"], e["windows"]) for e in passed] == [(1, status.weights_hash, 3)]
 
 
+def test_windows_from_before_the_promotion_do_not_count_as_probation(tell):
+    story = tell(better=0.5)
+    while story.learner.status.promotions == 0:
+        story.feed()
+    for k in range(CONFIG.learning.probation_windows + 2):
+        ids = tuple(range(100 + 6 * k, 106 + 6 * k))
+        story.learner.consume(dataclasses.replace(story.sample, keyframe_ids=ids, weights_version=0))
+    assert story.learner.probation == [] and story.learner.status.proven_version == 0
+
+
 def test_versions_of_earlier_runs_are_not_given_again(monkeypatch, make_sample):
     story = Story(monkeypatch, make_sample(), better=0.5)
     story.learner = Learner(story.learner.active, CONFIG, story.events.append, newest_version=7)
@@ -135,7 +146,7 @@ def test_weights_that_came_back_are_proven(tell, monkeypatch):
     story = tell(better=0.5)
     while story.learner.status.promotions == 0:
         story.feed()
-    story.learner.consume(dataclasses.replace(story.sample, tracking_healthy=False, weights_version=1))
+    story.learner.lose_tracking(1, story.now)
     assert story.learner.status.rollbacks == 1
     assert story.learner.status.proven_version == story.learner.status.weights_version == 2
 

@@ -209,14 +209,43 @@ def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
     promotion = learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
     assert promotion.snapshot.hash != home and not promotion.rollback
     assert {f.weights_version for f in promotion.features.values()} == {promotion.snapshot.version}
-    lost = dataclasses.replace(sample, tracking_healthy=False)
-    assert learner.consume(lost) is None, "a window from before the promotion says nothing of the new weights"
-    rollback = learner.consume(dataclasses.replace(lost, weights_version=promotion.snapshot.version))
+    assert learner.lose_tracking(0, 7) is None, "what happened before the promotion says nothing of the new weights"
+    rollback = learner.lose_tracking(promotion.snapshot.version, 7)
     assert rollback.rollback and rollback.snapshot.hash == home
     assert rollback.snapshot.version > promotion.snapshot.version
     assert [e["event"] for e in events] == ["promotion", "rollback"] and "tracking" in events[-1]["reason"]
     assert learner.status.rollbacks == 1
-    assert learner.consume(dataclasses.replace(sample, tracking_healthy=False)) is None  # only once
+    assert learner.lose_tracking(learner.version, 8) is None  # only once
+
+
+@pytest.mark.parametrize("mode", ["sync", "thread"])
+@pytest.mark.parametrize("ended_by", ["switched off", "lost"])
+def test_weights_on_probation_leave_with_what_watched_them(frames, make_sample, mode, ended_by):
+    from imatching_ros.learning.trial import Verdict
+
+    events = []
+    pipeline = Pipeline(CONFIG.with_values({"learning.mode": mode, "learning.guard": True}), events.append)
+    home = hash_state(pipeline.matcher.state_dict())
+    learner = pipeline._learning._learner
+    learner.contender = learner.stepper.averaged()
+    with torch.no_grad():
+        next(learner.contender.parameters()).add_(0.01)
+    pipeline._learning._update = learner._promote(make_sample(landmarks=40), Verdict("better", "for the test", 1.0, 0.9, 5))
+    pipeline.process(frames[0])
+    assert hash_state(pipeline.matcher.state_dict()) != home
+    if ended_by == "switched off":
+        pipeline.set_learning(False)
+    else:
+        pipeline.odometry._lost = 1  # as after a frame that could not be located
+        for k in range(1, 200):
+            stamp_ns = frames[0].stamp_ns + k * 10_000_000
+            pipeline.process(dataclasses.replace(frames[k % 2], id=k, stamp_ns=stamp_ns))
+            if hash_state(pipeline.matcher.state_dict()) == home:
+                break
+            pipeline.odometry._lost = 1
+    assert hash_state(pipeline.matcher.state_dict()) == home
+    pipeline.close()
+    assert sum(e["event"] == "rollback" for e in events) == 1
 
 
 @pytest.mark.parametrize("mode", ["sync", "thread"])

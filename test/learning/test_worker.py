@@ -5,13 +5,16 @@ import threading
 import time
 
 import pytest
+import torch
 
 from imatching_ros.config import Config
 from imatching_ros.learning import worker
+from imatching_ros.learning.trial import Verdict
 from imatching_ros.learning.turns import give_way
 from imatching_ros.learning.worker import InlineLearning, LearningWorker, start_learning
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.matching.klt import KltMatcher
+from imatching_ros.matching.weights import hash_state
 
 CONFIG = Config().with_values({"learning.queue": 2, "learning.budget": 1.0})
 
@@ -87,6 +90,42 @@ def test_error_ends_learning_and_nothing_else(matcher, samples, monkeypatch):
     assert events[0]["event"] == "learning_failed" and "no memory left" in events[0]["error"]
     learning.submit(samples[1])  # goes nowhere, harms nobody
     assert learning.poll() is None
+    learning.close()
+
+
+def test_a_loss_is_heard_though_the_queue_is_full_and_odometry_behind(matcher, samples, monkeypatch):
+    gate, heard = Gate(monkeypatch), threading.Event()
+    monkeypatch.setattr(worker.Learner, "lose_tracking", lambda learner, version, stamp_ns: (version, stamp_ns) == (3, 7) and heard.set())
+    learning = LearningWorker(matcher, CONFIG, lambda event: None)
+    learning.submit(samples[0])
+    gate.wait()
+    learning.tell_loss(3, 7)
+    for sample in samples[1:]:
+        learning.submit(sample)
+    learning.begin_frame(behind=True)
+    gate.release()
+    assert heard.wait(60)
+    learning.close()
+    assert gate.seen == [0]
+
+
+def test_weights_on_probation_go_when_learning_fails(matcher, samples, monkeypatch):
+    failed, home = threading.Event(), hash_state(matcher.state_dict())
+
+    def fail(learner, sample):
+        learner.contender = learner.stepper.averaged()
+        with torch.no_grad():
+            next(learner.contender.parameters()).add_(0.01)
+        learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(worker.Learner, "consume", fail)
+    learning = LearningWorker(matcher, CONFIG, lambda event: event["event"] == "learning_failed" and failed.set())
+    learning.submit(samples[0])
+    assert failed.wait(60)
+    update = learning.poll()
+    assert update.rollback and update.snapshot.hash == home
+    assert learning.status().proven_version == update.snapshot.version
     learning.close()
 
 

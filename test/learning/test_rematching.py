@@ -1,0 +1,27 @@
+"""What bundle adjustment is told of a rematch."""
+
+import dataclasses
+
+import torch
+
+from imatching_ros.camera import Camera
+from imatching_ros.config import LearningConfig
+from imatching_ros.learning.rematching import extract, measurements, rematch
+from imatching_ros.matching.expectation import ExpectationMatcher
+
+
+def test_anchors_keep_their_sigma_under_distortion(make_sample):
+    sample = make_sample(landmarks=40)
+    c = sample.window.camera
+    fisheye = Camera(c.width, c.height, c.fx, c.fy, c.cx, c.cy, "equidistant", (0.01, 0.0, 0.0, 0.0))
+    ideal, sigma = sample.window.obs[:, :2], sample.window.sigma.clone()
+    sigma[:, :2] = (0.5 * fisheye.stretch(ideal))[:, None]
+    assert float(sigma[:, 0].max()) > 0.65
+    window = dataclasses.replace(sample.window, camera=fisheye, sigma=sigma)
+    sample = dataclasses.replace(sample, window=window, uv_px=fisheye.distort(ideal).float())
+    torch.manual_seed(0)
+    matcher = ExpectationMatcher().eval()
+    found = rematch(matcher, sample, extract(matcher, sample), LearningConfig())
+    obs, seen = measurements(sample, found, sample.anchor_obs)
+    torch.testing.assert_close(seen, sigma[sample.anchor_obs], rtol=1e-3, atol=0)
+    torch.testing.assert_close(obs[:, :2], ideal[sample.anchor_obs], rtol=0, atol=1e-2)
