@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 from sensor_msgs.msg import CameraInfo
 from torch import Tensor
@@ -12,7 +14,7 @@ from ..camera import Camera
 from ..datatypes import Frame
 from ..errors import CameraError, SourceError
 from ..sources.calibration import camera_from_info, stereo_baseline_m
-from ..sources.pictures import decode_depth, decode_image, to_picture
+from ..sources.pictures import _ENCODINGS, decode_depth, decode_image, to_picture
 from ..sources.rectification import Rectification
 from .inputs import Picture
 
@@ -43,7 +45,7 @@ class PictureDecoder:
 
         Raises:
             CameraError: no usable calibration, or pictures of another size.
-            SourceError: an encoding that cannot be read.
+            SourceError: an encoding that cannot be read, or data that does not fit it.
         """
         camera = self._calibrate(picture)
         first, *partner = picture.images.values()
@@ -56,7 +58,7 @@ class PictureDecoder:
                     f"the left picture has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same"
                 )
         elif partner and self._mode == "rgbd":
-            depth = decode_depth(partner[0])
+            depth = _read(decode_depth, partner[0])
             if depth.shape != image.shape[1:]:
                 raise SourceError(
                     f"the depth picture is {depth.shape[1]} x {depth.shape[0]}, the colour picture {image.shape[2]} x "
@@ -111,18 +113,31 @@ def decode(message: Any) -> Tensor:
     """Image or CompressedImage -> (3 or 1, H, W) uint8; encodings that the core does not know are left to cv_bridge.
 
     Raises:
-        SourceError: neither can read it.
+        SourceError: neither can read it, or its data does not fit the stated size.
     """
+    encoding = getattr(message, "encoding", None)
+    if cv_bridge is None or encoding is None or encoding in _ENCODINGS:
+        return _read(decode_image, message)
     try:
-        return decode_image(message)
-    except SourceError:
-        if cv_bridge is None or not hasattr(message, "encoding"):
-            raise
-        try:
-            return to_picture(np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")))
-        except cv_bridge.CvBridgeError:
-            pass
-        raise
+        return to_picture(np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")))
+    except (TypeError, ValueError, cv2.error) as error:  # CvBridgeError is a TypeError; so is what NumPy says of too few bytes
+        raise SourceError(
+            f"an image of {message.width} x {message.height} cannot be read: images of encoding '{encoding}' cannot be used; expected one "
+            f"of {', '.join(_ENCODINGS)}, or one that cv_bridge reads, which says: {_one_line(error)}"
+        ) from None
+
+
+def _read(read: Callable[[Any], Tensor], message: Any) -> Tensor:
+    """What `read` makes of a message; what OpenCV cannot convert is bad input, not a bug."""
+    try:
+        return read(message)
+    except cv2.error as error:
+        size = f"{message.width} x {message.height} {message.encoding}" if hasattr(message, "encoding") else f"'{message.format}'"
+        raise SourceError(f"an image of {size} with {len(message.data)} bytes cannot be decoded by OpenCV: expected {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((getattr(error, "err", "") or str(error)).split())
 
 
 def _contents(info: Any) -> tuple:

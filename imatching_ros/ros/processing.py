@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
@@ -111,10 +112,12 @@ class Processor:
             except Exception as error:  # a bug: say all about it, start again with a clean map, keep the robot's node alive
                 self.counters.rejected += 1
                 self.problem = f"internal error: {error!r}"
-                self._node.get_logger().error(f"internal error, odometry is reset:\n{traceback.format_exc()}")
+                self._node.get_logger().error(f"internal error, odometry is reset:\n{traceback.format_exc()}", throttle_duration_sec=5.0)
                 self.pipeline.reset()
                 if self._tracker is not None:
                     self._tracker.restart()
+                with contextlib.suppress(Exception):  # the bug may be in what is told
+                    self._tell_unused(picture, self.problem)
 
     def _process(self, picture: Picture) -> None:
         if not self._in_order(picture):

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 import pytest
 import rclpy
 import torch
+from imatching_ros.msg import Status
 from imatching_ros.srv import Weights
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from peers import wait_until
+from peers import send_until, wait_until
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from imatching_ros.ros import node as node_module
+from imatching_ros.ros.inputs import Picture
 from imatching_ros.ros.node import OdometryNode
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
@@ -108,6 +110,29 @@ def test_a_command_that_lasts_too_long_is_answered(make_node, monkeypatch):
     answer = node._on_reset(Trigger.Request(), Trigger.Response())
     release.set()
     assert not answer.success and answer.message == "not done within 0.2 s"
+
+
+def test_a_bug_is_told_once_and_every_picture_has_its_status(make_node, monkeypatch, capfd, peer):
+    node = make_node(namespace="/broken")
+    assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+    statuses = peer.collect(Status, "/broken/imatching/status")
+    wait_until(lambda: node.count_subscribers("/broken/imatching/status"), what="the subscription")
+
+    def fail(picture) -> None:
+        raise KeyError("broken")
+
+    monkeypatch.setattr(node._processor._decoder, "decode", fail)
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        sent += 1
+        node._processor.inbox.put(Picture(sent * 10**8, "optical", {}, {}, False))
+
+    for count in range(3):
+        send_until(send, lambda count=count: len(statuses) > count, "a status")
+    assert all(m.reason == "internal error: KeyError('broken')" and m.frames_rejected for m in statuses)
+    assert capfd.readouterr().err.count("Traceback") == 1
 
 
 def test_a_wrong_qos_override_is_one_line_and_leaves_nothing_behind(make_node, capfd):
