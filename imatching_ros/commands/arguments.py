@@ -20,7 +20,7 @@ def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True) -
         "--camera", type=Path, metavar="FILE", help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr"
     )
     if truth:
-        group.add_argument("--groundtruth", type=Path, metavar="FILE", help="true trajectory: TUM, EuRoC csv or KITTI format")
+        group.add_argument("--groundtruth", type=Path, metavar="FILE", help="poses of the camera: TUM or KITTI format; for a folder of EuRoC also its csv")
         group.add_argument("--groundtruth-topic", metavar="TOPIC", help="PoseStamped, Odometry, TransformStamped or TF")
     group.add_argument("--start", type=float, default=0.0, metavar="S", help="leave out the first seconds")
     group.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")

@@ -21,10 +21,11 @@ from .pairs import PairTruth, find_truth, sample_queries
 def write_match_pictures(folder: Path, contestants: Sequence[Contestant], source: Source, gaps: Sequence[int]) -> list[Path]:
     """Draws every contestant on the middle pair of each gap; returns the files."""
     files = []
+    names = _file_names([contestant.name for contestant in contestants])
     for frames, T_WC in middle_pairs(source, gaps):
         uv = sample_queries(frames[0].image)
         truth = find_truth(frames[0], frames[-1], T_WC[0], T_WC[1], uv)
-        for contestant in contestants:
+        for contestant, name in zip(contestants, names):
             answer = contestant.answer(frames, uv)
             own = find_truth(frames[0], frames[-1], T_WC[0], T_WC[1], answer.uv_i) if contestant.own_queries else truth
             error, kind = match_error(answer, own, frames[0], frames[-1])
@@ -35,20 +36,25 @@ def write_match_pictures(folder: Path, contestants: Sequence[Contestant], source
                 f"{contestant.name}, gap {len(frames) - 1}: {int(used.sum())} matches, {100 * within:.0f} % within 3 px ({kind})"
             )
             picture = draw_matches(frames[0], frames[-1], answer.uv_i[used], answer.uv_j[used], error[used], title)
-            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(contestant.name).stem)
             files.append(folder / f"gap{len(frames) - 1:02d}_{name}.jpg")
             cv2.imwrite(str(files[-1]), picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
             contestant.forget(frames[-1].id + 1)
     return files
 
 
+def _file_names(names: Sequence[str]) -> list[str]:
+    """What names, which may hold whole paths, are called as files: each otherwise, and none too long for a file system."""
+    safe = ["".join(c if c.isalnum() or c in "-_" else "_" for c in name)[-150:] for name in names]
+    return [name if safe.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(safe)]
+
+
 def middle_pairs(source: Source, gaps: Sequence[int]) -> list[tuple[list[Frame], tuple]]:
-    """One pair per gap, from the middle of the recording where its length is known, else the first."""
-    start = (source.length or 0) // 2
+    """One pair per gap, from the middle of the recording."""
+    length = source.count_frames()
     found: dict[int, tuple[list[Frame], tuple]] = {}
     for frames, T_WC in iterate_pairs(source, gaps, 1 << 30):
         gap = len(frames) - 1
-        if gap not in found and frames[0].id >= start:
+        if gap not in found and frames[0].id >= (length - gap) // 2:
             found[gap] = frames, T_WC
         if len(found) == len(gaps):
             break

@@ -111,10 +111,9 @@ def iterate_pairs(source: Source, gaps: Sequence[int], max_pairs: int) -> Iterat
     Only as many frames as the widest gap needs are held.
     """
     truth = source.groundtruth()
-    length = source.length
+    length = source.count_frames()
     window: deque[tuple[Frame, Tensor | None]] = deque(maxlen=max(gaps) + 1)
-    wanted = {gap: _spread(length - gap, max_pairs) if length is not None else None for gap in gaps}
-    taken = dict.fromkeys(gaps, 0)
+    wanted = {gap: _spread(length - gap, max_pairs) for gap in gaps}
     for frame in source:
         pose = None
         if truth is not None:
@@ -122,16 +121,15 @@ def iterate_pairs(source: Source, gaps: Sequence[int], max_pairs: int) -> Iterat
             pose = geometry.from_matrix(torch.from_numpy(T[0])) if known[0] else None
         window.append((frame, pose))
         for gap in gaps:
-            chosen = wanted[gap]
-            if len(window) > gap and taken[gap] < max_pairs and (chosen is None or frame.id - gap in chosen):
-                taken[gap] += 1
+            if len(window) > gap and frame.id - gap in wanted[gap]:
                 part = list(window)[len(window) - gap - 1 :]
                 yield [f for f, _ in part], (part[0][1], part[-1][1])
 
 
-def count_pairs(source: Source, gaps: Sequence[int], max_pairs: int) -> int | None:
-    """How many pairs `iterate_pairs` yields, where that is known beforehand."""
-    return None if source.length is None else sum(len(_spread(source.length - gap, max_pairs)) for gap in gaps)
+def count_pairs(source: Source, gaps: Sequence[int], max_pairs: int) -> int:
+    """How many pairs `iterate_pairs` yields, if every frame can be read."""
+    length = source.count_frames()
+    return sum(len(_spread(length - gap, max_pairs)) for gap in gaps)
 
 
 def _spread(count: int, most: int) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,6 +40,7 @@ class BagSource(Source):
         self.name, self.options = path.resolve().name, options
         self._reader = BagReader(path, self.warn)
         self._first_ns: int | None = None
+        self._count: int | None = None
         self.topics: BagTopics = choose_topics(self._reader.topics, options, self.name)
         topics = self.topics
         self.mode = choose_mode(options.mode, topics.right is not None, topics.depth is not None, self.name)
@@ -55,6 +57,30 @@ class BagSource(Source):
         if self.options.start_s or self.options.duration_s is not None:
             return None
         return self._reader.counts.get(self.topics.image) or None
+
+    def count_frames(self) -> int:
+        """Reads the stamps where the bag does not say; pictures are not decoded."""
+        if self._count is None:
+            self._count = self.length if self.length is not None else self._count_stamps()
+        return self._count
+
+    def _count_stamps(self) -> int:
+        first = last = None
+        count = 0
+        end_s = math.inf if self.options.duration_s is None else self.options.start_s + self.options.duration_s
+        for _, _, message in self._reader.messages([self.topics.image]):
+            stamp = stamp_of(message)
+            first = stamp if first is None else first
+            if last is not None and stamp <= last:
+                continue  # so does iteration
+            last = stamp
+            if (stamp - first) / 1e9 > end_s:
+                break
+            count += (stamp - first) / 1e9 >= self.options.start_s
+        return count
+
+    def files(self) -> list[Path]:
+        return self._reader.files
 
     def read(self) -> Iterator[Frame]:
         self._first_ns = None

@@ -24,6 +24,7 @@ class BagReader:
     Attributes:
         topics: {name: type as `package/msg/Type`}.
         counts: {name: number of messages}, empty where the bag does not say.
+        files: where the messages are stored.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
@@ -35,7 +36,7 @@ class BagReader:
         """
         self.path = path
         self._warn = warn
-        self._files = _storage_files(path)
+        self.files = _storage_files(path)
         self._recovered = False
         self.topics: dict[str, str] = {}
         self.counts: dict[str, int] = {}
@@ -46,7 +47,7 @@ class BagReader:
                     self.topics[connection.topic] = _modern(connection.msgtype)
                     self.counts[connection.topic] = self.counts.get(connection.topic, 0) + (connection.msgcount or 0)
         except Exception as error:  # rosbags answers damage with whatever its parser stumbles over
-            if path.suffix == ".bag" or any(f.suffix == ".bag" for f in self._files):
+            if path.suffix == ".bag" or any(f.suffix == ".bag" for f in self.files):
                 raise SourceError(
                     f"cannot read {path}: {error}; a ROS 1 bag that was not closed is repaired by 'rosbag reindex'"
                 ) from None
@@ -85,7 +86,7 @@ class BagReader:
         if self.path.is_dir() and (self.path / "metadata.yaml").is_file():
             paths = [self.path]
         else:
-            paths = self._files
+            paths = self.files
         if len(paths) > 1 and paths[0].suffix != ".bag":
             raise AnyReaderError("a folder of several storage files without metadata.yaml")
         return AnyReader(paths, default_typestore=get_typestore(Stores.ROS2_JAZZY))
@@ -104,13 +105,13 @@ class BagReader:
                 self._register(msgtype, definition)
                 self.topics[topic] = _modern(msgtype)
         if not self.topics:
-            advice = "; try 'sqlite3 FILE .recover'" if self._files and self._files[0].suffix == ".db3" else ""
+            advice = "; try 'sqlite3 FILE .recover'" if self.files and self.files[0].suffix == ".db3" else ""
             raise SourceError(f"cannot read {self.path}: {_short(error)}{advice}") from None
         self._recovered = True
         self._warn(f"{self.path} is not complete ({_short(error)}): what can be read is used")
 
     def _scan(self) -> Iterator[tuple[str, str, str, int, bytes]]:
-        for file in self._files:
+        for file in self.files:
             yield from (scan_mcap if file.suffix == ".mcap" else scan_db3)(file)
 
     def _register(self, msgtype: str, definition: str) -> None:

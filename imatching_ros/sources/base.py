@@ -84,6 +84,18 @@ class Source(ABC):
         """The number of frames where it is known before reading."""
         return None
 
+    def count_frames(self) -> int:
+        """The number of frames; read through where it is not known before (unreadable ones may be counted).
+
+        Raises:
+            SourceError: no frames.
+        """
+        return self.length if self.length is not None else sum(1 for _ in self)
+
+    def files(self) -> list[Path]:
+        """The files that hold the pictures, in their order."""
+        return []
+
     def __iter__(self) -> Iterator[Frame]:
         first = last = None
         count = 0

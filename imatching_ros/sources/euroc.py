@@ -53,11 +53,11 @@ def list_frames(path: Path) -> Listing:
     )
 
     def truth() -> Trajectory | None:
-        return None if file is None else read_trajectory(file).transformed(T_B_left)
+        return None if file is None else read_trajectory(file, T_body_camera=T_B_left)
 
     entries = [Entry(int(s), image, None, right) for s, image, right in zip(stamps, images, rights)]
     name = root.resolve().parent.name if root.name == "mav0" else root.resolve().name
-    return Listing(name, entries, camera, rectification=rectification, truth=truth)
+    return Listing(name, entries, camera, rectification=rectification, truth=truth, T_body_camera=T_B_left)
 
 
 def _read_list(folder: Path) -> tuple[np.ndarray, list[Path]]:

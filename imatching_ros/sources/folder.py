@@ -38,6 +38,7 @@ class Listing:
     depth_units_per_metre: float = 1000.0
     rectification: Callable[[], Rectification] | None = None  # for stereo pairs that are not stored rectified
     truth: Callable[[], Trajectory | None] | None = None
+    T_body_camera: np.ndarray | None = None  # (4, 4), of the body whose poses EuRoC's files of truth hold
 
 
 class FolderSource(Source):
@@ -76,6 +77,9 @@ class FolderSource(Source):
         since = [(e.stamp_ns - first) / 1e9 for e in self._listing.entries]
         return sum(s >= start and (span is None or s <= start + span) for s in since)
 
+    def files(self) -> list[Path]:
+        return [file for e in self._listing.entries for file in (e.image, e.depth, e.right) if file is not None]
+
     def read(self) -> Iterator[Frame]:
         first = self._listing.entries[0].stamp_ns
         for entry in self._listing.entries:
@@ -108,9 +112,11 @@ class FolderSource(Source):
 
     def groundtruth(self) -> Trajectory | None:
         stamps = np.array([e.stamp_ns for e in self._listing.entries], np.int64)
+        truth: Trajectory | None = None
         if self.options.groundtruth is not None:
-            return read_trajectory(self.options.groundtruth, stamps)
-        truth = self._listing.truth() if self._listing.truth is not None else None
+            truth = read_trajectory(self.options.groundtruth, stamps, self._listing.T_body_camera)
+        elif self._listing.truth is not None:
+            truth = self._listing.truth()
         if truth is not None and self._rectification is not None:
             truth = truth.transformed(self._rectification.T_left_rectified)
         return truth

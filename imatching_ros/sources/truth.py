@@ -97,14 +97,16 @@ def tum_line(stamp_ns: int, T_WC) -> str:
     return f"{format_stamp(int(stamp_ns))} " + " ".join(f"{float(x):.9g}" for x in T_WC) + "\n"
 
 
-def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None) -> Trajectory:
-    """Reads a trajectory file; TUM (8 columns), EuRoC csv (8 or more, ns, qw first) and KITTI (12) tell themselves apart.
+def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None, T_body_camera: np.ndarray | None = None) -> Trajectory:
+    """Reads a trajectory file of a camera; TUM (8 columns), EuRoC csv (8 or more, ns, qw first) and KITTI (12) tell themselves apart.
 
     Args:
         stamps_ns: the frames' times, needed by KITTI, whose files carry none.
+        T_body_camera: (4, 4), needed by EuRoC, whose files hold poses of the body (its inertial sensor).
 
     Raises:
-        SourceError: missing file, other columns, no lines, numbers that are not finite, a quaternion of zeros.
+        SourceError: missing file, other columns, no lines, numbers that are not finite, a quaternion of zeros; EuRoC's form where it is
+            not known how the camera sits in the body.
     """
     path = Path(path)
     try:
@@ -117,6 +119,8 @@ def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None) -> Tr
         raise SourceError(f"the trajectory {path} holds no poses")
     width = len(rows[0])
     comma = "," in lines[0]
+    # EuRoC counts whole nanoseconds, TUM seconds; a comma alone does not tell (TUM is sometimes saved with commas).
+    euroc = comma and "." not in rows[0][0] and len(rows[0][0]) > 12
     if any(len(row) != width for row in rows) or (width != 12 and width < 8) or (not comma and width not in (8, 12)):
         raise SourceError(
             f"the trajectory {path} has {width} columns in its first line; expected TUM (t tx ty tz qx qy qz qw), "
@@ -133,11 +137,14 @@ def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None) -> Tr
             T[:, :3] = np.array(rows, float).reshape(-1, 3, 4)
             result = from_matrices(np.asarray(stamps_ns)[: len(rows)], T)
         else:
-            # EuRoC counts whole nanoseconds, TUM seconds; a comma alone does not tell (TUM is sometimes saved with commas).
-            euroc = comma and "." not in rows[0][0] and len(rows[0][0]) > 12
             stamps = [int(row[0]) if euroc else parse_stamp(row[0]) for row in rows]
             order = [1, 2, 3, 5, 6, 7, 4] if euroc else [1, 2, 3, 4, 5, 6, 7]
             result = Trajectory(np.array(stamps, np.int64), np.array([[row[i] for i in order] for row in rows], float))
+            if euroc and T_body_camera is None:
+                raise SourceError(
+                    f"the trajectory {path} is an EuRoC csv, which holds poses of the body and not of the camera, and this recording does "
+                    "not say how the camera sits in it; use EuRoC's folder (mav0), or give poses of the camera in TUM format"
+                )
     except (ValueError, InvalidOperation) as error:
         raise SourceError(f"the trajectory {path} holds something that is not a number: {error}") from None
     norm = np.linalg.norm(result.T_WC[:, 3:], axis=1)
@@ -146,4 +153,5 @@ def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None) -> Tr
     by_time = np.argsort(result.stamps_ns, kind="stable")
     T_WC = result.T_WC.copy()
     T_WC[:, 3:] /= norm[:, None]
-    return Trajectory(result.stamps_ns[by_time], T_WC[by_time])
+    result = Trajectory(result.stamps_ns[by_time], T_WC[by_time])
+    return result.transformed(T_body_camera) if euroc and T_body_camera is not None else result

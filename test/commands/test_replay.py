@@ -203,6 +203,14 @@ def test_match_eval_writes_table_json_and_pictures(wall, tmp_path, capsys):
     assert (tmp_path / "table.md").is_file() and len(list(tmp_path.glob("*.jpg"))) == 4
 
 
+def test_pictures_of_two_weights_with_one_file_name_are_both_kept(wall, tmp_path):
+    for folder in "ab":
+        write_weights(tmp_path / folder / "current.safetensors", "expectation", create_matcher(MatcherConfig()).state_dict(), 1, {})
+    matchers = [part for folder in "ab" for part in ("--matcher", f"expectation:{tmp_path / folder / 'current.safetensors'}")]
+    assert main(["match-eval", str(wall), *matchers, "--gap", "1", "--pairs", "1", "--out", str(tmp_path / "out"), "--quiet", "--no-pose"]) == 0
+    assert len(list((tmp_path / "out").glob("gap01_*.jpg"))) == 2
+
+
 @pytest.mark.parametrize(
     "arguments, complaint", [(["--gap", "0"], "at least 1"), (["--gap", "a,b"], "whole numbers"), (["--matcher", "nope"], "nope")]
 )

@@ -8,7 +8,8 @@ from imatching_ros import geometry
 from imatching_ros.camera import Camera
 from imatching_ros.datatypes import Frame
 from imatching_ros.evaluation.contestants import Chained, Contestant, OwnKeypoints, SiftCorners
-from imatching_ros.evaluation.matching import evaluate, evaluate_matcher, iterate_pairs, reliability
+from imatching_ros.evaluation.match_pictures import middle_pairs
+from imatching_ros.evaluation.matching import count_pairs, evaluate, evaluate_matcher, iterate_pairs, reliability
 from imatching_ros.evaluation.relative_pose import auc, pose_error_deg
 from imatching_ros.matching.base import Features, Matcher, Prediction, Queries
 from imatching_ros.matching.klt import KltMatcher
@@ -121,6 +122,19 @@ def test_pairs_are_spread_and_complete():
     pairs = [(frames[0].id, frames[-1].id, len(frames)) for frames, _ in iterate_pairs(SlidingWall(20), (1, 5), 4)]
     assert [p for p in pairs if p[2] == 6] == [(0, 5, 6), (5, 10, 6), (9, 14, 6), (14, 19, 6)]
     assert len([p for p in pairs if p[2] == 2]) == 4
+
+
+def test_pairs_are_spread_also_where_the_length_is_not_known_before():
+    """A bag in a time range, or one that was cut off."""
+
+    class Stream(SlidingWall):
+        length = None
+
+    def pairs(kind):
+        return [(frames[0].id, frames[-1].id) for frames, _ in iterate_pairs(kind(20), (1, 5), 4)]
+
+    assert pairs(Stream) == pairs(SlidingWall) and count_pairs(Stream(20), (1, 5), 4) == 8
+    assert [(frames[0].id, len(frames)) for frames, _ in middle_pairs(Stream(20), (1, 18))] == [(9, 2), (1, 19)]
 
 
 def scene(count=300, seed=0):

@@ -11,6 +11,7 @@ from rosbags.typesys import Stores, get_typestore
 from imatching_ros.camera import Camera
 from imatching_ros.errors import CameraError, SourceError
 from imatching_ros.sources.base import SourceOptions
+from imatching_ros.sources.identity import identify
 from imatching_ros.sources.opening import open_source
 
 H, W, N = 48, 64, 6
@@ -152,6 +153,7 @@ def test_every_kind_of_bag(tmp_path, kind):
 def test_time_range(tmp_path):
     source = open_source(write_mono(tmp_path / "bag"), SourceOptions(start_s=0.2, duration_s=0.2))
     assert [f.stamp_ns // STEP for f in source] == [3, 4, 5] and [f.id for f in source] == [0, 1, 2]
+    assert source.length is None and source.count_frames() == 3
 
 
 def test_a_file_alone_is_enough(tmp_path):
@@ -170,11 +172,33 @@ def test_a_bag_cut_off_gives_what_is_there(tmp_path, storage):
         source = open_source(folder)
         assert 1 <= len(list(source)) < N and "not complete" in source.warnings[0]
         assert list(source)[0].image.unique().tolist() == [0]
+        assert source.length is None and source.count_frames() == len(list(source))
     else:
         file = next(folder.glob("*.db3"))
         file.write_bytes(file.read_bytes()[:3000])
         with pytest.raises(SourceError, match="cannot read"):
             open_source(folder)
+
+
+def test_euroc_truth_of_the_body_is_refused(tmp_path):
+    truth = tmp_path / "data.csv"
+    truth.write_text("".join(f"{1_403_636_579_763_555_584 + k},0,0,0,1,0,0,0,0.1\n" for k in range(3)))
+    source = open_source(write_mono(tmp_path / "bag"), SourceOptions(groundtruth=truth))
+    with pytest.raises(SourceError, match="poses of the body and not of the camera"):
+        source.groundtruth()
+
+
+def test_recordings_are_told_apart_by_what_they_hold(tmp_path):
+    one = open_source(write_mono(tmp_path / "monday" / "run"))
+    (tmp_path / "monday").rename(tmp_path / "moved")
+    moved = open_source(tmp_path / "moved" / "run")
+    with Bag(tmp_path / "tuesday" / "run") as bag:
+        bag.info("/camera/camera_info", STEP)
+        bag.image("/camera/image_raw", STEP, grey(99))
+    other = open_source(tmp_path / "tuesday" / "run")
+    assert one.name == moved.name == other.name
+    found = identify(moved)
+    assert found != identify(other) and found == identify(open_source(next((tmp_path / "moved" / "run").glob("*.mcap"))))
 
 
 def test_an_empty_bag(tmp_path):

@@ -146,8 +146,8 @@ def test_kitti(tmp_path):
     assert len(list(source)) == N and source.groundtruth().stamps_ns[1] == 100_000_000
 
 
-def write_euroc(root, T_B_right):
-    for camera, T in (("cam0", np.eye(4)), ("cam1", T_B_right)):
+def write_euroc(root, T_B_right, T_B_left):
+    for camera, T in (("cam0", T_B_left), ("cam1", T_B_right)):
         lines = ["#timestamp [ns],filename"]
         for k in range(N):
             picture(root / f"mav0/{camera}/data/{k}.png")
@@ -168,12 +168,20 @@ def write_euroc(root, T_B_right):
 
 
 def test_euroc_is_rectified_for_stereo_only(tmp_path):
-    right = np.eye(4)
-    right[0, 3] = 0.11
-    root = write_euroc(tmp_path, right)
+    left, right = np.eye(4), np.eye(4)
+    left[0, 3], right[:2, 3] = 0.3, (0.41, 0.01)
+    root = write_euroc(tmp_path, right, left)
     stereo = open_source(root)
-    assert stereo.mode == "stereo" and stereo.camera.baseline_m == pytest.approx(0.11) and not stereo.camera.is_distorted
+    assert stereo.mode == "stereo" and stereo.camera.baseline_m == pytest.approx(np.hypot(0.11, 0.01)) and not stereo.camera.is_distorted
     assert len(list(stereo)) == N
+    lines = [f"{1_403_636_579_763_555_584 + k * 50_000_000},{k},0,0,1,0,0,0,0,0,0" for k in range(N)]
+    (tmp_path / "elsewhere.csv").write_text("\n".join(lines))
+    (root / "mav0/state_groundtruth_estimate0").mkdir()
+    (root / "mav0/state_groundtruth_estimate0/data.csv").write_text("\n".join(lines))
+    for mode in ("stereo", "mono"):
+        own, given = (open_source(root, SourceOptions(mode, groundtruth=file)).groundtruth() for file in (None, tmp_path / "elsewhere.csv"))
+        np.testing.assert_allclose(given.matrices(), own.matrices(), atol=1e-12)
+        np.testing.assert_allclose(own.matrices()[0, :3, 3], [0.3, 0, 0], atol=1e-12)  # of the camera, not of the body
     mono = open_source(root / "mav0", SourceOptions(mode="mono"))
     assert mono.camera.is_distorted and list(mono)[0].stamp_ns == 1_403_636_579_763_555_584
 

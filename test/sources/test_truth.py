@@ -31,9 +31,13 @@ def test_euroc_has_nanoseconds_and_w_first(tmp_path):
     for stamp, p in zip(spiral().stamps_ns, spiral().T_WC):
         lines.append(",".join(map(str, [stamp, *p[:3], p[6], *p[3:6], 0.1, 0.2, 0.3])))
     (tmp_path / "data.csv").write_text("\n".join(lines))
-    back = read_trajectory(tmp_path / "data.csv")
+    T_body_camera = np.eye(4)
+    T_body_camera[:3] = np.array([[0, -1, 0, 0.1], [1, 0, 0, 0.2], [0, 0, 1, 0.3]])
+    back = read_trajectory(tmp_path / "data.csv", T_body_camera=T_body_camera)
     assert (back.stamps_ns == spiral().stamps_ns).all()
-    np.testing.assert_allclose(back.matrices(), spiral().matrices(), atol=1e-9)
+    np.testing.assert_allclose(back.matrices(), spiral().matrices() @ T_body_camera, atol=1e-9)
+    with pytest.raises(SourceError, match="poses of the body"):
+        read_trajectory(tmp_path / "data.csv")
 
 
 def test_kitti_takes_the_frames_times(tmp_path):
