@@ -10,12 +10,12 @@ The shipped file of the mode is loaded first, then `params_file`, then what the 
 """
 
 NAME = "imatching"
-MODES = ("mono", "stereo", "rgbd")
+IMAGES = {"mono": "image", "stereo": "left/image", "rgbd": "image"}  # mode: the node's name for the pictures that lead
 
 # name: (default, what it is)
 ARGUMENTS = {
     "mode": ("", "mono, stereo or rgbd (what params_file says, else mono)"),
-    "image_topic": ("image", "pictures; of the left camera in stereo"),
+    "image_topic": ("", "pictures; of the left camera in stereo (image; left/image in stereo)"),
     "camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the picture topic"),
     "right_image_topic": ("right/image", "pictures of the right camera in stereo"),
     "right_camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the picture topic"),
@@ -42,6 +42,8 @@ ARGUMENTS = {
 # launch argument: parameter of the node, for the arguments that set one when they are not empty
 PARAMETERS = {
     "mode": "mode",
+    "camera_info_topic": "camera_info_topic",
+    "right_camera_info_topic": "right_camera_info_topic",
     "image_transport": "image_transport",
     "odometry_use": "odometry_input.use",
     "weights": "matcher.weights",
@@ -85,14 +87,9 @@ def make_parameters(values):
 
 def make_remappings(values, mode):
     """{launch argument: text} -> [(name in the node, topic)]."""
-    stereo = mode == "stereo"
-    pairs = [
-        ("left/image" if stereo else "image", values["image_topic"]),
-        ("left/camera_info" if stereo else "camera_info", values["camera_info_topic"]),
-    ]
-    if stereo:
-        pairs += [("right/image", values["right_image_topic"]), ("right/camera_info", values["right_camera_info_topic"])]
-    pairs += [("odometry", values["odometry_topic"])]
+    pairs = [(IMAGES[mode], values["image_topic"]), ("odometry", values["odometry_topic"])]
+    if mode == "stereo":
+        pairs += [("right/image", values["right_image_topic"])]
     if mode == "rgbd":
         pairs += [("depth/image", values["depth_topic"])]
     return [(name, topic) for name, topic in pairs if topic and topic != name]
@@ -100,7 +97,7 @@ def make_remappings(values, mode):
 
 def make_player_arguments(values, settings):
     """Arguments of `play`: it waits until the node listens, for loading the weights takes longer than the start of a player."""
-    topic = values["image_topic"]
+    topic = values["image_topic"] or IMAGES[settings["mode"]]
     if not topic.startswith("/"):
         topic = "/".join(["", *filter(None, [values["namespace"].strip("/"), topic])])
     if settings.get("image_transport") == "compressed":
@@ -126,8 +123,8 @@ def start(context):
         with open(file) as stream:
             settings |= read_parameters(yaml.safe_load(stream) or {})
     settings |= given
-    if settings["mode"] not in MODES:
-        raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(MODES)}")
+    if settings["mode"] not in IMAGES:
+        raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(IMAGES)}")
     sim_time = {"use_sim_time": settings.get("use_sim_time") is True}
     profile = os.path.join(config, "fastdds.xml")
     # Large pictures are lost without it; whoever has a profile of his own keeps it.

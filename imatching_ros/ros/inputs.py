@@ -20,6 +20,7 @@ from rclpy.qos import (
 )
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from ..errors import ConfigError
 from .convert import stamp_ns
 from .params import NodeConfig
 from .qos import OVERRIDES, find_unknown_overrides, make_qos
@@ -66,7 +67,7 @@ class CameraInputs:
     """Subscribes while it exists. Its callbacks only store messages; `on_picture` must do no more than that either.
 
     Raises:
-        ConfigError: a QoS override that cannot be; nothing is subscribed to then.
+        ConfigError: a QoS override or a topic that cannot be; nothing is subscribed to then.
 
     Attributes:
         topics: by relative name.
@@ -120,6 +121,8 @@ class CameraInputs:
         """Warns of every topic that has been silent for too long, with all that is known about why."""
         now = time.monotonic()
         for topic in self.topics.values():
+            if topic.type is CameraInfo and topic.count:
+                continue  # it is kept; some drivers send it only once
             silent_s = now - topic.last_s
             patience_s = self.config.no_data_warning_s
             if silent_s >= patience_s and now - self._warned_s.get(topic.name, -1e9) >= 3 * patience_s:
@@ -139,12 +142,17 @@ class CameraInputs:
             if info_name:
                 self._subscribe(
                     info_name,
-                    find_info_topic(self._node, name, info_name),
+                    find_info_topic(self._node, name, info_name, self._info_parameter(name)),
                     CameraInfo,
                     lambda message, name=name: self._infos.__setitem__(name, message),
                 )
         if with_odometry:
             self._subscribe_odometry()
+
+    @staticmethod
+    def _info_parameter(image: str) -> str:
+        """Which parameter names the CameraInfo of a picture topic."""
+        return "right_camera_info_topic" if image.startswith("right/") else "camera_info_topic"
 
     def _subscribe_odometry(self) -> None:
         topic = self._node.resolve_topic_name(ODOMETRY)
@@ -214,8 +222,10 @@ class CameraInputs:
                 and not name.startswith(self._node.get_fully_qualified_name())
             )
             relative = next(name for name, entry in self.topics.items() if entry is topic)
+            image = next((name for name, info in TOPICS[self.config.mode].items() if info == relative), None)
+            remedy = f"remap with -r {relative}:=TOPIC" if image is None else f"give one by -p {self._info_parameter(image)}:=TOPIC"
             hint = (
-                f"topics of type {wanted_type}: {', '.join(others)}; remap with -r {relative}:=TOPIC"
+                f"topics of type {wanted_type}: {', '.join(others)}; {remedy}"
                 if others
                 else f"no topic of type {wanted_type} exists; is the camera running, with ROS_DOMAIN_ID {self._domain()}?"
             )
@@ -257,8 +267,20 @@ def compressed_name(topic: str) -> str:
     return "compressedDepth" if topic.startswith("depth/") else "compressed"
 
 
-def find_info_topic(node: Node, image: str, info: str) -> str:
-    """The CameraInfo topic: as remapped, else the sibling `camera_info` of the (remapped) picture topic."""
+def find_info_topic(node: Node, image: str, info: str, parameter: str) -> str:
+    """The CameraInfo topic: what the parameter says, else as remapped, else the sibling `camera_info` of the (remapped) picture topic.
+
+    A remapping to the very name that the topic has without one cannot be told from none; hence the parameter.
+
+    Raises:
+        ConfigError: the parameter is no name of a topic.
+    """
+    given = node.get_parameter(parameter).value
+    if given:
+        try:
+            return node.resolve_topic_name(given)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"parameter {parameter} is {given!r}, expected the name of a topic: {error}") from None
     resolved = node.resolve_topic_name(info)
     if resolved != node.resolve_topic_name(info, only_expand=True):
         return resolved

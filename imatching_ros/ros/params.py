@@ -35,6 +35,10 @@ class NodeConfig:
     image_transport: str = setting(
         "raw", "how pictures arrive; 'compressed' listens to <image topic>/compressed, and <depth topic>/compressedDepth", choices=("raw", "compressed")
     )
+    camera_info_topic: str = setting(
+        "", "CameraInfo of the (left) camera; empty: `camera_info` as remapped, else `camera_info` beside the picture topic"
+    )
+    right_camera_info_topic: str = setting("", "CameraInfo of the right camera of a stereo pair, likewise")
     rectified: str = setting(
         "auto",
         "whether pictures are rectified (P of CameraInfo holds, not K and D); auto: when the topic's "

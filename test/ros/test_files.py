@@ -96,26 +96,23 @@ def test_launch_has_the_player_wait_for_the_node():
     for changes, settings, topic in (
         ({"image_topic": "/cam/image"}, {}, "/cam/image"),
         ({"namespace": "/robot"}, {}, "/robot/image"),
+        ({}, {"mode": "stereo"}, "/left/image"),
         ({"image_topic": "/cam/image"}, {"image_transport": "compressed"}, "/cam/image/compressed"),
     ):
-        parsed = parser.parse_args(launch.make_player_arguments(values | changes, settings))
+        parsed = parser.parse_args(launch.make_player_arguments(values | changes, {"mode": "mono", **settings}))
         assert (str(parsed.bag), parsed.wait_for, parsed.clock) == ("my_bag", [topic], False)
-    assert parser.parse_args(launch.make_player_arguments(values, {"use_sim_time": True})).clock
+    assert parser.parse_args(launch.make_player_arguments(values, {"mode": "mono", "use_sim_time": True})).clock
 
 
 @pytest.mark.parametrize("mode", ["mono", "stereo", "rgbd"])
 def test_launch_remaps_only_topics_that_exist(mode):
     launch = load_launch("online")
-    values = {name: default for name, (default, _) in launch.ARGUMENTS.items()} | {
-        "image_topic": "/a",
-        "camera_info_topic": "/b",
-        "right_image_topic": "/c",
-        "right_camera_info_topic": "/d",
-        "depth_topic": "/e",
-    }
+    defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
+    assert launch.make_remappings(defaults, mode) == [], "without arguments the node listens to the topics of its own names"
+    values = defaults | {"image_topic": "/a", "right_image_topic": "/c", "depth_topic": "/e"}
     names = [name for name, _ in launch.make_remappings(values, mode)]
-    assert set(names) == {topic for pair in TOPICS[mode].items() for topic in pair if topic}
-    assert mode in launch.MODES and (ROOT / "config" / f"{mode}.yaml").is_file()
+    assert names == list(TOPICS[mode]) and launch.IMAGES[mode] == names[0]
+    assert set(launch.IMAGES) == set(TOPICS) and (ROOT / "config" / f"{mode}.yaml").is_file()
 
 
 def test_replay_launch_passes_options_that_exist():

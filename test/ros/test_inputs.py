@@ -1,0 +1,91 @@
+"""Which topics the node listens to, and when it says that nothing arrives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import rclpy
+from peers import info_message, send_until
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CameraInfo
+from walls import CAMERA
+
+from imatching_ros.errors import ConfigError
+from imatching_ros.ros import params
+from imatching_ros.ros.inputs import CameraInputs
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture
+def make_inputs(domain) -> Iterator:
+    """Subscribes for a node with parameters and remappings."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain, args=[])
+    made = []
+
+    def make(remappings: tuple[str, ...] = (), **values) -> tuple[Node, CameraInputs]:
+        arguments = ["--ros-args", *(part for text in remappings for part in ("-r", text))]
+        given = [Parameter(name, value=value) for name, value in values.items()]
+        node = Node("eyes", context=context, cli_args=arguments, parameter_overrides=given)
+        made.append((node, None))
+        params.declare(node)
+        inputs = CameraInputs(node, params.read_configs(node)[0], lambda picture: None, lambda key, text: None)
+        made[-1] = (node, inputs)
+        return made[-1]
+
+    yield make
+    for node, inputs in made:
+        if inputs is not None:
+            inputs.close()
+        node.destroy_node()
+    context.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("remappings", "values", "topic"),
+    [
+        ((), {}, "/camera_info"),
+        (("image:=/front/image_raw",), {}, "/front/camera_info"),
+        (("image:=/front/rgb/image_raw", "camera_info:=/front/camera_info"), {}, "/front/camera_info"),
+        (("image:=/front/image_raw",), {"camera_info_topic": "/camera_info"}, "/camera_info"),
+        (("image:=/front/image_raw", "__ns:=/robot"), {"camera_info_topic": "calibration"}, "/robot/calibration"),
+        (("image:=/front/image_raw", "camera_info:=/b"), {"camera_info_topic": "/a"}, "/a"),
+    ],
+)
+def test_the_camera_info_that_is_asked_for_is_listened_to(make_inputs, remappings, values, topic):
+    _, inputs = make_inputs(remappings, **values)
+    assert inputs.topics["camera_info"].name == topic
+
+
+def test_each_camera_of_a_pair_has_its_own_camera_info(make_inputs):
+    names = {"camera_info_topic": "/left/camera_info", "right_camera_info_topic": "/right/camera_info"}
+    _, inputs = make_inputs(("left/image:=/a/image", "right/image:=/b/image"), mode="stereo", **names)
+    assert [inputs.topics[f"{side}/camera_info"].name for side in ("left", "right")] == ["/left/camera_info", "/right/camera_info"]
+
+
+def test_what_is_no_topic_is_refused(make_inputs):
+    with pytest.raises(ConfigError, match="parameter camera_info_topic is 'no topic', expected the name of a topic"):
+        make_inputs(camera_info_topic="no topic")
+
+
+def test_a_camera_info_that_comes_once_is_not_missed(make_inputs, capfd):
+    node, inputs = make_inputs(no_data_warning_s=0.5)
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    publisher = node.create_publisher(CameraInfo, "camera_info", 1)
+
+    def send() -> None:
+        publisher.publish(info_message(1, CAMERA))
+        executor.spin_once(timeout_sec=0.1)
+
+    send_until(send, lambda: inputs.topics["camera_info"].count, "the CameraInfo", patience_s=0.2)
+    time.sleep(0.6)
+    inputs.check_silence()
+    told = capfd.readouterr().err
+    assert "nothing received on /image for" in told and "/camera_info for" not in told
+    executor.shutdown()
