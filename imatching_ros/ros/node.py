@@ -131,6 +131,7 @@ class OdometryNode(ManagedNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop()
         self._pipeline.reset()
+        self._outputs.reset()
         return super().on_deactivate(state)
 
     @tell_errors

@@ -88,6 +88,7 @@ class Outputs:
         self._path_ns = 0
 
     def reset(self) -> None:
+        """Forgets the path: the next pose is at the origin, and its stamp may be older."""
         self._poses.clear()
         self._path_ns = 0
 

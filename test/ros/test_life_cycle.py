@@ -7,6 +7,7 @@ import concurrent.futures
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import rclpy
 import torch
@@ -14,6 +15,7 @@ from imatching_ros.msg import Status
 from imatching_ros.srv import Weights
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from nav_msgs.msg import Path
 from peers import send_until, wait_until
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -22,6 +24,7 @@ from std_srvs.srv import SetBool, Trigger
 from imatching_ros.ros import node as node_module
 from imatching_ros.ros.inputs import Picture
 from imatching_ros.ros.node import OdometryNode
+from imatching_ros.ros.robot_pose import RobotPose
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -133,6 +136,25 @@ def test_a_bug_is_told_once_and_every_picture_has_its_status(make_node, monkeypa
         send_until(send, lambda count=count: len(statuses) > count, "a status")
     assert all(m.reason == "internal error: KeyError('broken')" and m.frames_rejected for m in statuses)
     assert capfd.readouterr().err.count("Traceback") == 1
+
+
+def test_after_a_pause_the_path_begins_again(make_node, peer):
+    node = make_node(namespace="/paused")
+    assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+    paths = peer.collect(Path, "/paused/imatching/path")
+    wait_until(lambda: node.count_subscribers("/paused/imatching/path"), what="the subscription")
+    pose = RobotPose(np.eye(4), np.eye(4), np.eye(6), np.zeros(6), np.eye(6))
+
+    def show(stamp_s: int) -> None:
+        node._outputs.publish_pose(stamp_s * 10**9, pose)
+
+    stamps = iter(range(1000, 2000))
+    send_until(lambda: show(next(stamps)), lambda: paths, "a path")
+    assert node.trigger_deactivate() == node.trigger_activate() == SUCCESS
+    count = len(paths)
+    show(1)  # a bag that is played again
+    wait_until(lambda: len(paths) > count, 10.0, "a path after the pause")
+    assert [p.header.stamp.sec for p in paths[-1].poses] == [1]
 
 
 def test_a_wrong_qos_override_is_one_line_and_leaves_nothing_behind(make_node, capfd):
