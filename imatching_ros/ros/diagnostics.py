@@ -11,6 +11,9 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
+# What gives one camera its metres.
+SCALE_REMEDY = "for metres give odometry of the wheels (odometry_input.use: scale) or odometry.first_baseline_m, or use stereo or rgbd"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -25,6 +28,8 @@ class Snapshot:
     rejected: int
     tracking: str
     reason: str
+    metric: bool  # of the newest picture; true before the first
+    scale: str  # what gives the unit of length; `unknown`, and why, where nothing does
     latency_ms: float
     processing_ms: float
     problem: str  # the newest reason for which a picture could not be used; empty when the newest could
@@ -54,6 +59,8 @@ class Diagnostics:
         values = {
             "lifecycle": now.lifecycle,
             "tracking": now.tracking,
+            "scale": now.scale,
+            "metric": now.metric,
             "input rate [Hz]": f"{input_hz:.1f}",
             "output rate [Hz]": f"{output_hz:.1f}",
             "latency [ms]": f"{now.latency_ms:.1f}",
@@ -108,6 +115,8 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
         return DiagnosticStatus.WARN, f"{now.tracking}, {now.input_problem}"
     if now.odometry_input not in ("", "off", "used"):
         return DiagnosticStatus.WARN, f"{now.tracking}, without odometry from elsewhere: {now.odometry_input}"
+    if not now.metric:  # well, but whoever drives by it must know
+        return DiagnosticStatus.WARN, f"{now.tracking}, scale {now.scale}: the unit of length is arbitrary; {SCALE_REMEDY}"
     return DiagnosticStatus.OK, now.tracking
 
 

@@ -276,6 +276,8 @@ class OdometryNode(ManagedNode):
                 rejected=counters.rejected + (self._inputs.missing_info if self._inputs else 0),
                 tracking=last.state.value if last else "",
                 reason=last.reason if last else "",
+                metric=last.metric if last else True,
+                scale=last.scale if last else "",
                 latency_ms=p.latency_ms if p else float("nan"),
                 processing_ms=p.processing_ms if p else float("nan"),
                 problem=p.problem if p else "",

@@ -21,6 +21,7 @@ from ..errors import ImatchingError
 from ..pipeline import Pipeline
 from . import transforms
 from .convert import stamp_ns
+from .diagnostics import SCALE_REMEDY
 from .frames import TransformTree
 from .inbox import Inbox
 from .inputs import Picture
@@ -77,6 +78,7 @@ class Processor:
         self._first_s: float | None = None
         self._looked_s = 0.0
         self._dropped = 0
+        self._unscaled = False  # and it was said
         self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
 
     def run(self) -> None:
@@ -155,11 +157,19 @@ class Processor:
         self.counters.processed += 1
         self.counters.tracked += output.T_WC is not None
         self.counters.lost += output.state.value == "lost"
+        if output.T_WC is not None:
+            self._tell_scale(output)
         if self._tracker is not None:
             self._outputs.publish_details(output, frame, picture.frame_id, self.pipeline.window, self._tracker)
         self._publish_status(output, picture.frame_id, self.latency_ms, self.processing_ms)
         self.learning = self.pipeline.learning_status()
         self._outputs.publish_learning(frame.stamp_ns, self.learning, self._core.learning.mode, self._core.matcher.name)
+
+    def _tell_scale(self, output: OdometryOutput) -> None:
+        """A warning when poses are, from now on, in no known unit."""
+        if not output.metric and not self._unscaled:
+            self._node.get_logger().warning(f"poses have no scale ({output.scale}): the unit of length is arbitrary; {SCALE_REMEDY}")
+        self._unscaled = not output.metric
 
     def _publish_status(self, output: OdometryOutput, frame_id: str, latency_ms: float, processing_ms: float) -> None:
         self._outputs.publish_status(

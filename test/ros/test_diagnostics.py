@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from imatching_ros.ros.diagnostics import Snapshot, judge
+from imatching_ros.ros import params
+from imatching_ros.ros.diagnostics import SCALE_REMEDY, Snapshot, judge
 
 pytestmark = pytest.mark.ros
 
-WELL = dict(lifecycle="active", received=10, dropped=0, processed=10, tracked=10, lost=0, rejected=0, tracking="tracking", reason="",
+WELL = dict(lifecycle="active", received=10, dropped=0, processed=10, tracked=10, lost=0, rejected=0, tracking="tracking", reason="", metric=True, scale="stereo baseline",
             latency_ms=30.0, processing_ms=25.0, problem="", input_problem="", mounting_problem="", learning=None, odometry_input="off")
+UNSCALED = {"metric": False, "scale": "unknown"}
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
 
 
@@ -27,7 +31,15 @@ OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticS
         ({"tracking": "degraded", "reason": "few matches"}, 10.0, WARN, "degraded: few matches"),
         ({"mounting_problem": "no TF"}, 10.0, WARN, "tracking, mounting of the camera not known: no TF"),
         ({"odometry_input": "no TF"}, 10.0, WARN, "tracking, without odometry from elsewhere: no TF"),
+        (UNSCALED, 10.0, WARN, f"tracking, scale unknown: the unit of length is arbitrary; {SCALE_REMEDY}"),
+        ({**UNSCALED, "tracking": "degraded", "reason": "few matches"}, 10.0, WARN, "degraded: few matches"),
+        ({**UNSCALED, "odometry_input": "no TF"}, 10.0, WARN, "tracking, without odometry from elsewhere: no TF"),
     ],
 )
 def test_the_worst_is_said_first(changes, hz, level, text):
     assert judge(Snapshot(**{**WELL, **changes}), hz) == (level, text)
+
+
+def test_the_remedies_for_a_missing_scale_are_settings():
+    known = {name for name, _, _ in params.settings()}
+    assert set(re.findall(r"\w+\.\w+", SCALE_REMEDY)) == {"odometry_input.use", "odometry.first_baseline_m"} <= known

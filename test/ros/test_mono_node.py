@@ -190,4 +190,10 @@ def test_diagnostics(run):
     assert statuses[-1].name == "/imatching: odometry"
     values = {entry.key: entry.value for entry in statuses[-1].values}
     assert values["lifecycle"] == "active" and values["tracking"] == "tracking" and int(values["pictures received"]) >= 30
-    assert any(s.level == DiagnosticStatus.OK and s.message == "tracking" for s in statuses) or len(statuses) < 4
+    assert (values["metric"], values["scale"]) == ("False", "unknown")
+    tracked = [s for s in statuses if s.message.startswith("tracking, scale unknown: the unit of length is arbitrary")]
+    assert tracked and {s.level for s in tracked} == {DiagnosticStatus.WARN} or len(statuses) < 4
+
+
+def test_a_missing_scale_is_said_once(run):
+    assert run.log.count("poses have no scale (unknown)") == 1

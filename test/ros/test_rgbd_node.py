@@ -220,3 +220,4 @@ def test_camera_that_changes_size_while_running(robot):
 def test_ends_cleanly(robot):
     assert robot.node.stop() == 0
     assert "internal error" not in robot.node.output and "Traceback" not in robot.node.output
+    assert "no scale" not in robot.node.output
