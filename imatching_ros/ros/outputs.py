@@ -24,6 +24,7 @@ from ..datatypes import Frame, OdometryOutput, TrackingState
 from ..plain import plain
 from . import convert
 from .params import NodeConfig
+from .pictures import PictureDecoder
 from .robot_pose import RobotPose, RobotPoseTracker
 
 try:
@@ -43,7 +44,7 @@ TOPICS: dict[str, tuple[type | None, int, str]] = {
     "~/pose": (PoseWithCovarianceStamped, 10, "the pose of `odom` alone"),
     "~/path": (Path, 1, "the last `path_length` poses, twice a second"),
     "~/matches": (MatchesMsg, 5, "matches between the newest keyframe and the picture"),
-    "~/matches/image": (Image, 1, "the picture with the matches drawn: green supports the pose, red does not"),
+    "~/matches/image": (Image, 1, "the picture (of a raw pair, rectified) with the matches drawn: green supports the pose, red does not"),
     "~/landmarks": (PointCloud2, 1, "points of the window in the odometry frame, with each keyframe"),
     "~/keyframes": (PoseArray, 1, "camera poses of the window in the odometry frame, with each keyframe"),
     "~/status": (Status, 10, "tracking state, counts, latency, for every picture; of one that is not used, why"),
@@ -112,12 +113,12 @@ class Outputs:
             self._send("~/path", convert.make_path(self._poses, c.odom_frame))
 
     def publish_details(
-        self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker
+        self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker, decoder: PictureDecoder
     ) -> None:
         """Matches always; keyframes and landmarks with each keyframe."""
         if output.matches is not None:
             if self._heard("~/matches"):
-                self._send("~/matches", convert.make_matches(output.matches, camera_frame))
+                self._send("~/matches", convert.make_matches(decoder.as_delivered(output.matches), camera_frame))
             if self._heard("~/matches/image"):
                 self._send(
                     "~/matches/image", convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8")

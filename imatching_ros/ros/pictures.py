@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -10,8 +11,9 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo
 from torch import Tensor
 
+from .. import geometry
 from ..camera import Camera
-from ..datatypes import Frame
+from ..datatypes import Frame, Matches
 from ..errors import CameraError, SourceError
 from ..sources.calibration import camera_from_info, stereo_baseline_m
 from ..sources.pictures import _ENCODINGS, decode_depth, decode_image, to_picture
@@ -36,6 +38,7 @@ class PictureDecoder:
         self._mode = mode
         self._key: tuple | None = None
         self._camera: Camera | None = None
+        self._left: Camera | None = None
         self._rectification: Rectification | None = None
         self._count = 0
         self.T_optical_camera = np.eye(4)
@@ -75,6 +78,33 @@ class PictureDecoder:
         self._count += 1
         return Frame(self._count - 1, picture.stamp_ns, image, camera, depth, right)
 
+    def as_delivered(self, matches: Matches) -> Matches:
+        """Matches in pixels of the frames -> in those of the pictures that came, which differ where a raw stereo pair is rectified here.
+
+        Standard deviations and residuals are scaled by the size of a pixel at the newer point, the mean over directions.
+        """
+        if self._rectification is None:
+            return matches
+        size = self._pixel_size(matches.uv_j)
+        return replace(
+            matches,
+            uv_i=self._to_raw(matches.uv_i),
+            uv_j=self._to_raw(matches.uv_j),
+            sigma_px=matches.sigma_px * size,
+            residual_px=matches.residual_px * size,
+        )
+
+    def _to_raw(self, uv: Tensor) -> Tensor:
+        """Px (N, 2) of the rectified left picture -> px (N, 2) of the raw one."""
+        rays = geometry.rays(self._camera, uv.double())
+        return self._left.project(rays @ rays.new_tensor(self.T_optical_camera[:3, :3]).T).to(uv.dtype)
+
+    def _pixel_size(self, uv: Tensor) -> Tensor:
+        """(N,): how many raw px one rectified px is at px (N, 2) of the rectified left picture."""
+        uv = uv.double()
+        du, dv = (self._to_raw(uv + step) - self._to_raw(uv - step) for step in uv.new_tensor([[0.5, 0.0], [0.0, 0.5]]))
+        return (du[:, 0] * dv[:, 1] - du[:, 1] * dv[:, 0]).abs().sqrt().float()
+
     def _calibrate(self, picture: Picture) -> Camera:
         key = tuple(_contents(info) for info in picture.infos.values())
         if self._camera is None or key != self._key:
@@ -104,7 +134,8 @@ class PictureDecoder:
         T_left_right = np.eye(4)
         T_left_right[:3, :3] = R_left.T @ R_right
         T_left_right[:3, 3] = R_left.T @ [baseline, 0, 0]
-        self._rectification = Rectification(camera_from_info(left), camera_from_info(right), T_left_right)
+        self._left = camera_from_info(left)
+        self._rectification = Rectification(self._left, camera_from_info(right), T_left_right)
         self.T_optical_camera = self._rectification.T_left_rectified
         return self._rectification.camera
 

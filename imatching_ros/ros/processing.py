@@ -160,7 +160,7 @@ class Processor:
         if output.T_WC is not None:
             self._tell_scale(output)
         if self._tracker is not None:
-            self._outputs.publish_details(output, frame, picture.frame_id, self.pipeline.window, self._tracker)
+            self._outputs.publish_details(output, frame, picture.frame_id, self.pipeline.window, self._tracker, self._decoder)
         self._publish_status(output, picture.frame_id, self.latency_ms, self.processing_ms)
         self.learning = self.pipeline.learning_status()
         self._outputs.publish_learning(frame.stamp_ns, self.learning, self._core.learning.mode, self._core.matcher.name)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from peers import image_message, info_message
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from walls import CAMERA, look
 
+from imatching_ros.datatypes import Matches
 from imatching_ros.errors import SourceError
 from imatching_ros.ros import pictures
 from imatching_ros.ros.inputs import Picture
@@ -49,6 +53,43 @@ def test_a_raw_fisheye_pair_is_rectified_also_when_the_right_picture_is_missing(
         del images["right/image"]
         single = decoder.decode(Picture(2, "optical", images, infos, rectified=False))
         assert single.right is None and (single.image == frame.image).all() and (frame.id, single.id) == (0, 1)
+
+
+@pytest.mark.parametrize("camera", [FISHEYE, replace(CAMERA, model="plumb_bob", distortion=(-0.25, 0.08, 0.001, -0.0005, 0.0))])
+def test_matches_of_a_raw_pair_are_given_in_its_own_pixels(camera):
+    """Against OpenCV: the rectified pixel's ray, seen by the raw camera."""
+    rng = np.random.default_rng(6)
+    turn = Rotation.from_rotvec([1.5, -2.0, 1.0], degrees=True)  # of the raw camera in the rectified one
+    images = {"left/image": grey(camera=camera), "right/image": grey(BASELINE_M, camera)}
+    infos = {side: info_message(1, camera) for side in ("left", "right")}
+    for side, message in infos.items():
+        message.r = turn.as_matrix().ravel().tolist()
+        shift = -CAMERA.fx * BASELINE_M if side == "right" else 0.0
+        message.p = [CAMERA.fx, 0.0, CAMERA.cx, shift, 0.0, CAMERA.fy, CAMERA.cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    decoder = PictureDecoder("stereo")
+    rectified = decoder.decode(Picture(1, "optical", images, infos, rectified=False)).camera
+
+    def project(uv: np.ndarray) -> np.ndarray:
+        rays = np.column_stack([(uv[:, 0] - rectified.cx) / rectified.fx, (uv[:, 1] - rectified.cy) / rectified.fy, np.ones(len(uv))])
+        rays = rays @ decoder.T_optical_camera[:3, :3].T
+        K, D = np.array(infos["left"].k).reshape(3, 3), np.array(camera.distortion)
+        found = (cv2.fisheye if camera.model == "equidistant" else cv2).projectPoints(rays[:, None], np.zeros(3), np.zeros(3), K, D)[0]
+        return found[:, 0]
+
+    uv_i, uv_j = rng.uniform((20, 20), (300, 220), (2, 30, 2)).astype(np.float32)
+    ones = torch.ones(30)
+    matches = Matches(0, 1, 0, 1, torch.from_numpy(uv_i), torch.from_numpy(uv_j), ones, ones, 2 * ones, ones.bool(), ones.long(), 1)
+    raw = decoder.as_delivered(matches)
+    np.testing.assert_allclose(raw.uv_i, project(uv_i), atol=1e-3)
+    np.testing.assert_allclose(raw.uv_j, project(uv_j), atol=1e-3)
+    assert np.abs(raw.uv_j.numpy() - uv_j).max() > 3
+    # A small square of rectified pixels, by the area that it has in the raw picture.
+    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    x, y = np.stack([project(uv_j + corner) for corner in corners]).transpose(2, 0, 1)
+    area = np.abs(sum(x[k - 1] * y[k] - x[k] * y[k - 1] for k in range(4))) / 2
+    np.testing.assert_allclose(raw.sigma_px, np.sqrt(area), rtol=1e-3)
+    np.testing.assert_allclose(raw.residual_px, 2 * np.sqrt(area), rtol=1e-3)
+    assert PictureDecoder("mono").as_delivered(matches) is matches
 
 
 class Bridge:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from imatching_ros.msg import Status
+import torch
+from imatching_ros.msg import Matches, Status
 from nav_msgs.msg import Odometry
-from peers import Peer, image_message, info_message, send_until
+from peers import Peer, image_message, info_message, send_until, wait_until
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 from walls import CAMERA, look
@@ -34,9 +35,11 @@ class Robot:
     def __init__(self, peer: Peer, start_node) -> None:
         self.node = start_node({"mode": "stereo", "base_frame": "optical"})
         self.odom, self.status = peer.collect(Odometry, "/odom"), peer.collect(Status, "/imatching/status")
+        self.matches = peer.collect(Matches, "/imatching/matches")
         self.images = {side: peer.publisher(Image, f"/{side}/image") for side in ("left", "right")}
         self.infos = {side: peer.publisher(CameraInfo, f"/{side}/camera_info") for side in ("left", "right")}
         self.stamp = 10**9
+        self.places: dict[int, tuple[float, float, float]] = {}
         self.node.wait_for("active")
 
     def show(self, position: tuple[float, float, float]) -> np.ndarray:
@@ -45,6 +48,7 @@ class Robot:
 
         def send() -> None:
             self.stamp += 10**8
+            self.places[self.stamp] = position
             for side, camera, shift in (("right", RIGHT, BASELINE_M), ("left", LEFT, 0.0)):
                 self.infos[side].publish(raw_info(self.stamp, side))
                 x, y, z = position
@@ -71,6 +75,27 @@ def test_a_raw_pair_is_rectified_and_metric(robot, way):
     np.testing.assert_allclose(moved, expected, atol=0.004)
     last = robot.status[-1]
     assert last.state == Status.TRACKING and last.metric and last.scale == "stereo baseline" and last.inliers > 50
+
+
+def wall(uv: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Points (N, 3) of the wall that pixels (N, 2) of the raw left picture show, in the axes of the rectified camera."""
+    ideal = LEFT.undistort(torch.from_numpy(uv)).numpy()
+    rays = np.column_stack([(ideal - [LEFT.cx, LEFT.cy]) / [LEFT.fx, LEFT.fy], np.ones(len(uv))])
+    rays = Rotation.from_rotvec(TURN_DEG["left"], degrees=True).apply(rays)
+    return position + rays * ((2.0 - position[2]) / rays[:, 2])[:, None]
+
+
+def test_matches_are_of_the_pictures_that_were_sent(robot):
+    robot.stamp -= 20 * 10**9
+    count = len(robot.matches)
+    for x in (0.0, 0.05, 0.1):
+        robot.show((x, 0.0, 0.0))
+    message = wait_until(lambda: robot.matches[count:] and robot.matches[-1], what="matches")
+    from_i, from_j = (np.array(robot.places[t.sec * 10**9 + t.nanosec]) for t in (message.stamp_i, message.header.stamp))
+    good = np.array(message.inlier, bool)
+    i, j = (np.stack(pixels, 1).astype(float)[good] for pixels in ((message.u_i, message.v_i), (message.u_j, message.v_j)))
+    error_px = np.linalg.norm(wall(i, from_i) - wall(j, from_j), axis=1) * LEFT.fx / 2.0
+    assert len(error_px) > 50 and np.median(error_px) < 0.1  # 0.7 when pixels of the rectified pictures are taken for these
 
 
 def test_ends_cleanly(robot):
