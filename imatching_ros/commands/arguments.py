@@ -10,11 +10,11 @@ from ..errors import ConfigError
 from ..sources.base import MODES, SourceOptions
 
 
-def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True) -> None:
-    """What a user may say about a recording; about its true trajectory only for commands that look at it."""
+def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True, mode: str = "auto") -> None:
+    """What a user may say about a recording; about its true trajectory only for commands that look at it. `mode` is the default."""
     group = parser.add_argument_group("recording")
     group.add_argument(
-        "--mode", choices=MODES, default="auto", help="mono ignores depth and right pictures (default: what is there)"
+        "--mode", choices=MODES, default=mode, help=f"mono ignores depth and right pictures (default: {mode}; auto: what is there)"
     )
     group.add_argument(
         "--camera", type=Path, metavar="FILE", help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr"

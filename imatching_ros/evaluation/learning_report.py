@@ -35,6 +35,8 @@ def _rows(cells: list[dict[str, Any]]) -> tuple[list[str], Rows]:
         groups[cell["source"], cell["regime"], cell["variant"]].append(cell)
     head = ["source", "regime", "variant", "seeds", "MMA 1/3/5 gap 1", "MMA 1/3/5 gap 5", "epi<1px", "AUC5/10/20", "ATE m", "RPE m", "tracked",
             "steps", "prom.", "rollb.", "first s"]
+    own = any(_dig(cell, ("matching", "1", "held_out_px")) for cell in cells)
+    head += ["own<1px gap 1/5"] if own else []
     rows = []
     for (source, regime, variant), members in groups.items():
         def mean(*keys: str, form: str = ".3f") -> str:
@@ -46,11 +48,16 @@ def _rows(cells: list[dict[str, Any]]) -> tuple[list[str], Rows]:
                      mean("ate", "rmse"), mean("rpe", "frame", "trans_rmse_m", form=".4f"), mean("tracked", form=".2f"),
                      mean("learning", "steps", form=".0f"), mean("learning", "promotions", form=".1f"), mean("learning", "rollbacks", form=".1f"),
                      mean("learning", "first_promotion_s", form=".0f")])
+        if own:
+            rows[-1].append(" ".join(mean("matching", gap, "held_out_px", "within_1") for gap in "15"))
     return head, rows
 
 
 def summarise(cells: list[dict[str, Any]]) -> list[str]:
-    """Per regime and gap: the gain at 1 px as a ratio of sums, over the better of frozen and control, and the share of the oracle's."""
+    """Per regime and gap: the gain at 1 px as a ratio of sums, over the better of frozen and control, and the share of the oracle's.
+
+    Sources without depth truth have a line of their own each.
+    """
     value = {(c["source"], c["regime"], c["variant"], c["seed"]): c for c in cells}
     lines = []
     regimes = sorted({c["regime"] for c in cells} - {"-"})
@@ -98,6 +105,29 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
             f"{100 * claimed:+.1f} % over frozen alone, for no control was run (add control to --variants)"
         lines.append(f"{regime}: MMA at 1 px (gap {gap}) against frozen over {used} runs: {gains}; {claim}{share}; "
                      f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %" + (f"; {told}" if told else ""))
+    return lines + _summarise_without_depth(cells)
+
+
+def _summarise_without_depth(cells: list[dict[str, Any]]) -> list[str]:
+    """Per regime, source and gap where there is no MMA: what there is instead, means over seeds."""
+    lines = []
+    measures = {("sampson_within_1",): "of the true epipolar line",
+                ("held_out_px", "within_1"): "of the epipolar line that the other matches agree on (no truth: wrong and consistent ones count as right)"}
+    cases = dict.fromkeys((c["regime"], c["source"]) for c in cells if c["regime"] != "-")
+    for (regime, source), gap in [(case, gap) for case in cases for gap in "15"]:
+        mine = [c for c in cells if c["source"] == source and c["regime"] in ("-", regime)]
+        if any(_mma(c, "1", gap) is not None for c in mine):
+            continue
+        for keys, what in measures.items():
+            found: dict[str, list[float]] = defaultdict(list)
+            for c in mine:
+                share = _dig(c, ("matching", gap, *keys))
+                if share is not None:
+                    found[c["variant"]].append(share)
+            if found:
+                told = ", ".join(f"{variant} {_spread([*values], '.3f')}" for variant, values in found.items())
+                lines.append(f"{regime}: {source}, gap {gap}, share of matches within 1 px {what}: {told}")
+                break
     return lines
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,38 +31,46 @@ from .trajectory import TrajectoryScore, score_trajectory
 GAPS = (1, 5)
 
 
-def learn_in_turn(config: Config, parts: Sequence[list[Frame]]) -> tuple[Matcher, dict[str, Any]]:
+def learn_in_turn(config: Config, parts: Sequence[Iterable[Frame]]) -> tuple[Matcher, dict[str, Any]]:
     """REPEATED: plays one part after the other, each into an empty map, learning in line with odometry; deterministic."""
     config = config.with_values({"learning.mode": "sync"})
     events: list[dict[str, Any]] = []
     pipeline = Pipeline(config, events.append)
-    begin, first_id = time.perf_counter(), 0
+    begin, played, first_ns = time.perf_counter(), 0, 0
     for frames in parts:
-        for k, frame in enumerate(frames):
-            pipeline.process(replace(frame, id=first_id + k))
-        first_id += len(frames)
+        for frame in frames:
+            first_ns = first_ns if played else frame.stamp_ns
+            pipeline.process(replace(frame, id=played))
+            played += 1
         pipeline.reset()
-    return _finish(pipeline, events, parts[0][0].stamp_ns, time.perf_counter() - begin)
+    return _finish(pipeline, events, first_ns, time.perf_counter() - begin)
 
 
 def learn_live(config: Config, frames: Iterable[Frame]) -> tuple[Matcher, dict[str, Any]]:
-    """LIVE: one pass at the sensor's rate, learning in the background; a frame that is overtaken by the next is dropped."""
+    """LIVE: one pass at the sensor's rate, learning in the background; a frame that is overtaken by the next is dropped.
+
+    Frames of a recording are decoded while it plays, one ahead.
+    """
     config = config.with_values({"learning.mode": "thread"})
     events: list[dict[str, Any]] = []
     pipeline = Pipeline(config, events.append)
-    frames = list(frames)
-    dropped, first = 0, frames[0].stamp_ns
+    coming = iter(frames)
+    following: Frame | None = next(coming)
+    assert following is not None
+    dropped, count, first = 0, 0, following.stamp_ns
     begin = time.perf_counter()
-    for k, frame in enumerate(frames):
+    while (frame := following) is not None:
+        following = next(coming, None)
+        count += 1
         now = time.perf_counter() - begin
-        if k + 1 < len(frames) and now > (frames[k + 1].stamp_ns - first) / 1e9:
+        if following is not None and now > (following.stamp_ns - first) / 1e9:
             dropped += 1
             continue
         due = (frame.stamp_ns - first) / 1e9
         time.sleep(max(0.0, due - now))
         pipeline.process(frame, behind=now > due + 0.05)
     matcher, told = _finish(pipeline, events, first, time.perf_counter() - begin)
-    return matcher, told | {"frames_dropped": dropped, "frames": len(frames)}
+    return matcher, told | {"frames_dropped": dropped, "frames": count}
 
 
 def _finish(pipeline: Pipeline, events: list[dict[str, Any]], first_ns: int, seconds: float) -> tuple[Matcher, dict[str, Any]]:
@@ -77,13 +86,18 @@ def _finish(pipeline: Pipeline, events: list[dict[str, Any]], first_ns: int, sec
 
 
 def learn_offline(config: Config, steps: int, folder: Path, size: tuple[int, int] = (240, 320)) -> tuple[Matcher, dict[str, Any]]:
-    """The control: as many further steps of the offline training, at the learning rate of learning, and no live data."""
+    """The control: as many further steps of the offline training, at the learning rate of learning, and no live data.
+
+    Args:
+        folder: for the state of this training alone; what another one has left in it is removed.
+    """
     from ..matching.weights import resolve_weights
     from ..training.photographs import load_photographs
     from ..training.trainer import Trainer, TrainingPlan
 
     begin = time.perf_counter()
     matcher = create_matcher(config.matcher)
+    shutil.rmtree(folder / "control", ignore_errors=True)
     if steps > 0:
         plan = TrainingPlan(matcher.name, steps, height=size[0], width=size[1], learning_rate=config.learning.learning_rate,
                             seed=config.seed, init=str(resolve_weights(config.matcher)))
@@ -116,11 +130,17 @@ def learn_from_windows(config: Config, samples: list[LearningSample], steps: int
 
 def learn_from_truth(config: Config, division: Division, frames: Iterable[Frame], steps: int) -> tuple[Matcher, dict[str, Any]]:
     """The oracle: the same steps on the same kind of windows, with true poses and depths in the place of bundle adjustment."""
-    frames = list(frames)
-    samples = collect_windows(config, frames)
-    wanted = {k for s in samples for k in s.keyframe_ids}
     # By stamp: where the first pictures have no depth, frames with depth have other numbers.
-    oracle = Oracle(division.learning_truth, {frame.stamp_ns: frame.id for frame in frames if frame.id in wanted})
+    ids: dict[int, int] = {}
+
+    def noted() -> Iterator[Frame]:
+        for frame in frames:
+            ids[frame.stamp_ns] = frame.id
+            yield frame
+
+    samples = collect_windows(config, noted())
+    wanted = {k for s in samples for k in s.keyframe_ids}
+    oracle = Oracle(division.learning_truth, {stamp_ns: k for stamp_ns, k in ids.items() if k in wanted})
     return learn_from_windows(config, samples, steps, oracle)
 
 
@@ -130,7 +150,8 @@ def score_weights(matcher: Matcher, config: Config, division: Division, pairs: i
     out: dict[str, Any] = {}
     for gap, values in result["gaps"].items():
         out[gap] = {"mma": values["mma"], "pose_auc": values["pose_auc"], "coverage": values["coverage"],
-                    "sampson_within_1": (values["sampson_px"] or {}).get("within_1")}
+                    "sampson_within_1": (values["sampson_px"] or {}).get("within_1"),
+                    "held_out_px": (values["self_consistency"] or {}).get("held_out_sampson_px")}
     return {"matching": out, **_drive(matcher, config, division.unseen)}
 
 
@@ -161,5 +182,7 @@ def save_weights(path: Path, matcher: Matcher, told: dict[str, Any]) -> str:
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """The settings that decide a cell, with the weights that it starts from."""
-    return {**config.to_dict(), "weights": hash_state(create_matcher(config.matcher).state_dict())}
+    """The settings that decide a cell, with the weights that it starts from. How to learn is the regime's to say."""
+    told = config.to_dict()
+    del told["learning"]["mode"]
+    return {**told, "weights": hash_state(create_matcher(config.matcher).state_dict())}

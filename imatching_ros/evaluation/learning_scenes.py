@@ -94,7 +94,7 @@ def render_scene(name: str, scene: RenderedScene, extent: Extent, folder: Path, 
 
 
 class Part(Source):
-    """Frames `start` to `stop` of another source, of its own ids, without the depth that is only there for scoring when `mono`."""
+    """Frames `start` to `stop` of those that another source yields, of its own ids, without the depth that is only there for scoring when `mono`."""
 
     def __init__(self, whole: Source, start: int, stop: int, mono: bool = False) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Part(Source):
         self.mode = "mono" if mono else whole.mode
 
     def read(self) -> Iterator[Frame]:
-        for k, frame in enumerate(self._whole.read()):
+        for k, frame in enumerate(self._whole):
             if k >= self._stop:
                 return
             if k >= self._start:
@@ -135,7 +135,7 @@ def divide(whole: Source, learning_frames: int | None, mono: bool) -> Division:
     Raises:
         ConfigError: too short.
     """
-    count = whole.length if whole.length is not None else sum(1 for _ in whole.read())
+    count = whole.count_frames()
     first = learning_frames if learning_frames is not None else round(0.6 * (count - GAP_FRAMES))
     start = first + GAP_FRAMES
     return Division(Part(whole, 0, first, mono), Part(whole, 0, first), Part(whole, start, count, mono), Part(whole, start, count))

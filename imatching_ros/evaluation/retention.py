@@ -24,7 +24,7 @@ def retention_cells(first: tuple[str, Division], second: tuple[str, Division], c
         settings = config.with_values({"learning.guard": guard})
 
         def work(weights: Path) -> dict[str, Any]:
-            matcher, told = (learn_in_turn(settings, [list(part.learning) for part in parts]) if parts else
+            matcher, told = (learn_in_turn(settings, [part.learning for part in parts]) if parts else
                              (create_matcher(settings.matcher), {"steps": 0}))
             return {"learning": told, "hash": save_weights(weights, matcher, told), **score_weights(matcher, settings, place, pairs)}
 
@@ -43,6 +43,9 @@ def summarise_retention(cells: list[dict[str, Any]]) -> list[str]:
     for tag in ("", " unguarded"):
         seeds = [seed for variant, seed in found if variant == f"A+B{tag}" and (f"A{tag}", seed) in found]
         if not seeds:
+            continue
+        if any(found[f"{place}{tag}", seed]["matching"]["1"]["mma"] is None for place in ("A", "A+B") for seed in seeds):
+            lines.append(f"retention{tag}: not to be told; without depth truth there is no MMA on A")
             continue
 
         def total(variant: str, px: str) -> float:

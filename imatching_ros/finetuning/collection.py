@@ -16,6 +16,7 @@ from ..learning.gate import refuse
 from ..matching import create_matcher
 from ..odometry import Odometry
 from ..sources.base import Source
+from ..sources.identity import identify
 from .windows import write_json, write_window
 
 DONE = "recording.json"
@@ -30,6 +31,7 @@ class Recording:
     windows: tuple[tuple[int, ...], ...]  # frame ids of every window's keyframes, in order of time
     frames: int
     refused: dict[str, int]  # windows that the gate turned away, by reason
+    identity: str  # of the recording that was played
 
     def path(self, window: int) -> Path:
         """The file of a window."""
@@ -68,9 +70,10 @@ def collect(source: Source, config: Config, folder: Path, on_frame: Callable[[in
             write_window(folder, sample)
             windows.append(sample.keyframe_ids)
         on_frame(frames, len(windows))
-    told: dict[str, Any] = {"name": Path(source.name).name, "frames": frames, "windows": windows, "refused": dict(refused)}
+    told: dict[str, Any] = {"name": Path(source.name).name, "frames": frames, "windows": windows, "refused": dict(refused),
+                            "identity": identify(source)}
     write_json(folder / DONE, told)
-    return Recording(folder, told["name"], tuple(windows), frames, told["refused"])
+    return Recording(folder, told["name"], tuple(windows), frames, told["refused"], told["identity"])
 
 
 def read_recording(folder: Path) -> Recording | None:
@@ -79,7 +82,10 @@ def read_recording(folder: Path) -> Recording | None:
     if not path.is_file():
         return None
     told = json.loads(path.read_text())
-    return Recording(folder, told["name"], tuple(tuple(w) for w in told["windows"]), told["frames"], told["refused"])
+    if "identity" not in told:  # of a version that did not say which recording it was; collected again
+        return None
+    return Recording(folder, told["name"], tuple(tuple(w) for w in told["windows"]), told["frames"], told["refused"],
+                     told["identity"])
 
 
 def hold_back(recording: Recording, share: float) -> tuple[list[int], list[int]]:

@@ -21,6 +21,7 @@ from ..matching import create_matcher
 from ..matching.weights import hash_state, write_weights
 from ..plain import plain
 from ..sources.base import SourceOptions
+from ..sources.identity import identify
 from ..sources.opening import open_source
 from .collection import Recording, collect, hold_back, read_recording
 from .judgement import Judgement, judge_windows
@@ -85,10 +86,13 @@ def _collect(sources: list[Path], out: Path, config: Config, options: SourceOpti
     """The first pass over every source; None when it was asked to stop."""
     folders = _folders(sources, out)
     # All are opened before the first is played: what is wrong with the last is not to be found out after an hour.
-    opened = [None if read_recording(folder) else open_source(path, options) for path, folder in zip(sources, folders)]
+    # One whose windows are there already may be away by now.
+    opened = [None if read_recording(folder) and not path.exists() else open_source(path, options) for path, folder in zip(sources, folders)]
     recordings = []
     for path, folder, source in zip(sources, folders, opened):
         known = read_recording(folder)
+        if known is not None and source is not None and known.identity != identify(source):
+            raise ConfigError(f"{folder} holds windows of another recording than {path}, which has the same name; give another --out")
         if source is None or known is not None:
             assert known is not None
             recordings.append(known)

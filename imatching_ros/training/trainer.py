@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..matching.backbone import fold_batch_norm
 from ..matching.coarse_to_fine import CoarseToFine
 from ..matching.expectation import ExpectationMatcher
@@ -53,7 +54,15 @@ class Trainer:
     """Takes steps, and remembers enough to go on after a stop."""
 
     def __init__(self, plan: TrainingPlan, photographs: list[Tensor], out: Path, device: torch.device) -> None:
+        """Goes on from a checkpoint in `out` where there is one.
+
+        Raises:
+            ConfigError: that checkpoint is of another plan; only the number of steps may differ.
+        """
         self.plan, self.out, self.device = plan, out, device
+        resumes = self.checkpoint.is_file()
+        if resumes:
+            self._compare_plans()
         torch.manual_seed(plan.seed)
         self.matcher = self._begin().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self.optimizer = torch.optim.AdamW(self.matcher.parameters(), lr=plan.learning_rate, weight_decay=1e-3)
@@ -61,7 +70,7 @@ class Trainer:
         self.photographs = HomographyPairs(photographs, device) if photographs else None
         self.pool: dict[int, dict[str, Tensor]] = {}
         self.step = 0
-        if self.checkpoint.is_file():
+        if resumes:
             self._resume()
 
     def _begin(self) -> CoarseToFine:
@@ -165,6 +174,14 @@ class Trainer:
         partial = self.checkpoint.with_suffix(".partial")
         save_file(tensors, partial, {"plan": json.dumps(asdict(self.plan)), "step": str(self.step)})
         os.replace(partial, self.checkpoint)
+
+    def _compare_plans(self) -> None:
+        with safe_open(str(self.checkpoint), "pt") as file:
+            before = json.loads(file.metadata()["plan"])
+        changed = [key for key, value in asdict(self.plan).items() if key != "steps" and before.get(key, value) != value]
+        if changed:
+            told = ", ".join(f"{key} = {before[key]!r}, now {getattr(self.plan, key)!r}" for key in changed)
+            raise ConfigError(f"{self.checkpoint} was begun with {told}; give the same again, or another --out")
 
     def _resume(self) -> None:
         with safe_open(str(self.checkpoint), "pt") as file:

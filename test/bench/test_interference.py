@@ -31,3 +31,5 @@ def test_a_small_run_writes_its_rounds(tmp_path, capsys):
     told = json.loads((tmp_path / "interference.json").read_text())
     assert [r["learning"] for r in told["rounds"]] == ["off", "thread"] and all(r["frames"] == 15 for r in told["rounds"])
     assert "p95 on / off" in capsys.readouterr().out
+    assert main(["bench", "interference", "--out", str(tmp_path), *size, "--rate-hz", "5"]) == 0  # not the scene of another rate
+    assert len(list(tmp_path.glob("scene_*"))) == 2

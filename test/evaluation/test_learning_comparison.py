@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,19 +11,25 @@ import pytest
 import torch
 
 from imatching_ros import geometry
+from imatching_ros.__main__ import main
 from imatching_ros.camera import Camera
 from imatching_ros.commands.compare import _keep
 from imatching_ros.config import BundleConfig, Config, LearningConfig
 from imatching_ros.datatypes import Frame
 from imatching_ros.errors import ConfigError
 from imatching_ros.evaluation import poison
+from imatching_ros.evaluation.learning_runs import describe, learn_in_turn, learn_live, learn_offline
 from imatching_ros.evaluation.learning_report import summarise, write_report
 from imatching_ros.evaluation.learning_scenes import GAP_FRAMES, SCENES, TUNING, divide
 from imatching_ros.evaluation.oracle import Oracle
 from imatching_ros.evaluation.retention import summarise_retention
 from imatching_ros.learning.rematching import Rematch
 from imatching_ros.sources.base import Source, SourceOptions
+from imatching_ros.sources.opening import open_source
+from imatching_ros.sources.simulation.recording import write_recording
+from imatching_ros.sources.simulation.sequence import SimulatedSequence
 from imatching_ros.sources.truth import Trajectory
+from imatching_ros.training import trainer
 
 CAMERA = Camera(96, 64, 80.0, 80.0, 47.5, 31.5)
 
@@ -114,8 +121,18 @@ def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
     ([cell("frozen", 0.09), cell("adapted", 0.3)], "fog left out, since the frozen MMA at 1 px is below 0.1"),
 ])
 def test_what_a_summary_lacks_is_said(cells, says):
-    (line,) = summarise(cells)
+    line = summarise(cells)[0]
     assert line.startswith("repeated: no gain can be told; ") and line.endswith(says)
+
+
+def test_without_mma_a_summary_says_what_there_is():
+    lines = summarise([cell("frozen", None), cell("adapted", None)])
+    assert lines[1] == "repeated: fog, gap 1, share of matches within 1 px of the true epipolar line: frozen 0.500, adapted 0.500"
+    cells = [cell("frozen", None), cell("adapted", None)]
+    for share, c in zip((0.6, 0.7), cells):
+        c["matching"]["1"] |= {"sampson_within_1": None, "held_out_px": {"median": 0.5, "within_1": share, "within_3": 0.9}}
+    lines = summarise(cells)
+    assert "the other matches agree on (no truth" in lines[1] and lines[1].endswith("frozen 0.600, adapted 0.700")
 
 
 def test_gain_without_a_control_is_not_claimed():
@@ -179,10 +196,93 @@ def test_retention_is_the_ratio_after_and_before_the_second_place():
     assert guarded.startswith("retention: 90.0 % of MMA at 1 px and 90.0 % at 3 px")
     assert unguarded.startswith("retention unguarded: 50.0 % of MMA")
     assert summarise_retention([cell("A", 0.5)]) == []
+    (line,) = summarise_retention([cell("A", None), cell("A+B", None)])
+    assert "without depth truth there is no MMA" in line
 
 
 def test_retention_refuses_other_than_two_sources(tmp_path, capsys):
-    from imatching_ros.__main__ import main
-
     assert main(["compare", "--retention", "fog", "--quick", "--out", str(tmp_path)]) != 0
     assert "takes two sources" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """A walk of 26 frames with depth and true poses."""
+    sequence = SimulatedSequence(kind="clutter", frames=26, seed=7, width=160, height=120, supersample=1, texture_size=128, speed_mps=0.9)
+    return write_recording(tmp_path_factory.mktemp("monday") / "walk", sequence, format="tum")
+
+
+SMALL = ["--regime", "repeated", "--passes", "1", "--pairs", "2", "--set", "odometry.landmarks_per_frame=100"]
+
+
+@pytest.mark.parametrize("depth", [True, False])
+def test_recording_without_truth_is_compared_by_its_own_consistency(recording, tmp_path, capsys, depth):
+    robot = tmp_path / "robot"
+    shutil.copytree(recording, robot)
+    (robot / "groundtruth.txt").unlink()
+    if not depth:
+        index = (robot / "frames.csv").read_text().splitlines()
+        (robot / "frames.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in index))
+    assert main(["compare", str(robot), "--out", str(tmp_path / "out"), *SMALL, "--variants", "frozen,adapted,oracle"]) == 0
+    told = capsys.readouterr().out
+    assert "no oracle, which needs depth and true poses" in told and "repeated: robot, gap 1, share of matches within 1 px of the" in told
+    assert "own<1px" in told and ("scored without depth" in told) is not depth
+    cells = json.loads((tmp_path / "out/comparison.json").read_text())["cells"]
+    assert [c["variant"] for c in cells] == ["frozen", "adapted"]
+    assert all(0 < c["matching"]["1"]["held_out_px"]["within_1"] <= 1 for c in cells)
+
+
+def test_recordings_of_one_name_are_told_apart(recording, tmp_path, capsys):
+    other = tmp_path / "tuesday" / "walk"
+    sequence = SimulatedSequence(kind="clutter", frames=26, seed=8, width=160, height=120, supersample=1, texture_size=128, speed_mps=0.9)
+    write_recording(other, sequence, format="tum")
+    command = ["compare", "--out", str(tmp_path / "out"), *SMALL, "--variants", "frozen"]
+    found = []
+    for path, more in ((recording, []), (other, []), (other, []), (other, ["--duration", "2.4"])):
+        assert main([*command, str(path), *more]) == 0
+        found.append((json.loads((tmp_path / "out/comparison.json").read_text())["cells"][0], "worked out again" in capsys.readouterr().out))
+    assert found[0][0]["matching"] != found[1][0]["matching"] and found[1][0] == found[2][0]
+    assert [again for _, again in found] == [False, True, False, True]
+    assert main([*command, str(recording), str(other)]) == 1
+    assert "are both called 'walk'" in capsys.readouterr().err
+    assert main([*command, "fog", "fog"]) == 1
+
+
+def test_part_keeps_to_the_time_range_of_its_recording(recording):
+    whole = open_source(recording, SourceOptions(start_s=0.5, duration_s=1.7))
+    division = divide(whole, 4, mono=False)
+    stamps = [f.stamp_ns for f in whole]
+    assert [f.stamp_ns for f in division.learning] == stamps[:4] and [f.stamp_ns for f in division.unseen] == stamps[4 + GAP_FRAMES:]
+
+
+def test_frames_are_played_as_they_are_read(recording):
+    config = Config().with_values({"matcher.name": "klt", "odometry.mode": "mono"})
+    part = divide(open_source(recording, SourceOptions(duration_s=1.2)), 2, mono=True).learning
+    assert learn_in_turn(config, [iter(part), iter(part)])[1]["lost"] == 0
+    assert learn_live(config, iter(part))[1]["frames"] == 2
+
+
+def test_control_begins_anew_and_its_steps_belong_to_its_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "BLOCK_STEPS", 1)
+    config = Config()
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control/checkpoint.safetensors").write_bytes(b"of another control")
+    assert learn_offline(config, 1, tmp_path, (64, 96))[1]["steps"] == 1
+    asked = argparse.Namespace(out=tmp_path, pairs=40, quick=False, mode="mono", passes=2)
+    for value, steps in ((1, 10), (2, 10), (3, 11)):
+        found = _keep(asked)("fog", "live", "control", config, lambda weights, v=value: {"value": v}, steps=steps)
+        assert found["value"] == (1 if steps == 10 else 3)
+
+
+def test_how_to_learn_is_the_regimes_to_say(tmp_path):
+    assert describe(Config()) == describe(Config().with_values({"learning.mode": "sync"}))
+    with pytest.raises(SystemExit):
+        main(["compare", "fog", "--learning", "sync", "--out", str(tmp_path)])
+
+
+def test_poison_runs_every_seed(tmp_path, monkeypatch):
+    """Whole runs take minutes; only what they would be asked is looked at."""
+    seeds = []
+    monkeypatch.setattr(poison, "poison_cells", lambda out, config, *more: seeds.append(config.seed) or [])
+    assert main(["compare", "--poison", "--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
+    assert seeds == [0, 1, 2]

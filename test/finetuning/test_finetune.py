@@ -128,6 +128,20 @@ def test_other_recordings_need_another_folder(collected, scene, capsys):
     assert "was started with sources = ['scene'], now it is ['scene', 'scene']" in capsys.readouterr().err
 
 
+def test_another_recording_of_the_same_name_needs_another_folder(collected, scene, tmp_path, capsys):
+    other = tmp_path / "other" / "scene"
+    shutil.copytree(scene, other)
+    picture = sorted((other / "rgb").iterdir())[3]
+    picture.write_bytes(picture.read_bytes()[:-1] + b"x")
+    assert call(other, collected, "--steps", "1") == 1
+    assert "windows of another recording" in capsys.readouterr().err
+    moved = tmp_path / "moved" / "scene"
+    shutil.copytree(scene, moved)
+    assert call(moved, collected, "--steps", "1") == 0
+    shutil.rmtree(moved)
+    assert call(moved, collected, "--steps", "2") == 0  # its windows are all that is needed
+
+
 def test_missing_recording_is_found_out_before_the_others_are_played(scene, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["finetune", str(scene), str(tmp_path / "nothing"), "--out", str(out), "--quiet", *SETTINGS]) == 1

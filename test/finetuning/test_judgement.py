@@ -15,7 +15,7 @@ SETTINGS = LearningConfig()
 
 
 def sliding(count, size=8):
-    return Recording(Path("r"), "r", tuple(tuple(range(k, k + size)) for k in range(count)), 10 * count, {})
+    return Recording(Path("r"), "r", tuple(tuple(range(k, k + size)) for k in range(count)), 10 * count, {}, "")
 
 
 def pairs(gain, count, seed=0, shared=False, **after):

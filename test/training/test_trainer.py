@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from imatching_ros.errors import ConfigError
 from imatching_ros.matching.weights import read_weights
 from imatching_ros.sources.simulation.pairs import PairRenderer
 from imatching_ros.training import trainer as trainer_module
@@ -59,6 +60,13 @@ def test_a_stopped_training_resumes_with_the_very_same_steps(tmp_path, photograp
     assert first + run(resumed) == pytest.approx(losses, rel=1e-6)
     for name, tensor in straight.matcher.state_dict().items():
         assert torch.allclose(tensor, resumed.matcher.state_dict()[name], atol=1e-7), name
+
+
+def test_another_plan_does_not_go_on_from_a_checkpoint(tmp_path, photographs):
+    run(Trainer(tiny(steps=2), photographs, tmp_path, CPU), until=1)
+    with pytest.raises(ConfigError, match="was begun with queries = 32, now 16, seed = 3, now 4; give the same again, or another --out"):
+        Trainer(tiny(steps=2, queries=16, seed=4), photographs, tmp_path, CPU)
+    assert Trainer(tiny(steps=3), photographs, tmp_path, CPU).step == 1
 
 
 def test_a_seed_decides_everything(tmp_path, photographs):

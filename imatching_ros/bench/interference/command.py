@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     width, height = (int(x) for x in args.size.split("x"))
     cv2.setNumThreads(1)
-    path = args.out / f"scene_{args.size}_{args.loop:g}s"
+    path = args.out / f"scene_{args.size}_{args.loop:g}s_{args.rate_hz:g}hz"
     if not (path / "complete").is_file():
         sequence = SimulatedSequence("room", round(args.loop * args.rate_hz), 907, width, height, args.rate_hz, supersample=1)
         write_recording(path, sequence, format="tum", overwrite=True)
