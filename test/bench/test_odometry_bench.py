@@ -1,15 +1,17 @@
 """The fault catalogue does what it says, and its verdicts follow from the outputs."""
 
+import numpy as np
 import pytest
 import torch
 
 from imatching_ros.__main__ import main
-from imatching_ros.bench.odometry.command import compare, timings
+from imatching_ros.bench.odometry.command import compare, measure, timings
 from imatching_ros.bench.odometry.faults import judge, make_faults
 from imatching_ros.bench.odometry.jumps import _outcome, jump_about
 from imatching_ros.bench.odometry.realtime import watch
 from imatching_ros.datatypes import Frame, OdometryOutput, TrackingState
 from imatching_ros.errors import ConfigError
+from imatching_ros.sources.base import SourceOptions
 from imatching_ros.sources.opening import open_source
 from imatching_ros.sources.simulation.recording import write_recording
 from imatching_ros.sources.simulation.sequence import SimulatedSequence
@@ -50,13 +52,27 @@ def test_front_end_time_leaves_keyframe_work_out():
 
 
 def test_ratios_are_taken_case_by_case():
-    def row(source: str, matcher: str, ate_m: float | None) -> dict:
-        return {"source": source, "mode": "mono", "learning": "off", "seed": 0, "matcher": matcher, "frames": 9} | ({} if ate_m is None else {"ate_m": ate_m})
+    def row(source: str, matcher: str, ate_m: float | None, tracked: int = 100) -> dict:
+        told = {"source": source, "mode": "mono", "learning": "off", "seed": 0, "matcher": matcher, "frames": 100, "tracked": tracked}
+        return told | ({} if ate_m is None else {"ate_m": ate_m})
 
     rows = [row("a", "mine", 1.0), row("a", "klt", 2.0), row("b", "mine", 8.0), row("b", "klt", 1.0), row("c", "mine", 1.0), row("c", "klt", None)]
     (line,) = compare(rows, ["mine", "klt"])
     assert "2 of 3 cases: 2.000" in line  # the geometric mean of 1/2 and 8
     assert compare(rows, ["mine"]) == []
+    (line,) = compare([*rows, row("d", "mine", 9.0), row("d", "klt", 1.0, tracked=50), row("e", "mine", 2.0), row("e", "klt", 2.0, tracked=91)], ["mine", "klt"])
+    assert "3 of 5 cases: 1.587; left out, since they tracked different shares of the frames: d (mono)" in line
+
+
+def test_percent_is_of_the_path_that_was_tracked(tmp_path):
+    """As in a replay: a matcher that starts late has gone a shorter way."""
+    sequence = SimulatedSequence(kind="clutter", seed=1, frames=12, width=320, height=240, supersample=1, speed_mps=1.0)
+    path = write_recording(tmp_path / "walk", sequence, "tum")
+    source = open_source(path, SourceOptions(duration_s=0.6))
+    row = measure(source, configure("klt", odometry__mode="rgbd"))
+    truth = source.groundtruth()
+    steps = np.linalg.norm(np.diff(truth.T_WC[:, :3], axis=0), axis=1)
+    assert row["tracked"] < len(truth) and row["ate_percent"] == pytest.approx(100 * row["ate_m"] / steps[: row["tracked"] - 1].sum(), rel=1e-6)
 
 
 def test_a_camera_that_is_played_loses_none_or_says_how_many():

@@ -40,6 +40,8 @@ from .faults import judge, make_faults
 from .jumps import jump_about
 from .realtime import watch
 
+MOST_APART = 0.1  # share of the frames by which what two matchers tracked may differ
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
@@ -109,18 +111,25 @@ def recordings(args: argparse.Namespace) -> Iterator[tuple[str, Source]]:
 
 
 def compare(rows: list[dict[str, Any]], matchers: list[str]) -> list[str]:
-    """One line for every other matcher and learning mode: the geometric mean of the first matcher's ATE over theirs, case by case."""
+    """One line for every other matcher and learning mode: the geometric mean of the first matcher's ATE over theirs, case by case.
+
+    Cases in which one of the two tracked much less are left out: errors over half a path are no measure of those over all of it.
+    """
     key = ("source", "mode", "learning", "seed")
     ates = {(r["matcher"], tuple(r[k] for k in key)): r["ate_m"] for r in rows if r.get("ate_m")}
+    shares = {(r["matcher"], tuple(r[k] for k in key)): r["tracked"] / r["frames"] for r in rows if r.get("ate_m")}
     cases = list(dict.fromkeys(tuple(r[k] for k in key) for r in rows))
     lines = []
     for learning in dict.fromkeys(case[2] for case in cases):
         mine = [case for case in cases if case[2] == learning]
         for other in matchers[1:]:
-            ratios = [ates[matchers[0], case] / ates[other, case] for case in mine if (matchers[0], case) in ates and (other, case) in ates]
+            both = [case for case in mine if (matchers[0], case) in ates and (other, case) in ates]
+            apart = [case for case in both if abs(shares[matchers[0], case] - shares[other, case]) > MOST_APART]
+            ratios = [ates[matchers[0], case] / ates[other, case] for case in both if case not in apart]
+            told = f"; left out, since they tracked different shares of the frames: {', '.join(f'{c[0]} ({c[1]})' for c in apart)}" if apart else ""
             if ratios:
                 lines.append(f"learning {learning}: ATE of {matchers[0]} over that of {other}, geometric mean of {len(ratios)} of {len(mine)} cases: "
-                             f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.3f}")
+                             f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.3f}{told}")
     return lines
 
 
@@ -150,7 +159,7 @@ def measure(source: Source, config: Config, prepare: Callable[[Pipeline], None] 
     tracked = [o for o in outputs if o.T_WC is not None]
     first = next((i for i, o in enumerate(outputs) if o.T_WC is not None), None)
     row: dict[str, Any] = {
-        "frames": len(outputs), "first": first, "lost": None if first is None else len(outputs) - first - len(tracked),
+        "frames": len(outputs), "tracked": len(tracked), "first": first, "lost": None if first is None else len(outputs) - first - len(tracked),
         "keyframes": sum(o.is_keyframe for o in outputs), "maps": 1 + max(o.map_id for o in outputs),
     }
     truth = source.groundtruth()
@@ -158,7 +167,7 @@ def measure(source: Source, config: Config, prepare: Callable[[Pipeline], None] 
         estimate = Trajectory(np.array([o.stamp_ns for o in tracked]), np.stack([o.T_WC.numpy() for o in tracked]))
         score = score_trajectory(estimate, truth, tracked[-1].metric)
         if not isinstance(score, str):
-            row |= {"ate_m": score.ate["rmse"], "ate_percent": 100 * score.ate["rmse"] / truth.path_length_m,
+            row |= {"ate_m": score.ate["rmse"], "ate_percent": score.ate["percent_of_path"],
                     "rpe_deg": float(np.sqrt(np.mean(score.rpe_rot_deg**2))), "identity_deg": _turned_deg(score.truth)}
     return row | timings(outputs)
 
