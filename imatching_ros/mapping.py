@@ -217,5 +217,6 @@ class Mapper:
         solved = Solved.of(window, snapshot, result, used)
         if result.status is not BAStatus.DEGENERATE:
             window.absorb(result, rows)
+            window.restore_scale()
             window.cull(camera, self._config.inlier_px)
         return Adjusted(result, solved)

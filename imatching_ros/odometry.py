@@ -23,7 +23,7 @@ from .keyframes import Progress, keyframe_reason
 from .mapping import Fresh, Mapper, Sighting
 from .matching.base import Features, Matcher
 from .odometry_input import OdometryInput
-from .recovery import Places, recall, shows_nothing
+from .recovery import Places, place_of, recall, shows_nothing
 from .samples import Solved, take_sample
 from .scale import Scale
 from .search import LandmarkSearch, Tracked
@@ -35,6 +35,9 @@ _CLOSE = 0.3  # of the search radius: where the second attempt looks
 _LOOSE = 4.0  # times the inlier threshold, for a first pose after a gap
 _PLACES = 2  # older places tried per frame when lost
 _MOST = 0.6  # share of a keyframe's landmarks that a frame must find again to be the measure for those after it
+_ASTRAY = 0.5  # of the way that the greatest speed of late allows: farther from where it should be a doubtful pose is not built upon
+_NEAR = 0.02  # of the depth, and radians: allowed in any case
+_FORGOTTEN = 0.99  # of the greatest speed, a frame
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
 
 
@@ -60,6 +63,7 @@ class Odometry:
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
         self._last: Tracked | None = None
         self._twist = torch.zeros(6, dtype=torch.float64)  # per second
+        self._fastest = torch.zeros(2, dtype=torch.float64)  # m/s and rad/s, of late
         self._drift = Drift()
         self._stillness = Stillness()
         self._fresh: Fresh | None = None
@@ -67,7 +71,8 @@ class Odometry:
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
         self.faltered = False  # a usable picture gave no pose, or one that is doubtful, found again, or of a new map
-        self._doubted: set[int] = set()  # frame ids of keyframes whose pose may be wrong
+        self._unsure = False  # the last pose may be wrong,
+        self._wild = False  # and the map does not grow from it
         self._agreement = agreement.Agreement()
         self._most = 0  # landmarks of the newest keyframe that one frame has found again
 
@@ -115,6 +120,7 @@ class Odometry:
         T_steady, radius_px = self._predict(frame)
         T_given = self.input.predict(self._last.T_WC, self._last.stamp_ns, frame.stamp_ns, T_steady)
         hidden: tuple[Sighting, Located] | None = None
+        least = agreement.FIRM if self._lost or self._unsure else agreement.DOUBTED
         for T_predicted in (T_steady,) if T_given is None else (T_given, T_steady):  # odometry from elsewhere may be wrong
             sighting = self._search.near(self.window, self._last, camera, features, T_predicted, radius_px)
             clock.lap("match")
@@ -122,7 +128,7 @@ class Odometry:
             clock.lap("pose")
             if located is None:
                 continue
-            if self._agreement.of(sighting, located, self.config.odometry.inlier_px) >= agreement.DOUBTED:
+            if self._agreement.of(sighting, located, self.config.odometry.inlier_px) >= least:
                 return self._accept(frame, image, features, sighting, located)
             support = self._search.support(self.window, camera, sighting, located) / self._agreement.usual
             if support >= agreement.WHOLE:
@@ -134,12 +140,13 @@ class Odometry:
             sighting, located = self._search_again(camera, features, T_steady if T_given is None else T_given, radius_px)
         if located is None:
             sighting, located = self._recognise(frame, image, features)
-        if located is None and hidden is not None:
+        if located is None and hidden is not None and not self._lost:
+            self._wild = True  # corners of what hides the picture make no map
             return self._accept(frame, image, features, *hidden, doubt="most landmarks are not found; something may hide the picture")
         if located is None:
             return self._lose(frame, image, features)
         firm = self._agreement.of(sighting, located, self._closer(camera) / agreement.BEYOND) >= agreement.FIRM
-        if not firm:
+        if not firm and not self._unsure:
             self._drift.add(self._uncertainty(frame), self._last.T_WC)
         self._lost = max(self._lost, 0 if firm else 1)
         return self._accept(frame, image, features, sighting, located,
@@ -152,7 +159,7 @@ class Odometry:
         """
         look, window = self._search, self.window
         for attempt in range(2):
-            sighting = (look.near(window, self._last, camera, features, T_predicted, radius_px * _CLOSE) if attempt == 0
+            sighting = (look.near(window, self._last, camera, features, T_predicted, radius_px * _CLOSE, again=True) if attempt == 0
                         else look.everywhere(window, features))
             loose = look.locate(window, camera, sighting, T_predicted if attempt == 0 else None, looser=_LOOSE)
             if loose is not None:
@@ -170,7 +177,7 @@ class Odometry:
         """Searches close to where a loose pose puts the landmarks. When it is right many are there; of a place that only looks alike
         few are, and of these little more lie within the inliers' bound than chance puts there. `least`: of the usual share."""
         radius_px = self._closer(camera)
-        sighting = self._search.near(self.window, self._last, camera, features, loose.T_WC, radius_px)
+        sighting = self._search.near(self.window, self._last, camera, features, loose.T_WC, radius_px, again=True)
         located = self._search.locate(self.window, camera, sighting, loose.T_WC, looser=_LOOSE / 2)
         if located is not None and self._agreement.of(sighting, located, radius_px / agreement.BEYOND) < least:
             located = None
@@ -189,26 +196,29 @@ class Odometry:
         good = located.inlier | ~landmarks.resolved[sighting.rows]
         wrong = sighting.rows[~good]
         recovered = self._lost > 0
-        if recovered:
+        if recovered or doubt:
             self._stillness.forget()
-        elif not doubt:
+        else:
             self._agreement.note(sighting, located, c.inlier_px)
             rows, uv = sighting.rows[located.inlier], frame.camera.undistort(sighting.uv[located.inlier].double())
             located = self._stillness.hold(frame.camera, located, landmarks.id[rows], uv, sighting.sigma_px[located.inlier], self.config.bundle)
             self.input.judge(located.T_WC, float(self._last.depth.median()))
-        why = "recovered" if recovered else keyframe_reason(self._progress(frame, sighting, located), c)
+        # A map that grew from a wrong pose would agree with it ever after.
+        self._wild = bool(doubt) and (self._wild or not self._within_reach(frame, located.T_WC))
+        why = "" if self._wild else "recovered" if recovered else keyframe_reason(self._progress(frame, sighting, located), c)
         matches = self._matches(frame, sighting, located)
         dt = (frame.stamp_ns - self._last.stamp_ns) * 1e-9
         self._twist = self._twist * 0 if recovered or dt <= 0 else geometry.local(self._last.T_WC, located.T_WC) / dt
+        if not recovered:
+            self._fastest = torch.maximum(self._fastest * _FORGOTTEN, torch.stack([self._twist[:3].norm(), self._twist[3:].norm()]))
         self._settling = _SETTLING if recovered or doubt else max(0, self._settling - 1)
-        self.window.mark(frame.id, sighting.rows[good], sighting.uv[good], torch.cat([sighting.missed, wrong]))
+        self._unsure = bool(doubt)
+        # What a doubtful pose does not find speaks against the pose, not against the landmarks.
+        self.window.mark(frame.id, sighting.rows[good], sighting.uv[good], wrong[:0] if doubt else torch.cat([sighting.missed, wrong]))
         self._remember(frame, features, located.T_WC, sighting.rows[located.inlier], sighting.uv[located.inlier])
         if why:
             kept = Sighting(sighting.rows[good], sighting.uv[good], sighting.score[good], sighting.sigma_px[good], wrong)
             self._fresh, self._most = Fresh(frame, image, features, located.T_WC, kept), 0
-            self._doubted &= {keyframe.id for keyframe in self.window.keyframes}
-            if doubt:
-                self._doubted.add(frame.id)
         inliers = int(located.inlier.sum())
         if doubt:
             return self._output(frame, TrackingState.DEGRADED, f"{doubt} ({inliers} agree)", located, matches)
@@ -263,6 +273,7 @@ class Odometry:
             self._settling = _SETTLING
         window.move(T_origin)
         self.window = window
+        self._unsure = self._wild = False
         self._agreement.forget()
         self._stillness.forget()
         self._places.clear()
@@ -298,23 +309,37 @@ class Odometry:
         return self._last.T_WC if T_given is None else T_given
 
     def _uncertainty(self, frame: Frame) -> Tensor:
-        """Covariance (6, 6) of having stayed at the last pose, while the camera may have gone on as it did."""
+        """Covariance (6, 6) of having stayed at the last pose, while the camera may have gone on as fast as it did of late."""
         dt = (frame.stamp_ns - self._last.stamp_ns) * 1e-9
-        gone = (self._twist * dt).square()
-        return torch.diag(torch.cat([gone[:3].sum().clamp_min(1e-4).expand(3), gone[3:].sum().clamp_min(1e-4).expand(3)]))
+        return torch.diag((self._fastest * dt).square().clamp_min(1e-4).repeat_interleave(3))
+
+    def _within_reach(self, frame: Frame, T_WC: Tensor) -> bool:
+        """Whether the camera, as fast as it was of late, could have left its way so far as to be at this pose (7,)."""
+        dt = (frame.stamp_ns - self._last.stamp_ns) * 1e-9
+        off = geometry.local(geometry.retract(self._last.T_WC, self._twist * dt), T_WC)
+        least = torch.tensor([_NEAR * float(self._last.depth.median()), _NEAR], dtype=torch.float64)
+        return bool((torch.stack([off[:3].norm(), off[3:].norm()]) <= _ASTRAY * self._fastest * dt + least).all())
 
     def _recognise(self, frame: Frame, image: Tensor, features: Features) -> tuple[Sighting, Located | None]:
-        """Tries the keyframes that look most alike; the window then begins again with the one that fits."""
+        """Tries the keyframes that look most alike; with one that has left the window, the window begins again."""
         c, camera, kept = self.config.odometry, frame.camera, self.window
         for place in self._places.most_alike(image, _PLACES, kept):
-            self.window, queries = recall(place, camera, self.matcher, c.corner_sigma_px, kept.next_id)
-            rows = torch.arange(len(place.uv))
+            inside = [k for k, keyframe in enumerate(kept.keyframes) if keyframe.id == place.id]
+            if inside:
+                self.window, rows = kept, kept.resolved_in(inside[0])
+                queries = self.matcher.describe(kept.keyframes[inside[0]].features, place.uv.to(self.matcher.device))
+            else:
+                self.window, queries = recall(place, camera, self.matcher, c.corner_sigma_px, kept.next_id)
+                rows = torch.arange(len(place.uv))
             sighting = self._search.look(rows, queries, features, None if self.matcher.wide_baseline else place.uv, None)
             located = self._search.locate(self.window, camera, sighting, None)
             if located is not None and self.matcher.wide_baseline:
                 sighting, located = self._confirm(camera, features, located, agreement.FIRM)
             if located is not None and int(located.inlier.sum()) >= c.degraded_inliers:
                 self._lost = max(self._lost, 1)
+                if self.window is not kept:
+                    for row in range(len(kept.keyframes)):
+                        self._places.remember(place_of(kept, row))
                 return sighting, located
         self.window = kept
         return sighting, None
@@ -348,6 +373,7 @@ class Odometry:
         self._last = replace(self._last, depth=self._last.depth * factor)
         self._stillness.forget()
         self._twist = torch.cat([self._twist[:3] * factor, self._twist[3:]])
+        self._fastest = self._fastest * torch.tensor([factor, 1.0], dtype=torch.float64)
         self.rescaled = factor, centre
 
     def sample(self) -> LearningSample | None:
@@ -355,7 +381,7 @@ class Odometry:
         solved, self._solved = self._solved, None
         if solved is None or solved.result.status is not BAStatus.CONVERGED:
             return None
-        healthy = self._settling == 0 and self._lost == 0 and self._doubted.isdisjoint(k.id for k in solved.keyframes)
+        healthy = self._settling == 0 and self._lost == 0
         return take_sample(solved, self.config.seed, self.matcher.weights_version, healthy)
 
     def adopt(self, state: WeightsSnapshot, features: Mapping[int, Features]) -> None:

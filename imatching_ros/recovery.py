@@ -48,6 +48,7 @@ class Places:
         if self.capacity == 0:
             self._places.clear()
             return
+        self._places = deque(p for p in self._places if p.id != place.id)  # one that was recalled comes again
         self._places.append(place)
         while len(self._places) > self.capacity:
             # Dropping the older of the most alike neighbours keeps the most different views.
@@ -71,10 +72,10 @@ class Places:
 
 def place_of(window: Window, row: int) -> Place:
     """What is remembered of a keyframe."""
-    o, landmarks, keyframe = window.observations, window.landmarks, window.keyframes[row]
-    mine = (o.kf == row) & landmarks.resolved[o.lm]
-    return Place(keyframe.id, keyframe.stamp_ns, keyframe.image, window.T_WC[row].clone(), o.uv[mine].clone(),
-                 landmarks.points_W[o.lm[mine]].clone(), thumbnail(keyframe.image))
+    keyframe, rows = window.keyframes[row], window.resolved_in(row)
+    at, _ = window.seen_at(row)
+    return Place(keyframe.id, keyframe.stamp_ns, keyframe.image, window.T_WC[row].clone(), window.observations.uv[at[rows]].clone(),
+                 window.landmarks.points_W[rows].clone(), thumbnail(keyframe.image))
 
 
 def recall(place: Place, camera: Camera, matcher: Matcher, sigma_px: float, next_id: int) -> tuple[Window, Queries]:
@@ -86,6 +87,7 @@ def recall(place: Place, camera: Camera, matcher: Matcher, sigma_px: float, next
     rows = window.add_landmarks(0, place.uv, queries if matcher.wide_baseline else None)
     window.observe(camera, 0, rows, place.uv, torch.full((len(rows),), sigma_px))
     window.place(rows, place.points_W)
+    window.remember_scale()
     return window, queries
 
 

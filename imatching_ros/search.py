@@ -39,14 +39,14 @@ class LandmarkSearch:
         self._config, self._bundle = config.odometry, config.bundle
         self._matcher = matcher
 
-    def near(self, window: Window, last: Tracked, camera: Camera, features: Features, T_WC: Tensor, radius_px: float) -> Sighting:
-        """Looks for the window's landmarks where the predicted pose (7,) puts them, within a radius.
-
-        A matcher that only follows is asked from the last frame, and for what was seen there.
+    def near(self, window: Window, last: Tracked, camera: Camera, features: Features, T_WC: Tensor, radius_px: float,
+             again: bool = False) -> Sighting:
+        """Looks for the window's landmarks where the predicted pose (7,) puts them, within a radius; `again`: also for those that were
+        searched in vain too often. A matcher that only follows is asked from the last frame, and for what was seen there.
         """
         c, landmarks = self._config, window.landmarks
         if self._matcher.wide_baseline:
-            rows = (landmarks.resolved & (landmarks.misses < _MISSES)).nonzero()[:, 0]
+            rows = (landmarks.resolved & ((landmarks.misses < _MISSES) | again)).nonzero()[:, 0]
             predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows]))
             rows, predicted = rows[inside], predicted[inside]
             rank = landmarks.misses[rows] * 100 - window.views()[rows]

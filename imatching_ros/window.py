@@ -87,6 +87,7 @@ class Window:
         self.landmarks = Landmarks.empty()
         self.observations = Observations.empty()
         self.queries: Queries | None = None  # one per landmark; None with matchers that are queried from the previous frame
+        self._scale: tuple[Tensor, Tensor] | None = None  # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
         self.slid = False  # a keyframe has left: the oldest poses carry what it knew
         self.next_id = next_id
 
@@ -162,6 +163,11 @@ class Window:
         mine = (self.observations.kf == kf).nonzero()[:, 0]
         at[self.observations.lm[mine]] = mine
         return at, int(((at >= 0) & self.landmarks.resolved).sum())
+
+    def resolved_in(self, kf: int) -> Tensor:
+        """Rows (N,) of the resolved landmarks that keyframe `kf` observes."""
+        at, _ = self.seen_at(kf)
+        return ((at >= 0) & self.landmarks.resolved).nonzero()[:, 0]
 
     def residuals(self, camera: Camera) -> tuple[Tensor, Tensor]:
         """Distance between observation and reprojection (O,) in ideal px, and depth of the landmark in that keyframe (O,).
@@ -262,10 +268,33 @@ class Window:
         self.T_WC = result.T_WC.clone().double()
         self.place(rows, result.points_W)
 
+    def remember_scale(self) -> None:
+        """From here on the depths that landmarks have now say how large the map is, until the oldest keyframe leaves."""
+        rows = self.landmarks.resolved.nonzero()[:, 0]
+        self._scale = self.landmarks.id[rows], self._depths_in_oldest(rows)
+
+    def restore_scale(self) -> None:
+        """In mono bundle adjustment takes the scale of a window that began with one keyframe from the way to the next: a few
+        centimetres that one pose tells. Hundreds of landmarks told it better."""
+        if self._scale is None or len(self._scale[0]) == 0 or self.slid or self._is_metric():
+            return
+        ids, depth = self._scale
+        at = torch.searchsorted(ids, self.landmarks.id).clamp_max(len(ids) - 1)
+        rows = (self.landmarks.resolved & (ids[at] == self.landmarks.id)).nonzero()[:, 0]
+        ratio = depth[at[rows]] / self._depths_in_oldest(rows)
+        if len(ratio) and float(ratio.median()) > 0:
+            self.rescale(float(ratio.median()))
+            self._scale = ids, depth
+
+    def _depths_in_oldest(self, rows: Tensor) -> Tensor:
+        return geometry.act(geometry.inverse(self.T_WC[0]), self.landmarks.points_W[rows])[:, 2]
+
     def rescale(self, factor: float, centre: Tensor | None = None) -> None:
         """Scales the map about a point (3,), by default the centre of its oldest keyframe."""
         origin = self.T_WC[0, :3].clone() if centre is None else centre
         self.T_WC = torch.cat([origin + (self.T_WC[:, :3] - origin) * factor, self.T_WC[:, 3:]], 1)
+        if self._scale is not None:
+            self._scale = self._scale[0], self._scale[1] * factor
         self.landmarks = replace(self.landmarks, points_W=origin + (self.landmarks.points_W - origin) * factor,
                                  expected_inv_depth=self.landmarks.expected_inv_depth / factor)
 

@@ -25,6 +25,13 @@ def test_memory_is_bounded_and_finds_the_place_again():
     assert places.most_alike(darker, 2, Window()) == []
 
 
+def test_a_place_that_comes_again_takes_the_place_of_the_old():
+    places = Places(5)
+    for number in (1, 2, 1):
+        places.remember(place(number))
+    assert len(places) == 2 and [p.id for p in places.most_alike(place(1).image, 2, Window())] == [1, 2]
+
+
 def test_no_memory_when_none_is_wanted():
     places = Places(0)
     places.remember(place(1))

@@ -181,3 +181,23 @@ def test_sigma_is_of_the_coordinates_that_it_weighs():
     theta = float(((uv[1].double() - uv[0].double()) / camera.fx).norm())
     expected = 0.5 * (torch.tensor(theta).cos() ** -2 * torch.tensor(theta).tan() / theta).sqrt()
     assert middle == pytest.approx(0.5, rel=1e-6) and corner == pytest.approx(float(expected), rel=1e-3) and corner > 0.6
+
+
+def test_scale_of_a_recalled_window_is_that_of_its_landmarks():
+    window, T, points = build(keyframes=2)
+    window.place(torch.arange(60), points)
+    window.remember_scale()
+    swollen = points * 1.3  # about the first camera, at the origin: what bundle adjustment with one pose held cannot tell
+    swollen[:20] += 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for _ in range(2):
+        window.place(torch.arange(60), swollen)
+        window.T_WC = torch.cat([1.3 * T[:, :3], T[:, 3:]], 1)
+        window.restore_scale()
+        assert torch.allclose(window.T_WC, T, atol=0.02) and float((window.landmarks.points_W - points)[20:].norm(dim=1).max()) < 0.2
+    window.rescale(2.0)
+    window.restore_scale()
+    assert float(window.T_WC[1, :3].norm() / T[1, :3].norm()) == pytest.approx(2.0, rel=0.05)
+    window.drop_keyframe(0)
+    before = window.T_WC.clone()
+    window.restore_scale()
+    assert torch.equal(window.T_WC, before)
