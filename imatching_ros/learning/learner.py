@@ -104,7 +104,7 @@ class Learner:
                 return None
             self.status.samples += 1
             update = self._watch(sample) or self._try(sample)
-            if update is None or not update.rollback:
+            if update is None:  # else it waits for nothing: its features are of the window as it is now
                 self._learn(sample)
             return update
         finally:

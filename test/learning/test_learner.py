@@ -124,6 +124,16 @@ def test_promoted_weights_are_proven_once_they_stood_their_probation(tell):
     assert [(e["version"], e["hash"], e["windows"]) for e in passed] == [(1, status.weights_hash, 3)]
 
 
+def test_an_update_is_handed_over_before_more_is_learned(tell):
+    """Its features are of the window as it is; while learning went on, the window would move on."""
+    story = tell(better=0.5)
+    for _ in range(20):
+        steps = story.learner.status.step
+        if story.feed() is not None:
+            break
+    assert story.learner.status.promotions == 1 and story.learner.status.step == steps
+
+
 def test_windows_from_before_the_promotion_do_not_count_as_probation(tell):
     story = tell(better=0.5)
     while story.learner.status.promotions == 0:
