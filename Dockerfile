@@ -1,5 +1,7 @@
 # The node on the official ROS image. Build: docker build --build-arg ROS_DISTRO=jazzy -t imatching_ros .
-# Run: docker run --rm -it --net=host --ipc=host imatching_ros ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw
+# Run: docker run --rm -it --net=host --ipc=host -v ~/.ros/imatching_ros:/root/.ros/imatching_ros imatching_ros ros2 launch imatching_ros \
+#      online.launch.py image_topic:=/camera/image_raw
+# The volume keeps what was learned. Its torch is for the CPU only.
 ARG ROS_DISTRO=jazzy
 FROM ros:${ROS_DISTRO}-ros-base
 

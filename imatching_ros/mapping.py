@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -217,6 +217,9 @@ class Mapper:
         solved = Solved.of(window, snapshot, result, used)
         if result.status is not BAStatus.DEGENERATE:
             window.absorb(result, rows)
-            window.restore_scale()
+            factor = window.restore_scale(rows)
+            if factor != 1 and result.covariance_newest is not None:
+                unit = torch.tensor([factor] * 3 + [1.0] * 3, dtype=torch.float64)
+                result = replace(result, T_WC=window.T_WC.clone(), covariance_newest=unit[:, None] * result.covariance_newest.double() * unit)
             window.cull(camera, self._config.inlier_px)
         return Adjusted(result, solved)

@@ -38,6 +38,7 @@ _MOST = 0.6  # share of a keyframe's landmarks that a frame must find again to b
 _ASTRAY = 0.5  # of the way that the greatest speed of late allows: farther from where it should be a doubtful pose is not built upon
 _NEAR = 0.02  # of the depth, and radians: allowed in any case
 _FORGOTTEN = 0.99  # of the greatest speed, a frame
+_LONG_NS = 3_000_000_000  # without a pose; then a pose has to be as firm as once lost
 _SETTLING = 5  # frames after a recovery whose windows are not learned from
 
 
@@ -70,7 +71,11 @@ class Odometry:
         self._solved: Solved | None = None
         self._lost = 0  # usable frames in a row without a pose
         self._settling = 0
-        self.faltered = False  # a usable picture gave no pose, or one that is doubtful, found again, or of a new map
+        self._long = False  # no pose for long
+        self._falters_since: int | None = None  # version of the weights with which this began
+        # A usable picture gave no pose, or one that is doubtful, found again, or of a new map; and that began with these weights.
+        self.faltered = False
+        self._widened = False  # for this doubt the covariance has grown already
         self._unsure = False  # the last pose may be wrong,
         self._wild = False  # and the map does not grow from it
         self._agreement = agreement.Agreement()
@@ -112,15 +117,20 @@ class Odometry:
         else:
             output = self._follow(frame, image, features, clock)
         clock.lap("pose")
-        self.faltered = not blank and (self._lost > 0 or self._settling == _SETTLING)
+        if not blank:
+            # What began with other weights, or without pictures, says nothing of these weights.
+            falters = not self._long and (self._lost > 0 or self._settling == _SETTLING)
+            self._falters_since = (self._falters_since if self._falters_since is not None else self.matcher.weights_version) if falters else None
+            self.faltered = self._falters_since == self.matcher.weights_version
         return replace(output, timings_ms=clock.laps)
 
     def _follow(self, frame: Frame, image: Tensor, features: Features, clock: Clock) -> OdometryOutput:
         camera = frame.camera
+        self._long = frame.stamp_ns - self._last.stamp_ns > _LONG_NS  # lost, covered, or no pictures: it may be anywhere
         T_steady, radius_px = self._predict(frame)
         T_given = self.input.predict(self._last.T_WC, self._last.stamp_ns, frame.stamp_ns, T_steady)
         hidden: tuple[Sighting, Located] | None = None
-        least = agreement.FIRM if self._lost or self._unsure else agreement.DOUBTED
+        least = agreement.FIRM if self._lost or self._long or self._unsure else agreement.DOUBTED
         for T_predicted in (T_steady,) if T_given is None else (T_given, T_steady):  # odometry from elsewhere may be wrong
             sighting = self._search.near(self.window, self._last, camera, features, T_predicted, radius_px)
             clock.lap("match")
@@ -140,14 +150,15 @@ class Odometry:
             sighting, located = self._search_again(camera, features, T_steady if T_given is None else T_given, radius_px)
         if located is None:
             sighting, located = self._recognise(frame, image, features)
-        if located is None and hidden is not None and not self._lost:
+        if located is None and hidden is not None and not (self._lost or self._long):
             self._wild = True  # corners of what hides the picture make no map
             return self._accept(frame, image, features, *hidden, doubt="most landmarks are not found; something may hide the picture")
         if located is None:
             return self._lose(frame, image, features)
         firm = self._agreement.of(sighting, located, self._closer(camera) / agreement.BEYOND) >= agreement.FIRM
-        if not firm and not self._unsure:
+        if not firm and not self._widened:
             self._drift.add(self._uncertainty(frame), self._last.T_WC)
+        self._widened = not firm
         self._lost = max(self._lost, 0 if firm else 1)
         return self._accept(frame, image, features, sighting, located,
                             doubt="" if firm else "found again, but few landmarks are where this pose has them")
@@ -163,7 +174,7 @@ class Odometry:
                         else look.everywhere(window, features))
             loose = look.locate(window, camera, sighting, T_predicted if attempt == 0 else None, looser=_LOOSE)
             if loose is not None:
-                sighting, located = self._confirm(camera, features, loose, agreement.FIRM if self._lost else agreement.REFUSED)
+                sighting, located = self._confirm(camera, features, loose, agreement.FIRM if self._lost or self._long else agreement.REFUSED)
                 if located is not None:
                     return sighting, located
         return sighting, None
@@ -195,10 +206,10 @@ class Odometry:
         c, landmarks = self.config.odometry, self.window.landmarks
         good = located.inlier | ~landmarks.resolved[sighting.rows]
         wrong = sighting.rows[~good]
-        recovered = self._lost > 0
-        if recovered or doubt:
+        recovered = self._lost > 0 or self._long
+        if recovered:
             self._stillness.forget()
-        else:
+        elif not doubt:
             self._agreement.note(sighting, located, c.inlier_px)
             rows, uv = sighting.rows[located.inlier], frame.camera.undistort(sighting.uv[located.inlier].double())
             located = self._stillness.hold(frame.camera, located, landmarks.id[rows], uv, sighting.sigma_px[located.inlier], self.config.bundle)
@@ -229,7 +240,8 @@ class Odometry:
     def _remember(self, frame: Frame, features: Features, T_WC: Tensor, rows: Tensor, uv: Tensor) -> None:
         points_C = geometry.act(geometry.inverse(T_WC), self.window.landmarks.points_W[rows])
         self._last = Tracked(frame.id, frame.stamp_ns, features, T_WC, uv, points_C[:, 2])
-        self._stillness.note(self.window.landmarks.id[rows], frame.camera.undistort(uv.double()), points_C[:, 2], T_WC)
+        if not self._unsure:
+            self._stillness.note(self.window.landmarks.id[rows], frame.camera.undistort(uv.double()), points_C[:, 2], T_WC)
         self._lost = 0
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
 
@@ -291,6 +303,7 @@ class Odometry:
     def _lose(self, frame: Frame, image: Tensor, features: Features) -> OdometryOutput:
         """Counts a frame without a pose; after some, a new map begins where the last pose was."""
         self._lost += 1
+        self._widened = False
         if self._mode == "mono" or self._lost >= self.config.odometry.restart_frames:
             output = self._start(frame, image, features)
             if output.T_WC is not None:

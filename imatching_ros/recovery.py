@@ -63,7 +63,8 @@ class Places:
 
     def most_alike(self, image: Tensor, count: int, window: Window) -> list[Place]:
         """The places, keyframes of the window included, whose picture resembles this one (1, H, W) uint8 most, best first."""
-        places = [*self._places, *(place_of(window, row) for row in range(len(window.keyframes)))]
+        inside = {keyframe.id for keyframe in window.keyframes}  # a place that was recalled is known better there
+        places = [*(p for p in self._places if p.id not in inside), *(place_of(window, row) for row in range(len(window.keyframes)))]
         if not places:
             return []
         score = torch.stack([p.thumb for p in places]) @ thumbnail(image)

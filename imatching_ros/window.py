@@ -273,18 +273,28 @@ class Window:
         rows = self.landmarks.resolved.nonzero()[:, 0]
         self._scale = self.landmarks.id[rows], self._depths_in_oldest(rows)
 
-    def restore_scale(self) -> None:
+    def restore_scale(self, rows: Tensor) -> float:
         """In mono bundle adjustment takes the scale of a window that began with one keyframe from the way to the next: a few
-        centimetres that one pose tells. Hundreds of landmarks told it better."""
+        centimetres that one pose tells. Hundreds of landmarks told it better.
+
+        Args:
+            rows: (N,) of the landmarks that bundle adjustment has placed.
+
+        Returns:
+            By what factor the window was scaled about its oldest keyframe.
+        """
         if self._scale is None or len(self._scale[0]) == 0 or self.slid or self._is_metric():
-            return
+            return 1.0
         ids, depth = self._scale
-        at = torch.searchsorted(ids, self.landmarks.id).clamp_max(len(ids) - 1)
-        rows = (self.landmarks.resolved & (ids[at] == self.landmarks.id)).nonzero()[:, 0]
-        ratio = depth[at[rows]] / self._depths_in_oldest(rows)
-        if len(ratio) and float(ratio.median()) > 0:
-            self.rescale(float(ratio.median()))
-            self._scale = ids, depth
+        at = torch.searchsorted(ids, self.landmarks.id[rows]).clamp_max(len(ids) - 1)
+        known = ids[at] == self.landmarks.id[rows]
+        ratio = depth[at[known]] / self._depths_in_oldest(rows[known])
+        factor = float(ratio.median()) if len(ratio) else 1.0
+        if not factor > 0:
+            return 1.0
+        self.rescale(factor)
+        self._scale = ids, depth
+        return factor
 
     def _depths_in_oldest(self, rows: Tensor) -> Tensor:
         return geometry.act(geometry.inverse(self.T_WC[0]), self.landmarks.points_W[rows])[:, 2]

@@ -23,6 +23,7 @@ ARGUMENTS = {
     "image_transport": ("", "raw or compressed (raw)"),
     "odometry_topic": ("odometry", "odometry from elsewhere (wheels, inertial), for odometry_use"),
     "odometry_use": ("", "off, prediction, scale or both"),
+    "odom_topic": ("odom", "where this node's odometry is published; a base may publish its own as odom"),
     "namespace": ("", "namespace of the node and of its topics"),
     "use_sim_time": ("", "take the time from /clock (false)"),
     "params_file": ("", "a parameter file of your own, or the name of a shipped one such as jetson.yaml"),
@@ -87,7 +88,7 @@ def make_parameters(values):
 
 def make_remappings(values, mode):
     """{launch argument: text} -> [(name in the node, topic)]."""
-    pairs = [(IMAGES[mode], values["image_topic"]), ("odometry", values["odometry_topic"])]
+    pairs = [(IMAGES[mode], values["image_topic"]), ("odometry", values["odometry_topic"]), ("odom", values["odom_topic"])]
     if mode == "stereo":
         pairs += [("right/image", values["right_image_topic"])]
     if mode == "rgbd":
@@ -122,6 +123,8 @@ def start(context):
     for file in files:
         with open(file) as stream:
             settings |= read_parameters(yaml.safe_load(stream) or {})
+    if values["bag"] and not values["weights_profile"]:
+        given["weights_profile"] = settings.get("weights_profile") or "bag"  # what a recording taught is not resumed on the robot
     settings |= given
     if settings["mode"] not in IMAGES:
         raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(IMAGES)}")

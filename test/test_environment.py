@@ -62,6 +62,26 @@ def test_beside_ros_only_what_it_lacks_is_installed_and_in_ranges(tmp_path):
     assert clone.source()[1] == clone.source(WITH_TESTS="1")[1] == ""
 
 
+def test_a_handed_over_environment_is_never_made_anew(tmp_path):
+    clone = Clone(tmp_path, ros=True)
+    clone.venv.mkdir()
+    code, _, said = clone.source()
+    assert code == 1 and "was not made here" in said
+    line = next(line.strip() for line in said.splitlines() if line.strip().startswith("echo"))
+    subprocess.run(["bash", "-c", line.replace("$_venv", str(clone.venv))], check=True)
+    (clone.venv / "torch").touch()  # the user's own
+    assert clone.source()[0] == 0
+    code, _, said = clone.source(AMENT_PREFIX_PATH="", ROS_DISTRO="")  # a terminal in which ROS is not sourced
+    assert code == 1 and "is ROS sourced?" in said and (clone.venv / "torch").exists()
+
+
+def test_what_was_built_without_ros_does_not_hide_ros(tmp_path):
+    clone = Clone(tmp_path, ros=True)
+    stub = clone.folder / "install" / "tf2_msgs"
+    stub.mkdir(parents=True)
+    assert clone.source()[0] == 0 and not stub.exists()
+
+
 def test_without_ros_all_of_it_comes_in_the_tested_versions(tmp_path):
     clone = Clone(tmp_path, ros=False)
     code, asked, said = clone.source()

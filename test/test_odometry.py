@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from imatching_ros import geometry
-from imatching_ros.datatypes import Frame, ObservationKind, TrackingState
+from imatching_ros.datatypes import Frame, ObservationKind, OdometryOutput, TrackingState, WeightsSnapshot
 from imatching_ros.errors import SourceError
+from imatching_ros.matching.expectation import ExpectationMatcher
+from imatching_ros.odometry import Odometry
 from imatching_ros.pipeline import Pipeline
 from imatching_ros.sources.simulation.sequence import SimulatedSequence
 from odometry_scenes import CAMERA, STEP_NS, configure, noisy, rotating, speckle
@@ -204,6 +206,18 @@ def test_after_two_frames_elsewhere_the_place_is_known_again(room):
     assert all(o.state is TrackingState.TRACKING and o.map_id == 0 for o in outputs[2:]) and max(errors[2:]) < 0.2
 
 
+def test_after_a_long_time_without_pictures_a_pose_has_to_be_firm(room):
+    def resumed(pause_s: float) -> OdometryOutput:
+        pipeline = Pipeline(configure("expectation", odometry__mode="rgbd"))
+        for frame, _ in room[:12]:
+            pipeline.process(frame)
+        pipeline.odometry._agreement.usual *= 2.5  # as if two fifths of the usual share agreed
+        return pipeline.process(replace(room[12][0], stamp_ns=room[12][0].stamp_ns + round(pause_s * 1e9)))
+
+    assert resumed(0.0).state is TrackingState.TRACKING
+    assert resumed(60.0).state is not TrackingState.TRACKING
+
+
 @pytest.mark.parametrize("mode", ["rgbd", "mono"])
 def test_what_follows_a_look_alike_is_not_called_tracking_either(room, mode):
     """A map that grew from the first pose would agree with it."""
@@ -218,14 +232,35 @@ def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
     usual = pipeline.odometry._agreement.usual
     pipeline.odometry._agreement.usual = 2.5 * usual  # as if two fifths of the usual share agreed, after a pose far from the way
     pipeline.odometry._unsure = pipeline.odometry._wild = True
+    reference = pipeline.odometry._stillness._reference
     misses, doubted = int(pipeline.window.landmarks.misses.sum()), []
     for frame, _ in room[20:23]:
         doubted.append(pipeline.process(frame))
     assert all(o.state is TrackingState.DEGRADED and not o.is_keyframe for o in doubted)
+    held = pipeline.odometry._stillness._reference
+    assert held is None or held is reference, "a camera that stands would be held at a doubtful pose"
     assert pipeline.odometry.faltered and int(pipeline.window.landmarks.misses.sum()) <= misses
     pipeline.odometry._agreement.usual = usual
     firm = [pipeline.process(frame) for frame, _ in room[23:27]]
     assert all(o.state is TrackingState.TRACKING for o in firm) and any(o.is_keyframe for o in firm) and not pipeline.odometry.faltered
+
+
+def test_weights_answer_only_for_losses_that_began_with_them(room):
+    odometry = Odometry(configure("expectation", odometry__mode="rgbd"), ExpectationMatcher())
+    odometry.matcher.weights_version = 1
+
+    def see(i: int, now: int, image=None) -> bool:
+        frame = replace(room[i][0], id=now, stamp_ns=now * STEP_NS, image=room[i][0].image if image is None else image)
+        odometry.track(frame)
+        odometry.extend()
+        return odometry.faltered
+
+    elsewhere = torch.from_numpy(speckle(9, (240, 320)))[None].expand(3, -1, -1)
+    told = [see(0, 0), see(1, 1), see(1, 2, elsewhere), see(1, 3, elsewhere)]
+    odometry.adopt(WeightsSnapshot(2, "", odometry.matcher.state_dict()), {})
+    told += [see(1, 4, elsewhere)]
+    assert told == [False, False, True, True, False]
+    assert not see(1, 90), "after a long time without pictures nobody is to blame"
 
 
 def test_something_that_hides_most_of_the_picture_does_not_end_tracking(room):

@@ -4,8 +4,8 @@ import torch
 
 from imatching_ros import geometry
 from imatching_ros.recovery import Place, Places, shows_nothing, thumbnail
-from imatching_ros.window import Window
-from odometry_scenes import speckle
+from imatching_ros.window import Keyframe, Window
+from odometry_scenes import CAMERA, speckle
 
 
 def place(number: int) -> Place:
@@ -30,6 +30,17 @@ def test_a_place_that_comes_again_takes_the_place_of_the_old():
     for number in (1, 2, 1):
         places.remember(place(number))
     assert len(places) == 2 and [p.id for p in places.most_alike(place(1).image, 2, Window())] == [1, 2]
+
+
+def test_a_place_in_the_window_is_asked_as_it_is_there():
+    places, window = Places(5), Window()
+    for number in (1, 2):
+        places.remember(place(number))
+    window.add_keyframe(Keyframe(1, 1, place(1).image, None), geometry.identity())
+    window.place(window.add_landmarks(0, torch.tensor([[5.0, 5.0]]), None), torch.ones(1, 3))
+    window.observe(CAMERA, 0, torch.tensor([0]), torch.tensor([[5.0, 5.0]]), torch.ones(1))
+    found = places.most_alike(place(1).image, 3, window)
+    assert [p.id for p in found] == [1, 2] and len(found[0].uv) == 1
 
 
 def test_no_memory_when_none_is_wanted():

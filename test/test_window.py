@@ -192,12 +192,11 @@ def test_scale_of_a_recalled_window_is_that_of_its_landmarks():
     for _ in range(2):
         window.place(torch.arange(60), swollen)
         window.T_WC = torch.cat([1.3 * T[:, :3], T[:, 3:]], 1)
-        window.restore_scale()
+        assert window.restore_scale(torch.arange(60)) == pytest.approx(1 / 1.3, rel=0.05)
         assert torch.allclose(window.T_WC, T, atol=0.02) and float((window.landmarks.points_W - points)[20:].norm(dim=1).max()) < 0.2
     window.rescale(2.0)
-    window.restore_scale()
+    window.restore_scale(torch.arange(60))
     assert float(window.T_WC[1, :3].norm() / T[1, :3].norm()) == pytest.approx(2.0, rel=0.05)
     window.drop_keyframe(0)
     before = window.T_WC.clone()
-    window.restore_scale()
-    assert torch.equal(window.T_WC, before)
+    assert window.restore_scale(torch.arange(60)) == 1 and torch.equal(window.T_WC, before)

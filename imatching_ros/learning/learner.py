@@ -186,12 +186,13 @@ class Learner:
 
     def _promote(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
         assert self.contender is not None, "only what is on trial is promoted"
+        features = self._describe(self.contender, sample)
         self.previous = self.active if self.settings.guard else None
         self.active = self.contender
         self.probation, self.watched = [], set()
         self.status.promotions += 1
         self._end_trial()
-        update = self._update(sample.stamp_ns, "promotion", verdict, sample)
+        update = self._update(sample.stamp_ns, "promotion", verdict, features)
         if not self.settings.guard:
             self.status.proven_version = self.version
         return update
@@ -231,15 +232,22 @@ class Learner:
 
     def _roll_back(self, stamp_ns: int, verdict: Verdict, sample: LearningSample | None) -> WeightsUpdate:
         assert self.previous is not None, "there is a way back on probation only"
+        features = {} if sample is None else self._describe(self.previous, sample)
         self.active, self.previous = self.previous, None
         self.status.rollbacks += 1
         self._begin_candidate(self.active)
-        update = self._update(stamp_ns, "rollback", verdict, sample)
+        update = self._update(stamp_ns, "rollback", verdict, features)
         self.status.proven_version = self.version
         return update
 
-    def _update(self, stamp_ns: int, event: str, verdict: Verdict, sample: LearningSample | None) -> WeightsUpdate:
-        """The active weights as an update, with the features of the window; without one odometry makes them itself."""
+    def _describe(self, matcher: Matcher, sample: LearningSample) -> dict[int, Features]:
+        """Features of the window by weights that come into use, as of the next version; before anything else changes, for the thread
+        may end here."""
+        matcher.weights_version = self.newest_version + 1
+        return dict(zip(sample.keyframe_ids, extract(matcher, sample)))
+
+    def _update(self, stamp_ns: int, event: str, verdict: Verdict, features: dict[int, Features]) -> WeightsUpdate:
+        """The active weights as an update; features of the window that are not given odometry makes itself."""
         before = self.version
         self.version = self.newest_version = self.newest_version + 1
         self.active.weights_version = self.version
@@ -249,7 +257,6 @@ class Learner:
         self.on_event({"event": event, "stamp_ns": stamp_ns, "version": snapshot.version, "hash": snapshot.hash,
                        "reason": verdict.reason, "before_px": verdict.before_px, "after_px": verdict.after_px,
                        "step": self.status.step})
-        features = {} if sample is None else dict(zip(sample.keyframe_ids, extract(self.active, sample)))
         return WeightsUpdate(snapshot, features, before, event == "rollback")
 
     def _begin_candidate(self, origin: Matcher) -> None:

@@ -180,10 +180,21 @@ class LearningWorker:
             return
         except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
             with self._changed:
-                self._update = self._learner.end_probation(0, "learning failed") or self._update
                 self._status = replace(self._learner.status, state="failed", busy_s=self._busy_s)
             self._on_event({"event": "learning_failed", "error": f"{type(error).__name__}: {error}",
                             "traceback": traceback.format_exc()})
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Weights on probation go with the learner that watched them; where even that fails, odometry keeps those that it has."""
+        try:
+            update = self._learner.end_probation(0, "learning failed")
+        except Exception as error:
+            self._on_event({"event": "rollback_failed", "error": f"{type(error).__name__}: {error}"})
+            return
+        with self._changed:
+            self._update = update or self._update
+            self._status = replace(self._learner.status, state="failed", busy_s=self._busy_s)
 
     def _next(self) -> LearningSample | tuple[int, int] | None:
         """Waits for a loss, or for a window: the oldest of the newest ones that were kept."""
@@ -205,7 +216,7 @@ class LearningWorker:
             if self._behind:
                 self._changed.wait_for(lambda: self._closed or not self._behind)
             elif self._in_frame:
-                self._changed.wait_for(lambda: self._closed or not self._in_frame, timeout=self._owed_s(LEAST_SHARE) + PATIENCE_S)
+                self._changed.wait_for(lambda: self._closed or not self._in_frame, timeout=self._owed_s(LEAST_SHARE, PATIENCE_S))
             self._rested_s += time.monotonic() - begin
             if self._closed:
                 raise _Closed
@@ -219,10 +230,10 @@ class LearningWorker:
         """On the window at hand."""
         return time.monotonic() - self._begun - self._rested_s
 
-    def _owed_s(self, share: float = 1.0) -> float:
-        """What is left of the rest that the work on this window costs when a share of the budget is used."""
+    def _owed_s(self, share: float = 1.0, advance_s: float = 0.0) -> float:
+        """What is left of the rest that the work on this window costs when a share of the budget is used, and of an advance."""
         rest = min(self._worked_s() * (1 / (share * self._config.learning.budget) - 1), LONGEST_REST_S)
-        return max(rest - self._rested_s, 0.0)
+        return max(rest + advance_s - self._rested_s, 0.0)
 
 
 Learning = InlineLearning | LearningWorker

@@ -31,8 +31,9 @@ def create_matcher(config: MatcherConfig) -> Matcher:
     """The matcher named in the configuration; only its own module is imported.
 
     Raises:
-        ConfigError: no matcher of that name is built in or installed as an entry point.
+        ConfigError: no matcher of that name is built in or installed as an entry point, or torch has no such device.
     """
+    _check_device(config.device)
     if config.name in MATCHERS:
         module, _, cls = MATCHERS[config.name].partition(":")
         return getattr(import_module(module), cls)(config)
@@ -42,3 +43,11 @@ def create_matcher(config: MatcherConfig) -> Matcher:
     known = ", ".join([*MATCHERS, *installed])
     raise ConfigError(f"matcher.name is '{config.name}', expected one of {known}; a package adds its own by an entry point "
                       f"in the group {ENTRY_POINTS}")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"matcher.device is '{device}', but torch {torch.__version__} finds no CUDA device; install a torch with CUDA (on a Jetson "
+                          "NVIDIA's own) and look at nvidia-smi, or set matcher.device to 'cpu'")

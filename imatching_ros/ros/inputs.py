@@ -157,7 +157,8 @@ class CameraInputs:
     def _subscribe_odometry(self) -> None:
         topic = self._node.resolve_topic_name(ODOMETRY)
         if topic == self._node.resolve_topic_name("odom"):
-            self._node.get_logger().warning(f"{ODOMETRY} is remapped to {topic}, which this node publishes itself: not listened to")
+            self._node.get_logger().warning(f"{ODOMETRY} is remapped to {topic}, which this node publishes itself: not listened to; "
+                                             "give its own odometry another name: -r odom:=visual_odom, or odom_topic:=visual_odom of the launch file")
             return
         self._subscribe(ODOMETRY, topic, Odometry, self.odometry.append, _ODOMETRY_DEPTH)
 
@@ -214,14 +215,17 @@ class CameraInputs:
         publishers = self._node.get_publishers_info_by_topic(topic.name)
         wanted_type = f"{topic.type.__module__.split('.')[0]}/msg/{topic.type.__name__}"
         if not publishers:
+            relative = next(name for name, entry in self.topics.items() if entry is topic)
+            suffix = f"/{compressed_name(relative)}"
+            if topic.type is Image and self._node.count_publishers(topic.name + suffix):
+                return f"nobody publishes it, but {topic.name + suffix} is there: set image_transport to compressed, and leave the topic's name as it is"
             others = sorted(
-                name
+                name.removesuffix(suffix) if topic.type is CompressedImage else name
                 for name, types in self._node.get_topic_names_and_types()
                 if wanted_type in types
                 and self._node.count_publishers(name)
                 and not name.startswith(self._node.get_fully_qualified_name())
             )
-            relative = next(name for name, entry in self.topics.items() if entry is topic)
             image = next((name for name, info in TOPICS[self.config.mode].items() if info == relative), None)
             remedy = f"remap with -r {relative}:=TOPIC" if image is None else f"give one by -p {self._info_parameter(image)}:=TOPIC"
             hint = (

@@ -93,7 +93,10 @@ def decode_image(message: Any) -> Tensor:
         raise SourceError(f"images of encoding '{encoding}' cannot be used; expected one of {', '.join(_ENCODINGS)}")
     dtype, channels, conversion = _ENCODINGS[encoding]
     image = _raw(message, dtype, channels)
-    return to_picture(image if conversion is None else cv2.cvtColor(image, conversion))
+    try:
+        return to_picture(image if conversion is None else cv2.cvtColor(image, conversion))
+    except cv2.error as error:  # as for an odd width in yuv422
+        raise SourceError(f"an image of {message.width} x {message.height} {encoding} cannot be converted: {error.err}") from error
 
 
 def decode_depth(message: Any) -> Tensor:

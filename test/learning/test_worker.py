@@ -123,6 +123,7 @@ def test_weights_on_probation_go_when_learning_fails(matcher, samples, monkeypat
     learning = LearningWorker(matcher, CONFIG, lambda event: event["event"] == "learning_failed" and failed.set())
     learning.submit(samples[0])
     assert failed.wait(60)
+    learning._thread.join(60)
     update = learning.poll()
     assert update.rollback and update.snapshot.hash == home
     assert learning.status().proven_version == update.snapshot.version
@@ -227,6 +228,15 @@ def test_rest_follows_from_the_budget(matcher, monkeypatch, budget, worked, rest
     learning._rested_s = rested
     learning._rest()
     assert rests == [pytest.approx(rest)]
+
+
+@pytest.mark.parametrize("rested, left", [(0.0, 3.0 + worker.PATIENCE_S), (3.0, worker.PATIENCE_S), (4.0, 0.0)])
+def test_odometry_cannot_keep_it_from_half_of_its_budget(matcher, monkeypatch, rested, left):
+    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": 0.5}), lambda event: None)
+    learning.close()
+    monkeypatch.setattr(learning, "_worked_s", lambda: 1.0)
+    learning._rested_s = rested
+    assert learning._owed_s(worker.LEAST_SHARE, worker.PATIENCE_S) == pytest.approx(left)
 
 
 def test_mode_and_matcher_decide_who_learns(matcher):

@@ -72,6 +72,11 @@ def test_encodings_that_cannot_be_read_are_named():
         decode_image(short)
 
 
+def test_sizes_that_cannot_be_converted_are_named():
+    with pytest.raises(SourceError, match="7 x 6 yuv422"):
+        decode_image(message(np.zeros((6, 7, 2), np.uint8), "yuv422"))
+
+
 def test_depth_in_metres_with_holes():
     millimetres = np.array([[0, 1500], [65535, 2]], np.uint16)
     torch.testing.assert_close(decode_depth(message(millimetres, "16UC1")), torch.tensor([[0, 1.5], [65.535, 0.002]]))
