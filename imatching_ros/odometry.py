@@ -224,6 +224,7 @@ class Odometry:
             self._fastest = torch.maximum(self._fastest * _FORGOTTEN, torch.stack([self._twist[:3].norm(), self._twist[3:].norm()]))
         self._settling = _SETTLING if recovered or doubt else max(0, self._settling - 1)
         self._unsure = bool(doubt)
+        self._widened = self._widened and self._unsure
         # What a doubtful pose does not find speaks against the pose, not against the landmarks.
         self.window.mark(frame.id, sighting.rows[good], sighting.uv[good], wrong[:0] if doubt else torch.cat([sighting.missed, wrong]))
         self._remember(frame, features, located.T_WC, sighting.rows[located.inlier], sighting.uv[located.inlier])
