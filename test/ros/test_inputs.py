@@ -11,7 +11,7 @@ from peers import info_message, send_until
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage
 from walls import CAMERA
 
 from imatching_ros.errors import ConfigError
@@ -89,3 +89,22 @@ def test_a_camera_info_that_comes_once_is_not_missed(make_inputs, capfd):
     told = capfd.readouterr().err
     assert "nothing received on /image for" in told and "/camera_info for" not in told
     executor.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("transport", "published", "told"),
+    [
+        ("raw", "/cam/image/compressed", "but /cam/image/compressed is there: set image_transport to compressed"),
+        ("compressed", "/other/image/compressed", "sensor_msgs/msg/CompressedImage: /other/image; remap with -r image:=TOPIC"),
+    ],
+)
+def test_what_to_do_about_compressed_pictures_is_said(make_inputs, capfd, transport, published, told):
+    node, inputs = make_inputs(("image:=/cam/image",), no_data_warning_s=0.5, image_transport=transport)
+    node.create_publisher(CompressedImage, published, 1)
+    end = time.monotonic() + 30
+    output = ""
+    while told not in output and time.monotonic() < end:  # discovery takes its time, and a warning comes every 1.5 s
+        time.sleep(0.2)
+        inputs.check_silence()
+        output += capfd.readouterr().err
+    assert told in output
