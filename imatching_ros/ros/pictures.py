@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +60,7 @@ class PictureDecoder:
                     f"the left picture has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same"
                 )
         elif partner and self._mode == "rgbd":
-            depth = _read(decode_depth, partner[0])
+            depth = decode_depth(partner[0])
             if depth.shape != image.shape[1:]:
                 raise SourceError(
                     f"the depth picture is {depth.shape[1]} x {depth.shape[0]}, the colour picture {image.shape[2]} x "
@@ -148,7 +147,7 @@ def decode(message: Any) -> Tensor:
     """
     encoding = getattr(message, "encoding", None)
     if cv_bridge is None or encoding is None or encoding in _ENCODINGS:
-        return _read(decode_image, message)
+        return decode_image(message)
     try:
         return to_picture(np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")))
     except (TypeError, ValueError, cv2.error) as error:  # CvBridgeError is a TypeError; so is what NumPy says of too few bytes
@@ -156,15 +155,6 @@ def decode(message: Any) -> Tensor:
             f"an image of {message.width} x {message.height} cannot be read: images of encoding '{encoding}' cannot be used; expected one "
             f"of {', '.join(_ENCODINGS)}, or one that cv_bridge reads, which says: {_one_line(error)}"
         ) from None
-
-
-def _read(read: Callable[[Any], Tensor], message: Any) -> Tensor:
-    """What `read` makes of a message; what OpenCV cannot convert is bad input, not a bug."""
-    try:
-        return read(message)
-    except cv2.error as error:
-        size = f"{message.width} x {message.height} {message.encoding}" if hasattr(message, "encoding") else f"'{message.format}'"
-        raise SourceError(f"an image of {size} with {len(message.data)} bytes cannot be decoded by OpenCV: expected {_one_line(error)}") from None
 
 
 def _one_line(error: Exception) -> str:

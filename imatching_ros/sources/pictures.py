@@ -82,7 +82,7 @@ def decode_image(message: Any) -> Tensor:
     """
     encoding = getattr(message, "encoding", None)
     if encoding is None:
-        image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED) if len(message.data) else None
+        image = _decompress(np.frombuffer(message.data, np.uint8))
         if image is None:
             raise SourceError(
                 f"a compressed image of format '{message.format}' cannot be decoded ({len(message.data)} bytes); "
@@ -109,7 +109,7 @@ def decode_depth(message: Any) -> Tensor:
     if encoding is None:
         # compressed_depth_image_transport puts 12 bytes (its quantisation) before the png.
         data = np.frombuffer(message.data, np.uint8)[12 if "compressedDepth" in message.format else 0 :]
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) and "32FC1" not in message.format else None
+        image = _decompress(data) if "32FC1" not in message.format else None
         if image is None or image.ndim != 2 or image.dtype != np.uint16:
             raise SourceError(
                 f"compressed depth of format '{message.format}' cannot be read; expected a 16-bit png in mm (16UC1)"
@@ -120,6 +120,13 @@ def decode_depth(message: Any) -> Tensor:
     if encoding == "32FC1":
         return to_depth(_raw(message, np.float32, 1), 1.0)
     raise SourceError(f"depth images of encoding '{encoding}' cannot be used; expected 16UC1 (mm) or 32FC1 (m)")
+
+
+def _decompress(data: np.ndarray) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+    except cv2.error:  # as for a header that states a size beyond OpenCV's bound
+        return None
 
 
 def _raw(message: Any, dtype: type, channels: int) -> np.ndarray:

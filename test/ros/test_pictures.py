@@ -117,7 +117,7 @@ def bridge(request, monkeypatch) -> str:
         (Image(width=4, height=2, encoding="mono8", step=4), "4 x 2 mono8 with rows of 4 bytes has 0 bytes"),
         (Image(encoding="rgb8"), "0 x 0 rgb8"),
         (Image(), "images of encoding '' cannot be used; expected one of mono8"),
-        (Image(width=3, height=2, encoding="yuv422", step=6, data=bytes(12)), "3 x 2 yuv422 with 12 bytes cannot be decoded by OpenCV: expected .*width"),
+        (Image(width=3, height=2, encoding="yuv422", step=6, data=bytes(12)), "3 x 2 yuv422 cannot be converted: .*width"),
         (Image(width=4, height=2, encoding="mono42", step=4, data=bytes(8)), "images of encoding 'mono42' cannot be used; expected one of mono8"),
         (Image(width=4, height=2, encoding="nv21", step=4, data=bytes(7)), "images of encoding 'nv21' cannot be used"),
         (CompressedImage(format="jpeg", data=bytes(7)), "a compressed image of format 'jpeg' cannot be decoded"),

@@ -1,5 +1,6 @@
 """Decoding of pictures and messages."""
 
+import zlib
 from types import SimpleNamespace
 
 import cv2
@@ -102,3 +103,11 @@ def test_files(tmp_path):
         read_depth(tmp_path / "a.png", 1000)
     with pytest.raises(SourceError, match="cannot read"):
         read_picture(tmp_path / "none.png")
+
+
+def test_a_compressed_picture_that_states_an_impossible_size_is_bad_input():
+    png = bytearray(cv2.imencode(".png", RGB)[1].tobytes())
+    png[16:24] = (100_000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(bytes(png[12:29])).to_bytes(4, "big")
+    with pytest.raises(SourceError, match="png"):
+        decode_image(SimpleNamespace(format="png", data=bytes(png)))
