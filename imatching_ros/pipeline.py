@@ -241,7 +241,7 @@ class Pipeline:
 
     def _adopt_update(self) -> bool:
         """Between two frames: takes weights into use that learning offers, if there are any."""
-        update = None if self._learning is None else self._learning.poll()
+        update = None if self._learning is None else self._learning.poll(self.window.keyframes)
         if update is None:
             return False
         self._adopt(update)

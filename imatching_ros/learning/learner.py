@@ -20,7 +20,6 @@ from ..matching.base import Features, Matcher
 from ..matching.weights import hash_state
 from .gate import refuse
 from .memory import held_mb
-from .rematching import extract
 from .replay import ReplayBuffer
 from .step import Stepper
 from .trial import LOOK_EVERY, Score, Verdict, judge, score
@@ -32,10 +31,10 @@ REMEMBERED = 1000  # keyframes that taught a candidate; older ones cannot be in 
 
 @dataclass(frozen=True)
 class WeightsUpdate:
-    """New weights together with the window's features, computed with them; adopted at a frame boundary."""
+    """New weights, adopted at a frame boundary, with what is known by then of the window's features by them."""
 
     snapshot: WeightsSnapshot
-    features: dict[int, Features]  # by frame id of the keyframe
+    features: dict[int, Features]  # by frame id of the keyframe; odometry makes the others itself
     previous_version: int
     rollback: bool = False
 
@@ -104,7 +103,7 @@ class Learner:
                 return None
             self.status.samples += 1
             update = self._watch(sample) or self._try(sample)
-            if update is None:  # else it waits for nothing: its features are of the window as it is now
+            if update is None:  # else it waits for nothing
                 self._learn(sample)
             return update
         finally:
@@ -119,7 +118,7 @@ class Learner:
         """The weights from before those on probation, if any are, to be taken back at once."""
         if self.previous is None:
             return None
-        return self._roll_back(stamp_ns, Verdict("better", reason, float("nan"), float("nan"), len(self.probation)), None)
+        return self._roll_back(stamp_ns, Verdict("better", reason, float("nan"), float("nan"), len(self.probation)))
 
     def held_mb(self) -> float:
         """Memory of what is kept between two windows, MB: weights and their copies, the optimiser's state, windows for replay."""
@@ -186,13 +185,12 @@ class Learner:
 
     def _promote(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
         assert self.contender is not None, "only what is on trial is promoted"
-        features = self._describe(self.contender, sample)
         self.previous = self.active if self.settings.guard else None
         self.active = self.contender
         self.probation, self.watched = [], set()
         self.status.promotions += 1
         self._end_trial()
-        update = self._update(sample.stamp_ns, "promotion", verdict, features)
+        update = self._update(sample.stamp_ns, "promotion", verdict)
         if not self.settings.guard:
             self.status.proven_version = self.version
         return update
@@ -212,7 +210,7 @@ class Learner:
         verdict = judge([a for a, _ in self.probation], [p for _, p in self.probation],
                         replace(self.settings, trial_windows=least, trial_windows_max=most))
         if verdict.outcome == "better":
-            return self._roll_back(sample.stamp_ns, verdict, sample)
+            return self._roll_back(sample.stamp_ns, verdict)
         if len(self.probation) >= most:
             self.previous = None
             self.status.proven_version = self.version
@@ -230,24 +228,17 @@ class Learner:
             return None
         return first, second
 
-    def _roll_back(self, stamp_ns: int, verdict: Verdict, sample: LearningSample | None) -> WeightsUpdate:
+    def _roll_back(self, stamp_ns: int, verdict: Verdict) -> WeightsUpdate:
         assert self.previous is not None, "there is a way back on probation only"
-        features = {} if sample is None else self._describe(self.previous, sample)
         self.active, self.previous = self.previous, None
         self.status.rollbacks += 1
         self._begin_candidate(self.active)
-        update = self._update(stamp_ns, "rollback", verdict, features)
+        update = self._update(stamp_ns, "rollback", verdict)
         self.status.proven_version = self.version
         return update
 
-    def _describe(self, matcher: Matcher, sample: LearningSample) -> dict[int, Features]:
-        """Features of the window by weights that come into use, as of the next version; before anything else changes, for the thread
-        may end here."""
-        matcher.weights_version = self.newest_version + 1
-        return dict(zip(sample.keyframe_ids, extract(matcher, sample)))
-
-    def _update(self, stamp_ns: int, event: str, verdict: Verdict, features: dict[int, Features]) -> WeightsUpdate:
-        """The active weights as an update; features of the window that are not given odometry makes itself."""
+    def _update(self, stamp_ns: int, event: str, verdict: Verdict) -> WeightsUpdate:
+        """The active weights as an update."""
         before = self.version
         self.version = self.newest_version = self.newest_version + 1
         self.active.weights_version = self.version
@@ -257,7 +248,7 @@ class Learner:
         self.on_event({"event": event, "stamp_ns": stamp_ns, "version": snapshot.version, "hash": snapshot.hash,
                        "reason": verdict.reason, "before_px": verdict.before_px, "after_px": verdict.after_px,
                        "step": self.status.step})
-        return WeightsUpdate(snapshot, features, before, event == "rollback")
+        return WeightsUpdate(snapshot, {}, before, event == "rollback")
 
     def _begin_candidate(self, origin: Matcher) -> None:
         self.stepper = Stepper(self._copy(origin), self.shipped, self.settings, self.config.bundle)

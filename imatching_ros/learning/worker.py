@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -17,13 +17,16 @@ from torch import Tensor
 from ..config import Config
 from ..datatypes import LearningSample
 from ..matching.base import Matcher
+from ..window import Keyframe
 from .learner import Learner, LearningStatus, WeightsUpdate
+from .rematching import observe
 from .turns import GIVE_WAY
 
 LONGEST_REST_S = 5.0
 LEAST_SHARE = 0.5  # of the budget: what odometry cannot keep it from on a computer that is never idle
 PATIENCE_S = 0.2  # rest taken in advance, about two frames' work
 SWITCH_INTERVAL_S = 5e-4  # of the interpreter
+ASK_AGAIN = 30  # frames that an update is kept back for features; where every frame is a keyframe they are never complete
 
 
 class InlineLearning:
@@ -41,8 +44,8 @@ class InlineLearning:
         """Odometry lost its way with weights `version`: on probation they do not stay."""
         self._update = self._learner.lose_tracking(version, stamp_ns) or self._update
 
-    def poll(self) -> WeightsUpdate | None:
-        """The newest update that was not handed out yet."""
+    def poll(self, keyframes: Sequence[Keyframe] = ()) -> WeightsUpdate | None:
+        """The newest update that was not handed out yet; the features of `keyframes` by it are left to odometry."""
         update, self._update = self._update, None
         return update
 
@@ -89,6 +92,8 @@ class LearningWorker:
         self._waiting: deque[LearningSample] = deque(maxlen=config.learning.queue)
         self._changed = threading.Condition()
         self._update: WeightsUpdate | None = None
+        self._wanted: list[Keyframe] = []  # whose features odometry waits for
+        self._asked = 0  # times, for the update at hand
         self._status = replace(self._learner.status)
         self._loss: tuple[int, int] | None = None  # weights version and stamp
         self._dropped = 0
@@ -114,10 +119,22 @@ class LearningWorker:
             self._loss = version, stamp_ns
             self._changed.notify()
 
-    def poll(self) -> WeightsUpdate | None:
-        """The newest update that was not handed out yet."""
+    def poll(self, keyframes: Sequence[Keyframe] = ()) -> WeightsUpdate | None:
+        """The newest update that was not handed out yet, as soon as the features of `keyframes`, the window, by it are known.
+
+        Until then it is kept back while the thread makes them, for the frame that adopts it would be late if it had to.
+        """
         with self._changed:
-            update, self._update = self._update, None
+            if self._update is None:
+                return None
+            known = self._update.features
+            self._wanted = [keyframe for keyframe in keyframes if keyframe.id not in known]
+            self._asked += not self._behind
+            if self._wanted and self._asked <= ASK_AGAIN and self._thread.is_alive():
+                self._changed.notify()
+                return None
+            update, self._update, self._wanted, self._asked = self._update, None, [], 0
+            self._changed.notify()
             return update
 
     def status(self) -> LearningStatus:
@@ -171,11 +188,10 @@ class LearningWorker:
                     update = self._learner.consume(news) if isinstance(news, LearningSample) else self._learner.lose_tracking(*news)
                     if stream is not None:
                         stream.synchronize()  # what is handed over must be finished
-                    self._busy_s += self._worked_s()
                     with self._changed:
                         self._update = update or self._update
-                        self._status = replace(self._learner.status, busy_s=self._busy_s)
-                    self._rest()
+                        self._status = replace(self._learner.status, busy_s=self._busy_s + self._worked_s())
+                    self._rest(stream)
         except _Closed:
             return
         except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
@@ -221,10 +237,29 @@ class LearningWorker:
             if self._closed:
                 raise _Closed
 
-    def _rest(self) -> None:
-        """Sleeps so that the share of time worked stays within the budget."""
+    def _rest(self, stream: torch.cuda.Stream | None = None) -> None:
+        """Sleeps so that the share of time worked stays within the budget; and until an update is taken, whose features it makes."""
+        while True:
+            with self._changed:
+                begin, offered = time.monotonic(), self._update is not None
+                woken = self._changed.wait_for(lambda: self._closed or self._wanted or (offered and self._update is None),
+                                               timeout=None if offered else self._owed_s())
+                self._rested_s += time.monotonic() - begin
+                if self._closed or not woken:
+                    self._busy_s += self._worked_s()
+                    return
+                update, wanted = self._update, self._wanted
+            if update is not None and wanted:
+                self._describe(update, wanted, stream)
+
+    def _describe(self, update: WeightsUpdate, keyframes: Sequence[Keyframe], stream: torch.cuda.Stream | None) -> None:
+        features = {keyframe.id: observe(self._learner.active, keyframe.image) for keyframe in keyframes}
+        if stream is not None:
+            stream.synchronize()
         with self._changed:
-            self._changed.wait_for(lambda: self._closed, timeout=self._owed_s())
+            if self._update is update:
+                self._update = replace(update, features={**update.features, **features})
+                self._wanted = []
 
     def _worked_s(self) -> float:
         """On the window at hand."""

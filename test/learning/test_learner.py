@@ -144,23 +144,6 @@ def test_windows_from_before_the_promotion_do_not_count_as_probation(tell):
     assert story.learner.probation == [] and story.learner.status.proven_version == 0
 
 
-def test_a_rollback_that_is_interrupted_can_be_done_again(tell, monkeypatch):
-    story = tell(better=0.5)
-    while story.learner.status.promotions == 0:
-        story.feed()
-    promoted = hash_state(story.learner.active.state_dict())
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "score", lambda matcher, window, *rest: Score(
-            (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + story.noise(window), 0.5, 0.5, 100, 0.5, 0.68))
-        patch.setattr(module, "extract", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            for _ in range(4):
-                story.feed()
-    assert story.learner.status.rollbacks == 0 and story.learner.version == 1
-    update = story.learner.end_probation(story.now, "learning failed")
-    assert update.rollback and update.snapshot.hash == story.home and update.snapshot.version == 2
-
-
 def test_versions_of_earlier_runs_are_not_given_again(monkeypatch, make_sample):
     story = Story(monkeypatch, make_sample(), better=0.5)
     story.learner = Learner(story.learner.active, CONFIG, story.events.append, newest_version=7)

@@ -15,6 +15,7 @@ from imatching_ros.learning.worker import InlineLearning, LearningWorker, start_
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.weights import hash_state
+from imatching_ros.window import Keyframe
 
 CONFIG = Config().with_values({"learning.queue": 2, "learning.budget": 1.0})
 
@@ -128,6 +129,64 @@ def test_weights_on_probation_go_when_learning_fails(matcher, samples, monkeypat
     assert update.rollback and update.snapshot.hash == home
     assert learning.status().proven_version == update.snapshot.version
     learning.close()
+
+
+@pytest.fixture
+def promoting(matcher, samples, monkeypatch):
+    """A thread that has just promoted weights."""
+    promoted = threading.Event()
+
+    def promote(learner, sample):
+        learner.contender = learner.stepper.averaged()
+        promoted.set()
+        return learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
+
+    monkeypatch.setattr(worker.Learner, "consume", promote)
+    learning = LearningWorker(matcher, CONFIG, lambda event: None)
+    learning.submit(samples[0])
+    assert promoted.wait(60)
+    yield learning
+    learning.close()
+
+
+def window_of(matcher, *ids):
+    images = torch.randint(0, 255, (len(ids), 1, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return [Keyframe(k, k, image, matcher.observe(image)) for k, image in zip(ids, images)]
+
+
+def poll_until_taken(learning, keyframes):
+    update, end = None, time.monotonic() + 60
+    while update is None:
+        update = learning.poll(keyframes)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return update
+
+
+def test_weights_are_handed_over_with_the_features_of_the_window_as_it_is_by_then(matcher, promoting, monkeypatch):
+    monkeypatch.setattr(worker, "ASK_AGAIN", 10**9)
+    first, then = window_of(matcher, 10, 20), window_of(matcher, 10, 20, 30)
+    assert promoting.poll(first) is None
+    update = poll_until_taken(promoting, then)
+    assert set(update.features) >= {10, 20, 30}
+    assert {f.weights_version for f in update.features.values()} == {update.snapshot.version}
+    assert promoting.poll(then) is None, "once is enough"
+
+
+def test_a_window_that_runs_ahead_keeps_no_weights_back_for_good(matcher, promoting, monkeypatch):
+    monkeypatch.setattr(promoting, "_describe", lambda *arguments: time.sleep(0.05))
+    keyframes = window_of(matcher, 10)
+    while promoting._update is None:
+        time.sleep(0.001)
+    assert [promoting.poll(keyframes) is None for _ in range(worker.ASK_AGAIN + 1)] == [True] * worker.ASK_AGAIN + [False]
+
+
+def test_no_frame_takes_weights_over_while_odometry_is_behind(matcher, promoting):
+    promoting.begin_frame(behind=True)
+    keyframes = window_of(matcher, 10)
+    assert all(promoting.poll(keyframes) is None for _ in range(3 * worker.ASK_AGAIN))
+    promoting.begin_frame(behind=False)
+    assert poll_until_taken(promoting, keyframes).features.keys() == {10}
 
 
 class Turns:
