@@ -60,9 +60,10 @@ class Pipeline:
         self.origin = f"weights '{config.matcher.weights}'" if self.matcher.state_dict() else "no weights"
         if self._store is not None and self.matcher.trainable and self._store.resume(self.matcher, self._base, named):
             self.origin = f"weights of profile '{profile}' resumed from {self._store.path(profile)}"
-        self._ended = LearningStatus(weights_version=self.matcher.weights_version, weights_hash=hash_state(self.matcher.state_dict()))
+        self._hash = hash_state(self.matcher.state_dict())  # of the weights in use
+        self._ended = LearningStatus()
         if self.matcher.state_dict():
-            self.origin += f", version {self._ended.weights_version}, hash {self._ended.weights_hash}"
+            self.origin += f", version {self.matcher.weights_version}, hash {self._hash}"
         self.odometry = Odometry(config, self.matcher)
         # Events of the background thread wait here until the owning thread passes them on.
         self._learning_events: deque[Event] = deque(maxlen=10_000)
@@ -163,14 +164,15 @@ class Pipeline:
         self._refined.clear()
 
     def _start_learning(self) -> Learning | None:
-        given = 0 if self._store is None else self._store.newest_version()
+        given = max(self._ended.weights_version, 0 if self._store is None else self._store.newest_version())
         return start_learning(self.matcher, self.config, self._learning_events.append, self._shipped, given)
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
     def learning_status(self) -> LearningStatus:
-        """How learning stands; while it is off, how it stood at its end, with the state `off`."""
-        return self._ended if self._learning is None else self._learning.status()
+        """How learning stands; while it is off, how it stood at its end, with the state `off`. The weights are those in use."""
+        status = self._ended if self._learning is None else self._learning.status()
+        return replace(status, weights_version=self.matcher.weights_version, weights_hash=self._hash)
 
     def set_learning(self, on: bool) -> None:
         """Starts learning, from the weights in use, or ends it; weights on probation go then, for nobody would watch them.
@@ -211,10 +213,9 @@ class Pipeline:
             state, origin = loaded.state_dict(), str(path)
         learned = self._learning is not None
         self._end_learning()
-        version = max(self.matcher.weights_version, 0 if self._previous is None else self._previous.version) + 1
+        version = max(self.matcher.weights_version, self._ended.weights_version, 0 if self._previous is None else self._previous.version) + 1
         snapshot = WeightsSnapshot(version, hash_state(state), {k: v.clone() for k, v in state.items()})
         self._take(WeightsUpdate(snapshot, {}, self.matcher.weights_version))
-        self._ended = replace(self._ended, weights_version=snapshot.version, weights_hash=snapshot.hash)
         self.set_learning(learned)
         return f"took {origin} into use as version {version}{self._warn_of_profile(snapshot.hash)}"
 
@@ -276,16 +277,17 @@ class Pipeline:
             self._learning_events.append({"event": "weights_not_written", "version": snapshot.version, "error": str(error)})
 
     def _take(self, update: WeightsUpdate) -> None:
-        self._previous = WeightsSnapshot(self.matcher.weights_version, hash_state(self.matcher.state_dict()),
+        self._previous = WeightsSnapshot(self.matcher.weights_version, self._hash,
                                          {k: v.detach().clone() for k, v in self.matcher.state_dict().items()})
         self.odometry.adopt(update.snapshot, update.features)
+        self._hash = update.snapshot.hash
 
     def _end_learning(self, unwatched: bool = False) -> None:
         """`unwatched`: odometry goes on without learning."""
         if self._learning is not None:
             self._learning.close()
             update = self._learning.poll()
-            if unwatched and (update is None or not update.rollback):
+            if unwatched and update is None:  # else it never came into use, or is the way back itself
                 update = self._learning.end_probation(self._stamp_ns or 0, "learning was switched off on probation")
             if update is not None and update.rollback:  # a promotion that nobody would watch any more is left
                 self._adopt(update)

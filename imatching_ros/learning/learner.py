@@ -159,6 +159,9 @@ class Learner:
         self.status.state = "trial"
         if not self.settings.guard:
             return self._promote(sample, Verdict("better", "no guard", float("nan"), float("nan"), 0))
+        # One promotion after the other: the windows that waited for it would try the next before those in use are on probation at all.
+        if self.previous is not None and sample.weights_version != self.version:
+            return None
         if not _is_news(sample, self.taught, self.judged):
             return None
         scores = self._compare(sample, self.active, self.contender)

@@ -122,7 +122,8 @@ class LearningWorker:
     def poll(self, keyframes: Sequence[Keyframe] = ()) -> WeightsUpdate | None:
         """The newest update that was not handed out yet, as soon as the features of `keyframes`, the window, by it are known.
 
-        Until then it is kept back while the thread makes them, for the frame that adopts it would be late if it had to.
+        Until then it is kept back while the thread makes them, for the frame that adopts it would be late if it had to. Weights to go
+        back to are not kept back while odometry is behind, which a loss brings about and which the thread waits for.
         """
         with self._changed:
             if self._update is None:
@@ -130,7 +131,8 @@ class LearningWorker:
             known = self._update.features
             self._wanted = [keyframe for keyframe in keyframes if keyframe.id not in known]
             self._asked += not self._behind
-            if self._wanted and self._asked <= ASK_AGAIN and self._thread.is_alive():
+            urgent = self._update.rollback and self._behind
+            if self._wanted and self._asked <= ASK_AGAIN and not urgent and self._thread.is_alive():
                 self._changed.notify()
                 return None
             update, self._update, self._wanted, self._asked = self._update, None, [], 0
@@ -169,7 +171,7 @@ class LearningWorker:
     def end_probation(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
         """After `close`: what to go back to, for nobody will watch the weights on probation any more."""
         update = self._learner.end_probation(stamp_ns, reason)
-        self._status = replace(self._learner.status, busy_s=self._busy_s)
+        self._status = replace(self._learner.status, busy_s=self._status.busy_s)
         return update
 
     def _run(self) -> None:
@@ -190,19 +192,23 @@ class LearningWorker:
                         stream.synchronize()  # what is handed over must be finished
                     with self._changed:
                         self._update = update or self._update
-                        self._status = replace(self._learner.status, busy_s=self._busy_s + self._worked_s())
+                        self._publish()
                     self._rest(stream)
         except _Closed:
             return
         except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
             with self._changed:
-                self._status = replace(self._learner.status, state="failed", busy_s=self._busy_s)
+                self._publish(state="failed")
             self._on_event({"event": "learning_failed", "error": f"{type(error).__name__}: {error}",
                             "traceback": traceback.format_exc()})
             self._take_back()
 
     def _take_back(self) -> None:
         """Weights on probation go with the learner that watched them; where even that fails, odometry keeps those that it has."""
+        with self._changed:
+            if self._update is not None and not self._update.rollback:
+                self._update = None  # never came into use
+                return
         try:
             update = self._learner.end_probation(0, "learning failed")
         except Exception as error:
@@ -210,7 +216,7 @@ class LearningWorker:
             return
         with self._changed:
             self._update = update or self._update
-            self._status = replace(self._learner.status, state="failed", busy_s=self._busy_s)
+            self._publish(state="failed")
 
     def _next(self) -> LearningSample | tuple[int, int] | None:
         """Waits for a loss, or for a window: the oldest of the newest ones that were kept."""
@@ -250,16 +256,22 @@ class LearningWorker:
                     return
                 update, wanted = self._update, self._wanted
             if update is not None and wanted:
-                self._describe(update, wanted, stream)
+                self._describe(update, wanted[-1], stream)
 
-    def _describe(self, update: WeightsUpdate, keyframes: Sequence[Keyframe], stream: torch.cuda.Stream | None) -> None:
-        features = {keyframe.id: observe(self._learner.active, keyframe.image) for keyframe in keyframes}
+    def _describe(self, update: WeightsUpdate, keyframe: Keyframe, stream: torch.cuda.Stream | None) -> None:
+        """Adds the features of one keyframe to the update at hand."""
+        features = observe(self._learner.active, keyframe.image)
         if stream is not None:
             stream.synchronize()
         with self._changed:
             if self._update is update:
-                self._update = replace(update, features={**update.features, **features})
-                self._wanted = []
+                self._update = replace(update, features={**update.features, keyframe.id: features})
+                self._wanted = [other for other in self._wanted if other.id != keyframe.id]
+            self._publish()
+
+    def _publish(self, state: str = "") -> None:
+        status = self._learner.status
+        self._status = replace(status, busy_s=self._busy_s + self._worked_s(), state=state or status.state)
 
     def _worked_s(self) -> float:
         """On the window at hand."""

@@ -144,6 +144,17 @@ def test_windows_from_before_the_promotion_do_not_count_as_probation(tell):
     assert story.learner.probation == [] and story.learner.status.proven_version == 0
 
 
+def test_windows_from_before_a_promotion_bring_no_second_one(tell):
+    story = tell(better=0.5)
+    while story.learner.status.promotions == 0:
+        story.feed()
+    for k in range(20):
+        ids = tuple(range(1000 + 6 * k, 1006 + 6 * k))
+        story.learner.consume(dataclasses.replace(story.sample, keyframe_ids=ids, weights_version=0))
+    assert story.learner.status.promotions == 1 and story.learner.status.proven_version == 0
+    assert story.learner.status.step > 20, "they teach all the same"
+
+
 def test_versions_of_earlier_runs_are_not_given_again(monkeypatch, make_sample):
     story = Story(monkeypatch, make_sample(), better=0.5)
     story.learner = Learner(story.learner.active, CONFIG, story.events.append, newest_version=7)

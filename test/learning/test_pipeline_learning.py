@@ -118,6 +118,31 @@ def test_only_weights_that_stood_their_probation_become_the_profile(frames, tmp_
     assert not proven or read_header(tmp_path / "current.safetensors").hash == hash_state(state)
 
 
+def test_weights_that_wait_for_their_features_are_not_in_use(frames, monkeypatch):
+    pipeline = Pipeline(CONFIG.with_values({"learning.guard": True, "learning.mode": "thread"}))
+    home, events = hash_state(pipeline.matcher.state_dict()), []
+    pipeline._on_event = events.append
+    for frame in frames[:6]:
+        pipeline.process(frame)
+    learner = pipeline._learning._learner
+    learner.previous, learner.active = learner.active, learner.stepper.averaged()
+    with torch.no_grad():
+        next(learner.active.parameters()).add_(0.01)
+    with pipeline._learning._changed:
+        learner.version = learner.status.weights_version = 7
+        pipeline._learning._update = WeightsUpdate(WeightsSnapshot(7, "", learner.active.state_dict()), {}, 1)
+        pipeline._learning._behind = True
+        pipeline._learning._publish()
+    assert not pipeline._adopt_update()
+    status = pipeline.learning_status()
+    assert (status.weights_version, status.weights_hash) == (pipeline.matcher.weights_version, home)
+    pipeline.set_learning(False)
+    assert hash_state(pipeline.matcher.state_dict()) == home and pipeline.matcher.weights_version == status.weights_version
+    assert not any(e["event"] == "rollback" for e in events)
+    assert "version 8" in pipeline.load_weights("default"), "a version that was given is not given again"
+    pipeline.close()
+
+
 def test_weights_that_lost_on_probation_never_become_the_profile(frames, tmp_path):
     """They are rolled back by the very last window, with no frame after it."""
     pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)

@@ -134,17 +134,15 @@ def test_weights_on_probation_go_when_learning_fails(matcher, samples, monkeypat
 @pytest.fixture
 def promoting(matcher, samples, monkeypatch):
     """A thread that has just promoted weights."""
-    promoted = threading.Event()
-
     def promote(learner, sample):
         learner.contender = learner.stepper.averaged()
-        promoted.set()
         return learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
 
     monkeypatch.setattr(worker.Learner, "consume", promote)
     learning = LearningWorker(matcher, CONFIG, lambda event: None)
     learning.submit(samples[0])
-    assert promoted.wait(60)
+    while learning._update is None:
+        time.sleep(0.001)
     yield learning
     learning.close()
 
@@ -176,9 +174,43 @@ def test_weights_are_handed_over_with_the_features_of_the_window_as_it_is_by_the
 def test_a_window_that_runs_ahead_keeps_no_weights_back_for_good(matcher, promoting, monkeypatch):
     monkeypatch.setattr(promoting, "_describe", lambda *arguments: time.sleep(0.05))
     keyframes = window_of(matcher, 10)
-    while promoting._update is None:
-        time.sleep(0.001)
     assert [promoting.poll(keyframes) is None for _ in range(worker.ASK_AGAIN + 1)] == [True] * worker.ASK_AGAIN + [False]
+
+
+def test_what_is_made_by_then_is_handed_over(matcher, promoting, monkeypatch):
+    monkeypatch.setattr(worker, "ASK_AGAIN", 1)
+    hindered, observe = threading.Event(), worker.observe
+
+    def observe_one(matcher, image):
+        assert hindered.wait(60)
+        hindered.clear()
+        return observe(matcher, image)
+
+    monkeypatch.setattr(worker, "observe", observe_one)
+    keyframes = window_of(matcher, 10, 20, 30)
+    assert promoting.poll(keyframes) is None
+    hindered.set()
+    while not promoting._update.features:
+        time.sleep(0.001)
+    assert promoting.poll(keyframes).features.keys() == {30}
+    hindered.set()
+
+
+def test_weights_to_go_back_to_do_not_wait_for_odometry_that_is_behind(matcher, promoting):
+    promoting._update = dataclasses.replace(promoting._update, rollback=True)
+    promoting.begin_frame(behind=True)
+    assert promoting.poll(window_of(matcher, 10)).rollback
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_weights_that_never_came_into_use_go_with_a_thread_that_fails(matcher, promoting, monkeypatch, guard):
+    monkeypatch.setattr(worker, "observe", lambda matcher, image: 1 / 0)
+    if not guard:
+        promoting._learner.previous = None
+    assert promoting.poll(window_of(matcher, 10)) is None
+    promoting._thread.join(60)
+    assert promoting.poll(window_of(matcher, 10)) is None
+    assert promoting.status().state == "failed" and promoting.status().busy_s > 0
 
 
 def test_no_frame_takes_weights_over_while_odometry_is_behind(matcher, promoting):
