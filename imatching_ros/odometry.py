@@ -408,7 +408,7 @@ class Odometry:
         self._solved = None
         for made in features.values():
             for values in made.maps.values():
-                if values.is_cuda:  # made on the learner's stream, which may not use their memory again before this one is done
+                if values.is_cuda:  # made on the learner's stream, which must not use their memory again before this stream is done
                     values.record_stream(torch.cuda.current_stream(values.device))
         self.window.renew_features(self.matcher, features)
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)

@@ -118,7 +118,7 @@ def test_only_weights_that_stood_their_probation_become_the_profile(frames, tmp_
     assert not proven or read_header(tmp_path / "current.safetensors").hash == hash_state(state)
 
 
-def test_weights_that_wait_for_their_features_are_not_in_use(frames, monkeypatch):
+def test_weights_that_wait_for_their_features_are_not_in_use(frames):
     pipeline = Pipeline(CONFIG.with_values({"learning.guard": True, "learning.mode": "thread"}))
     home, events = hash_state(pipeline.matcher.state_dict()), []
     pipeline._on_event = events.append
