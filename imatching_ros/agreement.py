@@ -6,8 +6,7 @@ another place that looks alike.
 
 from __future__ import annotations
 
-from .mapping import Sighting
-from .tracking import Located
+from .tracking import Located, Sighting
 
 # In parts of the usual share:
 DOUBTED = 0.25  # below this a pose needs a second look,

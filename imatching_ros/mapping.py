@@ -11,25 +11,14 @@ from . import depths, geometry
 from .bundle import solve
 from .config import Config
 from .corners import detect
-from .datatypes import BAResult, BAStatus, Frame
+from .datatypes import BAResult, BAStatus, Frame, WindowSnapshot
 from .initialization import Start
 from .matching.base import Features, Matcher
 from .recovery import Places, place_of
-from .samples import Solved
+from .tracking import Sighting
 from .window import Keyframe, Window
 
 _RECENT = 3  # keyframes in which new points are searched
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """Landmarks of the window found in one frame."""
-
-    rows: Tensor  # (N,) int64, rows of the window
-    uv: Tensor  # (N, 2) float32 raw px
-    score: Tensor  # (N,)
-    sigma_px: Tensor  # (N,)
-    missed: Tensor  # (K,) int64, rows searched in vain
 
 
 @dataclass(frozen=True)
@@ -41,6 +30,21 @@ class Fresh:
     features: Features
     T_WC: Tensor  # (7,)
     sighting: Sighting | None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A window as bundle adjustment saw it, before culling. Its tensors are never changed in place."""
+
+    keyframes: tuple[Keyframe, ...]
+    snapshot: WindowSnapshot
+    result: BAResult
+    uv: Tensor  # (O, 2) float32 raw px
+    at_anchor: Tensor  # (O,) bool: the observation at which its landmark was detected
+
+    @staticmethod
+    def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> Solved:
+        return Solved(tuple(window.keyframes), snapshot, result, window.observations.uv[used], window.at_anchor()[used])
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,18 @@ from . import agreement, depths, geometry
 from .camera import Camera
 from .clock import Clock
 from .config import Config
-from .datatypes import BAResult, BAStatus, Frame, LearningSample, Matches, OdometryOutput, TrackingState, WeightsSnapshot, as_grey
+from .datatypes import BAResult, BAStatus, Frame, Matches, OdometryOutput, TrackingState, WeightsSnapshot, as_grey
 from .drift import Drift
 from .initialization import MonoStart, Start
 from .keyframes import Progress, keyframe_reason
-from .mapping import Fresh, Mapper, Sighting
+from .mapping import Fresh, Mapper, Solved
 from .matching.base import Features, Matcher
 from .odometry_input import OdometryInput
 from .recovery import Places, place_of, recall, shows_nothing
-from .samples import Solved, take_sample
 from .scale import Scale
 from .search import LandmarkSearch, Tracked
 from .stillness import Stillness
-from .tracking import Located
+from .tracking import Located, Sighting
 from .window import Window
 
 _CLOSE = 0.3  # of the search radius: where the second attempt looks
@@ -390,13 +389,15 @@ class Odometry:
         self._fastest = self._fastest * torch.tensor([factor, 1.0], dtype=torch.float64)
         self.rescaled = factor, centre
 
-    def sample(self) -> LearningSample | None:
-        """The newest window that bundle adjustment solved to convergence, for the learner; each is given once."""
+    def take_solved(self) -> Solved | None:
+        """The newest window that bundle adjustment solved to convergence, for the learner; each is returned once."""
         solved, self._solved = self._solved, None
-        if solved is None or solved.result.status is not BAStatus.CONVERGED:
-            return None
-        healthy = self._settling == 0 and self._lost == 0
-        return take_sample(solved, self.config.seed, self.matcher.weights_version, healthy)
+        return None if solved is None or solved.result.status is not BAStatus.CONVERGED else solved
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the newest window may be learned from."""
+        return self._settling == 0 and self._lost == 0
 
     def adopt(self, state: WeightsSnapshot, features: Mapping[int, Features]) -> None:
         """Swaps the matcher's weights, between two frames; `features` of keyframes by frame id, made by those weights.

@@ -23,6 +23,7 @@ from .learning.worker import Learning, start_learning
 from .matching import create_matcher
 from .matching.weights import DEFAULT_DIR, hash_state, load_weights, read_header, write_weights
 from .odometry import Odometry
+from .samples import next_sample
 from .window import Window
 
 log = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ class Pipeline:
 
     def _teach(self) -> None:
         """Hands the newest converged window to the learner."""
-        sample = self.odometry.sample()
+        sample = next_sample(self.odometry)
         if self._learning is not None and sample is not None:
             self._learning.submit(sample)
         self._keep_proven()

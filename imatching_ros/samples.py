@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from .datatypes import BAResult, LearningSample, WindowSnapshot
-from .window import Keyframe, Window
+from .datatypes import LearningSample
+from .mapping import Solved
+from .odometry import Odometry
 
 _HELD_OUT = 0.2
 _MIN_VIEWS = 4  # a landmark must stay well determined without the observation that is held out
 
 
-@dataclass(frozen=True)
-class Solved:
-    """A window as bundle adjustment saw it, before culling. Its tensors are never changed in place."""
-
-    keyframes: tuple[Keyframe, ...]
-    snapshot: WindowSnapshot
-    result: BAResult
-    uv: Tensor  # (O, 2) float32 raw px
-    at_anchor: Tensor  # (O,) bool: the observation at which its landmark was detected
-
-    @staticmethod
-    def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> Solved:
-        return Solved(tuple(window.keyframes), snapshot, result, window.observations.uv[used], window.at_anchor()[used])
+def next_sample(odometry: Odometry) -> LearningSample | None:
+    """The window that odometry solved last, for the learner; None when it was taken before or nothing of it remains."""
+    solved = odometry.take_solved()
+    if solved is None:
+        return None
+    return take_sample(solved, odometry.config.seed, odometry.matcher.weights_version, odometry.healthy)
 
 
 def take_sample(solved: Solved, seed: int, weights_version: int, healthy: bool) -> LearningSample | None:

@@ -11,9 +11,8 @@ from . import geometry
 from .camera import Camera
 from .config import Config
 from .corners import spread
-from .mapping import Sighting
 from .matching.base import Features, Matcher, Prediction, Queries
-from .tracking import Located, locate
+from .tracking import Located, Sighting, locate
 from .window import Window
 
 _MISSES = 5  # a landmark searched in vain in so many frames in a row is not searched any more

@@ -20,6 +20,17 @@ _RANSAC_ITERATIONS = 300
 
 
 @dataclass(frozen=True)
+class Sighting:
+    """Landmarks of the window found in one frame."""
+
+    rows: Tensor  # (N,) int64, rows of the window
+    uv: Tensor  # (N, 2) float32 raw px
+    score: Tensor  # (N,)
+    sigma_px: Tensor  # (N,)
+    missed: Tensor  # (K,) int64, rows searched in vain
+
+
+@dataclass(frozen=True)
 class Located:
     T_WC: Tensor  # (7,) float64
     inlier: Tensor  # (N,) bool

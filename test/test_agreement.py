@@ -5,7 +5,7 @@ import torch
 
 from imatching_ros import geometry
 from imatching_ros.agreement import Agreement
-from imatching_ros.mapping import Sighting
+from imatching_ros.tracking import Sighting
 from imatching_ros.search import LandmarkSearch
 from imatching_ros.tracking import Located
 from imatching_ros.window import Keyframe, Window

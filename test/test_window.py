@@ -10,7 +10,8 @@ from imatching_ros.config import BundleConfig
 from imatching_ros.datatypes import BAStatus, ObservationKind
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.sift import SiftMatcher
-from imatching_ros.samples import Solved, take_sample
+from imatching_ros.mapping import Solved
+from imatching_ros.samples import take_sample
 from imatching_ros.window import Keyframe, Window
 from odometry_scenes import CAMERA, speckle
 

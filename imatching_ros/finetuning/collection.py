@@ -15,6 +15,7 @@ from ..datatypes import Frame, LearningSample
 from ..learning.gate import refuse
 from ..matching import create_matcher
 from ..odometry import Odometry
+from ..samples import next_sample
 from ..sources.base import Source
 from ..sources.identity import identify
 from .windows import write_json, write_window
@@ -44,7 +45,7 @@ def solved_windows(config: Config, frames: Iterable[Frame]) -> Iterator[tuple[Fr
     for frame in frames:
         odometry.track(frame)
         odometry.extend()
-        sample = odometry.sample()
+        sample = next_sample(odometry)
         yield frame, sample, None if sample is None else refuse(sample, config.learning)
 
 
