@@ -8,28 +8,28 @@ import os
 import sys
 from importlib import import_module
 
-from .errors import ImatchingError
+from .core.errors import ImatchingError
 
 # A spinning OpenMP pool is what makes frames late on a busy CPU; it has to be told before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
-    "replay": ("imatching_ros.commands.replay", "run visual odometry, with or without learning, over a recording"),
+    "replay": ("imatching_ros.offline.cli.replay", "run visual odometry, with or without learning, over a recording"),
     "online": ("imatching_ros.ros.node", "run the ROS 2 node (ROS arguments follow)"),
-    "match-eval": ("imatching_ros.commands.match_eval", "score matchers on a recording by depth and poses"),
-    "compare": ("imatching_ros.commands.compare", "frozen against adapted weights on a recording"),
-    "finetune": ("imatching_ros.commands.finetune", "fine-tune a matcher on recordings, on one or several processes"),
-    "report": ("imatching_ros.commands.report", "write report.html of a replay"),
-    "weights": ("imatching_ros.commands.weights", "list, show, compare and export weights"),
-    "simulate": ("imatching_ros.sources.simulation.command", "render a recording with exact truth"),
-    "train": ("imatching_ros.training.command", "train default weights"),
-    "bench ba": ("imatching_ros.bench.ba.command", "time bundle adjustment"),
-    "bench matcher": ("imatching_ros.bench.matcher", "time matchers"),
-    "bench leaving": ("imatching_ros.bench.leaving", "compare ways to let keyframes leave the window"),
-    "bench nees": ("imatching_ros.bench.nees", "compare covariances with errors on rendered scenes"),
-    "bench odometry": ("imatching_ros.bench.odometry.command", "time odometry frame by frame"),
-    "bench interference": ("imatching_ros.bench.interference.command", "time odometry beside the learner"),
-    "bench latency": ("imatching_ros.ros.latency", "time the running node from a picture's stamp to its odometry"),
+    "match-eval": ("imatching_ros.offline.cli.match_eval", "score matchers on a recording by depth and poses"),
+    "compare": ("imatching_ros.offline.cli.compare", "frozen against adapted weights on a recording"),
+    "finetune": ("imatching_ros.offline.cli.finetune", "fine-tune a matcher on recordings, on one or several processes"),
+    "report": ("imatching_ros.offline.cli.report", "write report.html of a replay"),
+    "weights": ("imatching_ros.offline.cli.weights", "list, show, compare and export weights"),
+    "simulate": ("imatching_ros.offline.cli.simulate", "render a recording with exact truth"),
+    "train": ("imatching_ros.offline.cli.train", "train default weights"),
+    "bench ba": ("imatching_ros.offline.cli.bench_ba", "time bundle adjustment"),
+    "bench matcher": ("imatching_ros.offline.cli.bench_matcher", "time matchers"),
+    "bench leaving": ("imatching_ros.offline.cli.bench_leaving", "compare ways to let keyframes leave the window"),
+    "bench nees": ("imatching_ros.offline.cli.bench_nees", "compare covariances with errors on rendered scenes"),
+    "bench odometry": ("imatching_ros.offline.cli.bench_odometry", "time odometry frame by frame"),
+    "bench interference": ("imatching_ros.offline.cli.bench_interference", "time odometry beside the learner"),
+    "bench latency": ("imatching_ros.offline.ros_tools.latency", "time the running node from an image's stamp to its odometry"),
 }
 
 ONLINE_HELP = """usage: python -m imatching_ros online [--ros-args ROS_ARGUMENT ...]

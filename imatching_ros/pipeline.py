@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clock import Clock
-from .config import Config, refuse_change
-from .datatypes import Frame, OdometryOutput, TrackingState, WeightsSnapshot
-from .errors import ConfigError, SourceError, WeightsError
+from .core.timing import Clock
+from .core.config import Config, refuse_change
+from .core.types import Frame, OdometryOutput, TrackingState, WeightsSnapshot
+from .core.errors import ConfigError, SourceError, WeightsError
 from .learning.learner import LearningStatus, WeightsUpdate
-from .learning.store import CURRENT, WeightsStore
+from .learning.weights_store import CURRENT, WeightsStore
 from .learning.worker import Learning, start_learning
 from .matching import create_matcher
 from .matching.weights import DEFAULT_DIR, hash_state, load_weights, read_header, write_weights
-from .odometry import Odometry
-from .samples import next_sample
-from .window import Window
+from .odometry.odometry import Odometry
+from .learning.sample import next_sample
+from .odometry.local_map import Window
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Pipeline:
         return sorted(self._refined.values(), key=lambda keyframe: keyframe[0])
 
     def add_odometry(self, stamp_ns: int, T_OC: Tensor) -> None:
-        """A pose (7,) of the camera from elsewhere, in any frame that stays; metres. See `odometry_input` in the configuration.
+        """A pose (7,) of the camera from elsewhere, in any frame that stays; metres. See `external_odometry` in the configuration.
 
         Raises:
             SourceError: a pose that is not finite, or without a rotation.

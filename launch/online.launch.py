@@ -10,18 +10,18 @@ The shipped file of the mode is loaded first, then `params_file`, then what the 
 """
 
 NAME = "imatching"
-IMAGES = {"mono": "image", "stereo": "left/image", "rgbd": "image"}  # mode: the node's name for the pictures that lead
+IMAGES = {"mono": "image", "stereo": "left/image", "rgbd": "image"}  # mode: the node's name for the images that lead
 
 # name: (default, what it is)
 ARGUMENTS = {
     "mode": ("", "mono, stereo or rgbd (what params_file says, else mono)"),
-    "image_topic": ("", "pictures; of the left camera in stereo (image; left/image in stereo)"),
-    "camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the picture topic"),
-    "right_image_topic": ("right/image", "pictures of the right camera in stereo"),
-    "right_camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the picture topic"),
-    "depth_topic": ("depth/image", "depth pictures in rgbd, registered to the colour pictures"),
+    "image_topic": ("", "images; of the left camera in stereo (image; left/image in stereo)"),
+    "camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the image topic"),
+    "right_image_topic": ("right/image", "images of the right camera in stereo"),
+    "right_camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the image topic"),
+    "depth_topic": ("depth/image", "depth images in rgbd, registered to the colour images"),
     "image_transport": ("", "raw or compressed (raw)"),
-    "odometry_topic": ("odometry", "odometry from elsewhere (wheels, inertial), for odometry_use"),
+    "odometry_topic": ("odometry", "external odometry (wheels, inertial), for odometry_use"),
     "odometry_use": ("", "off, prediction, scale or both"),
     "odom_topic": ("odom", "where this node's odometry is published; a base may publish its own as odom"),
     "namespace": ("", "namespace of the node and of its topics"),
@@ -46,7 +46,7 @@ PARAMETERS = {
     "camera_info_topic": "camera_info_topic",
     "right_camera_info_topic": "right_camera_info_topic",
     "image_transport": "image_transport",
-    "odometry_use": "odometry_input.use",
+    "odometry_use": "external_odometry.use",
     "weights": "matcher.weights",
     "weights_profile": "weights_profile",
     "learning": "learning.mode",
@@ -130,7 +130,7 @@ def start(context):
         raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(IMAGES)}")
     sim_time = {"use_sim_time": settings.get("use_sim_time") is True}
     profile = os.path.join(config, "fastdds.xml")
-    # Large pictures are lost without it; whoever has a profile of his own keeps it.
+    # Large images are lost without it; whoever has a profile of his own keeps it.
     environment = {
         name: os.environ.get(name, profile) for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
     }

@@ -1,4 +1,4 @@
-"""Runs visual odometry over a recording, every picture of it, and writes the results to a folder.
+"""Runs visual odometry over a recording, every image of it, and writes the results to a folder.
 
 ros2 launch imatching_ros replay.launch.py source:=my_bag out:=run groundtruth:=truth.txt
 """
@@ -9,7 +9,7 @@ ARGUMENTS = {
     "out": ("run", "folder for the results"),
     "mode": ("", "mono, stereo or rgbd; empty: what the recording carries"),
     "groundtruth": ("", "true trajectory"),
-    "odometry": ("", "odometry from elsewhere: poses of the camera in a file"),
+    "odometry": ("", "external odometry: poses of the camera in a file"),
     "odometry_topic": ("", "the same from a topic of the bag"),
     "config": ("", "settings, YAML"),
     "learning": ("", "off, sync (deterministic) or thread"),

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from imatching_ros.__main__ import main
-from imatching_ros.sources.simulation.recording import write_recording
-from imatching_ros.sources.simulation.sequence import SimulatedSequence
+from imatching_ros.offline.simulation.recording import write_recording
+from imatching_ros.offline.simulation.sequence import SimulatedSequence
 
 ROOT = Path(__file__).parents[1]
 # Small, and so that some windows of a step are refused: the others must count for what they are.

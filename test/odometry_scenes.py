@@ -1,4 +1,4 @@
-"""Rendered and warped pictures that the tests of odometry share."""
+"""Rendered and warped images that the tests of odometry share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import torch
 
-from imatching_ros.camera import Camera
-from imatching_ros.config import Config
-from imatching_ros.datatypes import Frame
+from imatching_ros.camera.model import Camera
+from imatching_ros.core.config import Config
+from imatching_ros.core.types import Frame
 
 CAMERA = Camera(320, 240, 256.0, 256.0, 159.5, 119.5)
 STEP_NS = 100_000_000
@@ -21,19 +21,19 @@ def configure(matcher: str = "klt", **values) -> Config:
 
 
 def speckle(seed: int = 0, size: tuple[int, int] = (480, 640)) -> np.ndarray:
-    """A picture with corners of several sizes, (H, W) uint8."""
+    """An image with corners of several sizes, (H, W) uint8."""
     rng = np.random.default_rng(seed)
-    picture = np.zeros(size, np.float32)
+    image = np.zeros(size, np.float32)
     for cell in (6, 13, 29):
         rows, cols = size[0] // cell + 2, size[1] // cell + 2
         noise = rng.normal(0, 1, (rows, cols)).astype(np.float32)
-        picture += np.kron(noise, np.ones((cell, cell), np.float32))[: size[0], : size[1]]
-    picture = cv2.GaussianBlur(picture, (0, 0), 0.8)
-    return np.clip(picture * 28 + 128, 0, 255).astype(np.uint8)
+        image += np.kron(noise, np.ones((cell, cell), np.float32))[: size[0], : size[1]]
+    image = cv2.GaussianBlur(image, (0, 0), 0.8)
+    return np.clip(image * 28 + 128, 0, 255).astype(np.uint8)
 
 
 def rotating(count: int, degrees: float) -> list[Frame]:
-    """A camera that only turns, about its y axis, by `degrees` a frame: exact homographies of one picture."""
+    """A camera that only turns, about its y axis, by `degrees` a frame: exact homographies of one image."""
     wide = speckle(3, (480, 900))
     K = np.array([[CAMERA.fx, 0, CAMERA.cx], [0, CAMERA.fy, CAMERA.cy], [0, 0, 1]])
     centre = np.array([[CAMERA.fx, 0, 450.0], [0, CAMERA.fy, 240.0], [0, 0, 1]])
@@ -41,8 +41,8 @@ def rotating(count: int, degrees: float) -> list[Frame]:
     for i in range(count):
         R = cv2.Rodrigues(np.array([0.0, np.radians(degrees * i), 0.0]))[0]
         H = centre @ R @ np.linalg.inv(K)
-        picture = cv2.warpPerspective(wide, H, (CAMERA.width, CAMERA.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        frames.append(Frame(i, i * STEP_NS, torch.from_numpy(picture)[None], CAMERA))
+        image = cv2.warpPerspective(wide, H, (CAMERA.width, CAMERA.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        frames.append(Frame(i, i * STEP_NS, torch.from_numpy(image)[None], CAMERA))
     return frames
 
 

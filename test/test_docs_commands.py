@@ -76,7 +76,7 @@ def test_commands_run_as_they_stand(document, folder, capsys):
         assert main(shlex.split(text)) == 0, f"{text}\n{capsys.readouterr().err}"
     if "--report" in " ".join(text for own, text in written() if own == document):
         assert Path("run/report.html").is_file()
-        assert json.loads(Path("run/matches.json").read_text())["unseen"] is False, "the run's own pictures were seen"
+        assert json.loads(Path("run/matches.json").read_text())["unseen"] is False, "the run's own images were seen"
 
 
 def test_list_of_what_is_not_run_is_true():

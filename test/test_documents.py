@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imatching_ros.__main__ import COMMANDS
-from imatching_ros.config import Config, walk
+from imatching_ros.core.config import Config, walk
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +71,7 @@ def test_commands_of_the_documents_parse(document, command):
         words = words[1:]
     if words[:3] != ["python", "-m", "imatching_ros"]:
         if words[:2] == ["python", "-m"]:
-            assert words[2] in {"ruff", "mypy", "pytest", "colcon", "imatching_ros.ros.reference", "imatching_ros.ros.demo"}, command
+            assert words[2] in {"ruff", "mypy", "pytest", "colcon", "imatching_ros.offline.ros_tools.reference", "imatching_ros.offline.ros_tools.demo"}, command
             return
         assert words[0] in NOT_RUN, f"{document}: say in NOT_RUN why '{command}' is not run"
         return
@@ -120,14 +120,14 @@ def test_modules_that_the_documents_name_exist():
 def test_names_in_the_method_exist():
     import imatching_ros.learning.rematching
     import imatching_ros.learning.step
-    import imatching_ros.learning.trial
+    import imatching_ros.learning.validation
 
     text = (ROOT / "docs" / "method.md").read_text()
     for module, names in ((imatching_ros.learning.step, ("residual_loss", "auxiliary_loss", "teaching_observations", "Stepper")),
-                          (imatching_ros.learning.rematching, ("rematch", "solve_again")), (imatching_ros.learning.trial, ("judge",))):
+                          (imatching_ros.learning.rematching, ("rematch", "solve_again")), (imatching_ros.learning.validation, ("judge",))):
         for name in names:
             assert name in text and hasattr(module, name)
-    import imatching_ros.residuals as residuals
+    import imatching_ros.core.residuals as residuals
 
     for name in re.findall(r"`residuals\.(\w+)`", text):
         assert name == "py" or hasattr(residuals, name), name

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from imatching_ros.camera import Camera
-from imatching_ros.config import Config
-from imatching_ros.datatypes import Frame
+from imatching_ros.camera.model import Camera
+from imatching_ros.core.config import Config
+from imatching_ros.core.types import Frame
 from imatching_ros.pipeline import Pipeline
 
 CAMERA = Camera(96, 72, 77.0, 77.0, 47.5, 35.5)
@@ -28,7 +28,7 @@ def cycle(config: Config, frames: list[Frame]) -> None:
     pipeline.close()
 
 
-def pictures() -> list[Frame]:
+def images() -> list[Frame]:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 1, 18, 24, generator=generator)
     image = (torch.nn.functional.interpolate(coarse, size=(72, 96), mode="bilinear") * 255).to(torch.uint8)[0]
@@ -41,7 +41,7 @@ def pictures() -> list[Frame]:
 @pytest.mark.parametrize(("matcher", "learning", "count", "warm", "cycles"), [("klt", "off", 1, 100, 1000), ("expectation", "thread", 2, 4, 12)])
 def test_no_growth(matcher, learning, count, warm, cycles):
     config = Config.from_dict({"matcher.name": matcher, "learning.mode": learning, "odometry.mode": "rgbd"})
-    frames = pictures()[:count]
+    frames = images()[:count]
     for _ in range(warm):
         cycle(config, frames)
     gc.collect()

@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..config import BundleConfig
-from ..datatypes import WindowSnapshot
+from ..core.config import BundleConfig
+from ..core.types import WindowSnapshot
 from .priors import MarginalPrior, PointPrior
 from .problem import compile_window
-from .schur import Workspace, eliminate, evaluate, linearise
+from .linearization import Workspace, eliminate, evaluate, linearise
 
 # Directions that the prior knows less of than this part of the best known one are taken as unknown.
 _UNKNOWN = 1e-12

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import geometry
+from ..core import geometry
 
 
 @dataclass(frozen=True)

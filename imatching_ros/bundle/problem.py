@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .. import geometry
-from ..datatypes import ObservationKind, WindowSnapshot
-from ..errors import BundleError
-from ..residuals import MIN_DEPTH
+from ..core import geometry
+from ..core.types import ObservationKind, WindowSnapshot
+from ..core.errors import BundleError
+from ..core.residuals import MIN_DEPTH
 from .priors import MarginalPrior, PointPrior, PosePrior, PosePriors
 
 

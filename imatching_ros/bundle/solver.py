@@ -8,14 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import geometry
-from ..config import BundleConfig
-from ..datatypes import BAResult, BAStatus, ObservationKind, WindowSnapshot
-from ..residuals import MIN_DEPTH, kernel_weight, reproject, whiten
-from .correlation import design_effect, landmark_parts, pose_scores
+from ..core import geometry
+from ..core.config import BundleConfig
+from ..core.types import BAResult, BAStatus, ObservationKind, WindowSnapshot
+from ..core.residuals import MIN_DEPTH, kernel_weight, reproject, whiten
+from .covariance import design_effect, landmark_parts, pose_scores
 from .problem import Problem, compile_window
-from .schur import State, Workspace, back_substitute, constrain, eliminate, evaluate, linearise, move_landmarks, rotate_small
-from .spread import measure_spread
+from .linearization import (
+    State,
+    Workspace,
+    back_substitute,
+    constrain,
+    eliminate,
+    evaluate,
+    linearise,
+    move_landmarks,
+    rotate_small,
+)
+from .covariance import measure_spread
 
 # Damping: where it starts, its range, and how it changes; with these a warm start needs as few steps as undamped Gauss-Newton.
 _DAMPING_START, _DAMPING_LOW, _DAMPING_HIGH = 1e-4, 1e-9, 1e6

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .. import geometry
-from ..config import LearningConfig
-from ..datatypes import BAStatus, LearningSample
+from ..core import geometry
+from ..core.config import LearningConfig
+from ..core.types import BAStatus, LearningSample
 
 
 def refuse(sample: LearningSample, config: LearningConfig) -> str | None:

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..config import Config
-from ..datatypes import LearningSample, WeightsSnapshot
+from ..core.config import Config
+from ..core.types import LearningSample, WeightsSnapshot
 from ..matching.base import Features, Matcher
 from ..matching.weights import hash_state
 from .gate import refuse
 from .memory import held_mb
-from .replay import ReplayBuffer
+from .replay_buffer import ReplayBuffer
 from .step import Stepper
-from .trial import LOOK_EVERY, Score, Verdict, judge, score
-from .turns import give_way_in_layers
+from .validation import LOOK_EVERY, Score, Verdict, judge, score
+from .cooperative_yield import give_way_in_layers
 
 
 REMEMBERED = 1000  # keyframes that taught a candidate; older ones cannot be in a window any more

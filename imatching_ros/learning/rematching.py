@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .. import geometry
+from ..core import geometry
 from ..bundle import solve
-from ..config import BundleConfig, LearningConfig
-from ..datatypes import BAResult, LearningSample, ObservationKind, WindowSnapshot
+from ..core.config import BundleConfig, LearningConfig
+from ..core.types import BAResult, LearningSample, ObservationKind, WindowSnapshot
 from ..matching.base import Features, Matcher, Prediction, Queries
-from .turns import give_way, give_way_backwards
+from .cooperative_yield import give_way, give_way_backwards
 
-MARGIN_PX = 8.0  # nearer to the picture's edge a landmark may be outside
+MARGIN_PX = 8.0  # nearer to the image's edge a landmark may be outside
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
             live: Collection[int] = ()) -> Rematch:
     """Matches every landmark from its anchor into the keyframes that observed it, searching around its reprojection.
 
-    Matches between two keyframes of `live` keep gradients and distributions: from both pictures, for with gradients from one
+    Matches between two keyframes of `live` keep gradients and distributions: from both images, for with gradients from one
     of them alone a network would chase itself.
     """
     window = sample.window
     queries, order = describe(matcher, sample, features)
     expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
     at_anchor = torch.zeros(len(window.obs), dtype=torch.bool)
-    at_anchor[sample.anchor_obs] = True
-    from_live = torch.isin(window.kf_idx[sample.anchor_obs], torch.tensor(sorted(live), dtype=torch.long))
+    at_anchor[sample.host_obs] = True
+    from_live = torch.isin(window.kf_idx[sample.host_obs], torch.tensor(sorted(live), dtype=torch.long))
     # In raw px again: `measurements` turns all of them into ideal px.
     uv, sigma = sample.uv_px.clone(), (window.sigma[:, 0] / window.camera.stretch(window.obs[:, :2])).float()
     score = torch.ones(len(uv))
@@ -115,7 +115,7 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
 def missed_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor:
     """Landmarks (e,) int64 that keyframe k should show and in which they were not found: hard cases, which observations leave out.
 
-    They lie within the picture and were observed in a neighbouring keyframe, so that they are hardly hidden.
+    They lie within the image and were observed in a neighbouring keyframe, so that they are hardly hidden.
 
     Args:
         expected: (P, 2) raw px, where they reproject in keyframe k.
@@ -130,11 +130,11 @@ def missed_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor
 
 def describe(matcher: Matcher, sample: LearningSample, features: list[Features]) -> tuple[Queries, Tensor]:
     """Every landmark at its anchor, and for each landmark its row among the queries."""
-    anchor_kf = sample.window.kf_idx[sample.anchor_obs]
+    anchor_kf = sample.window.kf_idx[sample.host_obs]
     parts, points = [], []
     for k in anchor_kf.unique().tolist():
         mine = torch.nonzero(anchor_kf == k)[:, 0]
-        parts.append(matcher.describe(features[k], sample.uv_px[sample.anchor_obs[mine]]))
+        parts.append(matcher.describe(features[k], sample.uv_px[sample.host_obs[mine]]))
         points.append(mine)
     order = torch.empty(len(anchor_kf), dtype=torch.long)
     order[torch.cat(points)] = torch.arange(len(anchor_kf))
@@ -144,7 +144,7 @@ def describe(matcher: Matcher, sample: LearningSample, features: list[Features])
 def measurements(sample: LearningSample, found: Rematch, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
     """What both levels see of a rematch: the observations (O, 3) `rows`, differentiable in the matches, and their sigmas (O, 3).
 
-    The third number stays as measured: the depth of a depth picture, and in stereo the disparity, so that u in the right picture
+    The third number stays as measured: the depth of a depth image, and in stereo the disparity, so that u in the right image
     moves with u.
     """
     window = sample.window
@@ -164,7 +164,7 @@ def window_of(sample: LearningSample, found: Rematch, config: LearningConfig) ->
     window = sample.window
     obs, sigma = (numbers.detach() for numbers in measurements(sample, found, slice(None)))
     keep = ~sample.held_out & (found.score >= config.min_score) & obs[:, :2].isfinite().all(-1)
-    keep[sample.anchor_obs] = True
+    keep[sample.host_obs] = True
     views = torch.zeros(len(window.points_W), dtype=torch.long).index_add_(0, window.pt_idx, keep.long())
     keep &= views[window.pt_idx] >= 2
     return replace(window, T_WC=sample.result.T_WC, points_W=sample.result.points_W, kf_idx=window.kf_idx[keep],

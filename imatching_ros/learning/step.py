@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .. import residuals
-from ..config import BundleConfig, LearningConfig
-from ..datatypes import BAStatus, LearningSample
+from ..core import residuals
+from ..core.config import BundleConfig, LearningConfig
+from ..core.types import BAStatus, LearningSample
 from ..matching.base import Matcher
 from .rematching import Rematch, Solution, expected_uv, measurements, observe, rematch, solve_again
-from .turns import give_way, give_way_backwards
+from .cooperative_yield import give_way, give_way_backwards
 
 Solver = Callable[[LearningSample, Rematch, LearningConfig, BundleConfig], Solution]
 
@@ -58,7 +58,7 @@ class StepResult:
 def teaching_observations(sample: LearningSample, solution: Solution) -> Tensor:
     """(O,) bool: matched (not detected) observations of landmarks with three or more trusted views, never held out."""
     teach = (solution.weight > MIN_WEIGHT) & ~sample.held_out & (count_views(sample, solution)[sample.window.pt_idx] >= MIN_VIEWS)
-    teach[sample.anchor_obs] = False
+    teach[sample.host_obs] = False
     return teach
 
 
@@ -74,7 +74,7 @@ def draw_keyframes(count: int, config: LearningConfig, generator: torch.Generato
 
 
 def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfig, live: list[int]) -> Rematch:
-    """The window's matches; those between the keyframes `live` have gradients, from both of their pictures."""
+    """The window's matches; those between the keyframes `live` have gradients, from both of their images."""
     features = []
     for k, image in enumerate(sample.images):
         if k in live:  # one by one: the backward pass through all of them would be long for odometry to wait for

@@ -14,13 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..config import Config
-from ..datatypes import LearningSample
+from ..core.config import Config
+from ..core.types import LearningSample
 from ..matching.base import Matcher
-from ..window import Keyframe
+from ..odometry.local_map import Keyframe
 from .learner import Learner, LearningStatus, WeightsUpdate
 from .rematching import observe
-from .turns import GIVE_WAY
+from .cooperative_yield import GIVE_WAY
 
 LONGEST_REST_S = 5.0
 LEAST_SHARE = 0.5  # of the budget: what odometry cannot keep it from on a computer that is never idle

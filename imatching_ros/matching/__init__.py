@@ -10,10 +10,10 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..config import MatcherConfig
+    from ..core.config import MatcherConfig
     from .base import Matcher
 
 MATCHERS = {

@@ -1,6 +1,6 @@
 """The small convolutional backbone that both of our matcher families share.
 
-A U-shaped network on one grey picture: strides 2 to 32, with a coarse descriptor map at 1/8 and a fine one at 1/2. Pixel
+A U-shaped network on one grey image: strides 2 to 32, with a coarse descriptor map at 1/8 and a fine one at 1/2. Pixel
 unshuffle at the stem keeps the full resolution's detail in the channels while every convolution runs at half of it or less.
 It is trained with batch normalisation, which `fold_batch_norm` then merges into the convolutions: the network that drives on
 the robot is plain convolutions with biases, so there are no statistics that could drift while it learns.
@@ -28,7 +28,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Backbone(nn.Module):
-    """Grey picture (B, 1, H, W) in 0..1 -> coarse (B, 64, ceil(H/8), ceil(W/8)) and fine (B, 16, ceil(H/2), ceil(W/2))."""
+    """Grey image (B, 1, H, W) in 0..1 -> coarse (B, 64, ceil(H/8), ceil(W/8)) and fine (B, 16, ceil(H/2), ceil(W/2))."""
 
     def __init__(self, batch_norm: bool = False) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         height, width = image.shape[-2:]
-        # Exposure and contrast differ between cameras and moments: each picture is brought to zero mean and unit deviation.
+        # Exposure and contrast differ between cameras and moments: each image is brought to zero mean and unit deviation.
         mean = image.mean((-2, -1), keepdim=True)
         image = (image - mean) / (image.std((-2, -1), keepdim=True) + 1e-3)
         image = F.pad(image, (0, -width % 32, 0, -height % 32), mode="replicate")
@@ -80,7 +80,7 @@ def _enlarge(x: Tensor) -> Tensor:
 
 
 def fold_batch_norm(trained: Backbone) -> Backbone:
-    """The same function of the picture without batch norm layers (evaluation mode)."""
+    """The same function of the image without batch norm layers (evaluation mode)."""
     folded = Backbone()
     source, target = dict(trained.named_modules()), dict(folded.named_modules())
     for name, module in target.items():

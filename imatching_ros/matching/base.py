@@ -1,11 +1,11 @@
-"""The protocol of a matcher: pictures are turned into features once, queries are described once, then matched anywhere.
+"""The protocol of a matcher: images are turned into features once, queries are described once, then matched anywhere.
 
 Two doors lead to the same computation:
 
-- `forward` keeps gradients from the pictures of both views to the coordinates; learning uses it.
+- `forward` keeps gradients from the images of both views to the coordinates; learning uses it.
 - `estimate` works on cached features without gradients; odometry uses it.
 
-Both take M query points of picture A and T target pictures and return, for every query in every target, a coordinate, a
+Both take M query points of image A and T target images and return, for every query in every target, a coordinate, a
 score and a standard deviation. Shapes are written with N queries, T targets, images (1, H, W) float32 in 0..1.
 """
 
@@ -19,12 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import MatcherError
+from ..core.errors import MatcherError
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a matcher keeps of one picture. Only the matcher that made it knows what the maps mean."""
+    """What a matcher keeps of one image. Only the matcher that made it knows what the maps mean."""
 
     maps: dict[str, Tensor]
     height: int
@@ -34,12 +34,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Queries:
-    """Points of one or more pictures, described for matching. `data` holds per-query tensors, first dimension N."""
+    """Points of one or more images, described for matching. `data` holds per-query tensors, first dimension N."""
 
-    uv: Tensor  # (N, 2) float32 raw px in the picture that each query comes from
+    uv: Tensor  # (N, 2) float32 raw px in the image that each query comes from
     data: dict[str, Tensor]
     weights_version: int
-    sources: tuple[Features, ...] = ()  # only for matchers that look at both pictures together
+    sources: tuple[Features, ...] = ()  # only for matchers that look at both images together
     source_idx: Tensor | None = None  # (N,) int64 into sources
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Queries:
 
     @staticmethod
     def cat(parts: Sequence[Queries]) -> Queries:
-        """Queries of several pictures as one; all must come from the same matcher and weights."""
+        """Queries of several images as one; all must come from the same matcher and weights."""
         versions = {p.weights_version for p in parts}
         assert len(versions) == 1, f"queries of weights versions {versions} must not be mixed"
         sources: tuple[Features, ...] = ()
@@ -116,7 +116,7 @@ class Matcher(nn.Module, ABC):
     # A matcher that can only follow small motion (KLT) is queried from the previous frame instead of the keyframe that
     # first saw the landmark.
     wide_baseline: ClassVar[bool] = True
-    min_side_px: ClassVar[int] = 1  # of a picture
+    min_side_px: ClassVar[int] = 1  # of an image
     weights_version: int = 0
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Matcher(nn.Module, ABC):
 
     @abstractmethod
     def describe(self, features: Features, uv: Tensor) -> Queries:
-        """Points (N, 2) raw px of the picture behind `features` -> N queries."""
+        """Points (N, 2) raw px of the image behind `features` -> N queries."""
 
     @abstractmethod
     def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
@@ -133,8 +133,8 @@ class Matcher(nn.Module, ABC):
         """Finds N queries in T targets.
 
         Args:
-            predicted: (T, N, 2) raw px, where the points are expected; None searches the whole picture. NaN rows search the
-                whole picture too.
+            predicted: (T, N, 2) raw px, where the points are expected; None searches the whole image. NaN rows search the
+                whole image too.
             radius_px: search only within this distance of `predicted` (a number, or (T, N)).
             differentiable: keep what a loss needs, `distributions` included.
         """
@@ -148,10 +148,10 @@ class Matcher(nn.Module, ABC):
         """The differentiable door: image (1, H, W), uv (N, 2), targets (T, 1, H, W) -> Prediction with gradients.
 
         Raises:
-            MatcherError: the pictures are not grey, too small, or of several sizes.
+            MatcherError: the images are not grey, too small, or of several sizes.
         """
         if image.shape != targets.shape[1:]:
-            raise MatcherError(f"the query picture has shape {tuple(image.shape)} and the targets {tuple(targets.shape[1:])}; "
+            raise MatcherError(f"the query image has shape {tuple(image.shape)} and the targets {tuple(targets.shape[1:])}; "
                                "bring them to grey and to one size, (1, H, W)")
         source, *others = self.extract(torch.cat([image[None], targets]))
         return self.match(self.describe(source, uv), others, predicted, radius_px, differentiable=True)
@@ -164,18 +164,18 @@ class Matcher(nn.Module, ABC):
 
     @torch.no_grad()
     def observe(self, image: Tensor) -> Features:
-        """One picture (1, H, W) uint8 -> its features, without gradients, on the matcher's device."""
+        """One image (1, H, W) uint8 -> its features, without gradients, on the matcher's device."""
         self.check(image[None])
         return self.extract(image[None].to(self.device).float() / 255)[0]
 
     def check(self, images: Tensor) -> None:
-        """Raises MatcherError unless the pictures (B, 1, H, W) are grey and large enough."""
+        """Raises MatcherError unless the images (B, 1, H, W) are grey and large enough."""
         if images.ndim != 4 or images.shape[1] != 1:
-            raise MatcherError(f"matcher '{self.name}' takes grey pictures (1, H, W), got {tuple(images.shape[1:])}; "
+            raise MatcherError(f"matcher '{self.name}' takes grey images (1, H, W), got {tuple(images.shape[1:])}; "
                                "turn colour to grey first (datatypes.as_grey)")
         if min(images.shape[-2:]) < self.min_side_px:
-            raise MatcherError(f"the picture is {images.shape[-1]} x {images.shape[-2]}, matcher '{self.name}' needs at least "
-                               f"{self.min_side_px} px a side; use larger pictures")
+            raise MatcherError(f"the image is {images.shape[-1]} x {images.shape[-2]}, matcher '{self.name}' needs at least "
+                               f"{self.min_side_px} px a side; use larger images")
 
     @property
     def device(self) -> torch.device:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import MatcherConfig
-from ..errors import MatcherError
-from .backbone import COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, Backbone, sample_map
+from ..core.config import MatcherConfig
+from ..core.errors import MatcherError
+from .backbone import Backbone, COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, sample_map
 from .base import Distribution, Features, Matcher, Prediction, Queries
 from .coarse import coarse_estimate, search_region
 from .precision import use_bfloat16
@@ -90,7 +90,7 @@ class CoarseToFine(Matcher):
             return self._match_lean(queries, targets, search_region(predicted, radius_px))
         sizes = {(t.width, t.height) for t in targets}
         if len(sizes) > 1:
-            raise MatcherError(f"the target pictures have the sizes {sorted(sizes)}; match pictures of one size at a time")
+            raise MatcherError(f"the target images have the sizes {sorted(sizes)}; match images of one size at a time")
         coarse = torch.stack([t.maps["coarse"] for t in targets])
         fine = torch.stack([t.maps["fine"] for t in targets])
         count = len(targets)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import FINE_STRIDE
-from .coarse_to_fine import REFINE_WINDOW, WINDOW, CoarseToFine, LocalSurface, slide
+from .coarse_to_fine import CoarseToFine, LocalSurface, REFINE_WINDOW, WINDOW, slide
 
 
 class ExpectationMatcher(CoarseToFine):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import MatcherConfig
-from ..errors import MatcherError
+from ..core.config import MatcherConfig
+from ..core.errors import MatcherError
 from .base import Features, Matcher, Prediction, Queries
 
 _WINDOW = (21, 21)  # px, OpenCV's default
@@ -18,11 +18,11 @@ _LEVELS = 4
 _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
 _ROUND_TRIP_PX = 1.0  # a point tracked there and back must return within this distance
 _SIGMA_PX = 0.5
-_JUMP = 4.0  # grey levels between the means of two pictures above which they are brought to one exposure
+_JUMP = 4.0  # grey levels between the means of two images above which they are brought to one exposure
 
 
 class KltMatcher(Matcher):
-    """Features are the picture itself; the score falls from 1 to exp(-1) as the round trip error grows to 1 px."""
+    """Features are the image itself; the score falls from 1 to exp(-1) as the round trip error grows to 1 px."""
 
     name = "klt"
     trainable = False
@@ -43,7 +43,7 @@ class KltMatcher(Matcher):
         return self._features(image.cpu())
 
     def describe(self, features: Features, uv: Tensor) -> Queries:
-        """Points (N, 2) raw px -> N queries that remember their picture."""
+        """Points (N, 2) raw px -> N queries that remember their image."""
         return Queries(uv.float(), {}, self.weights_version, (features,), torch.zeros(len(uv), dtype=torch.int64))
 
     def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
@@ -73,7 +73,7 @@ def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tup
     """Points (N, 2) px of `source` -> their place in `target` (N, 2) px, and score (N,)."""
     a, b = source.maps["image"].numpy(), target.maps["image"].numpy()
     if a.shape != b.shape:
-        raise MatcherError(f"KLT takes pictures of one size, got {source.width} x {source.height} and {target.width} x {target.height}")
+        raise MatcherError(f"KLT takes images of one size, got {source.width} x {source.height} and {target.width} x {target.height}")
     b = _alike(a, b)
     start = np.ascontiguousarray(uv.numpy())
     options = dict(winSize=_WINDOW, maxLevel=_LEVELS, criteria=_CRITERIA, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)
@@ -88,8 +88,8 @@ def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tup
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Picture `b` with the exposure of `a`, as one gain and offset: Lucas-Kanade takes brightness to be constant."""
-    (mean_a, std_a), (mean_b, std_b) = ([float(x[0, 0]) for x in cv2.meanStdDev(picture)] for picture in (a, b))
+    """Image `b` with the exposure of `a`, as one gain and offset: Lucas-Kanade takes brightness to be constant."""
+    (mean_a, std_a), (mean_b, std_b) = ([float(x[0, 0]) for x in cv2.meanStdDev(image)] for image in (a, b))
     if abs(mean_a - mean_b) < _JUMP:
         return b
     levels = (np.arange(256) - mean_b) * (std_a / max(std_b, 1.0)) + mean_a

@@ -1,4 +1,4 @@
-"""LoFTR (Sun et al., CVPR 2021) by kornia, asked at given points: its transformers see both pictures, so every pair is a new one.
+"""LoFTR (Sun et al., CVPR 2021) by kornia, asked at given points: its transformers see both images, so every pair is a new one.
 
 Coarse: the query's token, read between the cells, against all tokens of the target by dual softmax. Fine: a 5x5 window around
 the best cell, by the published expectation. About a hundred times slower than the project's own matchers on a CPU.
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import MatcherConfig
+from ..core.config import MatcherConfig
 from .base import Distribution, Features, Matcher, Prediction, Queries
-from .foreign import import_kornia, load_published
+from .kornia_utils import import_kornia, load_published
 
 ADDRESS = "http://cmp.felk.cvut.cz/~mishkdmy/models/loftr_outdoor.ckpt (or loftr_indoor.ckpt)"
 COARSE, FINE = 8, 2  # strides
@@ -50,7 +50,7 @@ class LoftrMatcher(Matcher):
         return [Features({"coarse": c, "fine": f}, height, width, self.weights_version) for c, f in zip(coarse, fine)]
 
     def describe(self, features: Features, uv: Tensor) -> Queries:
-        """Points (N, 2) raw px -> N queries that remember their picture."""
+        """Points (N, 2) raw px -> N queries that remember their image."""
         uv = uv.to(self.device, torch.float32)
         return Queries(uv, {}, features.weights_version, (features,), torch.zeros(len(uv), dtype=torch.int64, device=self.device))
 
@@ -80,7 +80,7 @@ class LoftrMatcher(Matcher):
 
     def _match_pair(self, source: Features, target: Features, uv: Tensor, predicted: Tensor | None,
                     radius: Tensor | float | None) -> tuple[Tensor, ...]:
-        """One picture against another: uv (n, 2), score, sigma (n,), logits coarse (n, h, w) and fine (n, 5, 5), fine origin."""
+        """One image against another: uv (n, 2), score, sigma (n,), logits coarse (n, h, w) and fine (n, 5, 5), fine origin."""
         source_coarse, target_coarse = source.maps["coarse"], target.maps["coarse"]
         height, width = target_coarse.shape[-2:]
         tokens_a, tokens_b = self.network.loftr_coarse(*(m.flatten(1).T[None].contiguous() for m in (source_coarse, target_coarse)))
@@ -100,7 +100,7 @@ class LoftrMatcher(Matcher):
         around = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2)
         window_a = _sample(source.maps["fine"], (uv[:, None] + FINE * around).flatten(0, 1), FINE).unflatten(0, (len(uv), -1))
         at = cell[:, None] * (COARSE // FINE) + around
-        padded = F.pad(target.maps["fine"], (2, 2, 2, 2))  # zeros beyond the picture, as published
+        padded = F.pad(target.maps["fine"], (2, 2, 2, 2))  # zeros beyond the image, as published
         window_b = padded[:, at[..., 1] + 2, at[..., 0] + 2].permute(1, 2, 0)
         context = self.network.fine_preprocess.down_proj(torch.cat([query, tokens_b[best]]))
         merged = torch.cat([torch.cat([window_a, window_b]), context[:, None].expand(-1, _WINDOW**2, -1)], -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from ..config import MatcherConfig
+from ..core.config import MatcherConfig
 
 # Names of the flags on x86-64 and on arm64.
 _FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}

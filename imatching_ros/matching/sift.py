@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import MatcherConfig
+from ..core.config import MatcherConfig
 from .base import Features, Matcher, Prediction, Queries
 
 _KEYPOINTS = 2000
@@ -39,14 +39,14 @@ class SiftMatcher(Matcher):
     def observe(self, image: Tensor) -> Features:
         """(1, H, W) uint8 -> features, without the detour over float."""
         self.check(image[None])
-        picture = np.ascontiguousarray(image[0].cpu().numpy())
-        keypoints, descriptors = self._sift.detectAndCompute(picture, None)
+        grey = np.ascontiguousarray(image[0].cpu().numpy())
+        keypoints, descriptors = self._sift.detectAndCompute(grey, None)
         uv = cv2.KeyPoint_convert(keypoints) if keypoints else np.zeros((0, 2), np.float32)
         maps = {"uv": torch.from_numpy(uv.reshape(-1, 2)), "descriptors": _root(descriptors), "image": image.cpu()}
         return Features(maps, image.shape[-2], image.shape[-1], self.weights_version)
 
     def points(self, features: Features) -> Tensor:
-        """The keypoints of the picture, (K, 2) px: the points at which SIFT can be queried with success."""
+        """The keypoints of the image, (K, 2) px: the points at which SIFT can be queried with success."""
         return features.maps["uv"]
 
     def describe(self, features: Features, uv: Tensor) -> Queries:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import MatcherConfig
-from ..errors import WeightsError
+from ..core.config import MatcherConfig
+from ..core.errors import WeightsError
 from .base import Matcher
 
 DEFAULT_DIR = Path(__file__).parent.parent / "weights"

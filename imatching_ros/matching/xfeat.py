@@ -1,6 +1,6 @@
 """XFeat (Potje et al., CVPR 2024) by kornia, matched by expectation: coarse on its descriptors at 1/8, fine by its own matcher.
 
-The published semi-dense variant refines the point of the first picture with a small network on both descriptors, whose 8x8
+The published semi-dense variant refines the point of the first image with a small network on both descriptors, whose 8x8
 distribution is turned into a coordinate by a soft-argmax. Here the pair is given the other way round, so that the query stays
 and the point in the target moves. Score and sigma come from the two distributions; they are not calibrated.
 """
@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import MatcherConfig
-from ..errors import MatcherError
+from ..core.config import MatcherConfig
+from ..core.errors import MatcherError
 from .backbone import COARSE_STRIDE, sample_map
 from .base import Distribution, Features, Matcher, Prediction, Queries
 from .coarse import coarse_estimate, search_region
-from .foreign import import_kornia, load_published
+from .kornia_utils import import_kornia, load_published
 
 ADDRESS = "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt"
 _TEMPERATURE = 20.0  # of the cosine similarity of descriptors
@@ -67,7 +67,7 @@ class XFeatMatcher(Matcher):
             nothing = query.new_zeros(len(targets), len(queries))
             return Prediction(nothing[..., None].repeat(1, 1, 2), nothing, nothing)
         if len({(t.width, t.height) for t in targets}) > 1:
-            raise MatcherError("the target pictures have several sizes; match pictures of one size at a time")
+            raise MatcherError("the target images have several sizes; match images of one size at a time")
         maps = torch.stack([t.maps["raw"] for t in targets])
         height, width = maps.shape[-2:]
         logits = _TEMPERATURE * F.normalize(query, dim=-1) @ F.normalize(maps, dim=1).flatten(2)

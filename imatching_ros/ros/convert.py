@@ -17,7 +17,7 @@ from torch import Tensor
 from imatching_ros.msg import LearningStatus as LearningStatusMsg
 from imatching_ros.msg import Matches as MatchesMsg
 
-from ..datatypes import Matches
+from ..core.types import Matches
 from . import transforms
 from .robot_pose import RobotPose
 

@@ -12,7 +12,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 # What gives one camera its metres.
-SCALE_REMEDY = "for metres give odometry of the wheels (odometry_input.use: scale) or odometry.first_baseline_m, or use stereo or rgbd"
+SCALE_REMEDY = "for metres give odometry of the wheels (external_odometry.use: scale) or odometry.first_baseline_m, or use stereo or rgbd"
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Snapshot:
     rejected: int
     tracking: str
     reason: str
-    metric: bool  # of the newest picture; true before the first
+    metric: bool  # of the newest image; true before the first
     scale: str  # what gives the unit of length; `unknown`, and why, where nothing does
     latency_ms: float
     processing_ms: float
-    problem: str  # the newest reason for which a picture could not be used; empty when the newest could
-    input_problem: str  # what the newest picture lacked; empty when it came complete
+    problem: str  # the newest reason for which an image could not be used; empty when the newest could
+    input_problem: str  # what the newest image lacked; empty when it came complete
     mounting_problem: str  # why it is not known where the camera sits on the base; empty when it is
     learning: Any  # LearningStatus of the pipeline, or None
-    odometry_input: str  # why odometry from elsewhere is not used; `used` or `off` otherwise, empty when nothing is known
+    external_odometry: str  # why external odometry is not used; `used` or `off` otherwise, empty when nothing is known
 
 
 class Diagnostics:
@@ -65,11 +65,11 @@ class Diagnostics:
             "output rate [Hz]": f"{output_hz:.1f}",
             "latency [ms]": f"{now.latency_ms:.1f}",
             "processing [ms]": f"{now.processing_ms:.1f}",
-            "pictures received": now.received,
-            "pictures dropped": now.dropped,
-            "pictures rejected": now.rejected,
-            "pictures lost": now.lost,
-            "odometry input": now.odometry_input,
+            "images received": now.received,
+            "images dropped": now.dropped,
+            "images rejected": now.rejected,
+            "images lost": now.lost,
+            "odometry input": now.external_odometry,
             "memory [MB]": f"{resident_mb():.0f}",
         }
         if torch.cuda.is_initialized():
@@ -102,7 +102,7 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
     if now.problem:
         return DiagnosticStatus.ERROR, now.problem
     if input_hz == 0:
-        return DiagnosticStatus.STALE, "no pictures arrive"
+        return DiagnosticStatus.STALE, "no images arrive"
     if now.input_problem and not now.tracking:
         return DiagnosticStatus.ERROR, now.input_problem
     if now.tracking == "lost":
@@ -113,8 +113,8 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
         return DiagnosticStatus.WARN, f"{now.tracking}: {now.reason}"
     if now.input_problem:
         return DiagnosticStatus.WARN, f"{now.tracking}, {now.input_problem}"
-    if now.odometry_input not in ("", "off", "used"):
-        return DiagnosticStatus.WARN, f"{now.tracking}, without odometry from elsewhere: {now.odometry_input}"
+    if now.external_odometry not in ("", "off", "used"):
+        return DiagnosticStatus.WARN, f"{now.tracking}, without external odometry: {now.external_odometry}"
     if not now.metric:  # well, but whoever drives by it must know
         return DiagnosticStatus.WARN, f"{now.tracking}, scale {now.scale}: the unit of length is arbitrary; {SCALE_REMEDY}"
     return DiagnosticStatus.OK, now.tracking

@@ -1,4 +1,4 @@
-"""The hand-over from the ROS thread to the thread that owns the odometry: commands in order, pictures newest first."""
+"""The hand-over from the ROS thread to the thread that owns the odometry: commands in order, images newest first."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any
 
 
 class Inbox:
-    """Holds at most one picture, the newest, and any number of commands. Commands go first.
+    """Holds at most one image, the newest, and any number of commands. Commands go first.
 
     Attributes:
-        received: pictures put in.
-        dropped: pictures that were replaced by a newer one before anybody took them.
+        received: images put in.
+        dropped: images that were replaced by a newer one before anybody took them.
     """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._picture: Any = None
+        self._image: Any = None
         self._commands: deque[tuple[Callable[[], Any], Future]] = deque()
         self._closed = False
         self.received = 0
         self.dropped = 0
 
-    def put(self, picture: Any) -> None:
-        """Leaves a picture; one that still waits is dropped."""
+    def put(self, image: Any) -> None:
+        """Leaves an image; one that still waits is dropped."""
         with self._condition:
             self.received += 1
-            self.dropped += self._picture is not None
-            self._picture = picture
+            self.dropped += self._image is not None
+            self._image = image
             self._condition.notify()
 
     def call(self, command: Callable[[], Any]) -> Future:
-        """Has a function run by the owner of the odometry, between two pictures."""
+        """Has a function run by the owner of the odometry, between two images."""
         future: Future = Future()
         with self._condition:
             if self._closed:
@@ -45,29 +45,29 @@ class Inbox:
         return future
 
     def discard(self) -> None:
-        """Forgets the picture that waits."""
+        """Forgets the image that waits."""
         with self._condition:
-            self._picture = None
+            self._image = None
 
     def close(self) -> None:
         """Ends `take`; commands that still wait fail."""
         with self._condition:
             self._closed = True
-            self._picture = None
+            self._image = None
             while self._commands:
                 self._commands.popleft()[1].set_exception(RuntimeError("the node is shutting down"))
             self._condition.notify_all()
 
     def take(self) -> Any:
-        """Waits for a picture, runs commands meanwhile; None once closed."""
+        """Waits for an image, runs commands meanwhile; None once closed."""
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._closed or self._commands or self._picture is not None)
+                self._condition.wait_for(lambda: self._closed or self._commands or self._image is not None)
                 if self._closed:
                     return None
                 if not self._commands:
-                    picture, self._picture = self._picture, None
-                    return picture
+                    image, self._image = self._image, None
+                    return image
                 command, future = self._commands.popleft()
             try:
                 future.set_result(command())

@@ -20,31 +20,31 @@ from rclpy.qos import (
 )
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .convert import stamp_ns
 from .params import NodeConfig
 from .qos import OVERRIDES, find_unknown_overrides, make_qos
 from .synchronizer import Synchronizer
 
-# Names of the picture topics of each mode, the leading one first, and of their CameraInfo.
+# Names of the image topics of each mode, the leading one first, and of their CameraInfo.
 TOPICS = {
     "mono": {"image": "camera_info"},
     "stereo": {"left/image": "left/camera_info", "right/image": "right/camera_info"},
     "rgbd": {"image": "camera_info", "depth/image": ""},
 }
 
-ODOMETRY = "odometry"  # from elsewhere; listened to when `odometry_input.use` asks for it
+ODOMETRY = "odometry"  # from elsewhere; listened to when `external_odometry.use` asks for it
 _ODOMETRY_WAITING = 2000  # messages: 10 s at 200 Hz
 _ODOMETRY_DEPTH = 50  # of the subscription: they come in bursts while Python is busy
 
-_INFO_GRACE_S = 1.0  # the first pictures may overtake the first CameraInfo
+_INFO_GRACE_S = 1.0  # the first images may overtake the first CameraInfo
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What the cameras delivered at one instant: undecoded messages by topic name, and the CameraInfo of each picture topic.
+class CameraImages:
+    """What the cameras delivered at one instant: undecoded messages by topic name, and the CameraInfo of each image topic.
 
-    The picture that leads may come without its partner.
+    The image that leads may come without its partner.
     """
 
     stamp_ns: int
@@ -64,7 +64,7 @@ class _Topic:
 
 
 class CameraInputs:
-    """Subscribes while it exists. Its callbacks only store messages; `on_picture` must do no more than that either.
+    """Subscribes while it exists. Its callbacks only store messages; `on_image` must do no more than that either.
 
     Raises:
         ConfigError: a QoS override or a topic that cannot be; nothing is subscribed to then.
@@ -72,19 +72,19 @@ class CameraInputs:
     Attributes:
         topics: by relative name.
         odometry: messages from elsewhere that nobody has taken yet, bounded; `append` and `popleft` are safe between threads.
-        missing_info: pictures that could not be used because no CameraInfo has arrived.
-        problem: what the newest picture lacked; empty when it came complete.
+        missing_info: images that could not be used because no CameraInfo has arrived.
+        problem: what the newest image lacked; empty when it came complete.
     """
 
     def __init__(
         self,
         node: Node,
         config: NodeConfig,
-        on_picture: Callable[[Picture], None],
+        on_image: Callable[[CameraImages], None],
         warn: Callable[[str, str], None],
         with_odometry: bool = False,
     ) -> None:
-        self._node, self.config, self._on_picture, self._warn = node, config, on_picture, warn
+        self._node, self.config, self._on_image, self._warn = node, config, on_image, warn
         self.odometry: deque[Odometry] = deque(maxlen=_ODOMETRY_WAITING)
         self._infos: dict[str, CameraInfo] = {}
         self._warned_s: dict[str, float] = {}
@@ -114,7 +114,7 @@ class CameraInputs:
 
     @property
     def received(self) -> int:
-        """Pictures of the leading camera so far."""
+        """Images of the leading camera so far."""
         return self.topics[self._leader].count if self.topics else 0
 
     def check_silence(self) -> None:
@@ -151,7 +151,7 @@ class CameraInputs:
 
     @staticmethod
     def _info_parameter(image: str) -> str:
-        """Which parameter names the CameraInfo of a picture topic."""
+        """Which parameter names the CameraInfo of an image topic."""
         return "right_camera_info_topic" if image.startswith("right/") else "camera_info_topic"
 
     def _subscribe_odometry(self) -> None:
@@ -191,21 +191,21 @@ class CameraInputs:
                 if time.monotonic() - self._first_missing_s < _INFO_GRACE_S:
                     return
                 info = self.topics[TOPICS[self.config.mode][name]]
-                self.problem = f"pictures arrive on {self.topics[name].name}, but no CameraInfo on {info.name}"
+                self.problem = f"images arrive on {self.topics[name].name}, but no CameraInfo on {info.name}"
                 self._warn("camera_info", f"{self.problem}: {self._explain(info)}")
                 return
         self.problem = self._describe_gap() if len(images) < len(TOPICS[self.config.mode]) else ""
         if self.problem:
             self._warn("alone", self.problem)
         header = images[self._leader].header
-        self._on_picture(
-            Picture(stamp_ns(header.stamp), header.frame_id, images, {name: self._infos[name] for name in wanted}, self.rectified)
+        self._on_image(
+            CameraImages(stamp_ns(header.stamp), header.frame_id, images, {name: self._infos[name] for name in wanted}, self.rectified)
         )
 
     def _describe_gap(self) -> str:
-        """Why a picture comes without its partner."""
+        """Why an image comes without its partner."""
         leader, partner = (self.topics[name] for name in TOPICS[self.config.mode])
-        text = f"a picture on {leader.name} comes without one on {partner.name}"
+        text = f"an image on {leader.name} comes without one on {partner.name}"
         if self.synchronizer is None or self.synchronizer.gap_ns is None:
             return f"{text}, where nothing arrives"
         return (f"{text}: the nearest is {self.synchronizer.gap_ns / 1e6:.3f} ms away (sync: {self.config.sync}"
@@ -267,12 +267,12 @@ def describe_qos(qos: QoSProfile) -> str:
 
 
 def compressed_name(topic: str) -> str:
-    """Under which name image_transport publishes a compressed picture of a topic, colour or depth."""
+    """Under which name image_transport publishes a compressed image of a topic, colour or depth."""
     return "compressedDepth" if topic.startswith("depth/") else "compressed"
 
 
 def find_info_topic(node: Node, image: str, info: str, parameter: str) -> str:
-    """The CameraInfo topic: what the parameter says, else as remapped, else the sibling `camera_info` of the (remapped) picture topic.
+    """The CameraInfo topic: what the parameter says, else as remapped, else the sibling `camera_info` of the (remapped) image topic.
 
     A remapping to the very name that the topic has without one cannot be told from none; hence the parameter.
 

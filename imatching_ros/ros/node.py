@@ -1,4 +1,4 @@
-"""The ROS 2 node: pictures in, odometry out. A callback converts, makes one call, publishes."""
+"""The ROS 2 node: images in, odometry out. A callback converts, makes one call, publishes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from std_srvs.srv import SetBool, Trigger
 
 from imatching_ros.srv import Weights
 
-from ..config import Config
-from ..errors import ConfigError, ImatchingError
+from ..core.config import Config
+from ..core.errors import ConfigError, ImatchingError
 from ..pipeline import Pipeline
 from . import params
 from .diagnostics import Diagnostics, Snapshot
-from .frames import make_lookup
+from .tf import make_lookup
 from .inputs import CameraInputs
 from .managed import ManagedNode, tell_errors
 from .outputs import Counters, Outputs
-from .pictures import PictureDecoder
+from .image_decoder import ImageDecoder
 from .processing import Processor
 from .transport import use_shipped_profile
 from .weights_folder import default_profile, weights_directory
@@ -71,7 +71,7 @@ class OdometryNode(ManagedNode):
         self._pipeline: Pipeline | None = None
         self._directory, self._profile = Path(), ""
         self._outputs: Outputs | None = None
-        self._decoder: PictureDecoder | None = None
+        self._decoder: ImageDecoder | None = None
         self._tree: Any = None
         self._inputs: CameraInputs | None = None
         self._processor: Processor | None = None
@@ -104,7 +104,7 @@ class OdometryNode(ManagedNode):
             return _FAILURE
         self.get_logger().info(f"matcher {self.core.matcher.name}: {self._pipeline.origin}")
         self._outputs = Outputs(self, self.config)
-        self._decoder = PictureDecoder(self.config.mode)
+        self._decoder = ImageDecoder(self.config.mode)
         self._tree = None if any(self.config.base_from_camera) and not self._with_odometry else make_lookup(self)
         return super().on_configure(state)
 
@@ -154,7 +154,7 @@ class OdometryNode(ManagedNode):
 
     @property
     def _with_odometry(self) -> bool:
-        return self.core.odometry_input.use != "off"
+        return self.core.external_odometry.use != "off"
 
     def _stop(self) -> None:
         if self._inputs is not None:
@@ -211,7 +211,7 @@ class OdometryNode(ManagedNode):
         return response
 
     def _command(self, function: Callable[[], str], active: bool = False) -> tuple[bool, str]:
-        """Has the owner of the odometry do something between two pictures; returns whether it worked and what was done."""
+        """Has the owner of the odometry do something between two images; returns whether it worked and what was done."""
         if self._pipeline is None or (active and self._processor is None):
             return False, f"the node is {self.state_label}; {'activate' if active else 'configure'} it first"
         try:
@@ -284,7 +284,7 @@ class OdometryNode(ManagedNode):
                 input_problem=self._inputs.problem if self._inputs else "",
                 mounting_problem=p.mounting_problem if p else "",
                 learning=p.learning if p else None,
-                odometry_input=p.odometry_input if p else "",
+                external_odometry=p.external_odometry if p else "",
             )
         )
 

@@ -1,4 +1,4 @@
-"""Everything the node publishes about a picture. What nobody hears is not computed."""
+"""Everything the node publishes about an image. What nobody hears is not computed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from imatching_ros.msg import LearningStatus as LearningStatusMsg
 from imatching_ros.msg import Matches as MatchesMsg
 from imatching_ros.msg import Status
 
-from ..datatypes import Frame, OdometryOutput, TrackingState
-from ..plain import plain
+from ..core.types import Frame, OdometryOutput, TrackingState
+from ..core.types import plain
 from . import convert
 from .params import NodeConfig
-from .pictures import PictureDecoder
+from .image_decoder import ImageDecoder
 from .robot_pose import RobotPose, RobotPoseTracker
 
 try:
@@ -37,18 +37,18 @@ TOPICS: dict[str, tuple[type | None, int, str]] = {
     "odom": (
         Odometry,
         10,
-        "pose of the base in the odometry frame, twist in the base frame, both with covariance; only for pictures "
+        "pose of the base in the odometry frame, twist in the base frame, both with covariance; only for images "
         "whose own matches support a pose",
     ),
     "/tf": (TFMessage, 100, "odom -> base_link, when `publish_tf`"),
     "~/pose": (PoseWithCovarianceStamped, 10, "the pose of `odom` alone"),
     "~/path": (Path, 1, "the last `path_length` poses, twice a second"),
-    "~/matches": (MatchesMsg, 5, "matches between the newest keyframe and the picture"),
-    "~/matches/image": (Image, 1, "the picture (of a raw pair, rectified) with the matches drawn: green supports the pose, red does not"),
+    "~/matches": (MatchesMsg, 5, "matches between the newest keyframe and the image"),
+    "~/matches/image": (Image, 1, "the image (of a raw pair, rectified) with the matches drawn: green supports the pose, red does not"),
     "~/landmarks": (PointCloud2, 1, "points of the window in the odometry frame, with each keyframe"),
     "~/keyframes": (PoseArray, 1, "camera poses of the window in the odometry frame, with each keyframe"),
-    "~/status": (Status, 10, "tracking state, counts, latency, for every picture; of one that is not used, why"),
-    "~/learning/status": (LearningStatusMsg, 10, "what learning does, for every picture"),
+    "~/status": (Status, 10, "tracking state, counts, latency, for every image; of one that is not used, why"),
+    "~/learning/status": (LearningStatusMsg, 10, "what learning does, for every image"),
     "~/events": (String, 100, "keyframes, losses, decisions of learning: one JSON object each, as in a replay's events.jsonl"),
 }
 
@@ -63,7 +63,7 @@ _PATH_PERIOD_NS = 500_000_000  # a whole path is a large message
 
 @dataclass
 class Counters:
-    """Pictures since activation. Written by the thread of the odometry, read by diagnostics."""
+    """Images since activation. Written by the thread of the odometry, read by diagnostics."""
 
     processed: int = 0
     tracked: int = 0
@@ -113,7 +113,7 @@ class Outputs:
             self._send("~/path", convert.make_path(self._poses, c.odom_frame))
 
     def publish_details(
-        self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker, decoder: PictureDecoder
+        self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker, decoder: ImageDecoder
     ) -> None:
         """Matches always; keyframes and landmarks with each keyframe."""
         if output.matches is not None:
@@ -182,7 +182,7 @@ class Outputs:
 
 
 def draw_matches(frame: Frame, output: OdometryOutput) -> np.ndarray:
-    """The picture with the way of every matched point from where it was seen before: (H, W, 3) uint8 RGB.
+    """The image with the way of every matched point from where it was seen before: (H, W, 3) uint8 RGB.
 
     Green supports the pose, red does not.
     """

@@ -14,8 +14,8 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from ..config import Config, check, setting, walk
-from ..errors import ConfigError
+from ..core.config import Config, check, setting, walk
+from ..core.errors import ConfigError
 from .transforms import from_pose
 
 _TYPES = {
@@ -33,19 +33,19 @@ class NodeConfig:
 
     mode: str = setting("mono", "cameras in use", choices=("mono", "stereo", "rgbd"))
     image_transport: str = setting(
-        "raw", "how pictures arrive; 'compressed' listens to <image topic>/compressed, and <depth topic>/compressedDepth", choices=("raw", "compressed")
+        "raw", "how images arrive; 'compressed' listens to <image topic>/compressed, and <depth topic>/compressedDepth", choices=("raw", "compressed")
     )
     camera_info_topic: str = setting(
-        "", "CameraInfo of the (left) camera; empty: `camera_info` as remapped, else `camera_info` beside the picture topic"
+        "", "CameraInfo of the (left) camera; empty: `camera_info` as remapped, else `camera_info` beside the image topic"
     )
     right_camera_info_topic: str = setting("", "CameraInfo of the right camera of a stereo pair, likewise")
     rectified: str = setting(
         "auto",
-        "whether pictures are rectified (P of CameraInfo holds, not K and D); auto: when the topic's "
+        "whether images are rectified (P of CameraInfo holds, not K and D); auto: when the topic's "
         "name has 'rect' in its last part",
         choices=("auto", "yes", "no"),
     )
-    sync: str = setting("approximate", "how pictures of two cameras are paired by stamp", choices=("exact", "approximate"))
+    sync: str = setting("approximate", "how images of two cameras are paired by stamp", choices=("exact", "approximate"))
     sync_slop_s: float = setting(
         0.01, "largest difference of two stamps that approximate synchronisation pairs", unit="s", low=0.0, high=1.0
     )
@@ -70,7 +70,7 @@ class NodeConfig:
     backward_jump_s: float = setting(
         0.5,
         "a stamp that is older than the last by more than this resets odometry (a bag that "
-        "loops); by less, the picture is dropped",
+        "loops); by less, the image is dropped",
         unit="s",
         low=0.0,
         high=3600.0,
@@ -119,7 +119,7 @@ def find_word(value: Any, choices: tuple[str, ...]) -> str | None:
 def settings() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """(name, default, metadata) of every parameter; those of the node first."""
     yield from walk(NodeConfig())
-    # Which cameras there are is decided by the node's `mode`, before the first picture.
+    # Which cameras there are is decided by the node's `mode`, before the first image.
     yield from (entry for entry in walk(Config()) if entry[0] != "odometry.mode")
 
 

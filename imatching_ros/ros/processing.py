@@ -1,4 +1,4 @@
-"""The thread that owns the odometry: takes pictures from the inbox, drives the pipeline, publishes."""
+"""The thread that owns the odometry: takes images from the inbox, drives the pipeline, publishes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from rclpy.lifecycle import LifecycleNode
 
-from ..config import Config
-from ..datatypes import OdometryOutput, TrackingState
-from ..errors import ImatchingError
+from ..core.config import Config
+from ..core.types import OdometryOutput, TrackingState
+from ..core.errors import ImatchingError
 from ..pipeline import Pipeline
 from . import transforms
 from .convert import stamp_ns
 from .diagnostics import SCALE_REMEDY
-from .frames import TransformTree
+from .tf import TransformTree
 from .inbox import Inbox
-from .inputs import Picture
+from .inputs import CameraImages
 from .outputs import Counters, Outputs
 from .params import NodeConfig
-from .pictures import PictureDecoder
+from .image_decoder import ImageDecoder
 from .robot_pose import RobotPoseTracker
 
 _CLOCK_MISMATCH_S = 60.0  # a stamp farther from now is of another clock
@@ -35,15 +35,15 @@ _TF_PERIOD_S = 1.0  # how often TF is asked again while the camera is taken as t
 
 
 class Processor:
-    """One picture after another, until closed. All methods but `run` and `close` are called by the thread itself.
+    """One image after another, until closed. All methods but `run` and `close` are called by the thread itself.
 
     Attributes:
-        counters: pictures so far.
+        counters: images so far.
         last: the newest output.
-        problem: why the newest picture could not be used; empty when it could.
+        problem: why the newest image could not be used; empty when it could.
         mounting_problem: why it is not known where the camera sits on the base; empty when it is.
-        odometry: messages of odometry from elsewhere, filled by another thread; set before `run`.
-        odometry_input: `off`, `used`, or why it is not used.
+        odometry: messages of external odometry, filled by another thread; set before `run`.
+        external_odometry: `off`, `used`, or why it is not used.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Processor:
         outputs: Outputs,
         tree: TransformTree | None,
         warn: Callable[[str, str], None],
-        decoder: PictureDecoder,
+        decoder: ImageDecoder,
     ) -> None:
         """`decoder` counts the frames; learning needs numbers that are unique as long as the pipeline lives."""
         self._node, self._core, self._outputs, self._tree, self._warn = node, core, outputs, tree, warn
@@ -68,7 +68,7 @@ class Processor:
         self.problem = ""
         self.mounting_problem = ""
         self.odometry: deque[Any] = deque()
-        self.odometry_input = "off" if core.odometry_input.use == "off" else "no odometry has arrived"
+        self.external_odometry = "off" if core.external_odometry.use == "off" else "no odometry has arrived"
         self.latency_ms = self.processing_ms = float("nan")
         self._decoder = decoder
         self._tracker: RobotPoseTracker | None = None
@@ -85,7 +85,7 @@ class Processor:
         self._thread.start()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Ends the thread after the picture that it is at."""
+        """Ends the thread after the image that it is at."""
         self.inbox.close()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -102,15 +102,15 @@ class Processor:
 
     def _work(self) -> None:
         torch.set_num_threads(self._core.matcher.threads)  # of this thread: the learner's, begun before it, has set its own
-        while (picture := self.inbox.take()) is not None:
+        while (image := self.inbox.take()) is not None:
             try:
-                self._process(picture)
+                self._process(image)
                 self.problem = ""
             except ImatchingError as error:
                 self.counters.rejected += 1
                 self.problem = str(error)
-                self._warn(str(error)[:24], f"picture not used: {error}")  # every kind of problem is throttled by itself
-                self._tell_unused(picture, self.problem)
+                self._warn(str(error)[:24], f"image not used: {error}")  # every kind of problem is throttled by itself
+                self._tell_unused(image, self.problem)
             except Exception as error:  # a bug: say all about it, start again with a clean map, keep the robot's node alive
                 self.counters.rejected += 1
                 self.problem = f"internal error: {error!r}"
@@ -119,12 +119,12 @@ class Processor:
                 if self._tracker is not None:
                     self._tracker.restart()
                 with contextlib.suppress(Exception):  # the bug may be in what is told
-                    self._tell_unused(picture, self.problem)
+                    self._tell_unused(image, self.problem)
 
-    def _process(self, picture: Picture) -> None:
-        if not self._in_order(picture):
+    def _process(self, image: CameraImages) -> None:
+        if not self._in_order(image):
             return
-        frame = self._decoder.decode(picture)
+        frame = self._decoder.decode(image)
         if self._camera is not None and frame.camera != self._camera:
             self._node.get_logger().warning(f"the camera has changed from {self._camera} to {frame.camera}: a new map is started")
             self.pipeline.reset()
@@ -132,14 +132,14 @@ class Processor:
                 self._tracker.restart()
         self._camera = frame.camera
         if self._tracker is not None and self.mounting_problem:
-            self._look_again(picture)
+            self._look_again(image)
         if self._tracker is None:  # until TF is there, odometry runs without publishing poses
-            T_BC = self._find_camera(picture.frame_id)
+            T_BC = self._find_camera(image.frame_id)
             if T_BC is not None:
                 self._T_BC = T_BC
                 self._tracker = RobotPoseTracker(T_BC @ self._decoder.T_optical_camera)
-        if self.odometry_input != "off":
-            self.odometry_input = self._take_odometry(picture.frame_id)
+        if self.external_odometry != "off":
+            self.external_odometry = self._take_odometry(image.frame_id)
         start = time.perf_counter()
 
         def publish(output: OdometryOutput) -> None:
@@ -160,8 +160,8 @@ class Processor:
         if output.T_WC is not None:
             self._tell_scale(output)
         if self._tracker is not None:
-            self._outputs.publish_details(output, frame, picture.frame_id, self.pipeline.window, self._tracker, self._decoder)
-        self._publish_status(output, picture.frame_id, self.latency_ms, self.processing_ms)
+            self._outputs.publish_details(output, frame, image.frame_id, self.pipeline.window, self._tracker, self._decoder)
+        self._publish_status(output, image.frame_id, self.latency_ms, self.processing_ms)
         self.learning = self.pipeline.learning_status()
         self._outputs.publish_learning(frame.stamp_ns, self.learning, self._core.learning.mode, self._core.matcher.name)
 
@@ -176,16 +176,16 @@ class Processor:
             output, frame_id, self.pipeline.window, self.counters, self.inbox.received, self.inbox.dropped, latency_ms, processing_ms
         )
 
-    def _tell_unused(self, picture: Picture, reason: str) -> None:
-        """A status for a picture that could not be used: why, and the state as the last one left it."""
+    def _tell_unused(self, image: CameraImages, reason: str) -> None:
+        """A status for an image that could not be used: why, and the state as the last one left it."""
         last = self.last or OdometryOutput(
             0, 0, TrackingState.INITIALIZING, "", None, None, 0, False, self.config.mode != "mono", 0, None
         )
-        output = replace(last, stamp_ns=picture.stamp_ns, reason=reason, inliers=0, is_keyframe=False, matches=None)
-        self._publish_status(output, picture.frame_id, float("nan"), float("nan"))
+        output = replace(last, stamp_ns=image.stamp_ns, reason=reason, inliers=0, is_keyframe=False, matches=None)
+        self._publish_status(output, image.frame_id, float("nan"), float("nan"))
 
-    def _in_order(self, picture: Picture) -> bool:
-        stamp_ns = picture.stamp_ns
+    def _in_order(self, image: CameraImages) -> bool:
+        stamp_ns = image.stamp_ns
         last, self._last_stamp_ns = self._last_stamp_ns, stamp_ns
         if last is None or stamp_ns > last:
             return True
@@ -199,19 +199,19 @@ class Processor:
         self._last_stamp_ns = last
         self.counters.rejected += 1
         reason = f"its stamp is {(last - stamp_ns) / 1e9:.6f} s before the last one; expected ascending stamps"
-        self._warn("order", f"picture not used: {reason}")
-        if stamp_ns != last:  # a picture that comes twice has its status
-            self._tell_unused(picture, reason)
+        self._warn("order", f"image not used: {reason}")
+        if stamp_ns != last:  # an image that comes twice has its status
+            self._tell_unused(image, reason)
         return False
 
     def _take_odometry(self, frame_id: str) -> str:
-        """Hands on what has arrived of odometry from elsewhere, as poses of the camera; returns `used`, or why it is not."""
+        """Hands on what has arrived of external odometry, as poses of the camera; returns `used`, or why it is not."""
         while self.odometry:
             message = self.odometry[0]
             child = message.child_frame_id or self.config.base_frame
             T = self._find_mount(child, frame_id)
             if T is None:
-                return f"no TF from {child} to {frame_id or '(the pictures name no frame)'}"
+                return f"no TF from {child} to {frame_id or '(the images name no frame)'}"
             p, q = message.pose.pose.position, message.pose.pose.orientation
             self.odometry.popleft()
             try:
@@ -234,20 +234,20 @@ class Processor:
             T = None if T is None else T @ self._T_BC
         return T
 
-    def _look_again(self, picture: Picture) -> None:
+    def _look_again(self, image: CameraImages) -> None:
         """Starts again as soon as TF has the camera, which was taken as the base so far."""
         if time.monotonic() - self._looked_s < _TF_PERIOD_S:
             return
         self._looked_s = time.monotonic()
-        if self._tree.lookup(self.config.base_frame, picture.frame_id) is None:
+        if self._tree.lookup(self.config.base_frame, image.frame_id) is None:
             return
         self._node.get_logger().warning(
-            f"TF from {self.config.base_frame} to {picture.frame_id} is there now: odometry is reset, for its poses so far were those of "
+            f"TF from {self.config.base_frame} to {image.frame_id} is there now: odometry is reset, for its poses so far were those of "
             "the camera"
         )
         camera = self._camera
         self.reset()
-        self._last_stamp_ns, self._camera = picture.stamp_ns, camera
+        self._last_stamp_ns, self._camera = image.stamp_ns, camera
 
     def _find_camera(self, frame_id: str) -> np.ndarray | None:
         """T_BC, or None while TF may still come."""
@@ -260,7 +260,7 @@ class Processor:
         T = self._tree.lookup(c.base_frame, frame_id)
         if T is not None:
             return T
-        named = frame_id or "(the pictures name no frame)"
+        named = frame_id or "(the images name no frame)"
         self.mounting_problem = f"no TF from {c.base_frame} to {named}"
         if self._first_s is None:
             self._first_s = time.monotonic()

@@ -15,7 +15,7 @@ from rclpy.qos import (
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .params import suggest
 
 _WORDS = {"history": QoSHistoryPolicy, "reliability": QoSReliabilityPolicy, "durability": QoSDurabilityPolicy}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ..datatypes import OdometryOutput
+from ..core.types import OdometryOutput
 from . import transforms
 
 # Added to every covariance: the origin is exact by definition, but a filter must be able to invert what it is given.
@@ -59,7 +59,7 @@ class RobotPoseTracker:
         self._gap_covariance = np.zeros((6, 6))  # of the base where it was at the last gap, body axes: what the core does not know of
         self._T_OB_gap = np.eye(4)
         self._last: _Last | None = None
-        self._interrupted = False  # there was a picture without a pose since the last one
+        self._interrupted = False  # there was an image without a pose since the last one
         self._speed = np.zeros(2)  # m/s and rad/s, when last known
 
     def restart(self) -> None:

@@ -1,4 +1,4 @@
-"""The FastDDS profile that the package ships: without it, large pictures are lost between processes."""
+"""The FastDDS profile that the package ships: without it, large images are lost between processes."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from ..config import MatcherConfig
+from ..core.config import MatcherConfig
 
 
 def weights_directory(given: str) -> Path:

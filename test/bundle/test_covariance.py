@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from imatching_ros import bundle, geometry
-from imatching_ros.bench.windows import make_window
-from imatching_ros.bundle.correlation import landmark_parts
-from imatching_ros.config import BundleConfig
-from imatching_ros.datatypes import ObservationKind
+from imatching_ros import bundle
+from imatching_ros.core import geometry
+from imatching_ros.offline.experiments.ba_windows import make_window
+from imatching_ros.bundle.covariance import landmark_parts
+from imatching_ros.core.config import BundleConfig
+from imatching_ros.core.types import ObservationKind
 
 TRIALS = 50
 
@@ -35,7 +36,7 @@ def test_mean_nees_is_within_its_interval(kind, kernel, outliers):
 
 
 def test_errors_that_neighbours_share_make_it_larger():
-    """What is tracked in one part of a picture errs alike: as many parts as there are, not landmarks, tell where the camera is."""
+    """What is tracked in one part of an image errs alike: as many parts as there are, not landmarks, tell where the camera is."""
     nees, inflation = [], []
     for seed in range(20):
         made = make_window(5, 300, kind=ObservationKind.STEREO, seed=seed, noise_px=0.2)

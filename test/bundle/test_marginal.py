@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from imatching_ros import bundle, geometry
-from imatching_ros.bench.windows import make_window
-from imatching_ros.config import BundleConfig
-from imatching_ros.datatypes import BAStatus, ObservationKind
+from imatching_ros import bundle
+from imatching_ros.core import geometry
+from imatching_ros.offline.experiments.ba_windows import make_window
+from imatching_ros.core.config import BundleConfig
+from imatching_ros.core.types import BAStatus, ObservationKind
 
 CONFIG = BundleConfig(kernel="none", cost_tolerance=1e-10, max_iterations=200)
 

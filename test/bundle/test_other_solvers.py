@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from imatching_ros import bundle
-from imatching_ros.bench import other_solvers
-from imatching_ros.bench.bal import read_bal
-from imatching_ros.bench.windows import make_window
-from imatching_ros.config import BundleConfig
-from imatching_ros.datatypes import BAStatus
-from imatching_ros.errors import SourceError
+from imatching_ros.offline.experiments import other_solvers
+from imatching_ros.offline.experiments.bal import read_bal
+from imatching_ros.offline.experiments.ba_windows import make_window
+from imatching_ros.core.config import BundleConfig
+from imatching_ros.core.types import BAStatus
+from imatching_ros.core.errors import SourceError
 
 ABSENT = other_solvers.missing()
 needs_gtsam = pytest.mark.skipif("gtsam" in ABSENT, reason=f"GTSAM is absent: {ABSENT.get('gtsam')}")

@@ -4,12 +4,13 @@ import cv2
 import pytest
 import torch
 
-from imatching_ros import bundle, geometry
-from imatching_ros.config import BundleConfig, MatcherConfig
-from imatching_ros.corners import detect
-from imatching_ros.datatypes import BAStatus, WindowSnapshot, as_grey
+from imatching_ros import bundle
+from imatching_ros.core import geometry
+from imatching_ros.core.config import BundleConfig, MatcherConfig
+from imatching_ros.odometry.measurements import detect
+from imatching_ros.core.types import BAStatus, WindowSnapshot, as_grey
 from imatching_ros.matching import create_matcher
-from imatching_ros.sources.simulation.sequence import SimulatedSequence
+from imatching_ros.offline.simulation.sequence import SimulatedSequence
 
 SIGMA_PX = 1.0  # as a matcher says of itself in poor light
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from imatching_ros import bundle, geometry, residuals
-from imatching_ros.bench.windows import make_window
+from imatching_ros import bundle
+from imatching_ros.core import geometry, residuals
+from imatching_ros.offline.experiments.ba_windows import make_window
 from imatching_ros.bundle.problem import compile_window
-from imatching_ros.bundle.schur import Workspace, back_substitute, constrain, eliminate, evaluate, linearise
-from imatching_ros.config import BundleConfig
-from imatching_ros.datatypes import BAStatus, ObservationKind
+from imatching_ros.bundle.linearization import Workspace, back_substitute, constrain, eliminate, evaluate, linearise
+from imatching_ros.core.config import BundleConfig
+from imatching_ros.core.types import BAStatus, ObservationKind
 
 KINDS = list(ObservationKind)
 EXACT = dict(cost_tolerance=1e-12, max_iterations=200)
@@ -214,7 +215,7 @@ def test_order_of_observations_landmarks_and_keyframes_does_not_matter(precision
     assert (shuffled.weight - plain.weight[o]).abs().max() < 1e2 * limit
 
 
-def test_seeing_a_landmark_twice_in_one_picture_counts_twice():
+def test_seeing_a_landmark_twice_in_one_image_counts_twice():
     w = make_window(4, 60, kind=ObservationKind.STEREO).window
 
     def twice(x):

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from imatching_ros.config import LearningConfig
-from imatching_ros.datatypes import BAStatus
+from imatching_ros.core.config import LearningConfig
+from imatching_ros.core.types import BAStatus
 from imatching_ros.learning.gate import refuse
 
 CONFIG = LearningConfig()

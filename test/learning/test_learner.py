@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from imatching_ros.config import Config
+from imatching_ros.core.config import Config
 from imatching_ros.learning import learner as module
 from imatching_ros.learning.learner import Learner
 from imatching_ros.learning.memory import held_mb
 from imatching_ros.learning.step import StepResult, Stepper
-from imatching_ros.learning.trial import Score
+from imatching_ros.learning.validation import Score
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.matching.weights import hash_state
 
@@ -220,7 +220,7 @@ def test_memory_held_is_counted_and_bounded(tell):
     story.feed()
     grown = story.learner.status.memory_mb - begun
     assert window <= grown < 3 * window + weights
-    # The same pictures in every window are the same memory.
+    # The same images in every window are the same memory.
     story.feed()
     assert story.learner.status.memory_mb - begun < 3 * window + 4 * weights
 

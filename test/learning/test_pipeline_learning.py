@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from imatching_ros.config import Config
-from imatching_ros.datatypes import TrackingState, WeightsSnapshot
-from imatching_ros.errors import WeightsError
+from imatching_ros.core.config import Config
+from imatching_ros.core.types import TrackingState, WeightsSnapshot
+from imatching_ros.core.errors import WeightsError
 from imatching_ros.learning.learner import WeightsUpdate
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header
 from imatching_ros.pipeline import Pipeline
-from imatching_ros.sources.simulation.sequence import simulated_frames
+from imatching_ros.offline.simulation.sequence import simulated_frames
 
 SETTINGS = {"learning.mode": "sync", "learning.guard": False, "learning.candidate_steps": 2, "learning.min_landmarks": 15,
             "learning.keyframes_per_step": 2, "odometry.mode": "mono", "odometry.landmarks_per_frame": 150}
@@ -185,7 +185,7 @@ def test_a_disk_that_refuses_weights_costs_no_frame(frames, tmp_path, monkeypatc
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("imatching_ros.learning.store.write_weights", refuse)
+    monkeypatch.setattr("imatching_ros.learning.weights_store.write_weights", refuse)
     run = drive(frames, weights_dir=tmp_path)
     assert run.hash == promoted.hash and run.promotions == promoted.promotions
     told = [e for e in run.events if e["event"] == "weights_not_written"]
@@ -223,7 +223,7 @@ def test_save_and_load_by_name(frames, tmp_path):
 
 def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
     from imatching_ros.learning.learner import Learner
-    from imatching_ros.learning.trial import Verdict
+    from imatching_ros.learning.validation import Verdict
 
     events = []
     learner = Learner(create_matcher(CONFIG.matcher), CONFIG.with_values({"learning.guard": True}), events.append)
@@ -245,7 +245,7 @@ def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
 @pytest.mark.parametrize("mode", ["sync", "thread"])
 @pytest.mark.parametrize("ended_by", ["switched off", "lost"])
 def test_weights_on_probation_leave_with_what_watched_them(frames, make_sample, mode, ended_by):
-    from imatching_ros.learning.trial import Verdict
+    from imatching_ros.learning.validation import Verdict
 
     events = []
     pipeline = Pipeline(CONFIG.with_values({"learning.mode": mode, "learning.guard": True}), events.append)

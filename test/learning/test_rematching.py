@@ -4,8 +4,8 @@ import dataclasses
 
 import torch
 
-from imatching_ros.camera import Camera
-from imatching_ros.config import LearningConfig
+from imatching_ros.camera.model import Camera
+from imatching_ros.core.config import LearningConfig
 from imatching_ros.learning.rematching import extract, measurements, rematch
 from imatching_ros.matching.expectation import ExpectationMatcher
 
@@ -22,6 +22,6 @@ def test_anchors_keep_their_sigma_under_distortion(make_sample):
     torch.manual_seed(0)
     matcher = ExpectationMatcher().eval()
     found = rematch(matcher, sample, extract(matcher, sample), LearningConfig())
-    obs, seen = measurements(sample, found, sample.anchor_obs)
-    torch.testing.assert_close(seen, sigma[sample.anchor_obs], rtol=1e-3, atol=0)
-    torch.testing.assert_close(obs[:, :2], ideal[sample.anchor_obs], rtol=0, atol=1e-2)
+    obs, seen = measurements(sample, found, sample.host_obs)
+    torch.testing.assert_close(seen, sigma[sample.host_obs], rtol=1e-3, atol=0)
+    torch.testing.assert_close(obs[:, :2], ideal[sample.host_obs], rtol=0, atol=1e-2)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from imatching_ros.config import BundleConfig, LearningConfig
+from imatching_ros.core.config import BundleConfig, LearningConfig
 from imatching_ros.learning.rematching import expected_uv
-from imatching_ros.learning.trial import score
+from imatching_ros.learning.validation import score
 from imatching_ros.matching.base import Features, Matcher, Prediction, Queries
 
 CONFIG = LearningConfig(error_cap_px=8.0)
@@ -40,7 +40,7 @@ class Told(Matcher):
 
 
 class Affine(Told):
-    """Estimates one homography between two pictures by ECC (OpenCV), then errs by a given distance along x."""
+    """Estimates one homography between two images by ECC (OpenCV), then errs by a given distance along x."""
 
     def extract(self, images):
         return [Features({"image": image[0]}, *image.shape[-2:], 0) for image in images]
@@ -60,12 +60,12 @@ class Affine(Told):
 
 @pytest.fixture(scope="module")
 def sample(make_sample):
-    """Landmarks of six keyframes, almost without noise, at the optimum; textured pictures of the camera's size, the same in all keyframes."""
+    """Landmarks of six keyframes, almost without noise, at the optimum; textured images of the camera's size, the same in all keyframes."""
     sample = make_sample(6, 400, noise_px=0.02)
     camera, rng = sample.window.camera, np.random.default_rng(0)
-    picture = cv2.GaussianBlur(rng.uniform(0, 255, (camera.height, camera.width)).astype(np.float32), (0, 0), 6)
-    picture = torch.from_numpy(cv2.normalize(picture, None, 30, 220, cv2.NORM_MINMAX).astype(np.uint8))[None]
-    return dataclasses.replace(sample, images=(picture,) * 6)
+    image = cv2.GaussianBlur(rng.uniform(0, 255, (camera.height, camera.width)).astype(np.float32), (0, 0), 6)
+    image = torch.from_numpy(cv2.normalize(image, None, 30, 220, cv2.NORM_MINMAX).astype(np.uint8))[None]
+    return dataclasses.replace(sample, images=(image,) * 6)
 
 
 def scored(sample, matcher):
@@ -93,7 +93,7 @@ def test_no_error_counts_for_more_than_the_cap(sample):
 def test_a_missing_match_counts_as_the_cap(sample):
     seeing, blind = scored(sample, Told()), scored(sample, Told(blind=BLIND))
     assert blind.held_out_px == pytest.approx(BLIND * CONFIG.error_cap_px, rel=0.25)
-    detected = len(sample.anchor_obs)  # anchors are not matched
+    detected = len(sample.host_obs)  # anchors are not matched
     assert blind.matches - detected == pytest.approx((1 - BLIND) * (seeing.matches - detected), rel=0.1)
     assert blind.coverage < seeing.coverage
 
@@ -125,12 +125,12 @@ def test_landmarks_that_were_not_found_count_too(sample):
     inside = ((expected > 8) & (expected < torch.tensor([w.camera.width, w.camera.height]) - 9)).all(-1)
     many = torch.bincount(w.pt_idx, minlength=len(w.points_W)) >= 6
     lost = many[w.pt_idx] & inside[w.kf_idx, w.pt_idx] & (w.kf_idx == 3)
-    lost[sample.anchor_obs] = False
+    lost[sample.host_obs] = False
     keep[lost] = False
     index = torch.cumsum(keep, 0) - 1
     part = dataclasses.replace(w, **{name: getattr(w, name)[keep] for name in ("kf_idx", "pt_idx", "obs", "kind", "sigma")})
     fewer = dataclasses.replace(sample, window=part, uv_px=sample.uv_px[keep], held_out=torch.zeros(int(keep.sum()), dtype=torch.bool),
-                                anchor_obs=index[sample.anchor_obs])
+                                host_obs=index[sample.host_obs])
     assert lost.sum() > 20
     finds, errs = scored(fewer, Told()), scored(fewer, Told(1.0))
     assert finds.judges and finds.held_out_px < 0.05 and errs.held_out_px > 0.9

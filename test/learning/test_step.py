@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from imatching_ros.config import BundleConfig, LearningConfig
-from imatching_ros.datatypes import BAStatus, ObservationKind
+from imatching_ros.core.config import BundleConfig, LearningConfig
+from imatching_ros.core.types import BAStatus, ObservationKind
 from imatching_ros.learning.rematching import Rematch, solve_again
 from imatching_ros.learning.step import residual_loss, teaching_observations
 
@@ -25,7 +25,7 @@ class Displacement(nn.Module):
         self.base = w.obs[:, :2]
         self.inputs = torch.cat([w.obs[:, :2] / 300 - 1, w.kf_idx[:, None].double() / 3], 1)
         self.matched = torch.ones(len(w.obs), 1, dtype=torch.float64)
-        self.matched[sample.anchor_obs] = 0  # where a landmark was detected no network has a say
+        self.matched[sample.host_obs] = 0  # where a landmark was detected no network has a say
 
     def rematch(self):
         uv = self.base + self.matched * self.layers(self.inputs)
@@ -103,6 +103,6 @@ def test_held_out_anchors_and_distrusted_observations_teach_nothing(make_sample)
     teach = teaching_observations(sample, solution)
     assert teach.sum() > 100
     assert not (teach & sample.held_out).any()
-    assert not teach[sample.anchor_obs].any()
+    assert not teach[sample.host_obs].any()
     assert (solution.weight[sample.held_out] == 0).all()
     assert (solution.weight[teach] > 0).all()

@@ -7,15 +7,15 @@ import time
 import pytest
 import torch
 
-from imatching_ros.config import Config
+from imatching_ros.core.config import Config
 from imatching_ros.learning import worker
-from imatching_ros.learning.trial import Verdict
-from imatching_ros.learning.turns import give_way
+from imatching_ros.learning.validation import Verdict
+from imatching_ros.learning.cooperative_yield import give_way
 from imatching_ros.learning.worker import InlineLearning, LearningWorker, start_learning
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.weights import hash_state
-from imatching_ros.window import Keyframe
+from imatching_ros.odometry.local_map import Keyframe
 
 CONFIG = Config().with_values({"learning.queue": 2, "learning.budget": 1.0})
 

@@ -1,4 +1,4 @@
-"""Textured pictures whose correspondences are known, and every matcher."""
+"""Textured images whose correspondences are known, and every matcher."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imatching_ros.config import MatcherConfig
+from imatching_ros.core.config import MatcherConfig
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.base import Matcher
 
 LEARNED = ("expectation", "regression")
 CLASSIC = ("klt", "sift")
-SHIFT = (7.0, -4.0)  # px, from picture A to picture B
+SHIFT = (7.0, -4.0)  # px, from image A to image B
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Pair:
 
 
 def texture(seed: int, height: int, width: int) -> Tensor:
-    """(1, H, W) uint8: opaque discs and boxes of all sizes on each other, the "dead leaves" model of natural pictures."""
+    """(1, H, W) uint8: opaque discs and boxes of all sizes on each other, the "dead leaves" model of natural images."""
     rng = np.random.default_rng(seed)
     canvas = np.full((height, width), 128, np.uint8)
     for radius in np.sort(4 / rng.uniform(0.02, 1, height * width // 60))[::-1]:

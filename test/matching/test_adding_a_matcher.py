@@ -11,9 +11,9 @@ import pytest
 import torch
 from known_pairs import as_float
 
-from imatching_ros.commands.match_eval import make_contestant
-from imatching_ros.config import MatcherConfig
-from imatching_ros.errors import ConfigError, MatcherError
+from imatching_ros.offline.cli.match_eval import make_contestant
+from imatching_ros.core.config import MatcherConfig
+from imatching_ros.core.errors import ConfigError, MatcherError
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import write_weights
 

@@ -25,7 +25,7 @@ def test_folding_batch_norm_does_not_change_the_function():
         assert torch.allclose(before, after, atol=1e-4)
 
 
-def test_maps_cover_the_picture_at_any_size():
+def test_maps_cover_the_image_at_any_size():
     network = Backbone()
     for height, width in ((32, 32), (33, 47), (100, 64), (95, 129)):
         coarse, fine = network(torch.rand(1, 1, height, width))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from known_pairs import LEARNED, as_float, build, build_random, make_pair
 
-from imatching_ros.config import MatcherConfig
-from imatching_ros.errors import MatcherError
+from imatching_ros.core.config import MatcherConfig
+from imatching_ros.core.errors import MatcherError
 from imatching_ros.matching import coarse_to_fine, create_matcher
 from imatching_ros.matching.backbone import COARSE_STRIDE
 from imatching_ros.matching.coarse_to_fine import WINDOW, slide
@@ -27,7 +27,7 @@ def test_the_lean_look_up_equals_the_differentiable_one(matcher, pair, search, l
     features = matcher.extract(torch.stack([as_float(pair.a), as_float(pair.b), as_float(pair.unrelated)]))
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor([pair.a.shape[2] - 1.0, pair.a.shape[1] - 1.0])
-    # Anywhere in the picture, up to its very corners, where the fine window is cut off.
+    # Anywhere in the image, up to its very corners, where the fine window is cut off.
     uv = torch.cat([torch.rand(50, 2, generator=generator), torch.eye(2), torch.zeros(1, 2), torch.ones(1, 2)]) * size
     predicted = torch.rand(2, len(uv), 2, generator=generator) * size * 1.2 - 0.1 * size
     radius = {"everywhere": None, "around": 20.0, "some unknown": 20.0, "wide": 90.0,
@@ -82,7 +82,7 @@ def test_the_gradient_of_a_coordinate_is_the_slope_of_the_coordinate(pair):
 
 
 def test_the_fine_distribution_peaks_where_the_descriptors_agree(pair):
-    """A picture matched to itself: coarse and fine coordinates are those of the queries, at every stride's convention."""
+    """An image matched to itself: coarse and fine coordinates are those of the queries, at every stride's convention."""
     matcher = build_random("expectation")
     with torch.no_grad():
         matcher.coarse_log_temperature.fill_(6.0), matcher.fine_log_temperature.fill_(6.0), matcher.refine_log_temperature.fill_(6.0)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from known_pairs import SHIFT, CLASSIC, LEARNED, as_float, build_random, make_pair
 
-from imatching_ros.config import MatcherConfig
-from imatching_ros.errors import ConfigError, MatcherError
+from imatching_ros.core.config import MatcherConfig
+from imatching_ros.core.errors import ConfigError, MatcherError
 from imatching_ros.matching import MATCHERS, create_matcher
 from imatching_ros.matching.base import Queries
 
@@ -108,7 +108,7 @@ def test_a_search_region_is_respected(matcher, pair):
     found = ask(matcher, pair, [pair.b], wrong, 10.0)
     good = found.score[0] > 0.3
     size = torch.tensor([pair.a.shape[2], pair.a.shape[1]])
-    inside = (wrong[0] < size).all(-1)  # a region outside the picture is pulled back to its border
+    inside = (wrong[0] < size).all(-1)  # a region outside the image is pulled back to its border
     # The region is a square for the coarse search; a cell of 8 px and the window of the fine one go beyond it.
     assert ((found.uv[0] - wrong[0]).abs().amax(-1)[good & inside] <= 10 + 4 + 9).all()
     right = (found.uv[0] - pair.uv_b).norm(dim=-1) < 3
@@ -143,7 +143,7 @@ def test_queries_can_be_chosen_and_joined(matcher, pair):
 
 
 @every
-def test_colour_small_and_mixed_pictures_are_named_errors(matcher, pair):
+def test_colour_small_and_mixed_images_are_named_errors(matcher, pair):
     colour = pair.a.expand(3, -1, -1)
     with pytest.raises(MatcherError, match="grey"):
         matcher.observe(colour)
@@ -156,7 +156,7 @@ def test_colour_small_and_mixed_pictures_are_named_errors(matcher, pair):
 
 
 @learned
-def test_a_picture_below_the_receptive_field_is_a_named_error(matcher):
+def test_a_image_below_the_receptive_field_is_a_named_error(matcher):
     with pytest.raises(MatcherError, match="at least 32 px"):
         matcher.observe(torch.zeros(1, 31, 200, dtype=torch.uint8))
     assert matcher.observe(torch.zeros(1, 32, 32, dtype=torch.uint8)).height == 32
@@ -172,7 +172,7 @@ def test_sizes_that_no_stride_divides(matcher, size):
 
 
 @every
-def test_pictures_without_texture_have_no_matches(matcher, pair):
+def test_images_without_texture_have_no_matches(matcher, pair):
     grey = torch.full_like(pair.a, 90)
     found = ask(matcher, pair, [grey])
     assert found.uv.isfinite().all() and found.score.median() < 0.3
@@ -202,7 +202,7 @@ def test_gradients_reach_every_parameter_of_the_features(name, pair):
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_a_coordinate_alone_carries_a_gradient_to_both_pictures(name, pair):
+def test_a_coordinate_alone_carries_a_gradient_to_both_images(name, pair):
     matcher = build_random(name)
     image, target = as_float(pair.a).requires_grad_(), as_float(pair.b)[None].requires_grad_()
     matcher(image, pair.uv, target).uv.sum().backward()

@@ -9,9 +9,9 @@ from odometry_scenes import speckle
 
 
 def shifted(dx: float, dy: float) -> tuple[torch.Tensor, torch.Tensor]:
-    picture = speckle()
-    moved = cv2.warpAffine(picture, np.float32([[1, 0, dx], [0, 1, dy]]), picture.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
-    return torch.from_numpy(picture)[None], torch.from_numpy(moved)[None]
+    image = speckle()
+    moved = cv2.warpAffine(image, np.float32([[1, 0, dx], [0, 1, dy]]), image.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    return torch.from_numpy(image)[None], torch.from_numpy(moved)[None]
 
 
 def grid() -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_a_jump_of_the_exposure_is_no_loss():
     assert (found.uv[0] - uv - torch.tensor([3.0, 0.0])).norm(dim=1)[good].max() < 0.3
 
 
-def test_unrelated_pictures_give_no_matches_and_finite_coordinates():
+def test_unrelated_images_give_no_matches_and_finite_coordinates():
     klt, uv = KltMatcher(), grid()
     a, b = (torch.from_numpy(speckle(seed))[None] for seed in (0, 9))
     found = klt.estimate(klt.describe(klt.observe(a), uv), [klt.observe(b)])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from known_pairs import as_float
 
-from imatching_ros.config import MatcherConfig
-from imatching_ros.errors import ConfigError, MatcherError, WeightsError
-from imatching_ros.matching import create_matcher, foreign
+from imatching_ros.core.config import MatcherConfig
+from imatching_ros.core.errors import ConfigError, MatcherError, WeightsError
+from imatching_ros.matching import create_matcher, kornia_utils
 from imatching_ros.matching.weights import write_weights
 
 NAMES = ("xfeat", "loftr")
@@ -30,7 +30,7 @@ def matcher(request):
 
 @pytest.fixture(scope="module")
 def small(pair):
-    """Pictures small enough for LoFTR in a test."""
+    """Images small enough for LoFTR in a test."""
     return as_float(pair.a[:, :72, :104]), as_float(pair.b[:, :72, :104]), torch.tensor([[20.0, 18], [50, 30], [77.5, 40.25], [33, 60]])
 
 
@@ -49,7 +49,7 @@ def test_shapes_and_both_doors_agree(matcher, small):
         assert torch.allclose(alone.uv[0], cached.uv[t], atol=1e-3) and torch.allclose(alone.score[0], cached.score[t], atol=1e-4)
 
 
-def test_a_picture_is_found_in_itself(matcher, small):
+def test_a_image_is_found_in_itself(matcher, small):
     """Random features are unlike enough from place to place: the coarse cell is right, so the error is within a cell."""
     a, _, uv = small
     features = matcher.extract(a[None])[0]
@@ -92,7 +92,7 @@ def test_search_regions_unknown_predictions_and_nothing_to_do(matcher, small):
     assert torch.allclose(joined.uv[0, :4], free.uv[0], atol=1e-3)
 
 
-def test_colour_and_small_pictures_are_named_errors(matcher):
+def test_colour_and_small_images_are_named_errors(matcher):
     with pytest.raises(MatcherError, match="grey"):
         matcher.observe(torch.zeros(3, 64, 64, dtype=torch.uint8))
     with pytest.raises(MatcherError, match="at least 32"):
@@ -161,4 +161,4 @@ def test_without_kornia_the_error_says_how_to_install_it(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ConfigError, match="pip install kornia"):
-        foreign.import_kornia("xfeat")
+        kornia_utils.import_kornia("xfeat")

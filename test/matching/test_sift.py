@@ -9,9 +9,9 @@ from odometry_scenes import speckle
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    picture, shift = speckle(1), torch.tensor([60.0, -35.0])
-    moved = cv2.warpAffine(picture, np.float32([[1, 0, 60], [0, 1, -35]]), picture.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
-    return torch.from_numpy(picture)[None], torch.from_numpy(moved)[None], shift
+    image, shift = speckle(1), torch.tensor([60.0, -35.0])
+    moved = cv2.warpAffine(image, np.float32([[1, 0, 60], [0, 1, -35]]), image.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    return torch.from_numpy(image)[None], torch.from_numpy(moved)[None], shift
 
 
 def test_keypoints_are_found_again_without_a_prediction():
@@ -32,7 +32,7 @@ def test_nothing_is_found_in_a_wrong_neighbourhood():
     assert (found.score[0] > 0.3).float().mean() < 0.1
 
 
-def test_a_picture_without_keypoints_matches_nothing():
+def test_a_image_without_keypoints_matches_nothing():
     sift = SiftMatcher()
     blank = sift.observe(torch.full((1, 120, 160), 90, dtype=torch.uint8))
     queries = sift.describe(blank, torch.tensor([[80.0, 60.0], [1.0, 1.0]]))

@@ -9,10 +9,18 @@ import torch
 from known_pairs import build_random
 from safetensors.torch import save_file
 
-from imatching_ros.config import MatcherConfig
-from imatching_ros.errors import WeightsError
+from imatching_ros.core.config import MatcherConfig
+from imatching_ros.core.errors import WeightsError
 from imatching_ros.matching import create_matcher
-from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, load_weights, read_header, read_weights, resolve_weights, write_weights
+from imatching_ros.matching.weights import (
+    DEFAULT_DIR,
+    hash_state,
+    load_weights,
+    read_header,
+    read_weights,
+    resolve_weights,
+    write_weights,
+)
 
 
 @pytest.fixture

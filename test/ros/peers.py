@@ -1,4 +1,4 @@
-"""The other side of the wire: the node in a process of its own, and a peer that publishes pictures and listens."""
+"""The other side of the wire: the node in a process of its own, and a peer that publishes images and listens."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from imatching_ros.ros.diagnostics import SCALE_REMEDY, Snapshot, judge
 pytestmark = pytest.mark.ros
 
 WELL = dict(lifecycle="active", received=10, dropped=0, processed=10, tracked=10, lost=0, rejected=0, tracking="tracking", reason="", metric=True, scale="stereo baseline",
-            latency_ms=30.0, processing_ms=25.0, problem="", input_problem="", mounting_problem="", learning=None, odometry_input="off")
+            latency_ms=30.0, processing_ms=25.0, problem="", input_problem="", mounting_problem="", learning=None, external_odometry="off")
 UNSCALED = {"metric": False, "scale": "unknown"}
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
 
@@ -23,17 +23,17 @@ OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticS
     [
         ({}, 10.0, OK, "tracking"),
         ({"lifecycle": "inactive"}, 0.0, OK, "node is inactive"),
-        ({}, 0.0, STALE, "no pictures arrive"),
+        ({}, 0.0, STALE, "no images arrive"),
         ({"problem": "no such encoding"}, 10.0, ERROR, "no such encoding"),
         ({"tracking": "", "input_problem": "no CameraInfo"}, 10.0, ERROR, "no CameraInfo"),
         ({"input_problem": "without one on /right"}, 10.0, WARN, "tracking, without one on /right"),
         ({"tracking": "lost", "reason": "for 3 frames", "input_problem": "without one on /right"}, 10.0, ERROR, "lost: for 3 frames"),
         ({"tracking": "degraded", "reason": "few matches"}, 10.0, WARN, "degraded: few matches"),
         ({"mounting_problem": "no TF"}, 10.0, WARN, "tracking, mounting of the camera not known: no TF"),
-        ({"odometry_input": "no TF"}, 10.0, WARN, "tracking, without odometry from elsewhere: no TF"),
+        ({"external_odometry": "no TF"}, 10.0, WARN, "tracking, without external odometry: no TF"),
         (UNSCALED, 10.0, WARN, f"tracking, scale unknown: the unit of length is arbitrary; {SCALE_REMEDY}"),
         ({**UNSCALED, "tracking": "degraded", "reason": "few matches"}, 10.0, WARN, "degraded: few matches"),
-        ({**UNSCALED, "odometry_input": "no TF"}, 10.0, WARN, "tracking, without odometry from elsewhere: no TF"),
+        ({**UNSCALED, "external_odometry": "no TF"}, 10.0, WARN, "tracking, without external odometry: no TF"),
     ],
 )
 def test_the_worst_is_said_first(changes, hz, level, text):
@@ -42,4 +42,4 @@ def test_the_worst_is_said_first(changes, hz, level, text):
 
 def test_the_remedies_for_a_missing_scale_are_settings():
     known = {name for name, _, _ in params.settings()}
-    assert set(re.findall(r"\w+\.\w+", SCALE_REMEDY)) == {"odometry_input.use", "odometry.first_baseline_m"} <= known
+    assert set(re.findall(r"\w+\.\w+", SCALE_REMEDY)) == {"external_odometry.use", "odometry.first_baseline_m"} <= known

@@ -21,10 +21,11 @@ from rcl_interfaces.srv import GetParameters
 from sensor_msgs.msg import CameraInfo, Image
 from walls import CAMERA, look
 
-from imatching_ros.errors import ConfigError
-from imatching_ros.ros import params, reference
+from imatching_ros.core.errors import ConfigError
+from imatching_ros.ros import params
+from imatching_ros.offline.ros_tools import reference
 from imatching_ros.ros.inputs import TOPICS
-from imatching_ros.ros.serialized import move_stamp, read_stamp_ns, starts_with_header
+from imatching_ros.offline.ros_tools.serialized import move_stamp, read_stamp_ns, starts_with_header
 
 pytestmark = pytest.mark.ros
 
@@ -68,7 +69,7 @@ def test_launch_sets_only_parameters_that_exist():
     defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
     assert launch.make_parameters(defaults) == {}, "what nobody asked for would win over the user's parameter file"
     assert ("odometry", "/wheels") in launch.make_remappings(defaults | {"odometry_topic": "/wheels"}, "mono")
-    assert launch.make_parameters(defaults | {"odometry_use": "both"})["odometry_input.use"] == "both"
+    assert launch.make_parameters(defaults | {"odometry_use": "both"})["external_odometry.use"] == "both"
     changed = launch.make_parameters(defaults | {"publish_tf": "false", "learning": "sync", "base_frame": "robot"})
     assert (changed["publish_tf"], changed["learning.mode"], changed["base_frame"]) == (False, "sync", "robot")
 
@@ -87,12 +88,12 @@ def test_launch_reads_the_node_s_part_of_a_parameter_file(text):
 
 
 def test_launch_has_the_player_wait_for_the_node():
-    from imatching_ros.ros import player
+    from imatching_ros.offline.ros_tools import play
 
     launch = load_launch("online")
     values = {name: default for name, (default, _) in launch.ARGUMENTS.items()} | {"bag": "my_bag"}
     parser = argparse.ArgumentParser()
-    player.add_arguments(parser)
+    play.add_arguments(parser)
     for changes, settings, topic in (
         ({"image_topic": "/cam/image"}, {}, "/cam/image"),
         ({"namespace": "/robot"}, {}, "/robot/image"),
@@ -126,7 +127,7 @@ def test_replay_launch_passes_options_that_exist():
 
 @pytest.mark.skipif(WITHOUT_LAUNCH, reason="launch is not installed: the launch files were compared with the code, not started")
 def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
-    """ros2 launch, its own process; the mode from the user's file, the rest of its settings from the mode's; pictures in, odometry out,
+    """ros2 launch, its own process; the mode from the user's file, the rest of its settings from the mode's; images in, odometry out,
     SIGINT ends it all."""
     mine = tmp_path / "mine.yaml"
     mine.write_text("/**: {ros__parameters: {mode: rgbd, learning.mode: sync, base_frame: optical}}")
@@ -187,7 +188,7 @@ def test_layouts_show_topics_that_exist():
 
 def test_documentation_is_what_the_code_says():
     text = (ROOT / "docs" / "ros.md").read_text()
-    assert reference.fill(text) == text, "run: python -m imatching_ros.ros.reference docs/ros.md"
+    assert reference.fill(text) == text, "run: python -m imatching_ros.offline.ros_tools.reference docs/ros.md"
 
 
 def test_words_that_yaml_reads_as_booleans_are_choices():

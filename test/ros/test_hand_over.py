@@ -39,7 +39,7 @@ def test_approximate_takes_the_nearest():
     assert Pairs(10).add(("left", 100), ("right", 91), ("right", 99)) == [(100, 99)]
 
 
-def test_beyond_the_slop_a_picture_goes_on_alone():
+def test_beyond_the_slop_a_image_goes_on_alone():
     pairs = Pairs(10)
     assert pairs.add(("left", 100), ("right", 111), ("left", 112)) == [(100, None), (112, 111)]
     assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (1, 11)
@@ -80,22 +80,22 @@ def test_a_steady_pair_loses_nothing():
     assert len(pairs.found) == 100 and pairs.synchronizer.alone == 0
 
 
-def test_the_newest_picture_wins_and_drops_are_counted():
+def test_the_newest_image_wins_and_drops_are_counted():
     inbox = Inbox()
-    for picture in (1, 2, 3):
-        inbox.put(picture)
+    for image in (1, 2, 3):
+        inbox.put(image)
     assert inbox.take() == 3 and (inbox.received, inbox.dropped) == (3, 2)
 
 
-def test_commands_run_in_the_taking_thread_before_pictures():
+def test_commands_run_in_the_taking_thread_before_images():
     inbox, order = Inbox(), []
-    inbox.put("picture")
+    inbox.put("image")
     future = inbox.call(lambda: order.append(threading.current_thread().name) or "done")
     taker = threading.Thread(target=lambda: order.append(inbox.take()), name="taker")
     taker.start()
     assert future.result(timeout=5) == "done"
     taker.join(5)
-    assert order == ["taker", "picture"]
+    assert order == ["taker", "image"]
 
 
 def test_an_error_of_a_command_goes_to_the_caller():

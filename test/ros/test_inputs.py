@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from walls import CAMERA
 
-from imatching_ros.errors import ConfigError
+from imatching_ros.core.errors import ConfigError
 from imatching_ros.ros import params
 from imatching_ros.ros.inputs import CameraInputs
 
@@ -34,7 +34,7 @@ def make_inputs(domain) -> Iterator:
         node = Node("eyes", context=context, cli_args=arguments, parameter_overrides=given)
         made.append((node, None))
         params.declare(node)
-        inputs = CameraInputs(node, params.read_configs(node)[0], lambda picture: None, lambda key, text: None)
+        inputs = CameraInputs(node, params.read_configs(node)[0], lambda image: None, lambda key, text: None)
         made[-1] = (node, inputs)
         return made[-1]
 
@@ -98,7 +98,7 @@ def test_a_camera_info_that_comes_once_is_not_missed(make_inputs, capfd):
         ("compressed", "/other/image/compressed", "sensor_msgs/msg/CompressedImage: /other/image; remap with -r image:=TOPIC"),
     ],
 )
-def test_what_to_do_about_compressed_pictures_is_said(make_inputs, capfd, transport, published, told):
+def test_what_to_do_about_compressed_images_is_said(make_inputs, capfd, transport, published, told):
     node, inputs = make_inputs(("image:=/cam/image",), no_data_warning_s=0.5, image_transport=transport)
     node.create_publisher(CompressedImage, published, 1)
     end = time.monotonic() + 30

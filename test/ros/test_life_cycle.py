@@ -22,7 +22,7 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from imatching_ros.ros import node as node_module
-from imatching_ros.ros.inputs import Picture
+from imatching_ros.ros.inputs import CameraImages
 from imatching_ros.ros.node import OdometryNode
 from imatching_ros.ros.robot_pose import RobotPose
 
@@ -115,13 +115,13 @@ def test_a_command_that_lasts_too_long_is_answered(make_node, monkeypatch):
     assert not answer.success and answer.message == "not done within 0.2 s"
 
 
-def test_a_bug_is_told_once_and_every_picture_has_its_status(make_node, monkeypatch, capfd, peer):
+def test_a_bug_is_told_once_and_every_image_has_its_status(make_node, monkeypatch, capfd, peer):
     node = make_node(namespace="/broken")
     assert node.trigger_configure() == node.trigger_activate() == SUCCESS
     statuses = peer.collect(Status, "/broken/imatching/status")
     wait_until(lambda: node.count_subscribers("/broken/imatching/status"), what="the subscription")
 
-    def fail(picture) -> None:
+    def fail(image) -> None:
         raise KeyError("broken")
 
     monkeypatch.setattr(node._processor._decoder, "decode", fail)
@@ -130,7 +130,7 @@ def test_a_bug_is_told_once_and_every_picture_has_its_status(make_node, monkeypa
     def send() -> None:
         nonlocal sent
         sent += 1
-        node._processor.inbox.put(Picture(sent * 10**8, "optical", {}, {}, False))
+        node._processor.inbox.put(CameraImages(sent * 10**8, "optical", {}, {}, False))
 
     for count in range(3):
         send_until(send, lambda count=count: len(statuses) > count, "a status")

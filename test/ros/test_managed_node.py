@@ -55,9 +55,9 @@ class Robot:
         return self.peer.call(GetState, "/imatching/get_state").current_state.id
 
     def show(self, count: int = 1) -> None:
-        """The next pictures, one after another; each answered by a status."""
+        """The next images, one after another; each answered by a status."""
         for _ in range(count):
-            # Forth and back through the first pictures, with stamps that go on.
+            # Forth and back through the first images, with stamps that go on.
             shot = self.tour[[0, 1, 2, 3, 4, 3, 2, 1][self._sent % 8]]
             stamp = self.tour[0].stamp_ns + self._sent * 10**8
             self._sent += 1
@@ -68,7 +68,7 @@ class Robot:
                 self.images.publish(image_message(stamp, shot.image, "rgb8"))
 
             before = len(self.status)
-            send_until(send, lambda before=before: len(self.status) > before, f"a picture:\n{self.node.output}")
+            send_until(send, lambda before=before: len(self.status) > before, f"an image:\n{self.node.output}")
 
     def set(self, name: str, value: ParameterValue):
         request = [Parameter(name=name, value=value)]
@@ -196,7 +196,7 @@ def test_live_parameters_are_set_and_others_refused(robot):
     assert robot.set("publish_tf", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=False)).successful
 
 
-def test_live_parameters_act_on_the_next_picture(robot):
+def test_live_parameters_act_on_the_next_image(robot):
     robot.show(1)
     assert robot.status[-1].state == Status.TRACKING
     matches = robot.status[-1].matches

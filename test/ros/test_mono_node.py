@@ -1,4 +1,4 @@
-"""The real node with one camera, fed with rendered pictures over DDS: everything it publishes, checked against the truth."""
+"""The real node with one camera, fed with rendered images over DDS: everything it publishes, checked against the truth."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
-from imatching_ros.evaluation.trajectory import score_trajectory
-from imatching_ros.sources.truth import Trajectory
+from imatching_ros.offline.evaluation.trajectory import score_trajectory
+from imatching_ros.offline.recordings.truth import Trajectory
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -45,12 +45,12 @@ def stamp_of(message) -> int:
 
 @pytest.fixture(scope="module")
 def run(peer: Peer, start_node, tour) -> SimpleNamespace:
-    """The tour played to the node, one picture at a time; what came back, and how the node ended."""
+    """The tour played to the node, one image at a time; what came back, and how the node ended."""
     node = start_node(
         {"base_from_camera": "[0.0,0.0,0.0,0.0,0.0,0.0,1.0]", "base_frame": "optical"}, ("-r", "image:=/front/image_raw")
     )
     seen = {name: peer.collect(kind, topic) for name, (kind, topic) in TOPICS.items()}
-    infos = peer.publisher(CameraInfo, "/front/camera_info")  # found beside the picture topic, without a remapping
+    infos = peer.publisher(CameraInfo, "/front/camera_info")  # found beside the image topic, without a remapping
     images = peer.publisher(Image, "/front/image_raw")
     node.wait_for("active")
     peer.meet()
@@ -60,7 +60,7 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
             infos.publish(info_message(shot.stamp_ns, shot.camera))
             images.publish(image_message(shot.stamp_ns, shot.image, "rgb8"))
 
-        send_until(send, lambda count=count: len(seen["status"]) >= count, f"picture {count}:\n{node.output}")
+        send_until(send, lambda count=count: len(seen["status"]) >= count, f"image {count}:\n{node.output}")
     time.sleep(1.2)  # one more message of diagnostics
     shared_memory = node.shared_memory
     code = node.stop(signal.SIGINT)
@@ -80,7 +80,7 @@ def test_leaves_no_shared_memory(run):
     assert [path for path in run.shared_memory if path.exists()] == []
 
 
-def test_every_picture_has_a_status(run, tour):
+def test_every_image_has_a_status(run, tour):
     assert [stamp_of(m) for m in run.status] == [shot.stamp_ns for shot in tour]
     last = run.status[-1]
     assert (last.frames_received, last.frames_processed, last.frames_dropped, last.frames_rejected) == (30, 30, 0, 0)
@@ -150,7 +150,7 @@ def test_matches_are_right(run, tour):
 
 
 def carry(first, second, uv: np.ndarray) -> np.ndarray:
-    """Where pixels (N, 2) of the first picture are in the second, by depth and poses."""
+    """Where pixels (N, 2) of the first image are in the second, by depth and poses."""
     c = first.camera
     u, v = np.rint(uv).astype(int).T
     z = first.depth[v.clip(0, c.height - 1), u.clip(0, c.width - 1)]
@@ -162,9 +162,9 @@ def carry(first, second, uv: np.ndarray) -> np.ndarray:
 
 def test_matches_are_drawn_where_somebody_looks(run, tour):
     assert [stamp_of(m) for m in run.matches_image] == [stamp_of(m) for m in run.matches]
-    picture = run.matches_image[-1]
-    assert (picture.width, picture.height, picture.encoding, picture.step) == (320, 240, "rgb8", 960)
-    drawn = np.frombuffer(picture.data, np.uint8).reshape(240, 320, 3)
+    image = run.matches_image[-1]
+    assert (image.width, image.height, image.encoding, image.step) == (320, 240, "rgb8", 960)
+    drawn = np.frombuffer(image.data, np.uint8).reshape(240, 320, 3)
     changed = (drawn != tour[-1].image).any(2)
     assert 0.005 < changed.mean() < 0.6
     assert (drawn[changed] == (0, 220, 0)).all(1).any()
@@ -189,7 +189,7 @@ def test_diagnostics(run):
     statuses = [m.status[0] for m in run.diagnostics]
     assert statuses[-1].name == "/imatching: odometry"
     values = {entry.key: entry.value for entry in statuses[-1].values}
-    assert values["lifecycle"] == "active" and values["tracking"] == "tracking" and int(values["pictures received"]) >= 30
+    assert values["lifecycle"] == "active" and values["tracking"] == "tracking" and int(values["images received"]) >= 30
     assert (values["metric"], values["scale"]) == ("False", "unknown")
     tracked = [s for s in statuses if s.message.startswith("tracking, scale unknown: the unit of length is arbitrary")]
     assert tracked and {s.level for s in tracked} == {DiagnosticStatus.WARN} or len(statuses) < 4

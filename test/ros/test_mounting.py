@@ -37,7 +37,7 @@ class Robot:
         self.images.publish(image_message(self.stamp, image, "mono8"))
 
     def show(self, z: float) -> np.ndarray:
-        """A picture from z metres ahead; returns where odometry puts the base."""
+        """An image from z metres ahead; returns where odometry puts the base."""
         before = self.stamp
 
         def answer() -> Odometry | None:

@@ -1,4 +1,4 @@
-"""Odometry from elsewhere over DDS: one node hears the wheels of its base, another waits in vain, then hears a frame without TF."""
+"""External odometry over DDS: one node hears the wheels of its base, another waits in vain, then hears a frame without TF."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stamp_of(message) -> int:
 @pytest.fixture(scope="module")
 def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     """The tour for both nodes; the wheels for one of them."""
-    parameters = {"odometry_input.use": "both", "no_data_warning_s": 1.0, "tf_timeout_s": 30.0}
+    parameters = {"external_odometry.use": "both", "no_data_warning_s": 1.0, "tf_timeout_s": 30.0}
     cameras = ("-r", "image:=/cam/image")
     heard = start_node(parameters, (*cameras, "-r", "__ns:=/heard", "-r", "odometry:=/wheels/odom"))
     alone = start_node(parameters, (*cameras, "-r", "__ns:=/alone"))
@@ -80,7 +80,7 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
             infos.publish(info_message(shot.stamp_ns, shot.camera))
             images.publish(image_message(shot.stamp_ns, shot.image, "rgb8"))
 
-        send_until(send, lambda count=count: all(len(s.status) >= count for s in seen.values()), f"picture {count}:\n{heard.output}\n{alone.output}")
+        send_until(send, lambda count=count: all(len(s.status) >= count for s in seen.values()), f"image {count}:\n{heard.output}\n{alone.output}")
 
     def newest(name: str) -> DiagnosticStatus | None:
         mine = [m.status[0] for m in diagnostics if m.status[0].name.startswith(f"/{name}/")]
@@ -129,7 +129,7 @@ def test_a_frame_without_tf_is_told(run, tour):
     shot = tour[-1]
     images = run.peer.publisher(Image, "/cam/image", subscribers=2)
     stamps = iter(range(shot.stamp_ns + 10**8, shot.stamp_ns + 10**10, 10**8))
-    send_until(lambda: images.publish(image_message(next(stamps), shot.image, "rgb8")), lambda: len(run.alone.status) > count, "a picture")
+    send_until(lambda: images.publish(image_message(next(stamps), shot.image, "rgb8")), lambda: len(run.alone.status) > count, "an image")
     wait_until(
         lambda: {e.key: e.value for e in run.newest("alone").values}["odometry input"] == "no TF from front_axle to optical",
         what="the reason in /diagnostics",

@@ -43,7 +43,7 @@ class Robot:
         self.node.wait_for("active")
 
     def show(self, position: tuple[float, float, float]) -> np.ndarray:
-        """Pictures of the pair at a place, given in the axes of the rectified camera; returns the published position."""
+        """Images of the pair at a place, given in the axes of the rectified camera; returns the published position."""
         count = len(self.odom)
 
         def send() -> None:
@@ -70,7 +70,7 @@ def test_a_raw_pair_is_rectified_and_metric(robot, way):
     start = robot.show((0.0, 0.0, 0.0))
     robot.show(tuple(v / 2 for v in way))
     moved = robot.show(way) - start
-    # What is published is of the raw left camera, whose frame the pictures name.
+    # What is published is of the raw left camera, whose frame the images name.
     expected = Rotation.from_rotvec(TURN_DEG["left"], degrees=True).inv().apply(way)
     np.testing.assert_allclose(moved, expected, atol=0.004)
     last = robot.status[-1]
@@ -78,14 +78,14 @@ def test_a_raw_pair_is_rectified_and_metric(robot, way):
 
 
 def wall(uv: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Points (N, 3) of the wall that pixels (N, 2) of the raw left picture show, in the axes of the rectified camera."""
+    """Points (N, 3) of the wall that pixels (N, 2) of the raw left image show, in the axes of the rectified camera."""
     ideal = LEFT.undistort(torch.from_numpy(uv)).numpy()
     rays = np.column_stack([(ideal - [LEFT.cx, LEFT.cy]) / [LEFT.fx, LEFT.fy], np.ones(len(uv))])
     rays = Rotation.from_rotvec(TURN_DEG["left"], degrees=True).apply(rays)
     return position + rays * ((2.0 - position[2]) / rays[:, 2])[:, None]
 
 
-def test_matches_are_of_the_pictures_that_were_sent(robot):
+def test_matches_are_of_the_images_that_were_sent(robot):
     robot.stamp -= 20 * 10**9
     count = len(robot.matches)
     for x in (0.0, 0.05, 0.1):
@@ -95,7 +95,7 @@ def test_matches_are_of_the_pictures_that_were_sent(robot):
     good = np.array(message.inlier, bool)
     i, j = (np.stack(pixels, 1).astype(float)[good] for pixels in ((message.u_i, message.v_i), (message.u_j, message.v_j)))
     error_px = np.linalg.norm(wall(i, from_i) - wall(j, from_j), axis=1) * LEFT.fx / 2.0
-    assert len(error_px) > 50 and np.median(error_px) < 0.1  # 0.7 when pixels of the rectified pictures are taken for these
+    assert len(error_px) > 50 and np.median(error_px) < 0.1  # 0.7 when pixels of the rectified images are taken for these
 
 
 def test_ends_cleanly(robot):

@@ -10,8 +10,8 @@ from peers import image_message, info_message, send_until, wait_until
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 
-from imatching_ros.sources.base import SourceOptions
-from imatching_ros.sources.opening import open_source
+from imatching_ros.offline.recordings.base import SourceOptions
+from imatching_ros.offline.recordings.opening import open_source
 
 pytestmark = [pytest.mark.ros, pytest.mark.data, pytest.mark.slow]
 
@@ -32,13 +32,13 @@ def test_tartanair(peer, start_node, data_folder):
     infos, images = peer.publisher(CameraInfo, "/camera_info"), peer.publisher(Image, "/image")
     peer.meet()
     for count, frame in enumerate(frames, 1):
-        picture = frame.image.permute(1, 2, 0).numpy()
+        image = frame.image.permute(1, 2, 0).numpy()
 
-        def send(frame=frame, picture=picture) -> None:
+        def send(frame=frame, image=image) -> None:
             infos.publish(info_message(frame.stamp_ns, frame.camera))
-            images.publish(image_message(frame.stamp_ns, picture, "rgb8" if picture.shape[2] == 3 else "mono8"))
+            images.publish(image_message(frame.stamp_ns, image, "rgb8" if image.shape[2] == 3 else "mono8"))
 
-        send_until(send, lambda count=count: len(status) >= count, f"picture {count}:\n{node.output}", patience_s=15.0)
+        send_until(send, lambda count=count: len(status) >= count, f"image {count}:\n{node.output}", patience_s=15.0)
     wait_until(lambda: len(learning) >= FRAMES, what="learning status")
     assert node.stop() == 0, node.output
     started = next(k for k, m in enumerate(status) if m.state == Status.TRACKING)

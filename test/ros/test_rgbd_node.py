@@ -64,13 +64,13 @@ class Robot:
         self.images.publish(image_message(stamp, image, encoding))
 
     def show(self, position=(0, 0, 0), rotation_deg=(0, 0, 0), camera=CAMERA) -> Odometry:
-        """One picture from a pose of the camera; returns the odometry that it gave."""
-        pictures = look(position, rotation_deg, camera)
+        """One image from a pose of the camera; returns the odometry that it gave."""
+        images = look(position, rotation_deg, camera)
         count = len(self.odom)
 
         def send() -> None:
             self.stamp += 10**8
-            self.send(*pictures, camera=camera)
+            self.send(*images, camera=camera)
 
         # The answer to an earlier try may come late.
         send_until(
@@ -81,12 +81,12 @@ class Robot:
         return self.odom[-1]
 
     def start_again(self) -> Odometry:
-        """A picture from the origin after a jump back in time, which resets."""
+        """An image from the origin after a jump back in time, which resets."""
         self.stamp -= 20 * 10**9
         return self.show()
 
     def spoil(self, text: str, *arguments, **options) -> None:
-        """Sends a picture that cannot be used, until the node says so."""
+        """Sends an image that cannot be used, until the node says so."""
         self.stamp += 10**8
         send_until(lambda: self.send(*arguments, **options), lambda: text in self.node.output, f"'{text}':\n{self.node.output}")
         stamp = make_stamp(self.stamp)
@@ -161,14 +161,14 @@ def test_a_stamp_a_little_too_old_is_dropped(robot):
     assert len(robot.odom) == count + 1
 
 
-def test_a_picture_without_its_depth_is_tracked_and_told(robot):
+def test_a_image_without_its_depth_is_tracked_and_told(robot):
     image, depth = look()
     robot.start_again()
     lonely, robot.stamp = robot.stamp + 10**8, robot.stamp + 2 * 10**8
     robot.images.publish(image_message(lonely, image, "mono8"))
     robot.depths.publish(image_message(robot.stamp, depth, "32FC1"))
-    wait_until(lambda: robot.odom[-1].header.stamp == make_stamp(lonely), what="odometry of the lonely picture")
-    robot.node.wait_for("a picture on /cam/image comes without one on /cam/depth: the nearest is 100.000 ms away")
+    wait_until(lambda: robot.odom[-1].header.stamp == make_stamp(lonely), what="odometry of the lonely image")
+    robot.node.wait_for("an image on /cam/image comes without one on /cam/depth: the nearest is 100.000 ms away")
 
 
 def test_unknown_encoding(robot):
@@ -177,15 +177,15 @@ def test_unknown_encoding(robot):
     robot.show()
 
 
-def test_picture_of_another_size_than_its_camera_info(robot):
+def test_image_of_another_size_than_its_camera_info(robot):
     image, depth = look()
-    robot.spoil("the picture is 160 x 240, CameraInfo says 320 x 240", image[:, :160], depth[:, :160])
+    robot.spoil("the image is 160 x 240, CameraInfo says 320 x 240", image[:, :160], depth[:, :160])
     robot.show()
 
 
 def test_depth_of_another_size(robot):
     image, depth = look()
-    robot.spoil("the depth picture is 160 x 120", image, depth[::2, ::2])
+    robot.spoil("the depth image is 160 x 120", image, depth[::2, ::2])
     robot.show()
 
 

@@ -13,8 +13,8 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from imatching_ros.ros import convert, transforms
-from imatching_ros.ros.frames import TransformTree
-from imatching_ros.sources.pictures import decode_image
+from imatching_ros.ros.tf import TransformTree
+from imatching_ros.camera.decoding import decode_image
 
 pytestmark = pytest.mark.ros
 
@@ -36,7 +36,7 @@ def test_cloud_is_what_sensor_msgs_py_makes():
 
 
 @pytest.mark.parametrize("encoding", ["mono8", "rgb8", "bgr8", "rgba8", "bgra8", "mono16", "bayer_rggb8", "yuv422"])
-def test_pictures_are_what_cv_bridge_makes(encoding):
+def test_images_are_what_cv_bridge_makes(encoding):
     cv_bridge = pytest.importorskip("cv_bridge", reason="cv_bridge is not installed: nothing to compare with")
     channels = {"mono8": 1, "mono16": 2, "bayer_rggb8": 1, "yuv422": 2}.get(encoding, 4 if "a8" in encoding else 3)
     data = np.random.default_rng(0).integers(0, 255, (8, 8 * channels), np.uint8)

@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
-from imatching_ros.datatypes import OdometryOutput, TrackingState
+from imatching_ros.core.types import OdometryOutput, TrackingState
 from imatching_ros.ros import transforms
 from imatching_ros.ros.robot_pose import RobotPoseTracker
 
@@ -143,7 +143,7 @@ def twist_is_unknown(pose) -> bool:
     return not pose.twist.any() and bool(np.isnan(pose.twist_covariance).all())
 
 
-@pytest.mark.parametrize(("missing", "stamp_s"), [(None, 2.5), (0.2, 0.3)])  # no pictures for a while; one without a pose
+@pytest.mark.parametrize(("missing", "stamp_s"), [(None, 2.5), (0.2, 0.3)])  # no images for a while; one without a pose
 def test_a_gap_has_no_twist(missing, stamp_s):
     tracker = RobotPoseTracker(np.eye(4))
     still = np.array([0, 0, 0, 0, 0, 0, 1.0])

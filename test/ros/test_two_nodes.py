@@ -75,7 +75,7 @@ def robots(peer: Peer, start_node) -> tuple[StereoRobot, CompressedRobot]:
 
 
 def test_silence_names_what_is_missing(robots):
-    """Nobody publishes the compressed pictures, and another node's pictures are of another type."""
+    """Nobody publishes the compressed images, and another node's images are of another type."""
     robots[1].node.wait_for("nothing received on /mono/image/compressed for")
     assert "nobody publishes it; no topic of type sensor_msgs/msg/CompressedImage exists" in robots[1].node.output
 
@@ -91,7 +91,7 @@ def test_qos_that_does_not_fit_is_told(robots):
     robot.images = robot.peer.publisher(CompressedImage, "/mono/image/compressed")
 
 
-def test_pictures_before_their_camera_info_are_told(robots):
+def test_images_before_their_camera_info_are_told(robots):
     robot = robots[1]
     stamp = 100 * 10**9
 
@@ -100,7 +100,7 @@ def test_pictures_before_their_camera_info_are_told(robots):
 
     send_until(
         send,
-        lambda: "pictures arrive on /mono/image/compressed, but no CameraInfo on /mono/camera_info" in robot.node.output,
+        lambda: "images arrive on /mono/image/compressed, but no CameraInfo on /mono/camera_info" in robot.node.output,
         robot.node.output,
         tries=40,
         patience_s=0.5,
@@ -116,10 +116,10 @@ def test_stereo_is_metric(robots):
     assert robot.status[-1].metric and robot.status[-1].mode == "stereo"
     start = robot.odom[0].pose.pose.position
     assert last.pose.pose.position.z - start.z == pytest.approx(0.08, abs=0.008)
-    assert last.header.stamp == make_stamp(robot.stamp)  # of the left picture
+    assert last.header.stamp == make_stamp(robot.stamp)  # of the left image
 
 
-def test_the_newest_picture_is_taken_and_drops_are_counted(robots):
+def test_the_newest_image_is_taken_and_drops_are_counted(robots):
     robot = robots[1]
     stamp = 101 * 10**9
     robot.clock.publish(Clock(clock=make_stamp(stamp)))
@@ -132,7 +132,7 @@ def test_the_newest_picture_is_taken_and_drops_are_counted(robots):
             robot.infos.publish(info_message(stamp + sent * 10**7, CAMERA))
             robot.images.publish(robot.compressed(stamp + sent * 10**7, 0.002 * sent))
 
-    send_until(flood, lambda: robot.status and robot.status[-1].frames_dropped > 0, f"dropped pictures:\n{robot.node.output}")
+    send_until(flood, lambda: robot.status and robot.status[-1].frames_dropped > 0, f"dropped images:\n{robot.node.output}")
     wait_until(
         lambda: robot.status[-1].frames_received == robot.status[-1].frames_processed + robot.status[-1].frames_dropped,
         what="sums",
@@ -174,7 +174,7 @@ def test_both_end_cleanly(robots):
 
 
 def test_a_subscriber_that_stops_reading_does_not_hold_the_node(peer: Peer, start_node):
-    """Matches and pictures pile up at a peer that never spins; odometry goes on."""
+    """Matches and images pile up at a peer that never spins; odometry goes on."""
     import rclpy
     from imatching_ros.msg import Matches
 
@@ -199,7 +199,7 @@ def test_a_subscriber_that_stops_reading_does_not_hold_the_node(peer: Peer, star
             depths.publish(image_message(stamp, depth, "32FC1"))
             images.publish(image_message(stamp, image, "mono8"))
 
-        send_until(send, lambda k=k: len(status) > k, f"picture {k}")
+        send_until(send, lambda k=k: len(status) > k, f"image {k}")
     assert np.median([m.processing_ms for m in status]) < 1000
     assert node.stop() == 0
     sleeper.destroy_node()

@@ -1,4 +1,4 @@
-"""Pictures of a patterned wall at z = 2 m in the world, from any pose: exact and quick."""
+"""Images of a patterned wall at z = 2 m in the world, from any pose: exact and quick."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from imatching_ros.camera import Camera
+from imatching_ros.camera.model import Camera
 
 CAMERA = Camera(320, 240, 256.0, 256.0, 159.5, 119.5)
 _DISTANCE_M = 2.0
@@ -28,7 +28,7 @@ def look(
     rotation_deg: tuple[float, float, float] = (0, 0, 0),
     camera: Camera = CAMERA,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grey picture (H, W) uint8 and depth (H, W) float32 m; rotation is a rotation vector about the camera's optical axes."""
+    """Grey image (H, W) uint8 and depth (H, W) float32 m; rotation is a rotation vector about the camera's optical axes."""
     v, u = np.mgrid[: camera.height, : camera.width]
     u, v = camera.undistort(torch.from_numpy(np.stack([u, v], -1).astype(float))).numpy().transpose(2, 0, 1)
     rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones_like(u)], -1)

@@ -1,0 +1,1 @@
+"""Camera models, calibration files, image decoding, rectification."""

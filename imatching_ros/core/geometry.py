@@ -1,0 +1,311 @@
+"""Rigid poses, rays, triangulation and epipolar distance; pure, batched, differentiable, on any device.
+
+A pose is (…, 7): translation, quaternion xyzw, the layout of `pypose.SE3`. A twist is (…, 6): rho (translation part), then
+phi (rotation part, radians), the order of `pypose.se3`. Bundle adjustment's perturbation is T * Exp([rho, phi]).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..camera.model import Camera
+from .types import ObservationKind
+
+
+def identity(*shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
+    """Identity poses (*shape, 7)."""
+    return torch.tensor([0.0, 0, 0, 0, 0, 0, 1], dtype=dtype, device=device).expand(*shape, 7).clone()
+
+
+def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product of quaternions xyzw (…, 4)."""
+    av, aw, bv, bw = a[..., :3], a[..., 3:], b[..., :3], b[..., 3:]
+    vector = aw * bv + bw * av + torch.linalg.cross(*torch.broadcast_tensors(av, bv))
+    return torch.cat([vector, aw * bw - (av * bv).sum(-1, keepdim=True)], -1)
+
+
+def rotate(q: Tensor, points: Tensor) -> Tensor:
+    """Unit quaternions xyzw (…, 4) times points (…, 3)."""
+    v, points = torch.broadcast_tensors(q[..., :3], points)
+    twice = 2 * torch.linalg.cross(v, points)
+    return points + q[..., 3:] * twice + torch.linalg.cross(v, twice)
+
+
+def act(T: Tensor, points: Tensor) -> Tensor:
+    """T (…, 7) times points (…, 3)."""
+    return rotate(T[..., 3:], points) + T[..., :3]
+
+
+def inverse(T: Tensor) -> Tensor:
+    """The inverse poses (…, 7)."""
+    q = T[..., 3:] * T.new_tensor([-1.0, -1, -1, 1])
+    return torch.cat([-rotate(q, T[..., :3]), q], -1)
+
+
+def compose(A: Tensor, B: Tensor) -> Tensor:
+    """A * B (…, 7): first B, then A. The quaternion is normalised, so that long chains stay rotations."""
+    q = quaternion_multiply(A[..., 3:], B[..., 3:])
+    return torch.cat([act(A, B[..., :3]), q / q.norm(dim=-1, keepdim=True)], -1)
+
+
+def relative(A: Tensor, B: Tensor) -> Tensor:
+    """A^-1 * B (…, 7): pose B seen from A."""
+    return compose(inverse(A), B)
+
+
+def exp_so3(phi: Tensor) -> Tensor:
+    """Rotation vectors (…, 3) rad -> quaternions xyzw (…, 4)."""
+    half2 = (phi * phi).sum(-1, keepdim=True) / 4
+    small = half2 < 1e-8
+    half = torch.where(small, 1.0, half2).sqrt()
+    return torch.cat([phi * torch.where(small, 0.5 - half2 / 12, half.sin() / (2 * half)),
+                      torch.where(small, 1 - half2 / 2, half.cos())], -1)
+
+
+def log_so3(q: Tensor) -> Tensor:
+    """Unit quaternions xyzw (…, 4) -> rotation vectors (…, 3) rad, at most pi long."""
+    q = torch.where(q[..., 3:] < 0, -q, q)
+    v2 = (q[..., :3] ** 2).sum(-1, keepdim=True)
+    small = v2 < 1e-16
+    norm = torch.where(small, 1.0, v2).sqrt()
+    return q[..., :3] * torch.where(small, 2.0, 2 * torch.atan2(norm, q[..., 3:]) / norm)
+
+
+def exp(twist: Tensor) -> Tensor:
+    """se(3) -> SE(3): twists [rho, phi] (…, 6) -> poses (…, 7)."""
+    rho, phi = twist[..., :3], twist[..., 3:]
+    theta2 = (phi * phi).sum(-1, keepdim=True)
+    small = theta2 < 1e-8
+    safe2 = torch.where(small, 1.0, theta2)
+    safe = safe2.sqrt()
+    a = torch.where(small, 0.5 - theta2 / 24, (1 - safe.cos()) / safe2)
+    b = torch.where(small, 1 / 6 - theta2 / 120, (safe - safe.sin()) / (safe2 * safe))
+    phi_rho = torch.linalg.cross(phi, rho)
+    return torch.cat([rho + a * phi_rho + b * torch.linalg.cross(phi, phi_rho), exp_so3(phi)], -1)
+
+
+def log(T: Tensor) -> Tensor:
+    """SE(3) -> se(3): poses (…, 7) -> twists [rho, phi] (…, 6)."""
+    phi = log_so3(T[..., 3:])
+    theta2 = (phi * phi).sum(-1, keepdim=True)
+    small = theta2 < 1e-6
+    safe2 = torch.where(small, 1.0, theta2)
+    safe = safe2.sqrt()
+    c = torch.where(small, 1 / 12 + theta2 / 720, (1 - safe * safe.sin() / (2 * (1 - safe.cos()))) / safe2)
+    t = T[..., :3]
+    phi_t = torch.linalg.cross(phi, t)
+    return torch.cat([t - phi_t / 2 + c * torch.linalg.cross(phi, phi_t), phi], -1)
+
+
+def retract(T: Tensor, twist: Tensor) -> Tensor:
+    """T * Exp(twist): the perturbation that covariances and Jacobians of this project refer to."""
+    return compose(T, exp(twist))
+
+
+def local(T: Tensor, other: Tensor) -> Tensor:
+    """The twist (…, 6) that takes T to `other`: Log(T^-1 * other), the inverse of `retract`."""
+    return log(relative(T, other))
+
+
+def rotation_matrix(q: Tensor) -> Tensor:
+    """Unit quaternions xyzw (…, 4) -> matrices (…, 3, 3)."""
+    x, y, z, w = q.unbind(-1)
+    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+                        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+                        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)], -1).unflatten(-1, (3, 3))
+
+
+def to_matrix(T: Tensor) -> Tensor:
+    """Poses (…, 7) -> homogeneous matrices (…, 4, 4)."""
+    top = torch.cat([rotation_matrix(T[..., 3:]), T[..., :3, None]], -1)
+    return torch.cat([top, top.new_tensor([0.0, 0, 0, 1]).expand(*top.shape[:-2], 1, 4)], -2)
+
+
+def from_matrix(matrix: Tensor) -> Tensor:
+    """Homogeneous or 3x4 matrices (…, 3 or 4, 4) -> poses (…, 7); the rotation is read by its largest quaternion part."""
+    m = matrix[..., :3, :3]
+    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in m.unbind(-2))
+    rows = torch.stack([
+        torch.stack([1 + a - e - i, b + d, c + g, h - f], -1),
+        torch.stack([b + d, 1 - a + e - i, f + h, c - g], -1),
+        torch.stack([c + g, f + h, 1 - a - e + i, d - b], -1),
+        torch.stack([h - f, c - g, d - b, 1 + a + e + i], -1)], -2)  # row r is 4 q[r] * q
+    best = rows.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    q = rows.gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
+    q = q / q.norm(dim=-1, keepdim=True)
+    return torch.cat([matrix[..., :3, 3], q], -1)
+
+
+def skew(v: Tensor) -> Tensor:
+    """Vectors (…, 3) -> cross product matrices (…, 3, 3)."""
+    x, y, z = v.unbind(-1)
+    o = torch.zeros_like(x)
+    return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3))
+
+
+def adjoint(T: Tensor) -> Tensor:
+    """Poses (…, 7) -> (…, 6, 6): T * Exp(x) = Exp(Ad x) * T, twist order [rho, phi]."""
+    R = rotation_matrix(T[..., 3:])
+    top = torch.cat([R, skew(T[..., :3]) @ R], -1)
+    return torch.cat([top, torch.cat([torch.zeros_like(R), R], -1)], -2)
+
+
+def project(camera: Camera, points_C: Tensor) -> Tensor:
+    """Points in the camera frame (…, 3) -> ideal px (…, 2). Meaningless where z <= 0; `Camera.project` gives raw px."""
+    focal, centre = points_C.new_tensor([camera.fx, camera.fy]), points_C.new_tensor([camera.cx, camera.cy])
+    return points_C[..., :2] / points_C[..., 2:] * focal + centre
+
+
+def rays(camera: Camera, uv: Tensor) -> Tensor:
+    """Ideal px (…, 2) -> points on the plane z = 1 of the camera frame (…, 3)."""
+    focal, centre = uv.new_tensor([camera.fx, camera.fy]), uv.new_tensor([camera.cx, camera.cy])
+    return torch.cat([(uv - centre) / focal, torch.ones_like(uv[..., :1])], -1)
+
+
+def see(camera: Camera, points_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (..., 3) in the camera -> raw px (..., 2), and which of them (...,) lie in the image."""
+    front = points_C[..., 2] > 0
+    ideal = project(camera, torch.where(front[..., None], points_C, points_C.new_tensor([0.0, 0.0, 1.0])))
+    raw = camera.distort(ideal)
+    size = raw.new_tensor([camera.width, camera.height])
+    return raw, front & ((raw >= 0) & (raw <= size - 1)).all(-1)
+
+
+def back_project(camera: Camera, uv: Tensor, depth: Tensor) -> Tensor:
+    """Ideal px (…, 2) and depth along the optical axis (…) m -> points in the camera frame (…, 3)."""
+    return rays(camera, uv) * depth[..., None]
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Angles (…) rad between vectors (…, 3); exact for tiny angles too, unlike arccos."""
+    a, b = torch.broadcast_tensors(a, b)
+    return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
+
+
+def parallax(T_WC: Tensor, points_W: Tensor, kf_idx: Tensor, pt_idx: Tensor) -> Tensor:
+    """The widest angle (P,) rad under which each landmark is seen; 0 with fewer than two observations.
+
+    Two sweeps: the ray farthest from the first one, then the ray farthest from that. Exact when the cameras lie on a curve
+    that bends to one side, at least half of the exact angle always, and linear in the observations.
+    """
+    P = len(points_W)
+    ray = T_WC[kf_idx, :3] - points_W[pt_idx]
+    order = torch.arange(len(kf_idx), device=kf_idx.device)
+    from_obs = torch.zeros(P, dtype=torch.int64, device=kf_idx.device)
+    from_obs.scatter_reduce_(0, pt_idx, order, "amin", include_self=False)
+    widest = ray.new_zeros(P)
+    for _ in range(2):
+        angles = angle(ray, ray[from_obs[pt_idx]])
+        widest = ray.new_zeros(P).scatter_reduce(0, pt_idx, angles, "amax")
+        farthest = torch.where(angles >= widest[pt_idx], order, -1)
+        from_obs = from_obs.scatter_reduce(0, pt_idx, farthest, "amax", include_self=False)
+    return widest
+
+
+def sampson(camera_i: Camera, camera_j: Camera, T_ij: Tensor, uv_i: Tensor, uv_j: Tensor) -> Tensor:
+    """First-order distance (…) px of matches from the epipolar geometry of T_ij (7,), camera j seen from i; ideal px.
+
+    NaN where the pose has no translation, since then there is no epipolar geometry. Method: Sampson 1982; Hartley and
+    Zisserman, section 11.4.3.
+    """
+    E = skew(T_ij[..., :3]) @ rotation_matrix(T_ij[..., 3:])
+    scale_i, scale_j = uv_i.new_tensor([camera_i.fx, camera_i.fy]), uv_j.new_tensor([camera_j.fx, camera_j.fy])
+    xi, xj = rays(camera_i, uv_i), rays(camera_j, uv_j)
+    line_i, line_j = xj @ E.mT, xi @ E
+    error = (xi * line_i).sum(-1)
+    gradient2 = ((line_i[..., :2] / scale_i) ** 2).sum(-1) + ((line_j[..., :2] / scale_j) ** 2).sum(-1)
+    return error.abs() / gradient2.sqrt()
+
+
+@dataclass(frozen=True)
+class Triangulation:
+    """Landmarks and how well each is supported by its observations."""
+
+    points_W: Tensor  # (P, 3); finite also where not valid
+    valid: Tensor  # (P,) bool: finite, in front of all its cameras, two rays or a measured depth
+    parallax_rad: Tensor  # (P,) widest angle between rays
+    rms_px: Tensor  # (P,) root mean square distance between observed and reprojected px; inf where not valid
+    views: Tensor  # (P,) int64 number of observations
+
+
+@torch.no_grad()
+def triangulate(camera: Camera, T_WC: Tensor, kf_idx: Tensor, pt_idx: Tensor, obs: Tensor, num_points: int,
+                kind: Tensor | None = None, sigma: Tensor | None = None, iterations: int = 5) -> Triangulation:
+    """Landmarks from any number of observations each, all at once.
+
+    The point nearest to all rays (and to measured depths, where there are), then damped Gauss-Newton steps on the
+    reprojection error, each landmark accepting or refusing its own step.
+
+    Args:
+        T_WC: (M, 7) poses. kf_idx, pt_idx: (O,) int64. num_points: P.
+        obs: (O, 2) ideal px, or (O, 3) as in WindowSnapshot with `kind` (O,). sigma: (O, 3) or None for 1 px.
+    """
+    T_WC, obs = T_WC.double(), obs.double()
+    if obs.shape[1] == 2:
+        obs = torch.cat([obs, torch.zeros_like(obs[:, :1])], 1)
+    kind = torch.zeros_like(kf_idx) if kind is None else kind
+    sigma = torch.ones_like(obs) if sigma is None else sigma.double()
+    inv_sigma = torch.where((kind == ObservationKind.MONO)[:, None] & obs.new_tensor([0, 0, 1]).bool(), 0.0, 1 / sigma)
+    is_stereo, is_depth = kind == ObservationKind.STEREO, kind == ObservationKind.DEPTH
+    fx_b = camera.fx * (camera.baseline_m or 0.0)
+    inv_depth = torch.where(is_stereo, (obs[:, 0] - obs[:, 2]) / (fx_b or 1.0), torch.where(is_depth, obs[:, 2], 0.0))
+
+    # Nearest point to all rays: each ray tells two directions with weight 1, a measured depth tells the third.
+    t, R = T_WC[:, :3], rotation_matrix(T_WC[:, 3:])
+    ray_C = rays(camera, obs[:, :2])
+    ray_W = (R[kf_idx] @ ray_C[..., None]).squeeze(-1)
+    unit = ray_W / ray_W.norm(dim=1, keepdim=True)
+    knows_depth = inv_depth > 1e-6
+    centre = t[kf_idx] + torch.where(knows_depth[:, None], ray_W / inv_depth.clamp_min(1e-6)[:, None], 0.0)
+    along = torch.where(knows_depth, 0.0, 1.0)[:, None, None]
+    A = torch.eye(3, dtype=obs.dtype, device=obs.device) - along * unit[:, :, None] * unit[:, None, :]
+    H = obs.new_zeros(num_points, 3, 3).index_add_(0, pt_idx, A)
+    b = obs.new_zeros(num_points, 3).index_add_(0, pt_idx, (A @ centre[..., None]).squeeze(-1))
+    eps = 1e-12 * torch.eye(3, dtype=obs.dtype, device=obs.device)
+    X = torch.linalg.solve_ex(H + eps, b)[0]
+    X = torch.where(X.isfinite().all(1, keepdim=True), X, 0.0)
+
+    alpha = is_stereo.to(obs.dtype)
+    beta = is_depth.to(obs.dtype) - fx_b * alpha
+    Rt = R.mT[kf_idx]
+
+    def evaluate(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        X_C = (Rt @ (X[pt_idx] - t[kf_idx])[..., None]).squeeze(-1)
+        z = torch.where(X_C[:, 2] > 1e-9, X_C[:, 2], 1e-9)
+        uv = torch.stack([camera.fx * X_C[:, 0] / z + camera.cx, camera.fy * X_C[:, 1] / z + camera.cy], 1)
+        pred = torch.cat([uv, (alpha * uv[:, 0] + beta / z)[:, None]], 1)
+        r = (obs - pred) * inv_sigma
+        cost = obs.new_zeros(num_points).index_add_(0, pt_idx, (r * r).sum(1).nan_to_num(torch.inf))
+        return X_C, z, r, cost
+
+    X_C, z, r, cost = evaluate(X)
+    damping = torch.full_like(cost, 1e-4)
+    for _ in range(iterations):
+        row_u = camera.fx * (Rt[:, 0] - (X_C[:, 0] / z)[:, None] * Rt[:, 2]) / z[:, None]
+        row_v = camera.fy * (Rt[:, 1] - (X_C[:, 1] / z)[:, None] * Rt[:, 2]) / z[:, None]
+        row_d = alpha[:, None] * row_u - (beta / z**2)[:, None] * Rt[:, 2]
+        J = torch.stack([row_u, row_v, row_d], 1) * inv_sigma[..., None]
+        H = obs.new_zeros(num_points, 3, 3).index_add_(0, pt_idx, J.mT @ J)
+        g = obs.new_zeros(num_points, 3).index_add_(0, pt_idx, (J.mT @ r[..., None]).squeeze(-1))
+        D = torch.diag_embed(H.diagonal(dim1=1, dim2=2) * damping[:, None] + 1e-12)
+        trial = X + torch.linalg.solve_ex(H + D, g)[0]
+        X_C_t, z_t, r_t, cost_t = evaluate(trial)
+        better = cost_t < cost
+        X = torch.where(better[:, None], trial, X)
+        cost = torch.where(better, cost_t, cost)
+        damping = torch.where(better, damping * 0.1, damping * 10)
+        per_obs = better[pt_idx]
+        X_C, r = torch.where(per_obs[:, None], X_C_t, X_C), torch.where(per_obs[:, None], r_t, r)
+        z = torch.where(per_obs, z_t, z)
+
+    ones = torch.ones_like(pt_idx)
+    views = torch.zeros(num_points, dtype=torch.int64, device=obs.device).index_add_(0, pt_idx, ones)
+    behind = torch.zeros_like(views).index_add_(0, pt_idx, (~(X_C[:, 2] > 1e-9)).long())
+    depths = torch.zeros_like(views).index_add_(0, pt_idx, knows_depth.long())
+    valid = X.isfinite().all(1) & cost.isfinite() & (behind == 0) & ((views >= 2) | (depths >= 1))
+    px2 = ((r[:, :2] / inv_sigma[:, :2]) ** 2).sum(1)
+    rms = (obs.new_zeros(num_points).index_add_(0, pt_idx, px2) / views.clamp_min(1)).sqrt()
+    return Triangulation(X, valid, parallax(T_WC, X, kf_idx, pt_idx), torch.where(valid, rms, torch.inf), views)

@@ -1,0 +1,177 @@
+"""Values of any kind as what JSON can hold."""
+
+from __future__ import annotations
+
+import math
+import torch
+from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from torch import Tensor
+from ..camera.model import Camera
+
+
+def plain(value: Any) -> Any:
+    """Numbers, strings, lists and dictionaries that JSON knows; what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return value.value if hasattr(value, "value") else str(value)
+
+
+# The types that flow between the rooms: frozen, and safe to hand to another thread once their tensors are cloned.
+#
+# Conventions. `T_WC` (…, 7) maps camera to world: translation in metres (or map units in mono), then a quaternion xyzw; it
+# is the data layout of `pypose.SE3`. Camera axes are OpenCV optical (x right, y down, z forward). Pixels are (u, v), the
+# centre of the top-left pixel is (0, 0). `raw` pixels are those of the image as the camera delivered it; `ideal` pixels are
+# those of the undistorted pinhole camera with the same fx, fy, cx, cy. Matches are raw, bundle adjustment is ideal.
+
+
+class ObservationKind(IntEnum):
+    """What the three numbers of an observation mean."""
+
+    MONO = 0  # u, v, unused
+    STEREO = 1  # u, v, u in the rectified right image
+    DEPTH = 2  # u, v, inverse depth in 1/m
+
+
+class BAStatus(Enum):
+    CONVERGED = "converged"
+    MAX_ITER = "max_iter"
+    DEGENERATE = "degenerate"
+
+
+class TrackingState(Enum):
+    INITIALIZING = "initializing"
+    TRACKING = "tracking"
+    DEGRADED = "degraded"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image with what is needed to use it."""
+
+    id: int
+    stamp_ns: int
+    image: Tensor  # (3 or 1, H, W) uint8, RGB or grey, raw
+    camera: Camera
+    depth: Tensor | None = None  # (H, W) float32, metres along the optical axis, registered to the image; 0 = unknown
+    right: Tensor | None = None  # (3 or 1, H, W) uint8, rectified right image of a stereo pair
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pixel correspondences between two frames, raw pixels."""
+
+    id_i: int
+    id_j: int
+    stamp_i_ns: int
+    stamp_j_ns: int
+    uv_i: Tensor  # (N, 2) float32 px
+    uv_j: Tensor  # (N, 2) float32 px
+    score: Tensor  # (N,) float32, probability that the match is right, 0..1
+    sigma_px: Tensor  # (N,) float32, standard deviation per coordinate
+    residual_px: Tensor  # (N,) float32, distance between uv_j and the reprojected landmark, NaN where there is none
+    inlier: Tensor  # (N,) bool, used for the pose of frame j
+    landmark_id: Tensor  # (N,) int64, never given twice until odometry is reset
+    weights_version: int
+
+
+@dataclass(frozen=True)
+class WindowSnapshot:
+    """A bundle adjustment problem as flat arrays: M keyframes, P landmarks, O observations. All on one device."""
+
+    camera: Camera
+    T_WC: Tensor  # (M, 7) float64
+    points_W: Tensor  # (P, 3) float64
+    kf_idx: Tensor  # (O,) int64
+    pt_idx: Tensor  # (O,) int64
+    obs: Tensor  # (O, 3) float64, ideal px (and 1/m for a depth's third number)
+    kind: Tensor  # (O,) int64, ObservationKind
+    sigma: Tensor  # (O, 3) float64, standard deviation of each number of obs
+    fixed: Tensor  # (M,) bool, poses held constant
+    priors: tuple = ()  # bundle.PosePrior, bundle.PointPrior, bundle.MarginalPrior
+    expected_depth: bool = False  # its depths are what their surroundings suggest, no measurements: the window is mono (depth_prior)
+
+
+@dataclass(frozen=True)
+class BAResult:
+    """The optimum of a WindowSnapshot and how it was reached."""
+
+    T_WC: Tensor  # (M, 7) float64
+    points_W: Tensor  # (P, 3) float64
+    residual_px: Tensor  # (O, 2) float64, observed minus reprojected, ideal px; NaN without a reprojection (behind the camera)
+    weight: Tensor  # (O,) float64, the kernel's weight at the optimum, 0..1; 0 for observations that were set aside
+    cost_before: float  # robust cost: sum of rho(|whitened residual|^2) / 2
+    cost_after: float
+    iterations: int
+    status: BAStatus
+    reason: str  # why DEGENERATE or MAX_ITER, and what was set aside, if anything
+    covariance_newest: Tensor | None  # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate
+    inflation: float = 1.0  # by which covariance_newest exceeds that of independent observations
+
+
+@dataclass(frozen=True)
+class LearningSample:
+    """A converged window, enough to match it again with other weights and to solve it again."""
+
+    stamp_ns: int  # of the newest keyframe
+    keyframe_ids: tuple[int, ...]  # frame ids, one per row of window.T_WC
+    images: tuple[Tensor, ...]  # M x (1, H, W) uint8 grey, raw
+    window: WindowSnapshot
+    result: BAResult
+    uv_px: Tensor  # (O, 2) float32 raw px: what the matcher (or, at an anchor, the detector) said
+    host_obs: Tensor  # (P,) int64: index of the observation at which the landmark was detected, the matcher's query
+    held_out: Tensor  # (O,) bool: never trained on, used to judge a candidate
+    weights_version: int
+    tracking_healthy: bool = True  # False while lost or just recovered
+
+
+@dataclass(frozen=True)
+class WeightsSnapshot:
+    """A set of weights and where it came from."""
+
+    version: int
+    hash: str
+    state: dict[str, Tensor]  # cloned
+    probe_before: float = float("nan")  # held-out score of the weights it replaces
+    probe_after: float = float("nan")
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class OdometryOutput:
+    """What is published for one frame."""
+
+    frame_id: int
+    stamp_ns: int
+    state: TrackingState
+    reason: str  # why not TRACKING; empty otherwise
+    T_WC: Tensor | None  # (7,) float64; None when this frame's own matches do not support a pose
+    covariance: Tensor | None  # (6, 6) float64 of T_WC * Exp([rho, phi]); metres and radians
+    inliers: int  # matches of this frame that support its pose
+    is_keyframe: bool
+    metric: bool  # False in mono without a scale source
+    map_id: int  # counts up when odometry had to start again
+    matches: Matches | None
+    bundle: BAResult | None = None
+    weights_version: int = 0
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    scale: str = ""  # what gives the unit of length; `unknown`, and why, where nothing does
+    covariance_in_map: Tensor | None = None  # (6, 6) as covariance, landmarks taken as exact: what neighbouring poses do not share
+
+
+def as_grey(image: Tensor) -> Tensor:
+    """(3 or 1, H, W) uint8 -> (1, H, W) uint8 luma by ITU-R BT.601."""
+    if image.shape[0] == 1:
+        return image
+    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device).view(3, 1, 1)
+    return (image * weights).sum(0, keepdim=True).round().to(torch.uint8)

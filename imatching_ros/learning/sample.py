@@ -1,0 +1,54 @@
+"""From a solved window to what the learner gets: cloned, anchored, with observations held out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..core.types import LearningSample
+from ..odometry.mapper import Solved
+from ..odometry.odometry import Odometry
+
+_HELD_OUT = 0.2
+_MIN_VIEWS = 4  # a landmark must stay well determined without the observation that is held out
+
+
+def next_sample(odometry: Odometry) -> LearningSample | None:
+    """The window that odometry solved last, for the learner; None when it was taken before or nothing of it remains."""
+    solved = odometry.take_solved()
+    if solved is None:
+        return None
+    return take_sample(solved, odometry.config.seed, odometry.matcher.weights_version, odometry.healthy)
+
+
+def take_sample(solved: Solved, seed: int, weights_version: int, healthy: bool) -> LearningSample | None:
+    """The landmarks whose anchor is in the window, and their observations, cloned; None when nothing remains."""
+    w, r = solved.snapshot, solved.result
+    count = len(w.points_W)
+    anchored = torch.bincount(w.pt_idx[solved.at_anchor], minlength=count) == 1
+    points = anchored.nonzero()[:, 0]
+    used = anchored[w.pt_idx].nonzero()[:, 0]
+    if len(points) == 0:
+        return None
+    index = torch.full((count,), -1)
+    index[points] = torch.arange(len(points))
+    pt_idx, at_anchor = index[w.pt_idx[used]], solved.at_anchor[used]
+    host_obs = torch.zeros(len(points), dtype=torch.int64)
+    host_obs[pt_idx[at_anchor]] = at_anchor.nonzero()[:, 0]
+    views = torch.bincount(pt_idx, minlength=len(points))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + solved.keyframes[-1].id)
+    held_out = (torch.rand(len(used), generator=generator) < _HELD_OUT) & ~at_anchor & (views[pt_idx] >= _MIN_VIEWS)
+    # At most one per landmark, so that three views always remain.
+    order = torch.where(held_out, torch.arange(len(used)), len(used))
+    first = torch.full((len(points),), len(used)).scatter_reduce(0, pt_idx, order, "amin")
+    held_out &= torch.arange(len(used)) == first[pt_idx]
+    window = replace(w, T_WC=w.T_WC.clone(), points_W=w.points_W[points], kf_idx=w.kf_idx[used], pt_idx=pt_idx, obs=w.obs[used],
+                     kind=w.kind[used], sigma=w.sigma[used], fixed=w.fixed.clone())
+    result = replace(r, T_WC=r.T_WC.clone(), points_W=r.points_W[points], residual_px=r.residual_px[used], weight=r.weight[used],
+                     covariance_newest=None if r.covariance_newest is None else r.covariance_newest.clone())
+    return LearningSample(
+        stamp_ns=solved.keyframes[-1].stamp_ns, keyframe_ids=tuple(k.id for k in solved.keyframes),
+        images=tuple(k.image.clone() for k in solved.keyframes), window=window, result=result, uv_px=solved.uv[used],
+        host_obs=host_obs, held_out=held_out, weights_version=weights_version, tracking_healthy=healthy,
+    )

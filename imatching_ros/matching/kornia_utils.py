@@ -1,0 +1,73 @@
+"""Networks of other authors: their packages, which are optional, and their weights, which a user names as a local file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..core.config import MatcherConfig
+from ..core.errors import ConfigError, WeightsError
+from .base import Matcher
+from .weights import load_weights
+
+
+def import_kornia(name: str) -> ModuleType:
+    """kornia.feature, or a ConfigError that says how to install it."""
+    try:
+        import kornia.feature
+    except ImportError as error:
+        raise ConfigError(f"matcher '{name}' needs the package kornia ({error}); install it with: pip install kornia") from None
+    return kornia.feature
+
+
+def load_published(matcher: Matcher, network: nn.Module, config: MatcherConfig, address: str, prefix: str = "") -> None:
+    """Loads weights into `network`, a part of `matcher`, from a file that its authors published or that this project wrote.
+
+    Args:
+        address: where to get the published file, for the error message. Nothing is ever downloaded.
+        prefix: of the published names, taken off.
+
+    Raises:
+        WeightsError: no file is named or there, it cannot be read as plain tensors, or it does not fit.
+    """
+    if config.weights == "default":
+        raise WeightsError(f"no weights are shipped for matcher '{matcher.name}'; download {address} and set matcher.weights to the file")
+    path = Path(config.weights).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}; download {address} and set matcher.weights to the file")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(str(path))
+        else:  # plain tensors only: a pickle could run any code
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} cannot be read as a state dict of plain tensors ({reason}); get {address} again") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if isinstance(state, dict) and state.keys() == matcher.state_dict().keys():  # written by this project while learning
+        load_weights(matcher, path)
+        return
+    state = _checked(state, network, path, address, prefix)
+    network.load_state_dict(state)
+    matcher.weights_version = 1
+
+
+def _checked(state: object, network: nn.Module, path: Path, address: str, prefix: str) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{path} holds {type(state).__name__}, expected a state dict of tensors; get {address}")
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    own = network.state_dict()
+    wrong = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
+    if wrong:
+        raise WeightsError(f"{path} does not fit the network: {wrong[0]} differs ({len(wrong)} tensors); get {address}")
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise WeightsError(f"{path} holds numbers that are not finite in {bad[0]} ({len(bad)} tensors); get {address} again")
+    return state

@@ -1,0 +1,1 @@
+"""Visual odometry: front end, local map, mapper, relocalization."""

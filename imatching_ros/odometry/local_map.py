@@ -1,0 +1,455 @@
+"""What its surroundings say of a new landmark's depth; in mono this is what carries the scale through turns and darkness.
+
+Without it only landmarks whose noisy parallax happens to come out large enough are ever triangulated. These come out too near,
+the next motion is measured against them, and the scale of the map shrinks by a part at every keyframe. So a landmark gets the
+median inverse depth of the nearest landmarks that its anchor image knows, with a wide standard deviation, as one more number
+of its first observation. It enters the map by the parallax it should have at that depth, whatever noise made of its own, and once
+that outweighs the noise for good the prior is left out. Depth filters of semi-direct odometry begin in the same way
+(Forster et al., SVO, ICRA 2014, sec. V).
+"""
+
+from __future__ import annotations
+
+import torch
+from dataclasses import dataclass, replace
+from torch import Tensor
+from ..core import geometry
+from ..camera.model import Camera
+from ..core.types import BAResult, ObservationKind, WindowSnapshot
+from collections.abc import Mapping
+from ..matching.base import Features, Matcher, Queries
+
+
+RELATIVE_SIGMA = 0.5  # standard deviation of the inverse depth, relative to it
+ENTER_SIGMA = 2.0  # a landmark enters when its expected parallax reaches so many standard deviations of its observations
+LEAVE_SIGMA = 8.0  # from here its own parallax is enough
+NEIGHBOURS = 5
+MIN_KNOWN = 8  # fewer known landmarks in an image say nothing about its depth
+
+
+def suggest(window: Window) -> Tensor:
+    """Inverse depth (P,) at the anchor, taken from its surroundings once they are known and kept from then on; NaN without."""
+    o, table = window.observations, window.landmarks
+    expected = table.expected_inv_depth.clone()
+    new = window.at_anchor() & ~table.resolved[o.lm] & expected[o.lm].isnan()
+    for kf in o.kf[new].unique().tolist():
+        known = ((o.kf == kf) & table.resolved[o.lm]).nonzero()[:, 0]
+        if len(known) < MIN_KNOWN:
+            continue
+        depth = geometry.act(geometry.inverse(window.T_WC[kf]), table.points_W[o.lm[known]])[:, 2]
+        at = (new & (o.kf == kf)).nonzero()[:, 0]
+        nearest = torch.cdist(o.uv[at], o.uv[known]).topk(NEIGHBOURS, largest=False).indices
+        expected[o.lm[at]] = (1 / depth.clamp_min(1e-9))[nearest].median(1).values
+    return expected
+
+
+def parallax_sigmas(window: Window, camera: Camera) -> Tensor:
+    """The parallax (P,) that landmarks should have at their expected depth, in standard deviations of their observations.
+
+    NaN where no depth is expected or the anchor has left the window.
+    """
+    o, table = window.observations, window.landmarks
+    anchors = (window.at_anchor() & table.expected_inv_depth[o.lm].isfinite()).nonzero()[:, 0]
+    depth = 1 / table.expected_inv_depth[o.lm[anchors]]
+    points = torch.zeros(len(table), 3, dtype=torch.float64)
+    points[o.lm[anchors]] = geometry.act(window.T_WC[o.kf[anchors]], geometry.back_project(camera, o.obs[anchors, :2], depth))
+    angle = geometry.parallax(window.T_WC, points, o.kf, o.lm)
+    sigma = torch.zeros(len(table), dtype=torch.float64).scatter_reduce(0, o.lm, o.sigma[:, 0], "amax")
+    has = torch.zeros(len(table), dtype=torch.bool)
+    has[o.lm[anchors]] = True
+    return torch.where(has, angle * camera.fx / sigma, torch.nan)
+
+
+def with_prior(window: Window, camera: Camera) -> Observations:
+    """The window's observations (O,), those at the anchors of landmarks of little parallax with the inverse depth expected there.
+
+    Landmarks that were found much nearer than expected, things in front of a background, are left alone.
+    """
+    o, table = window.observations, window.landmarks
+    expected = table.expected_inv_depth[o.lm]
+    weak = parallax_sigmas(window, camera)[o.lm] < LEAVE_SIGMA
+    inv_depth = 1 / geometry.act(geometry.inverse(window.T_WC[o.kf]), table.points_W[o.lm])[:, 2]
+    in_front = table.resolved[o.lm] & (inv_depth > (1 + 2 * RELATIVE_SIGMA) * expected)
+    use = window.at_anchor() & weak & ~in_front
+    obs, sigma = o.obs.clone(), o.sigma.clone()
+    obs[use, 2], sigma[use, 2] = expected[use], RELATIVE_SIGMA * expected[use]
+    return replace(o, obs=obs, kind=torch.where(use, int(ObservationKind.DEPTH), o.kind), sigma=sigma)
+
+
+# The sliding window: keyframes, landmarks and observations as flat arrays (structure of arrays), on the CPU.
+#
+# A landmark is found as a corner of one keyframe, its anchor, where its query was described. It is `resolved` once its
+# position is known. Rows are compacted when landmarks or keyframes leave; `id` names a landmark for good, also beyond its window.
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    id: int  # of its frame
+    stamp_ns: int
+    image: Tensor  # (1, H, W) uint8 grey
+    features: Features
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """P landmarks."""
+
+    id: Tensor  # (P,) int64
+    points_W: Tensor  # (P, 3) float64, NaN until resolved
+    resolved: Tensor  # (P,) bool
+    anchor: Tensor  # (P,) int64, frame id of the keyframe where its query was described
+    uv_anchor: Tensor  # (P, 2) float32 raw px there
+    uv_last: Tensor  # (P, 2) float32 raw px where it was seen last
+    seen: Tensor  # (P,) int64, frame id where it was seen last
+    misses: Tensor  # (P,) int64, frames in a row in which it was searched in vain
+    expected_inv_depth: Tensor  # (P,) float64, at its anchor, by its surroundings; NaN without (`depth_prior`)
+
+    @staticmethod
+    def empty() -> Landmarks:
+        whole, px = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2)
+        number = torch.zeros(0, dtype=torch.float64)
+        return Landmarks(whole, number.view(0, 3), whole.bool(), whole, px, px, whole, whole, number)
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """O observations, in the order in which they were made."""
+
+    kf: Tensor  # (O,) int64, row of the keyframe
+    lm: Tensor  # (O,) int64, row of the landmark
+    uv: Tensor  # (O, 2) float32 raw px
+    obs: Tensor  # (O, 3) float64, as in WindowSnapshot
+    kind: Tensor  # (O,) int64, ObservationKind
+    sigma: Tensor  # (O, 3) float64
+
+    @staticmethod
+    def empty() -> Observations:
+        whole, three = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.float64)
+        return Observations(whole, whole, torch.zeros(0, 2), three, whole, three)
+
+    def __len__(self) -> int:
+        return len(self.kf)
+
+
+def _each(table, change):
+    return replace(table, **{name: change(value) for name, value in vars(table).items()})
+
+
+class Window:
+    """Owned by one thread; everything that leaves it is cloned.
+
+    Attributes:
+        next_id: of the next landmark; a window that takes the place of another begins there, so that no id names two landmarks.
+    """
+
+    def __init__(self, next_id: int = 0) -> None:
+        self.keyframes: list[Keyframe] = []
+        self.T_WC = torch.zeros(0, 7, dtype=torch.float64)
+        self.landmarks = Landmarks.empty()
+        self.observations = Observations.empty()
+        self.queries: Queries | None = None  # one per landmark; None with matchers that are queried from the previous frame
+        self._scale: tuple[Tensor, Tensor] | None = None  # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
+        self.slid = False  # a keyframe has left: the oldest poses carry what it knew
+        self.next_id = next_id
+
+    # -- growing ------------------------------------------------------------------------------------------------------
+
+    def add_keyframe(self, keyframe: Keyframe, T_WC: Tensor) -> int:
+        """Appends a keyframe with its pose (7,); returns its row."""
+        self.keyframes.append(keyframe)
+        self.T_WC = torch.cat([self.T_WC, T_WC[None].double()])
+        return len(self.keyframes) - 1
+
+    def add_landmarks(self, kf: int, uv: Tensor, queries: Queries | None) -> Tensor:
+        """New unresolved landmarks at raw px `uv` (N, 2) of keyframe `kf`, their anchor; returns their rows.
+
+        `queries` were described there; None with matchers that are queried from the previous frame.
+        """
+        count, table = len(uv), self.landmarks
+        anchor = torch.full((count,), self.keyframes[kf].id)
+        uv = uv.cpu().float()
+        fresh = Landmarks(
+            id=torch.arange(self.next_id, self.next_id + count), points_W=torch.full((count, 3), torch.nan, dtype=torch.float64),
+            resolved=torch.zeros(count, dtype=torch.bool), anchor=anchor, uv_anchor=uv, uv_last=uv, seen=anchor,
+            misses=torch.zeros(count, dtype=torch.int64), expected_inv_depth=torch.full((count,), torch.nan, dtype=torch.float64),
+        )
+        self.next_id += count
+        self.landmarks = replace(table, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(table).items()})
+        if queries is not None:
+            self.queries = queries if self.queries is None or len(table) == 0 else Queries.cat([self.queries, queries])
+        return torch.arange(len(table), len(table) + count)
+
+    def observe(self, camera: Camera, kf: Tensor | int, rows: Tensor, uv: Tensor, sigma_px: Tensor,
+                third: Tensor | None = None, third_sigma: Tensor | None = None, kind: ObservationKind = ObservationKind.MONO) -> None:
+        """Adds observations of landmarks `rows` (N,) at raw px `uv` (N, 2) in keyframe(s) `kf`; where `third` (N,) is given and
+        finite, it is the third number of that kind of observation, else the observation is MONO."""
+        count = len(rows)
+        ideal = camera.undistort(uv.double())
+        third = torch.full((count,), torch.nan, dtype=torch.float64) if third is None else third.double()
+        third_sigma = torch.ones(count, dtype=torch.float64) if third_sigma is None else third_sigma.double()
+        known = torch.isfinite(third) & torch.isfinite(third_sigma)
+        sigma = sigma_px.double().cpu() * camera.stretch(ideal)
+        fresh = Observations(
+            kf=torch.as_tensor(kf).expand(count).clone(), lm=rows, uv=uv.float(),
+            obs=torch.cat([ideal, torch.where(known, third, 0.0)[:, None]], 1),
+            kind=torch.where(known, int(kind), int(ObservationKind.MONO)),
+            sigma=torch.stack([sigma, sigma, torch.where(known, third_sigma, 1.0)], 1),
+        )
+        fresh = _each(fresh, lambda v: v[torch.isfinite(ideal).all(1)])
+        self.observations = replace(self.observations, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(self.observations).items()})
+
+    def mark(self, frame_id: int, rows: Tensor, uv: Tensor, missed: Tensor) -> None:
+        """Notes where landmarks were seen in a frame, and which were searched in vain."""
+        table = self.landmarks
+        uv_last, seen, misses = table.uv_last.clone(), table.seen.clone(), table.misses.clone()
+        uv_last[rows], seen[rows], misses[rows] = uv.float(), frame_id, 0
+        misses[missed] += 1
+        self.landmarks = replace(table, uv_last=uv_last, seen=seen, misses=misses)
+
+    def place(self, rows: Tensor, points_W: Tensor) -> None:
+        """Resolves landmarks at known positions (N, 3)."""
+        points, resolved = self.landmarks.points_W.clone(), self.landmarks.resolved.clone()
+        points[rows], resolved[rows] = points_W.double(), True
+        self.landmarks = replace(self.landmarks, points_W=points, resolved=resolved)
+
+    # -- geometry -----------------------------------------------------------------------------------------------------
+
+    def views(self) -> Tensor:
+        """Number of observations of each landmark, (P,) int64."""
+        return torch.bincount(self.observations.lm, minlength=len(self.landmarks))
+
+    def seen_at(self, kf: int) -> tuple[Tensor, int]:
+        """The row of each landmark's observation in keyframe `kf` (P,), -1 where there is none; how many of them are resolved."""
+        at = torch.full((len(self.landmarks),), -1)
+        mine = (self.observations.kf == kf).nonzero()[:, 0]
+        at[self.observations.lm[mine]] = mine
+        return at, int(((at >= 0) & self.landmarks.resolved).sum())
+
+    def resolved_in(self, kf: int) -> Tensor:
+        """Rows (N,) of the resolved landmarks that keyframe `kf` observes."""
+        at, _ = self.seen_at(kf)
+        return ((at >= 0) & self.landmarks.resolved).nonzero()[:, 0]
+
+    def residuals(self, camera: Camera) -> tuple[Tensor, Tensor]:
+        """Distance between observation and reprojection (O,) in ideal px, and depth of the landmark in that keyframe (O,).
+
+        NaN for landmarks that are not resolved.
+        """
+        return self._residuals(camera, self.landmarks.points_W[self.observations.lm])
+
+    def _residuals(self, camera: Camera, points_W: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        o = self.observations
+        points_C = geometry.act(geometry.inverse(self.T_WC)[o.kf[rows]], points_W)
+        return (geometry.project(camera, points_C) - o.obs[rows, :2]).norm(dim=1), points_C[:, 2]
+
+    def at_anchor(self) -> Tensor:
+        """(O,) bool: the observation at which its landmark was detected."""
+        ids = torch.tensor([k.id for k in self.keyframes])
+        return ids[self.observations.kf] == self.landmarks.anchor[self.observations.lm]
+
+    def _is_metric(self) -> bool:
+        return bool((self.observations.kind != int(ObservationKind.MONO)).any())
+
+    def _measured(self) -> Tensor:
+        """(P,) bool: an observation measures its depth."""
+        o = self.observations
+        return torch.bincount(o.lm[o.kind != int(ObservationKind.MONO)], minlength=len(self.landmarks)) > 0
+
+    def triangulate(self, camera: Camera, min_parallax_px: float, gate_px: float) -> Tensor:
+        """Resolves landmarks whose rays have enough parallax and agree within the gate; returns their rows.
+
+        A measured depth counts as parallax. Where nothing measures depth, a landmark whose surroundings are known enters by the
+        parallax that it should have there (`depth_prior`). Observations that disagree with their landmark are dropped; a landmark that is
+        still pending keeps all of its own, for with more views the wrong one may stand out.
+        """
+        metric = self._is_metric()
+        if not metric:
+            self.landmarks = replace(self.landmarks, expected_inv_depth=suggest(self))
+        o = self.observations if metric else with_prior(self, camera)
+        keep = torch.ones(len(o), dtype=torch.bool)
+        pending = ~self.landmarks.resolved
+        rows = (pending & ((self.views() >= 2) | self._measured())).nonzero()[:, 0]
+        if len(rows) == 0:
+            return rows
+        index = torch.full((len(self.landmarks),), -1)
+        index[rows] = torch.arange(len(rows))
+        for iterations in (2, 4):  # the first round only has to show the outliers
+            used = ((index[o.lm] >= 0) & keep).nonzero()[:, 0]
+            lm = index[o.lm[used]]
+            found = geometry.triangulate(camera, self.T_WC, o.kf[used], lm, o.obs[used], len(rows), o.kind[used], o.sigma[used],
+                                         iterations)
+            residual = self._residuals(camera, found.points_W[lm], used)[0]
+            keep[used] = residual < gate_px
+        enough = found.parallax_rad * camera.fx >= min_parallax_px
+        if not metric:
+            sigmas = parallax_sigmas(self, camera)[rows]
+            enough = torch.where(sigmas.isfinite(), sigmas >= ENTER_SIGMA, enough)
+        good = found.valid & (found.rms_px < gate_px) & (enough | self._measured()[rows])
+        self.place(rows[good], found.points_W[good])
+        self._keep_observations(keep | ~self.landmarks.resolved[o.lm])
+        return rows[good]
+
+    def median_depth(self, kf: int) -> float:
+        """Median depth of the resolved landmarks that keyframe `kf` observes; 1 where it observes none."""
+        o = self.observations
+        rows = o.lm[(o.kf == kf) & self.landmarks.resolved[o.lm]]
+        if len(rows) == 0:
+            return 1.0
+        return float(geometry.act(geometry.inverse(self.T_WC[kf]), self.landmarks.points_W[rows])[:, 2].median())
+
+    # -- bundle adjustment --------------------------------------------------------------------------------------------
+
+    def snapshot(self, camera: Camera) -> tuple[WindowSnapshot, Tensor, Tensor] | None:
+        """The window as a problem, with the rows of its observations (O,) and of its landmarks (P,); None without a problem.
+
+        The oldest keyframe is held; once keyframes have left, the two oldest, which carry what those knew, the scale in mono included.
+        Not in stereo, where that measured worse than holding one (docs/evaluation.md).
+        """
+        if len(self.keyframes) < 2:
+            return None
+        good = self.landmarks.resolved & (self.views() >= 2)
+        used = good[self.observations.lm].nonzero()[:, 0]
+        rows = good.nonzero()[:, 0]
+        if len(rows) == 0:
+            return None
+        index = torch.full((len(self.landmarks),), -1)
+        index[rows] = torch.arange(len(rows))
+        # Until a keyframe has left, the scale is the gauge of the problem, and what only passes it on has no say in it.
+        plain = self._is_metric() or not self.slid
+        o = _each(self.observations if plain else with_prior(self, camera), lambda v: v[used])
+        fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
+        stereo = bool((o.kind == int(ObservationKind.STEREO)).any())
+        fixed[: 2 if self.slid and len(self.keyframes) > 3 and not stereo else 1] = True
+        snapshot = WindowSnapshot(camera, self.T_WC.clone(), self.landmarks.points_W[rows], o.kf, index[o.lm], o.obs, o.kind, o.sigma, fixed,
+                                  expected_depth=not plain)
+        return snapshot, used, rows
+
+    def absorb(self, result: BAResult, rows: Tensor) -> None:
+        """Takes over poses and landmark positions."""
+        self.T_WC = result.T_WC.clone().double()
+        self.place(rows, result.points_W)
+
+    def remember_scale(self) -> None:
+        """From here on the depths that landmarks have now say how large the map is, until the oldest keyframe leaves."""
+        rows = self.landmarks.resolved.nonzero()[:, 0]
+        self._scale = self.landmarks.id[rows], self._depths_in_oldest(rows)
+
+    def restore_scale(self, rows: Tensor) -> float:
+        """In mono bundle adjustment takes the scale of a window that began with one keyframe from the way to the next: a few
+        centimetres that one pose tells. Hundreds of landmarks told it better.
+
+        Args:
+            rows: (N,) of the landmarks that bundle adjustment has placed.
+
+        Returns:
+            By what factor the window was scaled about its oldest keyframe.
+        """
+        if self._scale is None or len(self._scale[0]) == 0 or self.slid or self._is_metric():
+            return 1.0
+        ids, depth = self._scale
+        at = torch.searchsorted(ids, self.landmarks.id[rows]).clamp_max(len(ids) - 1)
+        known = ids[at] == self.landmarks.id[rows]
+        ratio = depth[at[known]] / self._depths_in_oldest(rows[known])
+        factor = float(ratio.median()) if len(ratio) else 1.0
+        if not factor > 0:
+            return 1.0
+        self.rescale(factor)
+        self._scale = ids, depth
+        return factor
+
+    def _depths_in_oldest(self, rows: Tensor) -> Tensor:
+        return geometry.act(geometry.inverse(self.T_WC[0]), self.landmarks.points_W[rows])[:, 2]
+
+    def rescale(self, factor: float, centre: Tensor | None = None) -> None:
+        """Scales the map about a point (3,), by default the centre of its oldest keyframe."""
+        origin = self.T_WC[0, :3].clone() if centre is None else centre
+        self.T_WC = torch.cat([origin + (self.T_WC[:, :3] - origin) * factor, self.T_WC[:, 3:]], 1)
+        if self._scale is not None:
+            self._scale = self._scale[0], self._scale[1] * factor
+        self.landmarks = replace(self.landmarks, points_W=origin + (self.landmarks.points_W - origin) * factor,
+                                 expected_inv_depth=self.landmarks.expected_inv_depth / factor)
+
+    def move(self, T: Tensor) -> None:
+        """Moves the whole map by the pose T (7,): what was at the origin is then at T."""
+        self.T_WC = geometry.compose(T.expand(len(self.T_WC), 7), self.T_WC)
+        self.landmarks = replace(self.landmarks, points_W=geometry.act(T, self.landmarks.points_W))
+
+    # -- shrinking ----------------------------------------------------------------------------------------------------
+
+    def cull(self, camera: Camera, gate_px: float) -> None:
+        """Drops observations that disagree with their landmark, and landmarks that are behind a camera or no longer supported.
+
+        A resolved landmark needs two observations, or one whose kind measures depth.
+        """
+        residual, depth = self.residuals(camera)
+        o = self.observations
+        known = self.landmarks.resolved[o.lm]
+        self._keep_observations(~known | ((residual < gate_px) & (depth > 0)))
+        support = self.views() + self._measured().long()
+        self._keep_landmarks(torch.where(self.landmarks.resolved, support >= 2, support >= 1))
+
+    def drop_keyframe(self, row: int) -> Keyframe:
+        """Removes a keyframe with its observations, and landmarks that nothing observes any more."""
+        self.slid = True
+        o = self.observations
+        self._keep_observations(o.kf != row)
+        o = self.observations
+        self.observations = replace(o, kf=o.kf - (o.kf > row).long())
+        self.T_WC = torch.cat([self.T_WC[:row], self.T_WC[row + 1:]])
+        gone = self.keyframes.pop(row)
+        self._keep_landmarks(self.views() > 0)
+        return gone
+
+    def forget_observations(self, rows: Tensor) -> None:
+        """Removes observations, rows (K,) int64; their landmarks stay."""
+        keep = torch.ones(len(self.observations), dtype=torch.bool)
+        keep[rows] = False
+        self._keep_observations(keep)
+
+    def renew_features(self, matcher: Matcher, features: Mapping[int, Features]) -> None:
+        """Replaces features and queries after a change of weights; features that are not given are computed.
+
+        A landmark is described at its anchor; where that has left the window, the newest keyframe that saw it becomes its
+        anchor. A landmark that no keyframe saw is dropped.
+        """
+        version = matcher.weights_version
+        self.keyframes = [
+            replace(k, features=features[k.id] if k.id in features and features[k.id].weights_version == version else matcher.observe(k.image))
+            for k in self.keyframes]
+        if self.queries is None:
+            return
+        ids = torch.tensor([k.id for k in self.keyframes])
+        o = self.observations
+        # Of each landmark's observations, the one at the anchor comes last, else the newest.
+        order = torch.where(ids[o.kf] == self.landmarks.anchor[o.lm], len(ids), o.kf) * len(o) + torch.arange(len(o))
+        best = torch.full((len(self.landmarks),), -1).scatter_reduce(0, o.lm, order, "amax")
+        self._keep_landmarks(best >= 0)
+        best = best[best >= 0] % max(1, len(o))
+        uv, kf = o.uv[best], o.kf[best]
+        parts, rows = [], []
+        for k, keyframe in enumerate(self.keyframes):
+            mine = (kf == k).nonzero()[:, 0]
+            if len(mine):
+                parts.append(matcher.describe(keyframe.features, uv[mine].to(matcher.device)))
+                rows.append(mine)
+        self.queries = Queries.cat(parts).select(torch.cat(rows).argsort().to(matcher.device)) if parts else None
+        # What was expected at an anchor that has left says nothing of another.
+        expected = torch.where(ids[kf] == self.landmarks.anchor, self.landmarks.expected_inv_depth, torch.nan)
+        self.landmarks = replace(self.landmarks, anchor=ids[kf], uv_anchor=uv, expected_inv_depth=expected)
+
+    def _keep_observations(self, keep: Tensor) -> None:
+        if not bool(keep.all()):
+            self.observations = _each(self.observations, lambda v: v[keep])
+
+    def _keep_landmarks(self, keep: Tensor) -> None:
+        if bool(keep.all()):
+            return
+        self._keep_observations(keep[self.observations.lm])
+        index = keep.long().cumsum(0) - 1
+        self.observations = replace(self.observations, lm=index[self.observations.lm])
+        self.landmarks = _each(self.landmarks, lambda v: v[keep])
+        if self.queries is not None:
+            self.queries = self.queries.select(keep.nonzero()[:, 0].to(self.queries.uv.device))

@@ -1,0 +1,1 @@
+"""The laboratory: recordings, simulation, training, evaluation, experiments. The robot imports nothing from here."""

@@ -1,0 +1,104 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ...core.config import Config
+from ...core.errors import ConfigError
+from ..recordings.base import MODES, SourceOptions
+
+
+def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True, mode: str = "auto") -> None:
+    """What a user may say about a recording; about its true trajectory only for commands that look at it. `mode` is the default."""
+    group = parser.add_argument_group("recording")
+    group.add_argument(
+        "--mode", choices=MODES, default=mode, help=f"mono ignores depth and right images (default: {mode}; auto: what is there)"
+    )
+    group.add_argument(
+        "--camera", type=Path, metavar="FILE", help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr"
+    )
+    if truth:
+        group.add_argument("--groundtruth", type=Path, metavar="FILE", help="poses of the camera: TUM or KITTI format; for a folder of EuRoC also its csv")
+        group.add_argument("--groundtruth-topic", metavar="TOPIC", help="PoseStamped, Odometry, TransformStamped or TF")
+    group.add_argument("--start", type=float, default=0.0, metavar="S", help="leave out the first seconds")
+    group.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
+    group.add_argument("--image-topic", metavar="TOPIC", help="bags: needed only when there are several cameras")
+    group.add_argument("--camera-info-topic", metavar="TOPIC")
+    group.add_argument("--right-topic", metavar="TOPIC")
+    group.add_argument("--depth-topic", metavar="TOPIC")
+
+
+def source_options(args: argparse.Namespace) -> SourceOptions:
+    """The options of `add_source_options` as parsed."""
+    camera = None
+    if args.camera is not None:
+        from ...camera.calibration import read_camera
+
+        camera = read_camera(args.camera)
+    return SourceOptions(
+        args.mode,
+        camera,
+        getattr(args, "groundtruth", None),
+        args.start,
+        args.duration,
+        args.image_topic,
+        args.camera_info_topic,
+        args.right_topic,
+        args.depth_topic,
+        getattr(args, "groundtruth_topic", None),
+    )
+
+
+def add_config_options(parser: argparse.ArgumentParser, *, learning: bool = True) -> None:
+    """Settings: a file, single keys, and short forms for the most used; how to learn only for commands that play recordings."""
+    group = parser.add_argument_group("settings")
+    group.add_argument("--config", type=Path, metavar="FILE", help="YAML, nested or dotted keys")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="values", help="one setting, may be repeated"
+    )
+    group.add_argument("--matcher", metavar="NAME", help="short for --set matcher.name=NAME")
+    group.add_argument("--weights", metavar="FILE", help="short for --set matcher.weights=FILE")
+    group.add_argument("--device", choices=("cpu", "cuda"), help="short for --set matcher.device=...")
+    if learning:
+        group.add_argument(
+            "--learning", choices=("off", "sync", "thread"), help="short for --set learning.mode=...; sync is deterministic"
+        )
+    group.add_argument("--seed", type=int, help="short for --set seed=N")
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The configuration that `add_config_options` describes.
+
+    Raises:
+        ConfigError: unknown key, value out of bounds, unreadable file.
+    """
+    config = Config() if args.config is None else Config.from_file(args.config)
+    values = {}
+    for item in args.values:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {item}: expected KEY=VALUE")
+        values[key.strip()] = value
+    short = {
+        "matcher.name": args.matcher,
+        "matcher.weights": args.weights,
+        "matcher.device": args.device,
+        "learning.mode": getattr(args, "learning", None),
+        "seed": args.seed,
+    }
+    # YAML would read the mode `off` as False.
+    typed = {key: value for key, value in short.items() if value is not None}
+    return _with_typed(config.with_values(values), typed)
+
+
+def _with_typed(config: Config, values: dict) -> Config:
+    data = config.to_dict()
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = data
+        for name in parents:
+            node = node[name]
+        node[leaf] = value
+    return Config.from_dict(data)

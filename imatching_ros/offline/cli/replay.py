@@ -1,0 +1,250 @@
+"""Runs visual odometry over a recording: rosbag2 (folder, .mcap, .db3), ROS 1 .bag, TUM RGB-D, EuRoC, KITTI odometry, frames.csv.
+
+Every frame is processed, however long it takes. The output folder gets trajectory.txt (TUM format, camera to world, one line
+per tracked frame, as published and never revised), keyframes.txt (refined), metrics.json, events.jsonl, frames.csv,
+config.yaml and weights/ (promoted weights; current: those in use at the end).
+
+examples:
+  python -m imatching_ros replay my_bag/ --out run
+  python -m imatching_ros replay rgbd_dataset_freiburg1_desk --out run --mode mono --learning off
+  python -m imatching_ros replay monday.mcap tuesday.mcap --out week --report
+  python -m imatching_ros replay run.mcap --out run --groundtruth truth.txt --learning sync --seed 1
+  python -m imatching_ros replay run.mcap --out run --mode mono --odometry-topic /wheel_odometry
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .arguments import add_config_options, add_source_options, read_config, source_options
+
+_WARNINGS_SHOWN = 5  # a recording with one fault often has it in every frame
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="bag file or folder, or a data set's sequence folder"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where the results go; several sources get folders in it"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="also write report.html, with matches of frozen and adapted weights drawn"
+    )
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_config_options(parser)
+    add_source_options(parser)
+    group = parser.add_argument_group("external odometry")
+    group.add_argument(
+        "--odometry", type=Path, metavar="FILE", help="poses of the camera, in metres: TUM format. Predicts the motion between "
+        "images and gives one camera its scale, unless --set external_odometry.use=... says which"
+    )
+    group.add_argument("--odometry-topic", metavar="TOPIC", help="the same from the bag: Odometry, PoseStamped or TF")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    options = replace(source_options(args), odometry=args.odometry, odometry_topic=args.odometry_topic)
+    config = read_config(args)
+    results = []
+    for number, path in enumerate(args.sources):
+        out = args.out if len(args.sources) == 1 else args.out / f"{number:02d}_{path.resolve().stem}"
+        metrics = replay(path, out, config, options, quiet=args.quiet)
+        results.append(metrics)
+        if args.report:
+            from ..evaluation.report import write_report
+            from .report import add_matches
+
+            add_matches(out, path, options, quiet=args.quiet)
+            write_report(out)
+        if not args.json:
+            print(f"{summary(metrics)}\nresults are in {out}")
+        if metrics["interrupted"]:
+            break
+    if args.json:
+        print(json.dumps(results[0] if len(args.sources) == 1 else results, indent=2))
+    return 130 if results[-1]["interrupted"] else 0
+
+
+def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False) -> dict[str, Any]:
+    """Runs odometry over a recording and returns what metrics.json holds. Ctrl-C ends it early with all files in place.
+
+    Raises:
+        ImatchingError: the recording, its calibration or the weights cannot be used. An earlier run in `out` is then as it was.
+    """
+    import torch
+
+    from ...core.errors import ConfigError
+    from ..evaluation.run_writer import RunWriter
+    from ...learning.weights_store import CURRENT
+    from ...pipeline import Pipeline
+    from ..recordings.opening import open_source
+    from .progress import Progress
+
+    torch.set_num_threads(config.matcher.threads)
+    if options.mode == "auto" and config.odometry.mode != "auto":
+        options = replace(options, mode=config.odometry.mode)
+    source = open_source(path, options)
+    truth = source.groundtruth()  # before the work, so that a wrong file is not found out after it
+    given = source.odometry()
+    config = config.with_values({"odometry.mode": source.mode})
+    if given is not None and config.external_odometry.use == "off":
+        config = config.with_values({"external_odometry.use": "both"})
+    # What cannot be used is found out while an earlier run in this folder is still whole.
+    if out.resolve() == path.resolve():
+        raise ConfigError(f"--out {out} is the recording itself, whose files the results would overwrite; give another folder")
+    Pipeline(config).close()
+    config = _put_aside(out / "weights", config)
+    writer = RunWriter(out, config)
+    for text in source.warnings:
+        writer.add_event({"stamp_ns": None, "event": "warning", "text": text})
+    stamp = 0
+
+    def warn(stamp_ns: int | None, text: str) -> None:
+        writer.add_event({"stamp_ns": stamp_ns, "event": "warning", "text": text})
+        if len(source.warnings) <= _WARNINGS_SHOWN:
+            print(f"\nwarning: {text}", file=sys.stderr)
+
+    source.on_warning = warn
+    interrupted = False
+    waiting = deque() if given is None else deque(zip(given.stamps_ns.tolist(), torch.from_numpy(given.T_WC)))
+    start = time.perf_counter()
+    pipeline = Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights")
+    try:
+        with Progress(f"replay {source.name}", source.length, stream=open(os.devnull, "w") if quiet else None) as progress:
+            for frame in source:
+                _pass_odometry(pipeline, waiting, frame.stamp_ns)
+                clock = time.perf_counter()
+                posed: list[float] = []
+                output = pipeline.process(frame, on_tracked=lambda _: posed.append(time.perf_counter()))
+                writer.add_frame(output, (posed[0] - clock) * 1e3, (time.perf_counter() - clock) * 1e3)
+                stamp = frame.stamp_ns
+                progress.update(frame.id + 1, output.state.value)
+    except KeyboardInterrupt:
+        interrupted = True
+        writer.add_event({"stamp_ns": stamp, "event": "interrupted"})
+    finally:
+        # Whatever goes wrong in the middle, the results so far are worth keeping.
+        pipeline.close()
+        metrics = writer.finish(
+            truth,
+            pipeline.keyframes(),
+            _provenance(path, source, config, pipeline)
+            | {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]},
+        )
+        if pipeline.learning_status().promotions:
+            pipeline.save_weights(CURRENT)  # those in use at the end, whether or not their probation ended with the recording
+        if len(source.warnings) > _WARNINGS_SHOWN:
+            print(f"warning: {len(source.warnings) - _WARNINGS_SHOWN} more are in {out / 'events.jsonl'}", file=sys.stderr)
+    return metrics
+
+
+def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str, Any]:
+    from ...matching.weights import hash_state
+
+    learned = pipeline.learning_status()
+    return {
+        "source": {
+            "path": str(path.resolve()),
+            "name": source.name,
+            "mode": source.mode,
+            "camera": {
+                k: getattr(source.camera, k)
+                for k in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "baseline_m")
+            },
+        },
+        "learning": {
+            "mode": config.learning.mode if pipeline.matcher.trainable else "off",
+            "steps": learned.step,
+            **{
+                name: getattr(learned, name)
+                for name in ("samples", "rejected", "dropped", "promotions", "rollbacks", "probe_before", "probe_after", "busy_s")
+            },
+        },
+        "weights": {
+            "matcher": pipeline.matcher.name,
+            "version": pipeline.matcher.weights_version,
+            "hash": hash_state(pipeline.matcher.state_dict()),
+        },
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
+def _pass_odometry(pipeline: Any, waiting: deque, until_ns: int) -> None:
+    """Gives the pipeline what has arrived by the time of an image: up to the first pose that is not older."""
+    while waiting:
+        stamp_ns, T_OC = waiting.popleft()
+        pipeline.add_odometry(stamp_ns, T_OC)
+        if stamp_ns >= until_ns:
+            break
+
+
+def _put_aside(folder: Path, config: Any) -> Any:
+    """Renames weights of an earlier run: the pipeline would resume from them, and a replay starts from what it was told.
+
+    Returns:
+        The settings, which follow the weights that they name where these were among the renamed.
+    """
+    from ...matching.weights import resolve_weights
+
+    if not (folder.is_dir() and any(folder.iterdir())):
+        return config
+    named, inside = resolve_weights(config.matcher).resolve(), folder.resolve()
+    number = next(n for n in range(1, 100_000) if not folder.with_name(f"{folder.name}.{n}").exists())
+    aside = folder.rename(folder.with_name(f"{folder.name}.{number}"))
+    if not named.is_relative_to(inside):
+        return config
+    return replace(config, matcher=replace(config.matcher, weights=str(aside / named.relative_to(inside))))
+
+
+def versions() -> dict[str, str]:
+    """What the results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from ... import __version__
+
+    found = {"imatching_ros": __version__, "python": platform.python_version(), "machine": platform.platform()}
+    for name in ("torch", "pypose", "numpy", "opencv-python-headless", "evo", "rosbags"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # OpenCV has several names, and apt's packages have none
+            continue
+    return found
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """A small table."""
+    m, learning, latency, ate = metrics, metrics["learning"], metrics["latency_ms"], metrics["ate"]
+    own = m["self_consistency"]
+    accuracy = f"none: {m.get('no_truth_because')}"
+    if own["median_residual_px"] is not None:
+        accuracy += f"; self-consistency only: residual {own['median_residual_px']:.2f} px"
+        accuracy += f", tracks of {own['mean_track_length_frames']:.1f} frames"
+    if ate:
+        share = "" if ate["percent_of_path"] is None else f" ({ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m)"
+        accuracy = f"{ate['rmse']:.4f} m{share}, {ate['alignment']}, scale {ate['scale']:.4g}"
+    tracked = 100 * m["tracked_share_after_initialization"]
+    times = " / ".join(f"{latency[k] or 0:.1f}" for k in ("p50", "p95", "p99", "max"))
+    changes = f"{learning['promotions']} promotions, {learning['rollbacks']} rollbacks"
+    rows = {
+        "frames": f"{m['frames']}, tracked {m['tracked_frames']}, lost {m['lost_frames']}, keyframes {m['keyframes']}",
+        "initialised": f"at frame {m['initialized_at_frame']}, then {tracked:.1f} % tracked",
+        "scale": m["scale"] if m["metric"] or m["scale"].startswith("unknown") else f"{m['scale']}, but not from the first pose on",
+        "ATE": accuracy,
+        "latency": f"{times} ms (p50/p95/p99/max, image to pose)",
+        "learning": f"{learning['mode']}: {learning['steps']} steps, {changes}",
+        "weights": f"{m['weights']['matcher']} version {m['weights']['version']}",
+    }
+    return "\n".join(f"{name:<12} {text}" for name, text in rows.items())

@@ -1,0 +1,188 @@
+"""One cell of the comparison: a way of getting weights, and how good they are on what learning never saw."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...core.config import Config
+from ...core.types import Frame, LearningSample
+from ..training.collection import solved_windows
+from ...learning.step import Stepper
+from ...matching import create_matcher
+from ...matching.base import Matcher
+from ...matching.weights import hash_state, write_weights
+from ...odometry.odometry import Odometry
+from ...pipeline import Pipeline
+from ..recordings.base import Source
+from ..recordings.truth import Trajectory
+from .learning_scenes import Division
+from ..evaluation.matching import evaluate_matcher
+from .oracle import Oracle
+from ..evaluation.trajectory import TrajectoryScore, score_trajectory
+
+GAPS = (1, 5)
+
+
+def learn_in_turn(config: Config, parts: Sequence[Iterable[Frame]]) -> tuple[Matcher, dict[str, Any]]:
+    """REPEATED: plays one part after the other, each into an empty map, learning in line with odometry; deterministic."""
+    config = config.with_values({"learning.mode": "sync"})
+    events: list[dict[str, Any]] = []
+    pipeline = Pipeline(config, events.append)
+    begin, played, first_ns = time.perf_counter(), 0, 0
+    for frames in parts:
+        for frame in frames:
+            first_ns = first_ns if played else frame.stamp_ns
+            pipeline.process(replace(frame, id=played))
+            played += 1
+        pipeline.reset()
+    return _finish(pipeline, events, first_ns, time.perf_counter() - begin)
+
+
+def learn_live(config: Config, frames: Iterable[Frame]) -> tuple[Matcher, dict[str, Any]]:
+    """LIVE: one pass at the sensor's rate, learning in the background; a frame that is overtaken by the next is dropped.
+
+    Frames of a recording are decoded while it plays, one ahead.
+    """
+    config = config.with_values({"learning.mode": "thread"})
+    events: list[dict[str, Any]] = []
+    pipeline = Pipeline(config, events.append)
+    coming = iter(frames)
+    following: Frame | None = next(coming)
+    assert following is not None
+    dropped, count, first = 0, 0, following.stamp_ns
+    begin = time.perf_counter()
+    while (frame := following) is not None:
+        following = next(coming, None)
+        count += 1
+        now = time.perf_counter() - begin
+        if following is not None and now > (following.stamp_ns - first) / 1e9:
+            dropped += 1
+            continue
+        due = (frame.stamp_ns - first) / 1e9
+        time.sleep(max(0.0, due - now))
+        pipeline.process(frame, behind=now > due + 0.05)
+    matcher, told = _finish(pipeline, events, first, time.perf_counter() - begin)
+    return matcher, told | {"frames_dropped": dropped, "frames": count}
+
+
+def _finish(pipeline: Pipeline, events: list[dict[str, Any]], first_ns: int, seconds: float) -> tuple[Matcher, dict[str, Any]]:
+    pipeline.close()
+    status = pipeline.learning_status()
+    promoted = [e["stamp_ns"] for e in events if e["event"] == "promotion"]
+    trials = [{k: e[k] for k in ("outcome", "reason", "before_px", "after_px", "step")} for e in events if e["event"] == "trial"]
+    return pipeline.matcher, {
+        "steps": status.step, "samples": status.samples, "promotions": status.promotions, "rollbacks": status.rollbacks,
+        "rejected": status.rejected, "dropped_windows": status.dropped, "state": status.state, "busy_s": status.busy_s, "seconds": seconds,
+        "first_promotion_s": (promoted[0] - first_ns) / 1e9 if promoted else None, "trials": trials,
+        "lost": sum(e["event"] == "lost" for e in events)}
+
+
+def learn_offline(config: Config, steps: int, folder: Path, size: tuple[int, int] = (240, 320)) -> tuple[Matcher, dict[str, Any]]:
+    """The control: as many further steps of the offline training, at the learning rate of learning, and no live data.
+
+    Args:
+        folder: for the state of this training alone; what another one has left in it is removed.
+    """
+    from ...matching.weights import resolve_weights
+    from ..training.photographs import load_photographs
+    from ..training.trainer import Trainer, TrainingPlan
+
+    begin = time.perf_counter()
+    matcher = create_matcher(config.matcher)
+    shutil.rmtree(folder / "control", ignore_errors=True)
+    if steps > 0:
+        plan = TrainingPlan(matcher.name, steps, height=size[0], width=size[1], learning_rate=config.learning.learning_rate,
+                            seed=config.seed, init=str(resolve_weights(config.matcher)))
+        trainer = Trainer(plan, load_photographs([])[0], folder / "control", torch.device(config.matcher.device))
+        trainer.train(lambda step, parts: None)
+        matcher.load_state_dict(trainer.finished().state_dict())
+    return matcher, {"steps": steps, "seconds": time.perf_counter() - begin}
+
+
+def collect_windows(config: Config, frames: Iterable[Frame]) -> list[LearningSample]:
+    """The windows that learning would accept, seen by odometry with the frozen weights."""
+    return [sample for _, sample, refusal in solved_windows(config, frames) if sample is not None and refusal is None]
+
+
+def learn_from_windows(config: Config, samples: list[LearningSample], steps: int, oracle: Oracle | None = None) -> tuple[Matcher, dict[str, Any]]:
+    """Takes so many steps on windows drawn by lot, without a guard: on true correspondences when there is an oracle."""
+    begin = time.perf_counter()
+    matcher = create_matcher(config.matcher)
+    shipped = {k: v.clone() for k, v in matcher.state_dict().items()}
+    stepper = Stepper(matcher, shipped, config.learning, config.bundle, *([] if oracle is None else [oracle.solve]))
+    generator = torch.Generator().manual_seed(config.seed)
+    samples = [s for s in samples if oracle is None or oracle.knows(s)]
+    taken = refused = 0
+    while samples and taken < steps and refused <= steps:
+        result = stepper.step(samples[int(torch.randint(len(samples), (1,), generator=generator))], generator)
+        refused += isinstance(result, str)
+        taken += not isinstance(result, str)
+    return stepper.averaged(), {"steps": taken, "windows": len(samples), "seconds": time.perf_counter() - begin}
+
+
+def learn_from_truth(config: Config, division: Division, frames: Iterable[Frame], steps: int) -> tuple[Matcher, dict[str, Any]]:
+    """The oracle: the same steps on the same kind of windows, with true poses and depths in the place of bundle adjustment."""
+    # By stamp: where the first images have no depth, frames with depth have other numbers.
+    ids: dict[int, int] = {}
+
+    def noted() -> Iterator[Frame]:
+        for frame in frames:
+            ids[frame.stamp_ns] = frame.id
+            yield frame
+
+    samples = collect_windows(config, noted())
+    wanted = {k for s in samples for k in s.keyframe_ids}
+    oracle = Oracle(division.learning_truth, {stamp_ns: k for stamp_ns, k in ids.items() if k in wanted})
+    return learn_from_windows(config, samples, steps, oracle)
+
+
+def score_weights(matcher: Matcher, config: Config, division: Division, pairs: int) -> dict[str, Any]:
+    """Everything that is measured on the unseen part, with learning off."""
+    result = evaluate_matcher(matcher, division.unseen_truth, GAPS, pairs, 0)
+    out: dict[str, Any] = {}
+    for gap, values in result["gaps"].items():
+        out[gap] = {"mma": values["mma"], "pose_auc": values["pose_auc"], "coverage": values["coverage"],
+                    "sampson_within_1": (values["sampson_px"] or {}).get("within_1"),
+                    "held_out_px": (values["self_consistency"] or {}).get("held_out_sampson_px")}
+    return {"matching": out, **_drive(matcher, config, division.unseen)}
+
+
+def _drive(matcher: Matcher, config: Config, source: Source) -> dict[str, Any]:
+    """Odometry over the unseen part."""
+    odometry = Odometry(config, matcher)
+    stamps, poses, frames, metric = [], [], 0, False
+    for frame in source:
+        output = odometry.track(frame)
+        odometry.extend()
+        frames += 1
+        if output.T_WC is not None:
+            stamps.append(frame.stamp_ns)
+            poses.append(output.T_WC.numpy())
+            metric = output.metric
+    truth = source.groundtruth()
+    score = None
+    if truth is not None:
+        score = score_trajectory(Trajectory(np.array(stamps, np.int64), np.array(poses).reshape(-1, 7)), truth, metric)
+    known = score if isinstance(score, TrajectoryScore) else None
+    return {"tracked": len(stamps) / max(frames, 1), "ate": known.ate if known else None, "rpe": known.rpe if known else None}
+
+
+def save_weights(path: Path, matcher: Matcher, told: dict[str, Any]) -> str:
+    """Writes the weights of a cell; returns their hash."""
+    write_weights(path, matcher.name, matcher.state_dict(), matcher.weights_version, {"kind": "comparison", "steps": told.get("steps", 0)})
+    return hash_state(matcher.state_dict())
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The settings that decide a cell, with the weights that it starts from. How to learn is the regime's to say."""
+    told = config.to_dict()
+    del told["learning"]["mode"]
+    return {**told, "weights": hash_state(create_matcher(config.matcher).state_dict())}

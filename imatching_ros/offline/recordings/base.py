@@ -1,0 +1,158 @@
+"""What every recording offers: frames in time order, a camera, and the true trajectory where there is one."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...camera.model import Camera
+from ...core.types import Frame
+from ...odometry.measurements import lacking
+from ...core.errors import SourceError
+from .truth import Trajectory, read_trajectory
+
+log = logging.getLogger(__name__)
+
+MODES = ("auto", "mono", "stereo", "rgbd")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a user may say about a recording; everything is found out where nothing is said."""
+
+    mode: str = "auto"  # mono drops depth and right images; stereo and rgbd demand them
+    camera: Camera | None = None  # replaces what the recording says
+    groundtruth: Path | None = None
+    start_s: float = 0.0  # relative to the first frame
+    duration_s: float | None = None
+    image_topic: str | None = None
+    info_topic: str | None = None
+    right_topic: str | None = None
+    depth_topic: str | None = None
+    truth_topic: str | None = None
+    odometry: Path | None = None  # poses of the camera from elsewhere
+    odometry_topic: str | None = None
+
+
+class Source(ABC):
+    """A recording. Iterating yields frames of strictly ascending stamps; iterating again starts again.
+
+    Attributes:
+        name: for people.
+        mode: mono, stereo or rgbd: what the frames carry.
+        camera: of the frames; with `baseline_m` in stereo.
+        warnings: what was wrong and survivable, in order.
+        on_warning: called with (stamp_ns or None, text) as it happens.
+    """
+
+    name: str
+    mode: str
+    camera: Camera
+    options: SourceOptions
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.on_warning: Callable[[int | None, str], None] | None = None
+
+    @abstractmethod
+    def read(self) -> Iterator[Frame]:
+        """Frames as recorded; ids and order are put right by `__iter__`."""
+
+    @abstractmethod
+    def groundtruth(self) -> Trajectory | None:
+        """The true trajectory of the frames' camera, all of it, or None."""
+
+    def odometry(self) -> Trajectory | None:
+        """External odometry as a trajectory of the frames' camera, where the user has named some, else None.
+
+        A file holds poses of the camera; on a topic, the static transforms of the bag carry another frame over to it.
+
+        Raises:
+            SourceError: unreadable file, no such topic, or a topic whose frame is not connected to the camera's.
+        """
+        if self.options.odometry_topic is not None:
+            raise SourceError(f"{self.name} is no bag and has no topic {self.options.odometry_topic}; give the odometry as a file")
+        return None if self.options.odometry is None else read_trajectory(self.options.odometry)
+
+    @property
+    def length(self) -> int | None:
+        """The number of frames where it is known before reading."""
+        return None
+
+    def count_frames(self) -> int:
+        """The number of frames; read through where it is not known before (unreadable ones may be counted).
+
+        Raises:
+            SourceError: no frames.
+        """
+        return self.length if self.length is not None else sum(1 for _ in self)
+
+    def files(self) -> list[Path]:
+        """The files that hold the images, in their order."""
+        return []
+
+    def __iter__(self) -> Iterator[Frame]:
+        first = last = None
+        count = 0
+        for frame in self.read():
+            if first is None:
+                first = frame.stamp_ns
+            if last is not None and frame.stamp_ns <= last:
+                self.warn(
+                    f"stamp goes back by {(last - frame.stamp_ns) / 1e9:.6f} s after frame {count - 1}: frame skipped",
+                    frame.stamp_ns,
+                )
+                continue
+            last = frame.stamp_ns
+            since_start = (frame.stamp_ns - first) / 1e9
+            if since_start < self.options.start_s:
+                continue
+            if self.options.duration_s is not None and since_start > self.options.start_s + self.options.duration_s:
+                break
+            lacks = lacking(frame, self.mode)
+            if not count and lacks:
+                self.warn(f"no {lacks} image of this time, with which a map begins: frame skipped", frame.stamp_ns)
+                continue
+            yield Frame(count, frame.stamp_ns, frame.image, frame.camera, frame.depth, frame.right)
+            count += 1
+        if not count:
+            raise SourceError(f"{self.name} yields no frames" + (" in the time range asked for" if first is not None else ""))
+
+    def warn(self, text: str, stamp_ns: int | None = None) -> None:
+        """Notes something survivable."""
+        self.warnings.append(text)
+        if self.on_warning is not None:
+            self.on_warning(stamp_ns, text)
+        else:
+            log.warning("%s: %s", self.name, text)
+
+
+def choose_mode(asked: str, has_right: bool, has_depth: bool, name: str) -> str:
+    """The mode of a source that offers these.
+
+    Raises:
+        SourceError: a mode was asked for that the recording cannot serve.
+    """
+    if asked == "stereo" and not has_right:
+        raise SourceError(f"{name} has no second camera; expected one for --mode stereo")
+    if asked == "rgbd" and not has_depth:
+        raise SourceError(f"{name} has no depth; expected depth images for --mode rgbd")
+    if asked != "auto":
+        return asked
+    return "rgbd" if has_depth else "stereo" if has_right else "mono"
+
+
+def associate(stamps_ns: np.ndarray, others_ns: np.ndarray, tolerance_ns: int) -> np.ndarray:
+    """The index of the nearest of `others_ns` (ascending) for every stamp; -1 beyond the tolerance. (N,), (M,) -> (N,) int64."""
+    if not len(others_ns):
+        return np.full(len(stamps_ns), -1)
+    right = np.clip(np.searchsorted(others_ns, stamps_ns), 1, max(len(others_ns) - 1, 1))
+    left = right - 1
+    right = np.minimum(right, len(others_ns) - 1)
+    nearest = np.where(np.abs(others_ns[left] - stamps_ns) <= np.abs(others_ns[right] - stamps_ns), left, right)
+    return np.where(np.abs(others_ns[nearest] - stamps_ns) <= tolerance_ns, nearest, -1)

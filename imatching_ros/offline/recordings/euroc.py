@@ -1,0 +1,81 @@
+"""The EuRoC MAV (ASL) layout: mav0/cam0, cam1, state_groundtruth_estimate0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ...camera.model import Camera
+from ...core.errors import CameraError, SourceError
+from .base import associate
+from ...camera.calibration import make_camera
+from .folder import Entry, Listing
+from ...camera.rectification import Rectification
+from .truth import Trajectory, read_trajectory
+
+# The cameras are triggered together; stamps of a pair are equal up to a driver's rounding.
+_TOLERANCE_NS = 2_000_000
+
+
+def recognise(path: Path) -> bool:
+    """Whether `path` is mav0 or the folder around it."""
+    return (_root(path) / "cam0" / "sensor.yaml").is_file()
+
+
+def _root(path: Path) -> Path:
+    return path / "mav0" if (path / "mav0").is_dir() else path
+
+
+def list_frames(path: Path) -> Listing:
+    """Reads both cameras; the truth of the body is carried over to the left camera by T_BS.
+
+    Raises:
+        SourceError: a data.csv that cannot be read.
+        CameraError: a sensor.yaml that cannot be understood.
+    """
+    root = _root(path)
+    stamps, images = _read_list(root / "cam0")
+    camera, T_B_left = _read_sensor(root / "cam0" / "sensor.yaml")
+    rights, rectification = [None] * len(images), None
+    if (root / "cam1" / "sensor.yaml").is_file():
+        right_stamps, right_images = _read_list(root / "cam1")
+        partner = associate(stamps, right_stamps, _TOLERANCE_NS)
+        rights = [right_images[p] if p >= 0 else None for p in partner]
+        right_camera, T_B_right = _read_sensor(root / "cam1" / "sensor.yaml")
+
+        def rectification() -> Rectification:
+            return Rectification(camera, right_camera, np.linalg.inv(T_B_left) @ T_B_right)
+
+    file = next(
+        (p for p in (root / "state_groundtruth_estimate0" / "data.csv", root / "mocap0" / "data.csv") if p.is_file()), None
+    )
+
+    def truth() -> Trajectory | None:
+        return None if file is None else read_trajectory(file, T_body_camera=T_B_left)
+
+    entries = [Entry(int(s), image, None, right) for s, image, right in zip(stamps, images, rights)]
+    name = root.resolve().parent.name if root.name == "mav0" else root.resolve().name
+    return Listing(name, entries, camera, rectification=rectification, truth=truth, T_body_camera=T_B_left)
+
+
+def _read_list(folder: Path) -> tuple[np.ndarray, list[Path]]:
+    try:
+        rows = [line.split(",") for line in (folder / "data.csv").read_text().splitlines() if line.strip() and line[0] != "#"]
+        return np.array([int(row[0]) for row in rows], np.int64), [folder / "data" / row[1].strip() for row in rows]
+    except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
+        raise SourceError(f"cannot read {folder / 'data.csv'}: expected 'timestamp [ns],filename' per line ({error})") from None
+
+
+def _read_sensor(path: Path) -> tuple[Camera, np.ndarray]:
+    try:
+        data = yaml.safe_load(path.read_text().replace("%YAML:1.0", ""))
+        fx, fy, cx, cy = data["intrinsics"]
+        width, height = data["resolution"]
+        camera = make_camera(
+            width, height, [fx, 0, cx, 0, fy, cy, 0, 0, 1], data["distortion_model"], data["distortion_coefficients"]
+        )
+        return camera, np.array(data["T_BS"]["data"], float).reshape(4, 4)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise CameraError(f"cannot understand {path}: {type(error).__name__} {error}") from None

@@ -1,0 +1,1 @@
+"""ROS programs around the node: demo, play, record, latency, reference."""

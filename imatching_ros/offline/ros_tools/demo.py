@@ -1,0 +1,298 @@
+"""The whole loop in a few minutes: renders a scene, plays it to the running node over DDS, and reports how that went."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import ImatchingError, SourceError
+
+IMAGE_TOPIC = "/camera/image_raw"
+_MARK = ".imatching_demo"  # what makes a folder ours to replace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for everything (default demo_output)")
+    parser.add_argument("--kind", default="room", help="scene: room, corridor, clutter, outdoor (default room)")
+    parser.add_argument(
+        "--shift", default="dark_noise", help="domain shift that the weights have to adapt to (default dark_noise)"
+    )
+    parser.add_argument("--frames", type=int, default=450, help="length at 10 Hz (default 450: long enough for a candidate to be tried)")
+    parser.add_argument("--held-out", type=int, default=30, help="frames on another path, to score matching (default 30)")
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("W", "H"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--matcher", default="expectation")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demonstration.
+
+    Raises:
+        SourceError: a part of it ended with an error, which was printed.
+    """
+    out = args.out.resolve()
+    if out.exists():
+        if any(out.iterdir()) and not (out / _MARK).exists():
+            raise SourceError(f"{out} exists and is no earlier demonstration; name another folder with --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / _MARK).touch()
+    started = time.monotonic()
+    scene, held_out = out / "scene.mcap", out / "held_out.mcap"
+    say("1/5", "rendering a scene with known truth, and another path through it to score matching")
+    common = [
+        "--kind",
+        args.kind,
+        "--shift",
+        args.shift,
+        "--width",
+        str(args.size[0]),
+        "--height",
+        str(args.size[1]),
+        "--seed",
+        str(args.seed),
+    ]
+    command("simulate", str(scene), "--frames", str(args.frames), *common)
+    command("simulate", str(held_out), "--frames", str(args.held_out), "--path-seed", str(args.seed + 1), *common)
+    say("2/5", "playing it to the node over DDS")
+    shift_ns, adapted = play(scene, out, args.matcher)
+    say("3/5", "scoring the trajectory")
+    metrics = write_run(scene, out, args, shift_ns)
+    say("4/5", "scoring frozen and adapted weights on the other path")
+    accuracy = score_matching(held_out, out, args.matcher, adapted)
+    say("5/5", "writing the report")
+    print(table(metrics, accuracy))
+    from ..evaluation.report import write_report
+
+    write_report(out / "run", out / "report.html")
+    print(f"\nreport: {out / 'report.html'} ({time.monotonic() - started:.0f} s in all)")
+    return 0
+
+
+def play(scene: Path, out: Path, matcher: str) -> tuple[int, Path]:
+    """Node, recorder and player, each in a process of its own. Returns the shift of the stamps and the adapted weights."""
+    from .published_run import TOPICS
+
+    environment = os.environ | {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    adapted = out / "adapted.safetensors"
+    # The camera is the robot here: base_link sits at the camera, looking forward.
+    parameters = {
+        "matcher.name": matcher,
+        "weights_dir": str(out / "weights"),
+        "base_from_camera": "[0.0,0.0,0.0,-0.5,0.5,-0.5,0.5]",
+    }
+    online = [
+        "online",
+        "--ros-args",
+        "-r",
+        f"image:={IMAGE_TOPIC}",
+        *(part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")),
+    ]
+    topics = [f"/{name}:{kind}" for name, kind in TOPICS.items()]
+    with (
+        process("imatching_ros", *online, log=out / "node.log", environment=environment) as node,
+        process("imatching_ros.offline.ros_tools.record", str(out / "published"), *topics, log=out / "recorder.log", environment=environment),
+    ):
+        wait_for(node, out / "node.log", "active", 60.0)
+        played = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "imatching_ros.offline.ros_tools.play",
+                str(scene),
+                "--restamp",
+                "--topics",
+                IMAGE_TOPIC,
+                "/camera/camera_info",
+                "--wait-for",
+                IMAGE_TOPIC,
+                "/camera/camera_info",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        if played.returncode:
+            raise SourceError(f"the player ended with code {played.returncode}")
+        save_weights(adapted, environment)
+        if node.poll() is not None:
+            raise SourceError(f"the node ended with code {node.returncode}:\n{(out / 'node.log').read_text()}")
+    return json.loads(played.stdout.splitlines()[-1])["shift_ns"], adapted
+
+
+def save_weights(path: Path, environment: dict[str, str]) -> None:
+    """Asks the node for the weights that it uses now."""
+    import rclpy
+
+    from imatching_ros.srv import Weights
+
+    context = rclpy.Context()
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = environment["ROS_AUTOMATIC_DISCOVERY_RANGE"]
+    rclpy.init(args=[], context=context, domain_id=int(environment["ROS_DOMAIN_ID"]))
+    try:
+        node = rclpy.create_node("demo", context=context)
+        executor = rclpy.executors.SingleThreadedExecutor(context=context)
+        client = node.create_client(Weights, "/imatching/save_weights")
+        if not client.wait_for_service(20.0):
+            raise SourceError("the node offers no service ~/save_weights")
+        future = client.call_async(Weights.Request(name=str(path)))
+        rclpy.spin_until_future_complete(node, future, executor, 30.0)
+        if not future.done() or not future.result().success:
+            raise SourceError(f"the weights were not saved: {future.result().message if future.done() else 'no answer'}")
+    finally:
+        rclpy.shutdown(context=context)
+
+
+def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -> dict[str, Any]:
+    """The run's folder from what was recorded; returns its metrics."""
+    from ...core.config import Config
+    from ..recordings.base import SourceOptions
+    from ..recordings.opening import open_source
+    from . import published_run
+
+    source = open_source(scene, SourceOptions(mode="mono"))
+    camera = {
+        name: getattr(source.camera, name)
+        for name in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "baseline_m")
+    }
+    config = Config().with_values({"matcher.name": args.matcher, "odometry.mode": "mono"})
+    more = {"source": {"path": str(scene), "name": scene.name, "mode": "mono", "camera": camera}}
+    return published_run.write_run(out / "published", out / "run", config, source.groundtruth(), shift_ns, more=more)
+
+
+def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> dict[str, Any]:
+    """Right matches (of all asked) within 1, 3 and 5 px, by frame gap, with frozen and adapted weights; drawn for the report."""
+    from ..cli.progress import Progress
+    from ...core.config import MatcherConfig
+    from ..evaluation.frozen_adapted import compare_frozen_adapted
+    from ..evaluation.matching import count_pairs
+    from ..recordings.base import SourceOptions
+    from ..recordings.opening import open_source
+
+    source, gaps, pairs = open_source(held_out, SourceOptions(mode="rgbd")), (1, 5), 20
+    with Progress("matching", count_pairs(source, gaps, pairs), "pairs") as progress:
+        data = compare_frozen_adapted(
+            out / "run", source, MatcherConfig(name=matcher), adapted, gaps, pairs, unseen=True, on_progress=progress.update
+        )
+    return {result["matcher"]: {gap: v["mma"] for gap, v in result["gaps"].items()} for result in data["results"]}
+
+
+def table(metrics: dict[str, Any], accuracy: dict[str, Any]) -> str:
+    """What a person wants to know, a line each."""
+    latency, learning, ate = metrics["latency_ms"], metrics["learning"], metrics["ate"]
+    rows = [
+        (
+            "frames",
+            f"{metrics['frames']} processed, {metrics['frames_dropped']} dropped, {metrics['tracked_frames']} tracked, "
+            f"{metrics['lost_frames']} lost",
+        ),
+        ("keyframes", str(metrics["keyframes"])),
+        (
+            "ATE",
+            f"{ate['rmse']:.3f} m = {ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m ({ate['alignment']})"
+            if ate
+            else metrics["no_truth_because"],
+        ),
+        *(
+            (
+                f"matching, {name}",
+                "; ".join(f"gap {gap}: " + " ".join(f"{100 * share:.1f}" for share in mma.values()) for gap, mma in gaps.items())
+                + " % within 1/3/5 px",
+            )
+            for name, gaps in accuracy.items()
+        ),
+        (
+            "learning",
+            f"{learning['steps']} steps on {learning['samples']} windows, {learning['promotions']} promotions, "
+            f"{learning['rollbacks']} rollbacks",
+        ),
+        (
+            "latency",
+            " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99")) + " ms p50/p95/p99, from the image's stamp",
+        ),
+    ]
+    return "\n" + "\n".join(f"{name:<20}{text}" for name, text in rows)
+
+
+def say(step: str, text: str) -> None:
+    print(f"[{step}] {text}", flush=True)
+
+
+def command(*arguments: str, stdout: int | None = None) -> None:
+    """`python -m imatching_ros ...` on all cores; its progress goes to the terminal."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    done = subprocess.run([sys.executable, "-m", "imatching_ros", *arguments], stdout=stdout, env=environment)
+    if done.returncode:
+        raise SourceError(f"'imatching_ros {' '.join(arguments)}' ended with code {done.returncode}")
+
+
+@contextmanager
+def process(module: str, *arguments: str, log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A Python module in a process of its own, ended with SIGINT."""
+    with log.open("w") as file:
+        running = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        try:
+            yield running
+        finally:
+            running.send_signal(signal.SIGINT)
+            try:
+                running.wait(30)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.wait()
+
+
+def wait_for(running: subprocess.Popen, log: Path, text: str, timeout_s: float) -> None:
+    """Waits until a process has printed a text."""
+    deadline = time.monotonic() + timeout_s
+    while text not in log.read_text():
+        if running.poll() is not None or time.monotonic() > deadline:
+            raise SourceError(f"the node did not start:\n{log.read_text()}")
+        time.sleep(0.1)
+
+
+def free_domain() -> int:
+    """A ROS_DOMAIN_ID whose discovery port nobody on this machine uses."""
+    for domain in range(100, 50, -1):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as test:
+            try:
+                test.bind(("", 7400 + 250 * domain))
+                return domain
+            except OSError:
+                continue
+    raise SourceError("no free ROS_DOMAIN_ID between 51 and 100")
+
+
+def main() -> int:
+    """Runs the demonstration; exit codes as `python -m imatching_ros`."""
+    parser = argparse.ArgumentParser("scripts/demo", description=__doc__)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args())
+    except ImatchingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

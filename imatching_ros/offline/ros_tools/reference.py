@@ -1,0 +1,99 @@
+"""Writes the tables of docs/ros.md from the code: `python -m imatching_ros.offline.ros_tools.reference docs/ros.md`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...ros import inputs, node, outputs, params
+
+
+def tables() -> dict[str, str]:
+    """{name of the section: Markdown}."""
+    return {"inputs": _inputs(), "outputs": _outputs(), "services": _services(), "parameters": _parameters()}
+
+
+def fill(text: str) -> str:
+    """The document with everything between its `<!-- begin NAME -->` and `<!-- end NAME -->` made anew."""
+    for name, table in tables().items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        text, count = re.subn(f"{begin}.*?{end}", lambda _, t=f"{begin}\n{table}\n{end}": t, text, flags=re.DOTALL)
+        assert count == 1, f"{begin} ... {end} must be there once"
+    return text
+
+
+def _inputs() -> str:
+    rows = [("mode", "topic", "type")]
+    for mode, images in inputs.TOPICS.items():
+        for image, info in images.items():
+            rows.append((mode, f"`{image}`", f"sensor_msgs/msg/Image (or CompressedImage on `{image}/{inputs.compressed_name(image)}`)"))
+            rows += [(mode, f"`{info}`", "sensor_msgs/msg/CameraInfo")] if info else []
+    rows.append(("any, with `external_odometry.use`", f"`{inputs.ODOMETRY}`", "nav_msgs/msg/Odometry"))
+    return _markdown(rows)
+
+
+def _outputs() -> str:
+    rows = [("topic", "type", "depth", "what")]
+    rows += [
+        (f"`{name}`", _name(kind) if kind else "tf2_msgs/msg/TFMessage", str(depth), text)
+        for name, (kind, depth, text) in outputs.TOPICS.items()
+    ]
+    return _markdown(
+        [
+            *rows,
+            (
+                "`/diagnostics`",
+                "diagnostic_msgs/msg/DiagnosticArray",
+                "10",
+                "health, rates, latency, memory, learning; once a second",
+            ),
+        ]
+    )
+
+
+def _services() -> str:
+    return _markdown(
+        [("service", "type", "what it does"), *((f"`{name}`", _name(kind), text) for name, (kind, text) in node.SERVICES.items())]
+    )
+
+
+def _parameters() -> str:
+    rows = [("parameter", "default", "range", "at run time", "what it is")]
+    for name, default, meta in params.settings():
+        unit = f" [{meta['unit']}]" if meta["unit"] else ""
+        rows.append((f"`{name}`", f"`{_value(default)}`", _range(meta), "yes" if meta["live"] else "", meta["doc"] + unit))
+    return _markdown(rows)
+
+
+def _range(meta: dict[str, Any]) -> str:
+    if meta["choices"]:
+        return ", ".join(meta["choices"])
+    low, high = meta["low"], meta["high"]
+    return (
+        ""
+        if low is None and high is None
+        else f"{'' if low is None else format(low, 'g')} .. {'' if high is None else format(high, 'g')}"
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value) if value != "" else "''"
+
+
+def _name(kind: type) -> str:
+    package, group, _ = kind.__module__.split(".")
+    return f"{package}/{group}/{kind.__name__}"
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, tuple("---" for _ in head), *body))
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(fill(path.read_text()))

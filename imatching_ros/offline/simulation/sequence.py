@@ -1,0 +1,185 @@
+"""A rendered video: a scene, a path through it and a camera, as frames with exact truth."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core import geometry
+from ...camera.model import Camera
+from ...core.types import Frame
+from ...core.errors import ConfigError
+from .kinds import KINDS, make_scene
+from .renderer import render
+from .scene import Scene
+from .shifts import Shift, find_shift, shaken, shifted_camera, take_image
+from .textures import build_bank
+from .trajectories import MOTIONS, make_trajectory
+
+_TARGET_BRIGHTNESS = 0.45
+
+
+@dataclass(frozen=True)
+class SimulatedSequence:
+    """What decides a rendered video; the same values give the same images (on one device and torch version).
+
+    Scene seeds of training start at `pairs.TRAINING_SCENES`: smaller ones are never seen in training.
+    """
+
+    kind: str = "room"
+    frames: int = 100
+    seed: int = 0
+    width: int = 640
+    height: int = 480
+    rate_hz: float = 10.0
+    shift: str = "none"
+    motion: str = "tour"
+    low_texture: bool | None = None
+    path_seed: int | None = None  # another path through the same scene; `seed` if None
+    supersample: int = 2
+    workers: int = 1  # frames that are rendered at the same time
+    texture_size: int = 512  # texels; smaller ones are painted sooner and look coarser
+    start_ns: int = 1_700_000_000_000_000_000  # stamp of the first frame
+    camera: Camera | None = None  # a pinhole with a horizontal view of 64 degrees if None; the shift may zoom it
+    device: str = "cpu"
+    speed_mps: float | None = None
+    baseline_m: float = 0.0  # above 0: a second camera so far to the right, rectified
+    depth_noise: float = 0.0  # standard deviation of the inverse depth that frames carry, 1/m: independent from pixel to pixel
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("frames", 1, 10**6),
+            ("width", 16, 8192),
+            ("height", 16, 8192),
+            ("rate_hz", 0.01, 1000),
+            ("supersample", 1, 4),
+            ("workers", 1, 64),
+            ("baseline_m", 0, 100),
+            ("depth_noise", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}, expected {low} to {high}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed is {self.seed}, expected 0 to {2**31 - 1}")
+        find_shift(self.shift)
+        if self.kind not in KINDS:
+            raise ConfigError(f"unknown kind of scene '{self.kind}'; known are {', '.join(KINDS)}")
+        if self.motion not in MOTIONS:
+            raise ConfigError(f"unknown motion '{self.motion}'; known are {', '.join(MOTIONS)}")
+
+    @property
+    def shifted_camera(self) -> Camera:
+        """The camera of the frames."""
+        camera = self.camera
+        if camera is None:
+            focal = 0.8 * self.width
+            camera = Camera(self.width, self.height, focal, focal, (self.width - 1) / 2, (self.height - 1) / 2)
+        if self.baseline_m > 0:
+            camera = replace(camera, baseline_m=self.baseline_m)
+        return shifted_camera(camera, find_shift(self.shift))
+
+    def stamps_ns(self) -> list[int]:
+        return [self.start_ns + round(i * 1e9 / self.rate_hz) for i in range(self.frames)]
+
+    def scene(self) -> Scene:
+        """The scene, exposed so that its images along the path have a middling brightness."""
+        shift = find_shift(self.shift)
+        bank = build_bank(self.seed, variants=2, size=self.texture_size, held_out=shift.held_out_textures)
+        scene = make_scene(self.kind, self.seed, bank, self.low_texture)
+        if shift.haze > 0:
+            distance = shift.haze_distance_m * (10 if self.kind == "outdoor" else 1)
+            density = -np.log(1 - shift.haze) / distance
+            scene = scene.with_values(fog_density=density, fog_colour=0.72)
+        poses = self.trajectory(scene)[:: max(1, self.frames // 6)]
+        K = self.shifted_camera
+        probe, _ = render(scene, K.scaled(64 / K.width), poses, self.device, shadows=0)
+        return scene.with_values(exposure=float(np.clip(_TARGET_BRIGHTNESS / max(float(probe.mean()), 0.02), 0.4, 5.0)))
+
+    def trajectory(self, scene: Scene, offset_s: float = 0.0) -> Tensor:
+        """(frames, 7) float64 poses, at the stamps plus an offset."""
+        stamps = np.arange(self.frames) / self.rate_hz + offset_s
+        seed = self.seed if self.path_seed is None else self.path_seed
+        return make_trajectory(scene, self.kind, self.frames / self.rate_hz, stamps, seed, self.motion, self.speed_mps)
+
+    def read(self) -> Iterator[tuple[Frame, Tensor]]:
+        """Yields (frame with RGB image and depth, and a right image where there is a baseline, T_WC (7,) float64), on the CPU."""
+        shift: Shift = find_shift(self.shift)
+        camera = self.shifted_camera
+        scene = self.scene().to(self.device)
+        at_cpu = scene.to("cpu")
+        half_open = shift.shutter / 2 / self.rate_hz
+        mid, opened, closed = (self.trajectory(at_cpu, t).to(self.device) for t in (0.0, -half_open, half_open))
+        rng = np.random.default_rng((self.seed, 31))
+        drift = _wander(rng, self.frames, self.rate_hz)
+        lamps = np.stack([_wander(rng, self.frames, self.rate_hz) for _ in range(scene.light_colour.shape[1])], 1)
+        stamps = self.stamps_ns()
+        beside = mid.new_tensor([self.baseline_m, 0, 0, 0, 0, 0, 1]) if self.baseline_m > 0 else None
+
+        def expose(i: int) -> tuple[Frame, Tensor]:
+            lit = scene
+            if shift.lamp_drift > 0:
+                factor = torch.as_tensor(np.exp(shift.lamp_drift * lamps[i]), dtype=torch.float32, device=self.device)
+                lit = scene.with_values(light_colour=scene.light_colour * factor[None, :, None])
+            shake = np.random.default_rng((self.seed, 37, i)).integers(2**31)
+            before, after = (
+                shaken(pose[i], shift, share, np.random.default_rng(shake)) for pose, share in ((opened, -0.5), (closed, 0.5))
+            )
+            exposure = float(np.exp(shift.exposure_drift * drift[i]))
+            noise = self.seed * 100_003 + i
+
+            def take(T_offset: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+                first, middle, last = (T if T_offset is None else geometry.compose(T, T_offset) for T in (before, mid[i], after))
+                image, depth = render(lit, camera, middle[None], self.device, self.supersample)
+                return take_image(image[0], depth[0], camera, first, middle, last, shift, exposure, seed=seed).cpu(), depth[0].cpu()
+
+            view, depth = take(None, noise)
+            right = take(beside, noise + 50_000)[0] if beside is not None else None
+            return Frame(i, stamps[i], view, camera, self._measured(depth, noise), right), mid[i].cpu()
+
+        if self.workers == 1:
+            yield from map(expose, range(self.frames))
+            return
+        # Whole frames side by side with one torch thread each: threads within a frame would wait for each other most of the time.
+        with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            pending: deque[Future] = deque()
+            try:
+                for i in range(self.frames):
+                    pending.append(pool.submit(expose, i))
+                    if len(pending) > 2 * self.workers:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _measured(self, depth: Tensor, seed: int) -> Tensor:
+        """(H, W) depth as the sensor tells it; 0 stays unknown."""
+        if self.depth_noise == 0:
+            return depth
+        noise = self.depth_noise * torch.randn(depth.shape, generator=torch.Generator().manual_seed(seed))
+        return torch.where(depth > 0, depth / (1 + noise * depth).clamp_min(0.05), depth)
+
+
+def simulated_frames(
+    kind: str = "room", frames: int = 100, seed: int = 0, size: tuple[int, int] = (480, 640), **options
+) -> Iterator[tuple[Frame, Tensor]]:
+    """Yields (Frame, T_WC (7,)) of `SimulatedSequence(kind, frames, seed, ...)`; size is (height, width)."""
+    return SimulatedSequence(kind=kind, frames=frames, seed=seed, height=size[0], width=size[1], **options).read()
+
+
+def _wander(rng: np.random.Generator, frames: int, rate_hz: float) -> np.ndarray:
+    """(frames,) slow wandering about zero, of about unit deviation, within some seconds."""
+    keep = np.exp(-1 / (3.0 * rate_hz))
+    value, out = 0.0, []
+    for shock in rng.normal(0, 1, frames):
+        value = keep * value + np.sqrt(1 - keep**2) * shock
+        out.append(value)
+    return np.array(out)

@@ -1,0 +1,94 @@
+"""Queries and losses for pairs whose correspondences are known."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...matching.backbone import FINE_STRIDE
+from ...matching.coarse_to_fine import CoarseToFine, WINDOW
+
+PRECISION_PX = 0.5  # the scale of the coordinate loss
+RIGHT_PX = 3.0  # a match closer to the truth than this counts as right when the score is trained
+
+
+def sample_queries(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(B, 1, H, W) -> (B, count, 2) px: mostly Shi-Tomasi corners, as odometry asks for, some anywhere; sub-pixel jitter."""
+    batch, _, height, width = images.shape
+    kernel = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    gradient = F.conv2d(images, torch.stack([kernel, kernel.T])[:, None], padding=1)
+    gx, gy = gradient.unbind(1)
+    xx, yy, xy = (F.avg_pool2d(p[:, None], 3, 1, 1)[:, 0] for p in (gx * gx, gy * gy, gx * gy))
+    response = (xx + yy) / 2 - (((xx - yy) / 2) ** 2 + xy**2).sqrt()
+    border = torch.zeros_like(response)
+    border[:, 8:-8, 8:-8] = 1
+    response = response * border
+    peaks = torch.where(F.max_pool2d(response[:, None], 9, 1, 4)[:, 0] == response, response, 0.0).flatten(1)
+    corners = peaks.topk(2 * count).indices
+    keep = torch.rand(corners.shape, generator=generator, device=images.device).argsort(-1)[:, : count * 3 // 4]
+    corners = corners.gather(1, keep)
+    uv = torch.stack([corners % width, corners // width], -1).float()
+    size = images.new_tensor([width - 1, height - 1])
+    anywhere = torch.rand(batch, count - uv.shape[1], 2, generator=generator, device=images.device) * size
+    jitter = torch.rand(uv.shape, generator=generator, device=images.device) - 0.5
+    subpixel = torch.rand(uv.shape[:2], generator=generator, device=images.device)[..., None] < 0.3
+    return torch.cat([uv + jitter * subpixel, anywhere], 1)
+
+
+def matching_loss(matcher: CoarseToFine, image_a: Tensor, image_b: Tensor, uv_a: Tensor, uv_b: Tensor, visible: Tensor,
+                  generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """The training loss of B pairs with Q true correspondences each.
+
+    Args:
+        uv_a, uv_b: (B, Q, 2) px; visible: (B, Q) bool, uv_b lies in image B and is not hidden there.
+
+    Returns:
+        The loss, and its parts (detached) with the share of visible queries within 1, 3 and 5 px.
+    """
+    coarse, fine = matcher.backbone(torch.cat([image_a, image_b]))
+    coarse_a, coarse_b = coarse.float().chunk(2)
+    fine_a, fine_b = fine.float().chunk(2)
+    query_coarse, query_fine = matcher.describe_batch(coarse_a, fine_a, uv_a)
+
+    logits = matcher.coarse_logits(query_coarse, coarse_b)
+    found, evidence = matcher.coarse_estimate(logits)
+    found = found.detach()
+
+    # The fine stage sees the coarse stage's own windows where these hold the truth, and jittered true ones elsewhere.
+    jitter = (torch.rand(uv_b.shape, generator=generator, device=uv_b.device) - 0.5) * 10
+    usable = ((found - uv_b).abs().amax(-1) < WINDOW * FINE_STRIDE / 2 - 2)[..., None]
+    surface = matcher.correlate(query_fine, fine_b, torch.where(usable, found, uv_b + jitter))
+    parts = {}
+    for name, distribution in zip(("coarse", "fine"), matcher.distributions(logits, surface)):
+        loss, inside = distribution.cross_entropy(uv_b)
+        parts[name] = _mean(loss, visible & inside)
+    uv, _, _ = matcher.locate(surface, evidence)
+    # Cauchy: what lies pixels away is the coarse stage's business, and would blunt the mean that makes the last tenths of a pixel.
+    square = (uv - uv_b).square().sum(-1)
+    parts["coordinate"] = _mean((square / PRECISION_PX**2).log1p(), visible & inside)
+
+    # Score and sigma are trained on what the matcher itself would say, half of the time within a search region.
+    if torch.rand((), generator=generator, device=uv_b.device) < 0.5:
+        predicted = uv_b + torch.randn(uv_b.shape, generator=generator, device=uv_b.device) * 8
+        radius = 24 + 40 * torch.rand(visible.shape, generator=generator, device=uv_b.device)
+        found, evidence = matcher.coarse_estimate(logits.detach(), (predicted, radius))
+    with torch.no_grad():
+        own = matcher.correlate(query_fine, fine_b, found)
+    uv, score, sigma = matcher.locate(own, evidence)
+    error = (uv.detach() - uv_b).abs()
+    distance = error.norm(dim=-1)
+    right = visible & (distance < RIGHT_PX)
+    parts["score"] = F.binary_cross_entropy(score, right.float())
+    # Quantile regression: sigma becomes the 68.3 % quantile of the coordinate error, which heavy tails do not inflate.
+    excess = error.clamp_min(1e-2).log() - sigma.log()[..., None]
+    pinball = torch.maximum(0.683 * excess, -0.317 * excess).mean(-1)
+    parts["sigma"] = _mean(pinball, visible & (distance < 4 * RIGHT_PX))
+    loss = torch.stack(list(parts.values())).sum()
+    for px in (1, 3, 5):
+        parts[f"within_{px}px"] = _mean((distance < px).float(), visible)
+    return loss, {k: v.detach() for k, v in parts.items()}
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (torch.where(mask, values, 0.0)).sum() / mask.sum().clamp_min(1)

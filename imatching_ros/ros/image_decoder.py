@@ -1,0 +1,180 @@
+"""Messages of the cameras -> frames of the core: decoding, calibration, rectification."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from sensor_msgs.msg import CameraInfo
+from torch import Tensor
+
+from ..core import geometry
+from ..camera.model import Camera
+from ..core.types import Frame, Matches
+from ..core.errors import CameraError, SourceError
+from ..camera.calibration import camera_from_info, stereo_baseline_m
+from ..camera.decoding import _ENCODINGS, decode_depth, decode_image, to_image
+from ..camera.rectification import Rectification
+from .inputs import CameraImages
+
+try:
+    import cv_bridge
+except ImportError:
+    cv_bridge = None
+
+
+class ImageDecoder:
+    """Decodes images; keeps the calibration until a CameraInfo says something else.
+
+    Attributes:
+        T_optical_camera: (4, 4) pose of the frames' camera in the optical frame that the messages name: a small rotation when
+            stereo images are rectified here, else the identity.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._key: tuple | None = None
+        self._camera: Camera | None = None
+        self._left: Camera | None = None
+        self._rectification: Rectification | None = None
+        self._count = 0
+        self.T_optical_camera = np.eye(4)
+
+    def decode(self, received: CameraImages) -> Frame:
+        """One frame; ids count up.
+
+        Raises:
+            CameraError: no usable calibration, or images of another size.
+            SourceError: an encoding that cannot be read, or data that does not fit it.
+        """
+        camera = self._calibrate(received)
+        first, *partner = received.images.values()
+        image = decode(first)
+        depth = right = None
+        if partner and self._mode == "stereo":
+            right = decode(partner[0])
+            if right.shape != image.shape:
+                raise SourceError(
+                    f"the left image has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same"
+                )
+        elif partner and self._mode == "rgbd":
+            depth = decode_depth(partner[0])
+            if depth.shape != image.shape[1:]:
+                raise SourceError(
+                    f"the depth image is {depth.shape[1]} x {depth.shape[0]}, the colour image {image.shape[2]} x "
+                    f"{image.shape[1]}; expected depth registered to colour (see depth_image_proc)"
+                )
+        height, width = image.shape[1:]
+        if (width, height) != (camera.width, camera.height):
+            raise CameraError(
+                f"the image is {width} x {height}, CameraInfo says {camera.width} x {camera.height}; expected the same: "
+                "calibrate at this resolution, or let the driver publish the CameraInfo that belongs to it"
+            )
+        if self._rectification is not None:
+            image, right = self._rectification.apply(image, right)
+        self._count += 1
+        return Frame(self._count - 1, received.stamp_ns, image, camera, depth, right)
+
+    def as_delivered(self, matches: Matches) -> Matches:
+        """Matches in pixels of the frames -> in those of the images that came, which differ where a raw stereo pair is rectified here.
+
+        Standard deviations and residuals are scaled by the size of a pixel at the newer point, the mean over directions.
+        """
+        if self._rectification is None:
+            return matches
+        size = self._pixel_size(matches.uv_j)
+        return replace(
+            matches,
+            uv_i=self._to_raw(matches.uv_i),
+            uv_j=self._to_raw(matches.uv_j),
+            sigma_px=matches.sigma_px * size,
+            residual_px=matches.residual_px * size,
+        )
+
+    def _to_raw(self, uv: Tensor) -> Tensor:
+        """Px (N, 2) of the rectified left image -> px (N, 2) of the raw one."""
+        rays = geometry.rays(self._camera, uv.double())
+        return self._left.project(rays @ rays.new_tensor(self.T_optical_camera[:3, :3]).T).to(uv.dtype)
+
+    def _pixel_size(self, uv: Tensor) -> Tensor:
+        """(N,): how many raw px one rectified px is at px (N, 2) of the rectified left image."""
+        uv = uv.double()
+        du, dv = (self._to_raw(uv + step) - self._to_raw(uv - step) for step in uv.new_tensor([[0.5, 0.0], [0.0, 0.5]]))
+        return (du[:, 0] * dv[:, 1] - du[:, 1] * dv[:, 0]).abs().sqrt().float()
+
+    def _calibrate(self, received: CameraImages) -> Camera:
+        key = tuple(_contents(info) for info in received.infos.values())
+        if self._camera is None or key != self._key:
+            self._camera = None
+            self._rectification = None
+            self.T_optical_camera = np.eye(4)
+            if self._mode == "stereo":
+                left, right = received.infos.values()
+                self._camera = self._calibrate_stereo(left, right, received.rectified)
+            else:
+                (info,) = received.infos.values()
+                self._camera = camera_from_info(info, rectified=received.rectified)
+            self._key = key
+        return self._camera
+
+    def _calibrate_stereo(self, left: CameraInfo, right: CameraInfo, rectified: bool) -> Camera:
+        baseline = stereo_baseline_m(right)
+        if baseline is None:
+            raise CameraError(
+                f"the right CameraInfo has P = {[round(float(p), 3) for p in right.p]}, which states no baseline; expected "
+                "P[3] = -fx * baseline (ros2 run camera_calibration cameracalibrator --approximate 0.1 ...)"
+            )
+        camera = camera_from_info(left, rectified=True)
+        if rectified:
+            return Camera(camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, baseline_m=baseline)
+        R_left, R_right = (np.asarray(info.r, float).reshape(3, 3) for info in (left, right))
+        T_left_right = np.eye(4)
+        T_left_right[:3, :3] = R_left.T @ R_right
+        T_left_right[:3, 3] = R_left.T @ [baseline, 0, 0]
+        self._left = camera_from_info(left)
+        self._rectification = Rectification(self._left, camera_from_info(right), T_left_right)
+        self.T_optical_camera = self._rectification.T_left_rectified
+        return self._rectification.camera
+
+
+def decode(message: Any) -> Tensor:
+    """Image or CompressedImage -> (3 or 1, H, W) uint8; encodings that the core does not know are left to cv_bridge.
+
+    Raises:
+        SourceError: neither can read it, or its data does not fit the stated size.
+    """
+    encoding = getattr(message, "encoding", None)
+    if cv_bridge is None or encoding is None or encoding in _ENCODINGS:
+        return decode_image(message)
+    try:
+        return to_image(np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")))
+    except (TypeError, ValueError, cv2.error) as error:  # CvBridgeError is a TypeError; so is what NumPy says of too few bytes
+        raise SourceError(
+            f"an image of {message.width} x {message.height} cannot be read: images of encoding '{encoding}' cannot be used; expected one "
+            f"of {', '.join(_ENCODINGS)}, or one that cv_bridge reads, which says: {_one_line(error)}"
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((getattr(error, "err", "") or str(error)).split())
+
+
+def _contents(info: Any) -> tuple:
+    roi = info.roi
+    return (
+        info.width,
+        info.height,
+        info.distortion_model,
+        tuple(info.d),
+        tuple(info.k),
+        tuple(info.r),
+        tuple(info.p),
+        info.binning_x,
+        info.binning_y,
+        roi.x_offset,
+        roi.y_offset,
+        roi.width,
+        roi.height,
+    )

@@ -1,0 +1,122 @@
+"""Weights on disk: who may resume them, what is kept, what is never lost."""
+
+import logging
+
+import pytest
+import torch
+
+from imatching_ros.core.config import Config
+from imatching_ros.core.types import WeightsSnapshot
+from imatching_ros.core.errors import WeightsError
+from imatching_ros.learning.weights_store import KEPT, WeightsStore
+from imatching_ros.matching import create_matcher
+from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header, read_weights, write_weights
+from imatching_ros.pipeline import Pipeline
+
+pytestmark = pytest.mark.skipif(not (DEFAULT_DIR / "expectation.safetensors").is_file(), reason="no default weights")
+
+SHIPPED = DEFAULT_DIR / "expectation.safetensors"
+
+
+def changed(by: float) -> dict[str, torch.Tensor]:
+    """The shipped weights, a little different."""
+    state = read_weights(SHIPPED)[1]
+    name = sorted(state)[0]
+    return {**state, name: state[name] + by}
+
+
+def start(weights, folder, profile="mine_adapted", named=False) -> Pipeline:
+    return Pipeline(Config().with_values({"matcher.weights": str(weights), "learning.mode": "'off'"}), None, folder, profile, named)
+
+
+def write_adapted(weights, folder, by, profile="mine_adapted") -> str:
+    """What the pipeline writes when learning from `weights` promotes; returns its hash."""
+    pipeline = start(weights, folder, profile)
+    state = changed(by)
+    snapshot = WeightsSnapshot(pipeline.matcher.weights_version + 1, hash_state(state), state)
+    for proven in (False, True):
+        pipeline._store.write("expectation", snapshot, {"kind": "promotion", "base": pipeline._base}, proven)
+    pipeline.close()
+    return snapshot.hash
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A file of the user's and a folder with weights adapted from it."""
+    path = tmp_path / "mine.safetensors"
+    write_weights(path, "expectation", changed(0.1), 1, {})
+    return path
+
+
+def hash_of(pipeline) -> str:
+    return hash_state(pipeline.matcher.state_dict())
+
+
+def test_adapted_weights_are_resumed_while_their_base_is_given(mine, tmp_path):
+    adapted = write_adapted(mine, tmp_path / "kept", 0.2)
+    pipeline = start(mine, tmp_path / "kept")
+    assert hash_of(pipeline) == adapted and "profile 'mine_adapted' resumed from" in pipeline.origin and f"hash {adapted}" in pipeline.origin
+    assert read_header(tmp_path / "kept" / "mine_adapted.safetensors").provenance["base"] == read_header(mine).hash
+
+
+def test_a_promotion_on_probation_is_kept_and_not_resumed(mine, tmp_path):
+    folder = tmp_path / "kept"
+    adapted = write_adapted(mine, folder, 0.2)
+    later = changed(0.4)
+    pipeline = start(mine, folder)
+    pipeline._store.write("expectation", WeightsSnapshot(3, hash_state(later), later), {"base": pipeline._base}, proven=False)
+    assert hash_of(start(mine, folder)) == adapted
+    assert pipeline._store.newest_version() == 3 and WeightsStore(folder, "other").newest_version() == 0
+    pipeline.load_weights(str(folder / "mine_adapted.v00003.safetensors"))
+    assert hash_of(pipeline) == hash_state(later)
+
+
+def test_given_weights_that_have_changed_are_used_and_the_adapted_ones_set_aside(mine, tmp_path, caplog):
+    folder = tmp_path / "kept"
+    adapted = write_adapted(mine, folder, 0.2)
+    write_weights(mine, "expectation", changed(0.3), 1, {})
+    with caplog.at_level(logging.WARNING):
+        pipeline = start(mine, folder)
+    assert hash_of(pipeline) == read_header(mine).hash and f"weights '{mine}'" in pipeline.origin
+    aside = f"mine_adapted_{adapted}"
+    assert len(caplog.records) == 1 and aside in caplog.text and "mine_adapted.safetensors is not resumed" in caplog.text
+    assert {p.name for p in folder.iterdir()} == {f"{aside}.safetensors", f"{aside}.v00002.safetensors"}
+    pipeline.load_weights(aside)
+    assert hash_of(pipeline) == adapted
+
+
+def test_a_profile_that_the_user_named_is_resumed_from_any_base(mine, tmp_path, caplog):
+    adapted = write_adapted(mine, tmp_path / "kept", 0.2, "yard")
+    write_weights(mine, "expectation", changed(0.3), 1, {})
+    for weights in (mine, "default"):
+        pipeline = start(weights, tmp_path / "kept", "yard", named=True)
+        assert hash_of(pipeline) == adapted and "profile 'yard' resumed" in pipeline.origin
+    assert not caplog.records
+
+
+def test_weights_saved_by_request_under_the_profile_are_resumed(mine, tmp_path):
+    pipeline = start(mine, tmp_path / "kept")
+    with torch.no_grad():
+        next(pipeline.matcher.parameters()).add_(0.01)
+    pipeline.save_weights("mine_adapted")
+    assert hash_of(start(mine, tmp_path / "kept")) == hash_of(pipeline)
+
+
+def test_promotions_are_kept_and_pruned_by_profile(tmp_path):
+    state = create_matcher(Config().matcher).state_dict()
+    stores = {profile: WeightsStore(tmp_path, profile) for profile in ("front", "front_v00001", "rear")}
+    for store, count in zip(stores.values(), (KEPT + 3, 2, 2)):
+        for version in range(99_995, 99_995 + count):
+            store.write("expectation", WeightsSnapshot(version, "", state), {}, proven=False)
+    kept = {profile: sorted(int(p.name.split(".v")[1].split(".")[0]) for p in tmp_path.glob(f"{profile}.v*")) for profile in stores}
+    assert kept == {"front": list(range(99_998, 99_998 + KEPT)), "front_v00001": [99_995, 99_996], "rear": [99_995, 99_996]}
+
+
+@pytest.mark.parametrize("name", ["default", "previous"])
+def test_names_that_load_takes_for_other_weights_are_refused(mine, tmp_path, name):
+    pipeline = start(mine, tmp_path / "kept")
+    with pytest.raises(WeightsError, match=f"'{name}' cannot be the name of a profile"):
+        pipeline.save_weights(name)
+    assert not (tmp_path / "kept").exists()
+    with pytest.raises(WeightsError, match="cannot be the name"):
+        start(mine, tmp_path / "kept", name, named=True)

@@ -1,0 +1,288 @@
+"""The comparison of frozen and adapted weights: parts of a recording, saved cells, sums, spoilt input, the oracle's truth."""
+
+import argparse
+import json
+import shutil
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from imatching_ros.core import geometry
+from imatching_ros.__main__ import main
+from imatching_ros.camera.model import Camera
+from imatching_ros.offline.cli.compare import _keep
+from imatching_ros.core.config import BundleConfig, Config, LearningConfig
+from imatching_ros.core.types import Frame
+from imatching_ros.core.errors import ConfigError
+from imatching_ros.offline.experiments import corrupted_input
+from imatching_ros.offline.experiments.learning_runs import describe, learn_in_turn, learn_live, learn_offline
+from imatching_ros.offline.experiments.learning_report import summarise, write_report
+from imatching_ros.offline.experiments.learning_scenes import GAP_FRAMES, SCENES, TUNING, divide
+from imatching_ros.offline.experiments.oracle import Oracle
+from imatching_ros.offline.experiments.retention import summarise_retention
+from imatching_ros.learning.rematching import Rematch
+from imatching_ros.offline.recordings.base import Source, SourceOptions
+from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.simulation.recording import write_recording
+from imatching_ros.offline.simulation.sequence import SimulatedSequence
+from imatching_ros.offline.recordings.truth import Trajectory
+from imatching_ros.offline.training import trainer
+
+CAMERA = Camera(96, 64, 80.0, 80.0, 47.5, 31.5)
+
+
+class Wall(Source):
+    """A camera that moves sideways in front of a wall 2 m away."""
+
+    name, mode, camera, options = "wall", "rgbd", CAMERA, SourceOptions()
+
+    def __init__(self, count=60):
+        super().__init__()
+        self.count = count
+
+    def read(self):
+        for k in range(self.count):
+            image = torch.full((1, 64, 96), k, dtype=torch.uint8)
+            yield Frame(k, 10**8 * (k + 1), image, CAMERA, torch.full((64, 96), 2.0))
+
+    def groundtruth(self):
+        T = np.zeros((self.count, 7))
+        T[:, 0], T[:, 6] = 0.05 * np.arange(self.count), 1
+        return Trajectory(10**8 * (np.arange(self.count) + 1), T)
+
+    @property
+    def length(self):
+        return self.count
+
+
+def cell(variant, mma, seed=0, regime="repeated", source="fog", ate=0.1):
+    return {"source": source, "regime": "-" if variant == "frozen" else regime, "variant": variant, "seed": seed,
+            "matching": {"1": {"mma": None if mma is None else {"1": mma, "3": 2 * mma, "5": 3 * mma}, "pose_auc": None, "sampson_within_1": 0.5}}, "tracked": 1.0,
+            "ate": {"rmse": ate}, "rpe": None, "learning": {"steps": 10, "promotions": 1, "rollbacks": 0, "first_promotion_s": 12.0}}
+
+
+def test_parts_do_not_overlap_and_leave_a_gap():
+    division = divide(Wall(), 30, mono=True)
+    learned, unseen = [f.stamp_ns for f in division.learning], [f.stamp_ns for f in division.unseen]
+    assert len(learned) == 30 and len(unseen) == 60 - 30 - GAP_FRAMES
+    assert unseen[0] - learned[-1] == 10**8 * (GAP_FRAMES + 1)
+    assert [f.stamp_ns for f in division.unseen_truth] == unseen
+    assert all(f.depth is None for f in division.learning) and all(f.depth is not None for f in division.unseen_truth)
+
+
+def test_recording_that_is_too_short_is_refused():
+    with pytest.raises(ConfigError, match="too short"):
+        divide(Wall(12), 10, mono=True)
+
+
+def test_scenes_for_judging_and_for_tuning_are_different():
+    assert not {s.seed for s in SCENES.values()} & {s.seed for s in TUNING.values()}
+
+
+def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path):
+    calls = []
+
+    def work(weights):
+        calls.append(weights)
+        return {"value": float("nan"), "learning": {}}
+
+    config, asked = Config(), argparse.Namespace(out=tmp_path, pairs=40, quick=False, mode="mono", passes=2)
+    for settings in (config, config, config.with_values({"learning.learning_rate": 1e-5})):
+        result = _keep(asked)("fog", "live", "adapted", settings, work)
+        assert result["value"] is None  # not a number has no place in JSON
+    assert len(calls) == 2
+    keep = partial(work_out, work=work, config=config)
+    for count, changed in ((3, {}), (3, {"passes": 3}), (4, {"pairs": 10}), (5, {"quick": True}), (6, {"then": "dark_noise"})):
+        keep(argparse.Namespace(**{**vars(asked), **{k: v for k, v in changed.items() if k != "then"}}), changed.get("then"))
+        assert len(calls) == count, changed
+    keep(asked, None, config=config.with_values({"bundle.kernel": "cauchy"}))
+    assert len(calls) == 7
+
+
+def work_out(asked, then, config, work):
+    return _keep(asked, **({} if then is None else {"then": then}))("fog", "live", "adapted", config, work)
+
+
+def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
+    cells = [cell("frozen", 0.2), cell("adapted", 0.3), cell("control", 0.24), cell("oracle", 0.32),
+             cell("frozen", 0.05, source="dark"), cell("adapted", 0.5, source="dark")]
+    (line,) = summarise(cells)
+    assert "adapted +50.0 %" in line and "control +20.0 %" in line and "claimed +30.0 %" in line
+    assert "over 1 runs" in line and "0.83 of the oracle's gain" in line and "dark left out" in line
+
+
+@pytest.mark.parametrize(("cells", "says"), [
+    ([cell("adapted", 0.3), cell("control", 0.24)], "fog left out, since there is nothing frozen to compare with: add frozen to --variants"),
+    ([cell("frozen", 0.2), cell("oracle", 0.3)], "nothing was adapted: add adapted to --variants"),
+    ([cell("frozen", None), cell("adapted", None)], "fog left out, since without depth truth there is no MMA"),
+    ([cell("frozen", 0.09), cell("adapted", 0.3)], "fog left out, since the frozen MMA at 1 px is below 0.1"),
+])
+def test_what_a_summary_lacks_is_said(cells, says):
+    line = summarise(cells)[0]
+    assert line.startswith("repeated: no gain can be told; ") and line.endswith(says)
+
+
+def test_without_mma_a_summary_says_what_there_is():
+    lines = summarise([cell("frozen", None), cell("adapted", None)])
+    assert lines[1] == "repeated: fog, gap 1, share of matches within 1 px of the true epipolar line: frozen 0.500, adapted 0.500"
+    cells = [cell("frozen", None), cell("adapted", None)]
+    for share, c in zip((0.6, 0.7), cells):
+        c["matching"]["1"] |= {"sampson_within_1": None, "held_out_px": {"median": 0.5, "within_1": share, "within_3": 0.9}}
+    lines = summarise(cells)
+    assert "the other matches agree on (no truth" in lines[1] and lines[1].endswith("frozen 0.600, adapted 0.700")
+
+
+def test_gain_without_a_control_is_not_claimed():
+    (line,) = summarise([cell("frozen", 0.2), cell("adapted", 0.3)])
+    assert "claimed" not in line and "+50.0 % over frozen alone" in line and "add control to --variants" in line
+
+
+def test_losses_are_told():
+    (line,) = summarise([cell("frozen", 0.2, ate=0.1), cell("adapted", 0.1, ate=0.13), cell("control", 0.2)])
+    assert "claimed -50.0 %" in line and "largest loss at 3 px 0.200" in line and "ATE +30 %" in line
+
+
+def test_report_has_table_page_and_numbers(tmp_path):
+    cells = [cell("frozen", 0.2), cell("adapted", 0.3), cell("adapted", 0.4, seed=1)]
+    text = write_report(tmp_path, cells)
+    assert "0.350+-0.071" in text
+    assert json.loads((tmp_path / "comparison.json").read_text())["cells"] == cells
+    page = (tmp_path / "index.html").read_text()
+    assert "<svg" in page and "0.350+-0.071" in page
+
+
+@pytest.mark.parametrize("name", corrupted_input.POISONS)
+def test_poison_changes_what_it_should_and_nothing_else(name):
+    frames = [Frame(k, k, torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(k)), CAMERA)
+              for k in range(12)]
+    spoilt = corrupted_input.POISONS[name](frames)
+    assert [f.stamp_ns for f in spoilt] == [f.stamp_ns for f in frames]
+    assert all(f.image.shape == g.image.shape for f, g in zip(frames, spoilt))
+    changed_camera = any(f.camera != g.camera for f, g in zip(frames, spoilt))
+    changed_image = any(not torch.equal(f.image, g.image) for f, g in zip(frames, spoilt))
+    assert changed_camera == (name == "wrong_focal_length") and changed_image != changed_camera
+
+
+def test_oracle_knows_where_landmarks_truly_are(make_sample_of_wall):
+    sample, points = make_sample_of_wall
+    oracle = Oracle(Wall(), {10**8 * (k + 1): k for k in sample.keyframe_ids})
+    assert oracle.knows(sample)
+    found = Rematch(sample.window.obs[:, :2].float(), torch.ones(9), torch.ones(9))
+    solution = oracle.solve(sample, found, LearningConfig(), BundleConfig())
+    assert torch.allclose(solution.points_W, points, atol=1e-9)
+    inside = torch.tensor([bool(((uv >= -0.5) & (uv <= uv.new_tensor([95.5, 63.5]))).all()) for uv in sample.window.obs[:, :2]])
+    assert torch.equal(solution.weight.bool(), inside)
+
+
+@pytest.fixture
+def make_sample_of_wall():
+    """Three views of a wall, with landmarks whose queries lie in the first; one of them leaves the image."""
+    T = geometry.identity(3)
+    T[:, 0] = torch.tensor([0.0, 0.5, 1.0])
+    points = torch.tensor([[0.2, 0.1, 2.0], [0.5, -0.2, 2.0], [-0.7, 0.0, 2.0]], dtype=torch.float64)
+    kf, pt = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
+    uv = geometry.project(CAMERA, geometry.act(geometry.inverse(T)[kf], points[pt]))
+    window = SimpleNamespace(camera=CAMERA, points_W=points, kf_idx=kf, pt_idx=pt, obs=torch.cat([uv, torch.zeros(9, 1, dtype=torch.float64)], 1))
+    sample = SimpleNamespace(window=window, keyframe_ids=(0, 10, 20), host_obs=torch.arange(3), uv_px=uv)
+    return sample, points
+
+
+def test_retention_is_the_ratio_after_and_before_the_second_place():
+    cells = [cell("A", 0.5), cell("A+B", 0.45), cell("A unguarded", 0.6), cell("A+B unguarded", 0.3)]
+    guarded, unguarded = summarise_retention(cells)
+    assert guarded.startswith("retention: 90.0 % of MMA at 1 px and 90.0 % at 3 px")
+    assert unguarded.startswith("retention unguarded: 50.0 % of MMA")
+    assert summarise_retention([cell("A", 0.5)]) == []
+    (line,) = summarise_retention([cell("A", None), cell("A+B", None)])
+    assert "without depth truth there is no MMA" in line
+
+
+def test_retention_refuses_other_than_two_sources(tmp_path, capsys):
+    assert main(["compare", "--retention", "fog", "--quick", "--out", str(tmp_path)]) != 0
+    assert "takes two sources" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """A walk of 26 frames with depth and true poses."""
+    sequence = SimulatedSequence(kind="clutter", frames=26, seed=7, width=160, height=120, supersample=1, texture_size=128, speed_mps=0.9)
+    return write_recording(tmp_path_factory.mktemp("monday") / "walk", sequence, format="tum")
+
+
+SMALL = ["--regime", "repeated", "--passes", "1", "--pairs", "2", "--set", "odometry.landmarks_per_frame=100"]
+
+
+@pytest.mark.parametrize("depth", [True, False])
+def test_recording_without_truth_is_compared_by_its_own_consistency(recording, tmp_path, capsys, depth):
+    robot = tmp_path / "robot"
+    shutil.copytree(recording, robot)
+    (robot / "groundtruth.txt").unlink()
+    if not depth:
+        index = (robot / "frames.csv").read_text().splitlines()
+        (robot / "frames.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in index))
+    assert main(["compare", str(robot), "--out", str(tmp_path / "out"), *SMALL, "--variants", "frozen,adapted,oracle"]) == 0
+    told = capsys.readouterr().out
+    assert "no oracle, which needs depth and true poses" in told and "repeated: robot, gap 1, share of matches within 1 px of the" in told
+    assert "own<1px" in told and ("scored without depth" in told) is not depth
+    cells = json.loads((tmp_path / "out/comparison.json").read_text())["cells"]
+    assert [c["variant"] for c in cells] == ["frozen", "adapted"]
+    assert all(0 < c["matching"]["1"]["held_out_px"]["within_1"] <= 1 for c in cells)
+
+
+def test_recordings_of_one_name_are_told_apart(recording, tmp_path, capsys):
+    other = tmp_path / "tuesday" / "walk"
+    sequence = SimulatedSequence(kind="clutter", frames=26, seed=8, width=160, height=120, supersample=1, texture_size=128, speed_mps=0.9)
+    write_recording(other, sequence, format="tum")
+    command = ["compare", "--out", str(tmp_path / "out"), *SMALL, "--variants", "frozen"]
+    found = []
+    for path, more in ((recording, []), (other, []), (other, []), (other, ["--duration", "2.4"])):
+        assert main([*command, str(path), *more]) == 0
+        found.append((json.loads((tmp_path / "out/comparison.json").read_text())["cells"][0], "worked out again" in capsys.readouterr().out))
+    assert found[0][0]["matching"] != found[1][0]["matching"] and found[1][0] == found[2][0]
+    assert [again for _, again in found] == [False, True, False, True]
+    assert main([*command, str(recording), str(other)]) == 1
+    assert "are both called 'walk'" in capsys.readouterr().err
+    assert main([*command, "fog", "fog"]) == 1
+
+
+def test_part_keeps_to_the_time_range_of_its_recording(recording):
+    whole = open_source(recording, SourceOptions(start_s=0.5, duration_s=1.7))
+    division = divide(whole, 4, mono=False)
+    stamps = [f.stamp_ns for f in whole]
+    assert [f.stamp_ns for f in division.learning] == stamps[:4] and [f.stamp_ns for f in division.unseen] == stamps[4 + GAP_FRAMES:]
+
+
+def test_frames_are_played_as_they_are_read(recording):
+    config = Config().with_values({"matcher.name": "klt", "odometry.mode": "mono"})
+    part = divide(open_source(recording, SourceOptions(duration_s=1.2)), 2, mono=True).learning
+    assert learn_in_turn(config, [iter(part), iter(part)])[1]["lost"] == 0
+    assert learn_live(config, iter(part))[1]["frames"] == 2
+
+
+def test_control_begins_anew_and_its_steps_belong_to_its_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "BLOCK_STEPS", 1)
+    config = Config()
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control/checkpoint.safetensors").write_bytes(b"of another control")
+    assert learn_offline(config, 1, tmp_path, (64, 96))[1]["steps"] == 1
+    asked = argparse.Namespace(out=tmp_path, pairs=40, quick=False, mode="mono", passes=2)
+    for value, steps in ((1, 10), (2, 10), (3, 11)):
+        found = _keep(asked)("fog", "live", "control", config, lambda weights, v=value: {"value": v}, steps=steps)
+        assert found["value"] == (1 if steps == 10 else 3)
+
+
+def test_how_to_learn_is_the_regimes_to_say(tmp_path):
+    assert describe(Config()) == describe(Config().with_values({"learning.mode": "sync"}))
+    with pytest.raises(SystemExit):
+        main(["compare", "fog", "--learning", "sync", "--out", str(tmp_path)])
+
+
+def test_poison_runs_every_seed(tmp_path, monkeypatch):
+    """Whole runs take minutes; only what they would be asked is looked at."""
+    seeds = []
+    monkeypatch.setattr(corrupted_input, "poison_cells", lambda out, config, *more: seeds.append(config.seed) or [])
+    assert main(["compare", "--poison", "--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
+    assert seeds == [0, 1, 2]

@@ -1,0 +1,372 @@
+"""Bags, written small with rosbags."""
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag1 import Writer as Writer1
+from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import Writer as Writer2
+from rosbags.typesys import Stores, get_typestore
+
+from imatching_ros.camera.model import Camera
+from imatching_ros.core.errors import CameraError, SourceError
+from imatching_ros.offline.recordings.base import SourceOptions
+from imatching_ros.offline.recordings.identity import identify
+from imatching_ros.offline.recordings.opening import open_source
+
+H, W, N = 48, 64, 6
+STEP = 100_000_000
+K = np.array([50.0, 0, 31.5, 0, 50, 23.5, 0, 0, 1])
+CAMERA = Camera(W, H, 50, 50, 31.5, 23.5)
+
+
+class Bag:
+    """Writes a bag of either kind, message by message."""
+
+    def __init__(self, path, ros=2, storage=StoragePlugin.MCAP):
+        self.ros = ros
+        self.store = get_typestore(Stores.ROS2_JAZZY if ros == 2 else Stores.ROS1_NOETIC)
+        self.writer = Writer2(path, version=9, storage_plugin=storage) if ros == 2 else Writer1(path)
+        self.connections = {}
+
+    def __enter__(self):
+        self.writer.open()
+        return self
+
+    def __exit__(self, *_):
+        self.writer.close()
+
+    def type(self, name):
+        return self.store.types[name]
+
+    def write(self, topic, stamp, message):
+        name = message.__msgtype__
+        if topic not in self.connections:
+            self.connections[topic] = self.writer.add_connection(topic, name, typestore=self.store)
+        serialize = self.store.serialize_cdr if self.ros == 2 else self.store.serialize_ros1
+        self.writer.write(self.connections[topic], stamp, serialize(message, name))
+
+    def header(self, stamp, frame="camera"):
+        time = self.type("builtin_interfaces/msg/Time")(sec=stamp // 10**9, nanosec=stamp % 10**9)
+        extra = {"seq": 0} if self.ros == 1 else {}
+        return self.type("std_msgs/msg/Header")(stamp=time, frame_id=frame, **extra)
+
+    def image(self, topic, stamp, array, encoding="mono8", recorded=None):
+        array = np.ascontiguousarray(array)
+        data = array.view(np.uint8).ravel()
+        self.write(
+            topic,
+            stamp if recorded is None else recorded,
+            self.type("sensor_msgs/msg/Image")(
+                header=self.header(stamp),
+                height=array.shape[0],
+                width=array.shape[1],
+                encoding=encoding,
+                is_bigendian=0,
+                step=len(data) // array.shape[0],
+                data=data,
+            ),
+        )
+
+    def compressed(self, topic, stamp, array):
+        self.write(
+            topic,
+            stamp,
+            self.type("sensor_msgs/msg/CompressedImage")(
+                header=self.header(stamp), format="png", data=cv2.imencode(".png", array)[1].ravel()
+            ),
+        )
+
+    def info(self, topic, stamp, k=K, p=None, d=(), size=(W, H)):
+        p = np.array([50.0, 0, 31.5, 0, 0, 50, 23.5, 0, 0, 0, 1, 0]) if p is None else p
+        roi = self.type("sensor_msgs/msg/RegionOfInterest")(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+        names = ("d", "k", "r", "p") if self.ros == 2 else ("D", "K", "R", "P")
+        matrices = dict(zip(names, (np.array(d, float), np.array(k, float), np.eye(3).ravel(), p)))
+        self.write(
+            topic,
+            stamp,
+            self.type("sensor_msgs/msg/CameraInfo")(
+                header=self.header(stamp),
+                height=size[1],
+                width=size[0],
+                distortion_model="plumb_bob",
+                binning_x=0,
+                binning_y=0,
+                roi=roi,
+                **matrices,
+            ),
+        )
+
+    def pose(self, topic, stamp, x):
+        point = self.type("geometry_msgs/msg/Point")(x=x, y=0.0, z=0.0)
+        pose = self.type("geometry_msgs/msg/Pose")(position=point, orientation=self.quaternion())
+        self.write(topic, stamp, self.type("geometry_msgs/msg/PoseStamped")(header=self.header(stamp, "map"), pose=pose))
+
+    def odometry(self, topic, stamp, child, x):
+        kind, zero = self.type, np.zeros(36)
+        vector = kind("geometry_msgs/msg/Vector3")(x=0.0, y=0.0, z=0.0)
+        pose = kind("geometry_msgs/msg/Pose")(position=kind("geometry_msgs/msg/Point")(x=x, y=0.0, z=0.0), orientation=self.quaternion())
+        self.write(topic, stamp, kind("nav_msgs/msg/Odometry")(
+            header=self.header(stamp, "odom"), child_frame_id=child,
+            pose=kind("geometry_msgs/msg/PoseWithCovariance")(pose=pose, covariance=zero),
+            twist=kind("geometry_msgs/msg/TwistWithCovariance")(
+                twist=kind("geometry_msgs/msg/Twist")(linear=vector, angular=vector), covariance=zero)))
+
+    def quaternion(self, z=0.0):
+        return self.type("geometry_msgs/msg/Quaternion")(x=0.0, y=0.0, z=float(np.sin(z / 2)), w=float(np.cos(z / 2)))
+
+    def transform(self, topic, stamp, parent, child, x, turn=0.0):
+        t = self.type("geometry_msgs/msg/Transform")(
+            translation=self.type("geometry_msgs/msg/Vector3")(x=x, y=0.0, z=0.0), rotation=self.quaternion(turn)
+        )
+        stamped = self.type("geometry_msgs/msg/TransformStamped")(
+            header=self.header(stamp, parent), child_frame_id=child, transform=t
+        )
+        self.write(topic, stamp, self.type("tf2_msgs/msg/TFMessage")(transforms=[stamped]))
+
+
+def grey(value):
+    return np.full((H, W), value, np.uint8)
+
+
+def write_mono(path, **kind):
+    with Bag(path, **kind) as bag:
+        for k in range(N):
+            stamp = (k + 1) * STEP
+            bag.info("/camera/camera_info", stamp)
+            bag.image("/camera/image_raw", stamp, grey(10 * k))
+            bag.pose("/ground_truth/pose", stamp, 0.5 * k)
+    return path
+
+
+@pytest.mark.parametrize("kind", [dict(), dict(storage=StoragePlugin.SQLITE3), dict(ros=1)])
+def test_every_kind_of_bag(tmp_path, kind):
+    path = write_mono(tmp_path / ("bag.bag" if kind.get("ros") == 1 else "bag"), **kind)
+    source = open_source(path)
+    frames = list(source)
+    assert source.mode == "mono" and source.length == N and source.warnings == []
+    assert [f.stamp_ns for f in frames] == [(k + 1) * STEP for k in range(N)] and frames[3].image.unique().tolist() == [30]
+    assert source.camera == CAMERA
+    assert source.groundtruth().path_length_m == pytest.approx(2.5)
+
+
+def test_time_range(tmp_path):
+    source = open_source(write_mono(tmp_path / "bag"), SourceOptions(start_s=0.2, duration_s=0.2))
+    assert [f.stamp_ns // STEP for f in source] == [3, 4, 5] and [f.id for f in source] == [0, 1, 2]
+    assert source.length is None and source.count_frames() == 3
+
+
+def test_a_file_alone_is_enough(tmp_path):
+    folder = write_mono(tmp_path / "bag")
+    (folder / "metadata.yaml").unlink()
+    assert len(list(open_source(folder))) == N and len(list(open_source(next(folder.glob("*.mcap"))))) == N
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_a_bag_cut_off_gives_what_is_there(tmp_path, storage):
+    folder = write_mono(tmp_path / "bag", storage=storage)
+    (folder / "metadata.yaml").unlink()
+    if storage is StoragePlugin.MCAP:
+        file = next(folder.glob("*.mcap"))
+        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * 0.6)])
+        source = open_source(folder)
+        assert 1 <= len(list(source)) < N and "not complete" in source.warnings[0]
+        assert list(source)[0].image.unique().tolist() == [0]
+        assert source.length is None and source.count_frames() == len(list(source))
+    else:
+        file = next(folder.glob("*.db3"))
+        file.write_bytes(file.read_bytes()[:3000])
+        with pytest.raises(SourceError, match="cannot read"):
+            open_source(folder)
+
+
+def test_euroc_truth_of_the_body_is_refused(tmp_path):
+    truth = tmp_path / "data.csv"
+    truth.write_text("".join(f"{1_403_636_579_763_555_584 + k},0,0,0,1,0,0,0,0.1\n" for k in range(3)))
+    source = open_source(write_mono(tmp_path / "bag"), SourceOptions(groundtruth=truth))
+    with pytest.raises(SourceError, match="poses of the body and not of the camera"):
+        source.groundtruth()
+
+
+def test_recordings_are_told_apart_by_what_they_hold(tmp_path):
+    one = open_source(write_mono(tmp_path / "monday" / "run"))
+    (tmp_path / "monday").rename(tmp_path / "moved")
+    moved = open_source(tmp_path / "moved" / "run")
+    with Bag(tmp_path / "tuesday" / "run") as bag:
+        bag.info("/camera/camera_info", STEP)
+        bag.image("/camera/image_raw", STEP, grey(99))
+    other = open_source(tmp_path / "tuesday" / "run")
+    assert one.name == moved.name == other.name
+    found = identify(moved)
+    assert found != identify(other) and found == identify(open_source(next((tmp_path / "moved" / "run").glob("*.mcap"))))
+
+
+def test_an_empty_bag(tmp_path):
+    (tmp_path / "empty.mcap").write_bytes(b"")
+    with pytest.raises(SourceError, match="empty"):
+        open_source(tmp_path / "empty.mcap")
+
+
+def test_no_images_lists_the_topics(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.pose("/pose", 1, 0.0)
+    with pytest.raises(SourceError, match="no images.*/pose .geometry_msgs/msg/PoseStamped"):
+        open_source(tmp_path / "bag")
+
+
+def test_missing_camera_info_says_what_to_do(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.image("/camera/image_raw", 1, grey(1))
+    with pytest.raises(CameraError, match="--camera FILE"):
+        open_source(tmp_path / "bag")
+    assert len(list(open_source(tmp_path / "bag", SourceOptions(camera=CAMERA)))) == 1
+
+
+def test_camera_info_of_zeros_or_another_size(tmp_path):
+    with Bag(tmp_path / "zeros") as bag:
+        bag.image("/image", 1, grey(1))
+        bag.info("/camera_info", 1, k=np.zeros(9))
+    with pytest.raises(CameraError, match="not calibrated"):
+        open_source(tmp_path / "zeros")
+    with Bag(tmp_path / "size") as bag:
+        bag.image("/image", 1, grey(1))
+        bag.info("/camera_info", 1, size=(640, 480))
+    with pytest.raises(CameraError, match=f"{W} x {H}.*640 x 480"):
+        list(open_source(tmp_path / "size"))
+
+
+def test_several_cameras_must_be_chosen(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for name in ("front", "rear"):
+            bag.info(f"/{name}/camera_info", 1)
+            bag.image(f"/{name}/image_raw", 1, grey(5 if name == "rear" else 1))
+    with pytest.raises(SourceError, match="--image-topic: /front/image_raw, /rear/image_raw"):
+        open_source(tmp_path / "bag")
+    (frame,) = open_source(tmp_path / "bag", SourceOptions(image_topic="/rear/image_raw"))
+    assert frame.image.unique().tolist() == [5]
+    with pytest.raises(SourceError, match="/nope is not there.*/front/image_raw"):
+        open_source(tmp_path / "bag", SourceOptions(image_topic="/nope"))
+
+
+def test_raw_is_preferred_to_its_compressed_twin(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.info("/camera/camera_info", 1)
+        bag.compressed("/camera/image_raw/compressed", 1, grey(9))
+        bag.image("/camera/image_raw", 1, grey(1))
+    assert open_source(tmp_path / "bag").topics.image == "/camera/image_raw"
+    with Bag(tmp_path / "compressed") as bag:
+        bag.info("/camera/camera_info", 1)
+        bag.compressed("/camera/image_raw/compressed", 1, grey(9))
+    (frame,) = open_source(tmp_path / "compressed")
+    assert frame.image.unique().tolist() == [9]
+
+
+def test_depth_of_the_nearest_stamp(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(N):
+            stamp = (k + 1) * STEP
+            bag.info("/camera/color/camera_info", stamp)
+            # Depth arrives before the colour of the same moment; one is missing.
+            if k != 2:
+                bag.image(
+                    "/camera/aligned_depth_to_color/image_raw",
+                    stamp + 5_000_000,
+                    np.full((H, W), 1000 + k, np.uint16),
+                    "16UC1",
+                    recorded=stamp,
+                )
+            bag.image("/camera/color/image_raw", stamp, grey(k), recorded=stamp + 20_000_000)
+    source = open_source(tmp_path / "bag")
+    frames = list(source)
+    assert source.mode == "rgbd" and len(frames) == N
+    assert [None if f.depth is None else round(float(f.depth[0, 0]) * 1000) for f in frames] == [
+        1000,
+        1001,
+        None,
+        1003,
+        1004,
+        1005,
+    ]
+
+
+def test_stereo_pairs_with_the_baseline_of_p(tmp_path):
+    right_p = np.array([50.0, 0, 31.5, -10.0, 0, 50, 23.5, 0, 0, 0, 1, 0])
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(N):
+            stamp = (k + 1) * STEP
+            bag.info("/stereo/left/camera_info", stamp)
+            bag.info("/stereo/right/camera_info", stamp, p=right_p)
+            bag.image("/stereo/left/image_rect", stamp, grey(k))
+            if k not in (0, 4):
+                bag.image("/stereo/right/image_rect", stamp, grey(100 + k))
+    source = open_source(tmp_path / "bag")
+    frames = list(source)
+    assert source.mode == "stereo" and source.camera.baseline_m == pytest.approx(0.2)
+    # A map cannot begin with the first, but the fifth can be tracked.
+    assert [int(f.image[0, 0, 0]) for f in frames] == list(range(1, N)) and "no right image" in source.warnings[0]
+    assert [None if f.right is None else int(f.right[0, 0, 0]) for f in frames] == [None if k == 4 else 100 + k for k in range(1, N)]
+    assert open_source(tmp_path / "bag", SourceOptions(mode="mono")).camera.baseline_m is None
+
+
+def test_truth_from_tf_follows_the_tree(tmp_path):
+    """map -> base moves, base -> camera is static; the camera's trajectory is the product."""
+    with Bag(tmp_path / "bag") as bag:
+        bag.transform("/tf_static", 1, "base", "camera", 0.3, turn=np.pi / 2)
+        for k in range(N):
+            stamp = (k + 1) * STEP
+            bag.info("/camera_info", stamp)
+            bag.image("/image", stamp, grey(k))
+            bag.transform("/tf", stamp, "map", "base", 1.0 * k)
+    truth = open_source(tmp_path / "bag", SourceOptions(truth_topic="/tf")).groundtruth()
+    np.testing.assert_allclose(truth.T_WC[:, 0], 0.3 + np.arange(N))
+    np.testing.assert_allclose(truth.matrices()[0, :2, :2], [[0, -1], [1, 0]], atol=1e-12)
+
+
+def test_odometry_of_the_base_is_carried_to_the_camera(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.transform("/tf_static", 1, "base", "camera", 0.3, turn=np.pi / 2)
+        for k in range(N):
+            stamp = (k + 1) * STEP
+            bag.info("/camera_info", stamp)
+            bag.image("/image", stamp, grey(k))
+            bag.transform("/tf", stamp, "odom", "base", 1.0 * k)
+            bag.pose("/fused", stamp, 2.0 * k)
+    assert open_source(tmp_path / "bag").odometry() is None
+    given = open_source(tmp_path / "bag", SourceOptions(odometry_topic="/tf")).odometry()
+    np.testing.assert_allclose(given.T_WC[:, 0], 0.3 + np.arange(N))
+    assert open_source(tmp_path / "bag", SourceOptions(odometry_topic="/fused")).odometry().T_WC[3, 0] == 6.0
+    with pytest.raises(SourceError, match="/wheels is not there"):
+        open_source(tmp_path / "bag", SourceOptions(odometry_topic="/wheels"))
+
+
+def test_odometry_of_a_frame_without_a_transform_is_refused(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(3):
+            bag.info("/camera_info", (k + 1) * STEP)
+            bag.image("/image", (k + 1) * STEP, grey(k))
+            bag.odometry("/wheels", (k + 1) * STEP, "base", 1.0 * k)
+    source = open_source(tmp_path / "bag", SourceOptions(odometry_topic="/wheels"))
+    with pytest.raises(SourceError, match="poses of 'base', and no static transform of the bag connects it to the camera's frame 'camera'"):
+        source.odometry()
+
+
+def test_undecodable_images_are_skipped(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.info("/camera_info", 1)
+        bag.image("/image", 1, grey(1))
+        bag.image("/image", 2, grey(1), "strange8")
+        bag.image("/image", 3, grey(1))
+    source = open_source(tmp_path / "bag")
+    assert [f.stamp_ns for f in source] == [1, 3] and "strange8" in source.warnings[0]
+
+
+@pytest.mark.data
+def test_real_bags(data_folder):
+    source = open_source(data_folder / "rosbag2" / "tum_fr1_rpy_mono_mcap")
+    frames = list(source)
+    assert len(frames) == 60 and source.camera.model == "plumb_bob" and len(source.groundtruth()) == 60
+    sample = data_folder / "rosbag2" / "real_recorded_sample"
+    with pytest.raises(CameraError, match="--camera FILE"):
+        open_source(sample)
+    (frame,) = open_source(sample / "sample.db3", SourceOptions(camera=Camera(640, 480, 500, 500, 320, 240)))
+    assert frame.image.shape == (3, 480, 640) and frame.image.float().std() > 10

@@ -1,0 +1,169 @@
+"""Rendered videos, their shifts, and the recordings made of them."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from imatching_ros.__main__ import main
+from imatching_ros.camera.model import Camera
+from imatching_ros.core.types import as_grey
+from imatching_ros.core.errors import ConfigError, SourceError
+from imatching_ros.offline.recordings.base import SourceOptions
+from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.simulation.recording import write_recording
+from imatching_ros.offline.simulation.sequence import SimulatedSequence, simulated_frames
+from imatching_ros.offline.simulation.shifts import SHIFTS, motion_blur
+
+SMALL = dict(frames=3, width=64, height=48, supersample=1, texture_size=64)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return list(SimulatedSequence(seed=2, **SMALL).read())
+
+
+def test_a_sequence_is_repeatable_and_its_stamps_are_exact(truth):
+    again = list(simulated_frames("room", 3, 2, (48, 64), supersample=1, texture_size=64))
+    for (frame, T), (frame_again, T_again) in zip(truth, again):
+        assert torch.equal(frame.image, frame_again.image) and torch.equal(T, T_again)
+    assert [f.stamp_ns - truth[0][0].stamp_ns for f, _ in truth] == [0, 100_000_000, 200_000_000]
+    assert truth[0][0].image.dtype == torch.uint8 and truth[0][0].depth.dtype == torch.float32
+
+
+def assert_same_pose(first, second, atol):
+    """Both signs of a quaternion are one rotation."""
+    sign = np.sign(first[3:] @ second[3:])
+    assert np.allclose(first, np.concatenate([second[:3], sign * second[3:]]), atol=atol)
+
+
+def test_workers_change_nothing_but_the_time(truth):
+    together = list(SimulatedSequence(seed=2, workers=3, **SMALL).read())
+    assert len(together) == 3
+    for (frame, T), (expected, T_expected) in zip(together, truth):
+        assert frame.id == expected.id and torch.equal(frame.image, expected.image) and torch.equal(T, T_expected)
+
+
+@pytest.mark.parametrize("name", ["bag", "bare.mcap"])
+@pytest.mark.parametrize("depth", ["16UC1", "32FC1"])
+def test_a_bag_holds_what_was_rendered(tmp_path, truth, name, depth):
+    path = write_recording(tmp_path / name, SimulatedSequence(seed=2, **SMALL), depth=depth)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+    source = open_source(path)
+    frames = list(source)
+    poses = source.groundtruth()
+    assert len(frames) == 3 and source.camera == truth[0][0].camera
+    for i, (frame, (expected, T_WC)) in enumerate(zip(frames, truth)):
+        assert frame.stamp_ns == expected.stamp_ns == poses.stamps_ns[i]
+        assert torch.equal(frame.image, expected.image)
+        assert torch.allclose(frame.depth, expected.depth, atol=5.1e-4 if depth == "16UC1" else 0)
+        assert_same_pose(poses.T_WC[i], T_WC.numpy(), 1e-12)
+
+
+def test_a_tum_folder_holds_what_was_rendered(tmp_path, truth):
+    source = open_source(write_recording(tmp_path / "folder", SimulatedSequence(seed=2, **SMALL), "tum"))
+    poses = source.groundtruth()
+    for i, (frame, (expected, T_WC)) in enumerate(zip(source, truth)):
+        assert frame.stamp_ns == expected.stamp_ns == poses.stamps_ns[i]
+        assert torch.equal(frame.image, expected.image)
+        assert torch.allclose(frame.depth, expected.depth, atol=1.1e-4)
+        assert_same_pose(poses.T_WC[i], T_WC.numpy(), 1e-8)
+    assert (tmp_path / "folder" / "rgb.txt").read_text().count("\n") == 3
+
+
+def test_the_right_image_is_the_left_one_moved_by_the_disparity(tmp_path):
+    sequence = SimulatedSequence(kind="clutter", seed=2, frames=1, width=160, height=120, supersample=2, baseline_m=0.1)
+    source = open_source(write_recording(tmp_path / "pair", sequence, "tum"), SourceOptions(mode="stereo"))
+    (frame,) = source
+    ((rendered, _),) = sequence.read()
+    assert source.camera.baseline_m == 0.1 and frame.camera.baseline_m == 0.1
+    assert torch.equal(frame.right, rendered.right) and not torch.equal(frame.right, frame.image)
+    left, right = (cv2.GaussianBlur(as_grey(image)[0].float().numpy(), (0, 0), 1.0) for image in (rendered.image, rendered.right))
+    u, v = np.meshgrid(np.arange(160, dtype=np.float32), np.arange(120, dtype=np.float32))
+    disparity = frame.camera.fx * 0.1 / rendered.depth.numpy()
+    errors = {shift: np.median(np.abs(cv2.remap(right, u - disparity + shift, v, cv2.INTER_LINEAR) - left)[:, 40:]) for shift in (-1, 0, 1)}
+    assert errors[0] < 0.5 * min(errors[-1], errors[1])
+    with pytest.raises(ConfigError, match="tum format only"):
+        write_recording(tmp_path / "pair.mcap", sequence)
+
+
+def test_depth_noise_has_the_deviation_asked_for(truth):
+    ((noisy, T),) = SimulatedSequence(seed=2, depth_noise=0.01, **SMALL | dict(frames=1)).read()
+    ((exact, T_exact),) = SimulatedSequence(seed=2, **SMALL | dict(frames=1)).read()
+    assert torch.equal(noisy.image, exact.image) and torch.equal(T, T_exact)
+    assert 0.0095 < float((1 / noisy.depth - 1 / exact.depth).std()) < 0.0105
+
+
+@pytest.mark.parametrize("format, name", [("mcap", "cut.mcap"), ("tum", "cut")])
+def test_an_interrupted_rendering_leaves_a_recording(tmp_path, format, name):
+    def stop(done):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_recording(tmp_path / name, SimulatedSequence(**SMALL), format, progress=stop)
+    assert len(list(open_source(tmp_path / name))) == 2
+
+
+def test_bad_input_is_named(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(SourceError, match="exists.*--overwrite"):
+        write_recording(tmp_path / "there", SimulatedSequence(**SMALL))
+    with pytest.raises(ConfigError, match="'avi'.*mcap"):
+        write_recording(tmp_path / "x", SimulatedSequence(**SMALL), "avi")
+    for wrong, words in (
+        (dict(kind="moon"), "moon.*room"),
+        (dict(shift="rain"), "rain.*fog"),
+        (dict(frames=0), "frames is 0"),
+        (dict(rate_hz=float("nan")), "rate_hz is nan"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            SimulatedSequence(**wrong)
+
+
+def test_the_command_writes_a_bag(tmp_path, capsys):
+    assert (
+        main(["simulate", str(tmp_path / "a.mcap"), "--frames", "2", "--width", "64", "--height", "48", "--kind", "corridor"])
+        == 0
+    )
+    assert len(list(open_source(tmp_path / "a.mcap"))) == 2
+    assert main(["simulate", str(tmp_path / "a.mcap")]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(SHIFTS))
+def test_every_shift_changes_what_it_says(name, truth):
+    frames = [f for f, _ in SimulatedSequence(seed=2, shift=name, **SMALL).read()]
+    plain = truth[2][0].image.float()
+    image = frames[2].image.float()
+    if name == "none":
+        assert torch.equal(image, plain)
+    elif name == "dark_noise":
+        assert image.mean() < 0.5 * plain.mean()
+    elif name == "fog":
+        assert image.std() < 0.75 * plain.std()
+    elif name == "vignette":
+        assert frames[0].camera.fx == pytest.approx(1.5 * truth[0][0].camera.fx)
+    elif name == "motion_blur":
+        assert (image[:, :, 1:] - image[:, :, :-1]).abs().mean() < 0.95 * (plain[:, :, 1:] - plain[:, :, :-1]).abs().mean()
+    else:
+        assert (image - plain).abs().mean() > 1
+
+
+def test_motion_blur_follows_the_motion_and_is_centred_on_the_stamp():
+    camera = Camera(61, 41, 50.0, 50.0, 30.0, 20.0)
+    image = torch.zeros(3, 41, 61)
+    image[:, 20, 30] = 1.0
+    depth = torch.full((41, 61), 5.0)
+
+    def at(x):
+        return torch.tensor([x, 0, 0, 0, 0, 0, 1.0], dtype=torch.float64)
+
+    assert torch.allclose(motion_blur(image, depth, camera, at(0.0), at(0.0), at(0.0)), image, atol=1e-5)
+    # 0.8 m at 5 m and f = 50: a streak of 8 px along u.
+    out = motion_blur(image, depth, camera, at(-0.4), at(0.0), at(0.4))[0]
+    u = torch.arange(61.0)
+    assert ((out.sum(0) * u).sum() / out.sum()).item() == pytest.approx(30, abs=1e-3)
+    lit = (out > 1e-3).nonzero()
+    assert lit[:, 0].unique().tolist() == [20]
+    assert lit[:, 1].min() == 26 and lit[:, 1].max() == 34

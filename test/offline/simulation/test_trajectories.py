@@ -1,0 +1,57 @@
+"""Paths that a robot could take."""
+
+import numpy as np
+import pytest
+import torch
+
+from imatching_ros.core.errors import ConfigError
+from imatching_ros.offline.simulation.kinds import KINDS, make_scene
+from imatching_ros.offline.simulation.textures import build_bank
+from imatching_ros.offline.simulation.trajectories import clearance, make_trajectory
+
+STAMPS = np.arange(300) / 10.0
+
+
+@pytest.fixture(scope="module")
+def bank():
+    return build_bank(0, variants=1, size=32)
+
+
+def turns_deg(T):
+    dot = (T[1:, 3:] * T[:-1, 3:]).sum(1).abs().clamp(max=1)
+    return torch.rad2deg(2 * torch.acos(dot))
+
+
+@pytest.mark.parametrize("seed", (0, 1, 2))
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_tour_is_smooth_and_stays_clear(bank, kind, seed):
+    scene = make_scene(kind, seed, bank)
+    T = make_trajectory(scene, kind, 30.0, STAMPS, seed)
+    steps = (T[1:, :3] - T[:-1, :3]).norm(dim=1)
+    expected = 0.5 if kind == "outdoor" else 0.05
+    assert 0.6 * expected < steps.mean() < 1.5 * expected
+    assert steps.max() < 2.5 * expected
+    assert turns_deg(T).max() < 12
+    assert clearance(scene, T[:, :3].numpy()).min() > 0.1
+    assert torch.allclose(T[:, 3:].norm(dim=1), torch.ones(300, dtype=torch.float64))
+
+
+def test_the_path_does_not_depend_on_the_frame_rate(bank):
+    scene = make_scene("room", 0, bank)
+    slow = make_trajectory(scene, "room", 10.0, np.arange(100) / 10, 1)
+    fast = make_trajectory(scene, "room", 10.0, np.arange(300) / 30, 1)
+    assert torch.allclose(slow, fast[::3], atol=1e-9)
+
+
+def test_still_and_turning_cameras_stay_where_they_are(bank):
+    scene = make_scene("room", 0, bank)
+    still = make_trajectory(scene, "room", 30.0, STAMPS, 1, "still")
+    turning = make_trajectory(scene, "room", 30.0, STAMPS, 1, "pure_rotation")
+    assert (still == still[0]).all()
+    assert (turning[:, :3] == turning[0, :3]).all()
+    assert turns_deg(turning).max() > 1
+
+
+def test_unknown_motion_is_named(bank):
+    with pytest.raises(ConfigError, match="swim.*tour"):
+        make_trajectory(make_scene("room", 0, bank), "room", 1.0, STAMPS[:5], 0, "swim")

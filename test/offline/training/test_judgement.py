@@ -1,0 +1,73 @@
+"""Which windows judge, and what it takes to be called better."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imatching_ros.core.config import LearningConfig
+from imatching_ros.offline.training.collection import Recording, hold_back
+from imatching_ros.offline.training.judgement import decide
+from imatching_ros.learning.validation import Score
+
+SETTINGS = LearningConfig()
+
+
+def sliding(count, size=8):
+    return Recording(Path("r"), "r", tuple(tuple(range(k, k + size)) for k in range(count)), 10 * count, {}, "")
+
+
+def pairs(gain, count, seed=0, shared=False, **after):
+    """Scores before and after of windows in a row; `shared`: each shares half of its noise with the one before."""
+    noise = np.random.default_rng(seed).normal(0, 0.05, (2, count + 1))
+    noise = (noise[:, 1:] + noise[:, :-1]) / 2**0.5 if shared else noise[:, 1:]
+    base = Score(1.0, 0.5, 0.4, 1000, 0.6, 0.68)
+    old = [dataclasses.replace(base, held_out_px=1 + float(e)) for e in noise[0]]
+    return [(s, dataclasses.replace(s, held_out_px=s.held_out_px - gain + float(e), **after)) for s, e in zip(old, noise[1])]
+
+
+@pytest.mark.parametrize("share", (0.1, 0.3, 0.6))
+def test_no_keyframe_both_teaches_and_judges(share):
+    recording = sliding(80)
+    teach, judge = hold_back(recording, share)
+    assert teach == list(range(round(80 * (1 - share))))
+    taught = {k for w in teach for k in recording.windows[w]}
+    assert judge[0] == teach[-1] + 8 and not taught & {k for w in judge for k in recording.windows[w]}
+    assert np.diff(judge).tolist() == [4] * (len(judge) - 1)
+
+
+def test_short_recordings_hold_nothing_back_that_could_judge():
+    assert hold_back(sliding(10), 0.3) == (list(range(7)), [])
+    assert hold_back(sliding(0), 0.3) == ([], [])
+
+
+def test_all_may_teach():
+    assert hold_back(sliding(10), 0.0) == (list(range(10)), [])
+
+
+def test_clear_gain_is_better_and_nothing_else_is():
+    assert decide(pairs(0.4, 8), SETTINGS, 1).outcome == "better"
+    assert decide(pairs(-0.4, 8), SETTINGS, 1).outcome == "worse"
+    assert decide(pairs(0.0, 8, seed=1), SETTINGS, 1).outcome == "no_better"
+    assert decide(pairs(0.4, 8, warp_px=0.7), SETTINGS, 1).outcome == "worse"
+
+
+@pytest.mark.parametrize("count", (0, 1, SETTINGS.trial_windows - 1))
+def test_few_windows_decide_nothing(count):
+    verdict = decide(pairs(0.9, count), SETTINGS, 1)
+    assert verdict.outcome == "undecided" and f"{count} windows were held back" in verdict.reason
+
+
+def test_looking_often_raises_the_bar():
+    scores = pairs(0.08, 8, seed=3)
+    outcomes = [decide(scores, SETTINGS, looks).outcome for looks in (1, 2, 1000)]
+    assert outcomes[0] == "better" and outcomes[-1] == "no_better"
+
+
+@pytest.mark.parametrize("shared", (False, True), ids=("apart", "sharing half"))
+def test_noise_is_called_better_no_more_often_than_the_confidence_says(shared):
+    runs, looks = 400, 5
+    fooled = sum(any(decide(pairs(0.0, 8, 100 * k + look, shared), SETTINGS, look + 1).outcome == "better" for look in range(looks)) for k in range(runs))
+    limit = 1 - SETTINGS.confidence
+    assert fooled / runs <= limit + 1.65 * np.sqrt(limit * (1 - limit) / runs)

@@ -1,0 +1,93 @@
+"""The steps: which windows, which gradient, and that nothing moves without a lesson."""
+
+import copy
+
+import pytest
+import torch
+
+from imatching_ros.core.config import Config
+from imatching_ros.offline.training.collection import read_recording
+from imatching_ros.offline.training.ranks import Ranks
+from imatching_ros.offline.training.tuner import StoredWindow, Tuner
+from imatching_ros.offline.training.stored_windows import read_window
+from imatching_ros.learning import step
+from imatching_ros.learning.step import Stepper
+
+CONFIG = Config().with_values({"learning.keyframes_per_step": 2, "seed": 3})
+
+
+@pytest.fixture
+def windows(straight):
+    recording = read_recording(straight / "windows" / "00_scene")
+    return [StoredWindow(recording.path(k), len(ids)) for k, ids in enumerate(recording.windows)]
+
+
+def make(windows, batch=3, config=CONFIG):
+    return Tuner(config, windows, batch, Ranks("cpu", 10))
+
+
+def weights(tuner):
+    return torch.cat([p.detach().flatten().clone() for p in tuner.stepper.parameters])
+
+
+def test_all_windows_have_their_turn_in_another_order_every_time(windows):
+    tuner = make(windows, batch=1)
+    count = len(windows)
+    turns = [tuner.draw(k).windows[0] for k in range(3 * count)]
+    epochs = [turns[k * count : (k + 1) * count] for k in range(3)]
+    assert all(sorted(e) == list(range(count)) for e in epochs) and epochs[0] != epochs[1]
+    together = make(windows, batch=3)
+    assert [w for k in range(count) for w in together.draw(k).windows] == turns
+
+
+@pytest.mark.slow
+def test_gradient_of_a_step_is_the_mean_over_the_windows_that_taught(windows):
+    tuner = make(windows, batch=6)
+    start = weights(tuner)
+    batch = tuner.draw(0)
+    gradients = []
+    for window, live in zip(batch.windows, batch.live):
+        lesson = tuner.stepper.read(read_window(windows[window].path), live)
+        if not isinstance(lesson, str):
+            found = torch.autograd.grad(lesson.loss, tuner.stepper.parameters, allow_unused=True)
+            gradients.append(torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(tuner.stepper.parameters, found)]))
+    assert 2 <= len(gradients) < len(batch.windows), "one is to be refused and several are to teach"
+    seen = []
+    tuner.stepper.update = lambda: seen.append(torch.cat([p.grad.flatten() for p in tuner.stepper.parameters])) or 1.0
+    told = tuner._take_step(stop=False)
+    mean = torch.stack(gradients).mean(0)
+    assert told.accepted == len(gradients)
+    assert float((seen[0] - mean).norm() / mean.norm()) < 1e-5
+    # Single numbers, such as temperatures, would be lost in the norm of all.
+    assert torch.allclose(seen[0], mean, rtol=1e-3, atol=1e-6 * float(mean.abs().max()))
+    assert torch.equal(weights(tuner), start)
+
+
+@pytest.mark.slow
+def test_step_without_a_lesson_moves_nothing(windows, monkeypatch):
+    tuner = make(windows, config=CONFIG.with_values({"learning.keyframes_per_step": 4}))
+    told = tuner._take_step(stop=False)
+    assert told.accepted > 0
+    after = weights(tuner)
+    monkeypatch.setattr(step, "MIN_OBSERVATIONS", 10**6)
+    told = tuner._take_step(stop=False)
+    assert told.accepted == 0 and told.step == 2 and sum(tuner.refused.values()) >= len(tuner.draw(1).windows)
+    assert torch.equal(weights(tuner), after), "Adam's momentum alone would have moved them"
+
+
+@pytest.mark.slow
+def test_step_on_one_window_is_the_step_of_the_robot(windows):
+    tuner = make(windows, batch=1)
+    online = Stepper(copy.deepcopy(tuner.origin), {k: v.clone() for k, v in tuner.origin.state_dict().items()}, CONFIG.learning, CONFIG.bundle)
+    taken = 0
+    for number in range(4):
+        batch = tuner.draw(number)
+        generator = tuner._generator(number, 2)  # the position in the order of windows, and the stream of keyframes
+        result = online.step(read_window(windows[batch.windows[0]].path), generator)
+        told = tuner._take_step(stop=False)
+        assert told.accepted == (not isinstance(result, str))
+        taken += told.accepted
+        assert torch.equal(weights(tuner), torch.cat([p.detach().flatten() for p in online.parameters]))
+    assert taken >= 2
+    for name, value in online.averaged().state_dict().items():
+        assert torch.equal(value, tuner.tuned().state_dict()[name])
