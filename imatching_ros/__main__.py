@@ -18,7 +18,10 @@ COMMANDS = {
     "online": ("imatching_ros.ros.node", "run the ROS 2 node (ROS arguments follow)"),
     "match-eval": ("imatching_ros.offline.cli.match_eval", "score matchers on a recording by depth and poses"),
     "compare": ("imatching_ros.offline.cli.compare", "frozen against adapted weights on a recording"),
-    "finetune": ("imatching_ros.offline.cli.finetune", "fine-tune a matcher on recordings, on one or several processes"),
+    "finetune": (
+        "imatching_ros.offline.cli.finetune",
+        "fine-tune a matcher on recordings, on one or several processes",
+    ),
     "report": ("imatching_ros.offline.cli.report", "write report.html of a replay"),
     "weights": ("imatching_ros.offline.cli.weights", "list, show, compare and export weights"),
     "simulate": ("imatching_ros.offline.cli.simulate", "render a recording with exact truth"),
@@ -29,7 +32,10 @@ COMMANDS = {
     "bench nees": ("imatching_ros.offline.cli.bench_nees", "compare covariances with errors on rendered scenes"),
     "bench odometry": ("imatching_ros.offline.cli.bench_odometry", "time odometry frame by frame"),
     "bench interference": ("imatching_ros.offline.cli.bench_interference", "time odometry beside the learner"),
-    "bench latency": ("imatching_ros.offline.ros_tools.latency", "time the running node from an image's stamp to its odometry"),
+    "bench latency": (
+        "imatching_ros.offline.ros_tools.latency",
+        "time the running node from an image's stamp to its odometry",
+    ),
 }
 
 ONLINE_HELP = """usage: python -m imatching_ros online [--ros-args ROS_ARGUMENT ...]
@@ -63,7 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
         name, rest = f"bench {rest[0]}", rest[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        print(f"error: unknown command '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help"), file=sys.stderr)
+        print(
+            f"error: unknown command '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help"),
+            file=sys.stderr,
+        )
         return 2
     try:
         if name == "online" and {"-h", "--help"} & set(rest):
@@ -73,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "online":
             return module.main(rest) or 0
         parser = argparse.ArgumentParser(
-            f"python -m imatching_ros {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            f"python -m imatching_ros {name}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(parser)
         return module.run(parser.parse_args(rest)) or 0
@@ -87,7 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
             advice = "Python; build the package with colcon and source install/setup.bash"
         else:
             raise
-        print(f"error: {name} needs {error.name}, which is not found by {advice} (in a clone: source scripts/environment)", file=sys.stderr)
+        print(
+            f"error: {name} needs {error.name}, which is not found by {advice} (in a clone: source scripts/environment)",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -100,7 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
 def usage(prefix: str = "") -> str:
     """The commands that start with `prefix`, one line each."""
     lines = [f"  {name:<20}{text}" for name, (_, text) in COMMANDS.items() if name.startswith(prefix)]
-    return "\n".join([f"usage: python -m imatching_ros {prefix}COMMAND [options]; COMMAND --help tells more", "", *lines])
+    return "\n".join(
+        [f"usage: python -m imatching_ros {prefix}COMMAND [options]; COMMAND --help tells more", "", *lines]
+    )
 
 
 if __name__ == "__main__":

@@ -39,8 +39,14 @@ class Pipeline:
         origin: where the weights that it started with came from, their version and hash.
     """
 
-    def __init__(self, config: Config, on_event: Callable[[Event], None] | None = None, weights_dir: str | Path | None = None,
-                 profile: str = CURRENT, named: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        on_event: Callable[[Event], None] | None = None,
+        weights_dir: str | Path | None = None,
+        profile: str = CURRENT,
+        named: bool = False,
+    ) -> None:
         """Ready for the first frame; weights of `profile` are resumed from `weights_dir` when it holds some.
 
         Args:
@@ -77,7 +83,9 @@ class Pipeline:
         self._writer = ThreadPoolExecutor(1, "imatching-weights")
         self._refined: dict[int, tuple[int, Tensor]] = {}
 
-    def process(self, frame: Frame, on_tracked: Callable[[OdometryOutput], None] | None = None, behind: bool = False) -> OdometryOutput:
+    def process(
+        self, frame: Frame, on_tracked: Callable[[OdometryOutput], None] | None = None, behind: bool = False
+    ) -> OdometryOutput:
         """One frame. `on_tracked` gets the pose before the keyframe work; the returned output also holds its result.
 
         `behind`: frames are waiting or were dropped; learning in the background rests until odometry has caught up.
@@ -86,8 +94,10 @@ class Pipeline:
             SourceError: the stamp does not lie after that of the frame before; the frame is not used.
         """
         if self._stamp_ns is not None and frame.stamp_ns <= self._stamp_ns:
-            raise SourceError(f"frame {frame.id} has the stamp {frame.stamp_ns} ns, which is not after the one before "
-                              f"({self._stamp_ns} ns); frames must come in order of time; call reset when time starts again")
+            raise SourceError(
+                f"frame {frame.id} has the stamp {frame.stamp_ns} ns, which is not after the one before "
+                f"({self._stamp_ns} ns); frames must come in order of time; call reset when time starts again"
+            )
         self._stamp_ns = frame.stamp_ns
         clock = Clock()
         if self._adopt_update():
@@ -106,8 +116,13 @@ class Pipeline:
         if output.is_keyframe:
             clock.lap("keyframe")
             self._rescale_keyframes(frame.stamp_ns)
-            self._tell(frame.stamp_ns, "keyframe", frame_id=frame.id, landmarks=len(self.odometry.window.landmarks),
-                       status=None if result is None else result.status.value)
+            self._tell(
+                frame.stamp_ns,
+                "keyframe",
+                frame_id=frame.id,
+                landmarks=len(self.odometry.window.landmarks),
+                status=None if result is None else result.status.value,
+            )
             output = replace(output, bundle=result, timings_ms={**output.timings_ms, **clock.laps})
             self._remember_keyframes()
             self._teach()
@@ -186,15 +201,22 @@ class Pipeline:
         elif self._learning is None:
             self._learning = self._start_learning()
             if self._learning is None:
-                raise ConfigError(f"learning cannot be switched on: learning.mode is '{self.config.learning.mode}' and the matcher "
-                                  f"'{self.matcher.name}' {'can' if self.matcher.trainable else 'cannot'} learn; start with "
-                                  "learning.mode thread or sync and a matcher that learns")
+                raise ConfigError(
+                    f"learning cannot be switched on: learning.mode is '{self.config.learning.mode}' and the matcher "
+                    f"'{self.matcher.name}' {'can' if self.matcher.trainable else 'cannot'} learn; start with "
+                    "learning.mode thread or sync and a matcher that learns"
+                )
 
     def save_weights(self, name: str) -> str:
         """Writes the weights in use as a profile, or as a file when the name ends in .safetensors. Returns what it did."""
         path = self._path(name)
-        write_weights(path, self.matcher.name, self.matcher.state_dict(), self.matcher.weights_version,
-                      {"kind": "saved by request", "base": self._base})
+        write_weights(
+            path,
+            self.matcher.name,
+            self.matcher.state_dict(),
+            self.matcher.weights_version,
+            {"kind": "saved by request", "base": self._base},
+        )
         return f"wrote version {self.matcher.weights_version} to {path}"
 
     def load_weights(self, name: str) -> str:
@@ -214,7 +236,14 @@ class Pipeline:
             state, origin = loaded.state_dict(), str(path)
         learned = self._learning is not None
         self._end_learning()
-        version = max(self.matcher.weights_version, self._ended.weights_version, 0 if self._previous is None else self._previous.version) + 1
+        version = (
+            max(
+                self.matcher.weights_version,
+                self._ended.weights_version,
+                0 if self._previous is None else self._previous.version,
+            )
+            + 1
+        )
         snapshot = WeightsSnapshot(version, hash_state(state), {k: v.clone() for k, v in state.items()})
         self._take(WeightsUpdate(snapshot, {}, self.matcher.weights_version))
         self.set_learning(learned)
@@ -252,8 +281,15 @@ class Pipeline:
     def _adopt(self, update: WeightsUpdate) -> None:
         self._keep_proven()  # those before may have stood their probation with the very window that brought these
         self._take(update)
-        self._unproven = update.snapshot, {"kind": "rollback" if update.rollback else "promotion", "base": self._base,
-                                           "stamp_ns": self._stamp_ns, "seed": self.config.seed}
+        self._unproven = (
+            update.snapshot,
+            {
+                "kind": "rollback" if update.rollback else "promotion",
+                "base": self._base,
+                "stamp_ns": self._stamp_ns,
+                "seed": self.config.seed,
+            },
+        )
         self._write(*self._unproven, proven=False)
         self._keep_proven()
 
@@ -275,11 +311,16 @@ class Pipeline:
             store.write(self.matcher.name, snapshot, provenance, proven)
         except OSError as error:
             log.warning(f"weights version {snapshot.version} are in use, but could not be written: {error}")
-            self._learning_events.append({"event": "weights_not_written", "version": snapshot.version, "error": str(error)})
+            self._learning_events.append(
+                {"event": "weights_not_written", "version": snapshot.version, "error": str(error)}
+            )
 
     def _take(self, update: WeightsUpdate) -> None:
-        self._previous = WeightsSnapshot(self.matcher.weights_version, self._hash,
-                                         {k: v.detach().clone() for k, v in self.matcher.state_dict().items()})
+        self._previous = WeightsSnapshot(
+            self.matcher.weights_version,
+            self._hash,
+            {k: v.detach().clone() for k, v in self.matcher.state_dict().items()},
+        )
         self.odometry.adopt(update.snapshot, update.features)
         self._hash = update.snapshot.hash
 
@@ -294,7 +335,9 @@ class Pipeline:
                 self._adopt(update)
             self._keep_proven()
             if self._unproven is not None:
-                log.info(f"weights version {self._unproven[0].version} are still on probation as learning ends: the profile stays what it was")
+                log.info(
+                    f"weights version {self._unproven[0].version} are still on probation as learning ends: the profile stays what it was"
+                )
             self._ended = replace(self._learning.status(), state="off")
             self._learning = self._unproven = None
 
@@ -302,7 +345,9 @@ class Pipeline:
         if name.endswith(".safetensors"):
             return Path(name).expanduser()
         if self._store is None:
-            raise WeightsError(f"a profile needs a weights directory, and none was given; give '{name}' as a .safetensors file")
+            raise WeightsError(
+                f"a profile needs a weights directory, and none was given; give '{name}' as a .safetensors file"
+            )
         return self._store.path(name)
 
     def _pass_events_on(self) -> None:
@@ -319,8 +364,13 @@ class Pipeline:
             self._tell(output.stamp_ns, "restart", frame_id=output.frame_id, map_id=output.map_id)
         if output.state is not self._state:
             before, self._state = self._state, output.state
-            self._tell(output.stamp_ns, output.state.value, frame_id=output.frame_id, before=None if before is None else before.value,
-                       reason=output.reason)
+            self._tell(
+                output.stamp_ns,
+                output.state.value,
+                frame_id=output.frame_id,
+                before=None if before is None else before.value,
+                reason=output.reason,
+            )
 
     def _tell(self, stamp_ns: int, event: str, **values: Any) -> None:
         if self._on_event is not None:

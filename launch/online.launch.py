@@ -82,13 +82,19 @@ def make_parameters(values):
     typed = {"true": True, "false": False}
     # The word off would be a boolean in the YAML file that launch writes, which the node reads back as off.
     return {
-        parameter: typed.get(values[name].lower(), values[name]) for name, parameter in PARAMETERS.items() if values[name] != ""
+        parameter: typed.get(values[name].lower(), values[name])
+        for name, parameter in PARAMETERS.items()
+        if values[name] != ""
     }
 
 
 def make_remappings(values, mode):
     """{launch argument: text} -> [(name in the node, topic)]."""
-    pairs = [(IMAGES[mode], values["image_topic"]), ("odometry", values["odometry_topic"]), ("odom", values["odom_topic"])]
+    pairs = [
+        (IMAGES[mode], values["image_topic"]),
+        ("odometry", values["odometry_topic"]),
+        ("odom", values["odom_topic"]),
+    ]
     if mode == "stereo":
         pairs += [("right/image", values["right_image_topic"])]
     if mode == "rgbd":
@@ -124,7 +130,9 @@ def start(context):
         with open(file) as stream:
             settings |= read_parameters(yaml.safe_load(stream) or {})
     if values["bag"] and not values["weights_profile"]:
-        given["weights_profile"] = settings.get("weights_profile") or "bag"  # what a recording taught is not resumed on the robot
+        given["weights_profile"] = (
+            settings.get("weights_profile") or "bag"
+        )  # what a recording taught is not resumed on the robot
     settings |= given
     if settings["mode"] not in IMAGES:
         raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(IMAGES)}")
@@ -132,7 +140,8 @@ def start(context):
     profile = os.path.join(config, "fastdds.xml")
     # Large images are lost without it; whoever has a profile of his own keeps it.
     environment = {
-        name: os.environ.get(name, profile) for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+        name: os.environ.get(name, profile)
+        for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
     }
     actions = [
         Node(
@@ -176,6 +185,7 @@ def generate_launch_description():
     from launch import LaunchDescription
 
     arguments = [
-        DeclareLaunchArgument(name, default_value=default, description=text) for name, (default, text) in ARGUMENTS.items()
+        DeclareLaunchArgument(name, default_value=default, description=text)
+        for name, (default, text) in ARGUMENTS.items()
     ]
     return LaunchDescription([*arguments, OpaqueFunction(function=start)])

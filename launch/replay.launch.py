@@ -22,7 +22,12 @@ ARGUMENTS = {
 def make_command(values):
     """{launch argument: text} -> arguments of `replay`."""
     options = [name for name in ARGUMENTS if name not in ("source", "out") and values[name] != ""]
-    return [values["source"], "--out", values["out"], *(part for name in options for part in (f"--{name.replace('_', '-')}", values[name]))]
+    return [
+        values["source"],
+        "--out",
+        values["out"],
+        *(part for name in options for part in (f"--{name.replace('_', '-')}", values[name])),
+    ]
 
 
 def start(context):
@@ -31,7 +36,9 @@ def start(context):
     from launch_ros.substitutions import ExecutableInPackage
 
     values = {name: context.launch_configurations[name] for name in ARGUMENTS}
-    return [ExecuteProcess(cmd=[ExecutableInPackage("replay", "imatching_ros"), *make_command(values)], output="screen")]
+    return [
+        ExecuteProcess(cmd=[ExecutableInPackage("replay", "imatching_ros"), *make_command(values)], output="screen")
+    ]
 
 
 def generate_launch_description():

@@ -24,7 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_ros = importlib.util.find_spec("rclpy") is not None
     for item in items:
         if item.get_closest_marker("data") and not _HAS_DATA:
-            item.add_marker(pytest.mark.skip(reason="the real sequences are not here; name their folder in IMATCHING_DATA"))
+            item.add_marker(
+                pytest.mark.skip(reason="the real sequences are not here; name their folder in IMATCHING_DATA")
+            )
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("ros") and not has_ros:

@@ -16,8 +16,20 @@ from imatching_ros.offline.simulation.sequence import SimulatedSequence
 
 ROOT = Path(__file__).parents[1]
 # Small, and so that some windows of a step are refused: the others must count for what they are.
-SETTINGS = ["--mode", "mono", "--batch", "3", "--seed", "3", "--set", "learning.min_landmarks=15", "--set", "learning.keyframes_per_step=2",
-            "--set", "odometry.landmarks_per_frame=150"]
+SETTINGS = [
+    "--mode",
+    "mono",
+    "--batch",
+    "3",
+    "--seed",
+    "3",
+    "--set",
+    "learning.min_landmarks=15",
+    "--set",
+    "learning.keyframes_per_step=2",
+    "--set",
+    "odometry.landmarks_per_frame=150",
+]
 STEPS = 4
 
 
@@ -30,16 +42,27 @@ def arguments(scene: Path, out: Path, *more: str) -> list[str]:
 
 def start(scene: Path, out: Path, *more: str, **environment: str) -> subprocess.Popen:
     """A process of its own."""
-    return subprocess.Popen([sys.executable, *arguments(scene, out, *more)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, *arguments(scene, out, *more)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory):
     """A recording of 26 frames."""
     folder = tmp_path_factory.mktemp("recordings") / "scene"
-    write_recording(folder, SimulatedSequence(kind="clutter", frames=24, seed=7, width=320, height=240, supersample=1, texture_size=256,
-                                              speed_mps=0.9), format="tum")
+    write_recording(
+        folder,
+        SimulatedSequence(
+            kind="clutter", frames=24, seed=7, width=320, height=240, supersample=1, texture_size=256, speed_mps=0.9
+        ),
+        format="tum",
+    )
     return folder
 
 

@@ -17,7 +17,9 @@ STEP_NS = 100_000_000
 
 
 def configure(matcher: str = "klt", **values) -> Config:
-    return Config().with_values({"matcher.name": matcher, "learning.mode": '"off"', **{k.replace("__", "."): v for k, v in values.items()}})
+    return Config().with_values(
+        {"matcher.name": matcher, "learning.mode": '"off"', **{k.replace("__", "."): v for k, v in values.items()}}
+    )
 
 
 def speckle(seed: int = 0, size: tuple[int, int] = (480, 640)) -> np.ndarray:
@@ -41,7 +43,9 @@ def rotating(count: int, degrees: float) -> list[Frame]:
     for i in range(count):
         R = cv2.Rodrigues(np.array([0.0, np.radians(degrees * i), 0.0]))[0]
         H = centre @ R @ np.linalg.inv(K)
-        image = cv2.warpPerspective(wide, H, (CAMERA.width, CAMERA.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        image = cv2.warpPerspective(
+            wide, H, (CAMERA.width, CAMERA.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        )
         frames.append(Frame(i, i * STEP_NS, torch.from_numpy(image)[None], CAMERA))
     return frames
 

@@ -32,8 +32,11 @@ LONG = {
 
 def written():
     """(document, arguments) of every command of the package; placeholders of prose, such as `bench ...`, are none."""
-    return [(document, text.removeprefix("python -m imatching_ros ").strip()) for document, text in commands()
-            if text.startswith("python -m imatching_ros ") and "..." not in text]
+    return [
+        (document, text.removeprefix("python -m imatching_ros ").strip())
+        for document, text in commands()
+        if text.startswith("python -m imatching_ros ") and "..." not in text
+    ]
 
 
 def reason(text):
@@ -54,7 +57,9 @@ def folder(tmp_path, monkeypatch):
         lines.append(f"{k * 0.1:.1f},{k}.png,{k}_depth.png")
     (recording / "frames.csv").write_text("\n".join(lines))
     (recording / "groundtruth.txt").write_text("\n".join(f"{k * 0.1:.1f} {0.08 * k} 0 0 0 0 0 1" for k in range(8)))
-    (recording / "camera.json").write_text(json.dumps({"cameras": [dict(width=160, height=120, fx=100, fy=100, cx=79.5, cy=59.5)]}))
+    (recording / "camera.json").write_text(
+        json.dumps({"cameras": [dict(width=160, height=120, fx=100, fy=100, cx=79.5, cy=59.5)]})
+    )
     for name in ("my_bag", "FOLDER"):
         (tmp_path / name).symlink_to(recording)
     (tmp_path / "truth.txt").write_text((recording / "groundtruth.txt").read_text())
@@ -85,12 +90,16 @@ def test_list_of_what_is_not_run_is_true():
     words = {text.split()[0] for _, text in commands()}
     root = Path(__file__).parents[1]
     for start, why in LONG.items():
-        assert any(text == start or text.startswith(f"{start} ") for text in texts), f"no document has '{start}': take it out"
+        assert any(text == start or text.startswith(f"{start} ") for text in texts), (
+            f"no document has '{start}': take it out"
+        )
     for start, why in NOT_RUN.items():
         assert start in words, f"no document has '{start}': take it out of NOT_RUN"
     for why in [*LONG.values(), *NOT_RUN.values()]:
         for place in [word.strip(",;.") for word in why.split() if word.startswith("test/")]:
-            assert (root / place.strip()).exists() or (root / f"{place}.py").exists(), f"{place} of '{why}' does not exist"
+            assert (root / place.strip()).exists() or (root / f"{place}.py").exists(), (
+                f"{place} of '{why}' does not exist"
+            )
 
 
 def test_most_commands_are_run():

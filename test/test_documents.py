@@ -43,7 +43,9 @@ def commands() -> list[tuple[str, str]]:
             for line in block.replace("\\\n", " ").splitlines():
                 found += [(document.name, part) for part in split(line)]
         prose = re.sub(r"```.*?```", "", text, flags=re.S)
-        found += [(document.name, c) for c in re.findall(r"`((?:python -m imatching_ros|docker|pip install)\b[^`]*)`", prose)]
+        found += [
+            (document.name, c) for c in re.findall(r"`((?:python -m imatching_ros|docker|pip install)\b[^`]*)`", prose)
+        ]
     return found
 
 
@@ -71,7 +73,14 @@ def test_commands_of_the_documents_parse(document, command):
         words = words[1:]
     if words[:3] != ["python", "-m", "imatching_ros"]:
         if words[:2] == ["python", "-m"]:
-            assert words[2] in {"ruff", "mypy", "pytest", "colcon", "imatching_ros.offline.ros_tools.reference", "imatching_ros.offline.ros_tools.demo"}, command
+            assert words[2] in {
+                "ruff",
+                "mypy",
+                "pytest",
+                "colcon",
+                "imatching_ros.offline.ros_tools.reference",
+                "imatching_ros.offline.ros_tools.demo",
+            }, command
             return
         assert words[0] in NOT_RUN, f"{document}: say in NOT_RUN why '{command}' is not run"
         return
@@ -123,8 +132,11 @@ def test_names_in_the_method_exist():
     import imatching_ros.learning.validation
 
     text = (ROOT / "docs" / "method.md").read_text()
-    for module, names in ((imatching_ros.learning.step, ("residual_loss", "auxiliary_loss", "teaching_observations", "Stepper")),
-                          (imatching_ros.learning.rematching, ("rematch", "solve_again")), (imatching_ros.learning.validation, ("judge",))):
+    for module, names in (
+        (imatching_ros.learning.step, ("residual_loss", "auxiliary_loss", "teaching_observations", "Stepper")),
+        (imatching_ros.learning.rematching, ("rematch", "solve_again")),
+        (imatching_ros.learning.validation, ("judge",)),
+    ):
         for name in names:
             assert name in text and hasattr(module, name)
     import imatching_ros.core.residuals as residuals

@@ -40,7 +40,12 @@ class Clone:
         """Exit code, what pip was asked for, and what was printed."""
         self.log.write_text("")
         done = subprocess.run(
-            ["bash", "-c", "source scripts/environment"], cwd=self.folder, env=self.environment | more, capture_output=True, text=True, timeout=60
+            ["bash", "-c", "source scripts/environment"],
+            cwd=self.folder,
+            env=self.environment | more,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         return done.returncode, self.log.read_text(), done.stderr
 
@@ -55,7 +60,11 @@ def test_beside_ros_only_what_it_lacks_is_installed_and_in_ranges(tmp_path):
     assert code == 0, said
     assert files(asked) == ["ranges", "build"] and "numpy<2" in asked
     for name in ("ranges", "build"):
-        lines = [line for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
+        lines = [
+            line
+            for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+            if not line.startswith("#")
+        ]
         assert all(re.fullmatch(r"[\w-]+>=[\d.]+", line) for line in lines), f"{name}.txt would replace what is there"
     assert clone.source()[1] == ""  # nothing to do
     assert files(clone.source(WITH_TESTS="1")[1]) == ["test", "oracles"]
@@ -91,7 +100,10 @@ def test_without_ros_all_of_it_comes_in_the_tested_versions(tmp_path):
 
 
 def test_the_tests_ask_for_what_they_need():
-    assert all("\nWITH_TESTS=1 source scripts/environment\n" in (ROOT / "scripts" / name).read_text() for name in ("test", "lint"))
+    assert all(
+        "\nWITH_TESTS=1 source scripts/environment\n" in (ROOT / "scripts" / name).read_text()
+        for name in ("test", "lint")
+    )
 
 
 @pytest.mark.parametrize("ros", [True, False])

@@ -38,7 +38,10 @@ def images() -> list[Frame]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize(("matcher", "learning", "count", "warm", "cycles"), [("klt", "off", 1, 100, 1000), ("expectation", "thread", 2, 4, 12)])
+@pytest.mark.parametrize(
+    ("matcher", "learning", "count", "warm", "cycles"),
+    [("klt", "off", 1, 100, 1000), ("expectation", "thread", 2, 4, 12)],
+)
 def test_no_growth(matcher, learning, count, warm, cycles):
     config = Config.from_dict({"matcher.name": matcher, "learning.mode": learning, "odometry.mode": "rgbd"})
     frames = images()[:count]

@@ -25,10 +25,12 @@ def measure_spread(s: Tensor, weight: Tensor, size: Tensor, parameters: Tensor |
     psi2 = (weight**2 * s).sum() / n
     k2 = config.kernel_width**2
     # psi = w(s) r in `size` dimensions has the divergence size * w + 2 s w'(s).
-    bend = {"none": lambda: torch.zeros_like(s),
-            "huber": lambda: torch.where(s > k2, -0.5 * weight / s.clamp_min(k2), 0.0),
-            "cauchy": lambda: -(weight**2) / k2,
-            "geman_mcclure": lambda: -2 / k2 * (1 + s / k2) ** -3}[config.kernel]()
+    bend = {
+        "none": lambda: torch.zeros_like(s),
+        "huber": lambda: torch.where(s > k2, -0.5 * weight / s.clamp_min(k2), 0.0),
+        "cauchy": lambda: -(weight**2) / k2,
+        "geman_mcclure": lambda: -2 / k2 * (1 + s / k2) ** -3,
+    }[config.kernel]()
     slope = (size * weight + 2 * s * bend).sum() / n
     mean_weight = (size * weight).sum() / n
     return psi2 * mean_weight / slope.clamp_min(0.05) ** 2 * n / (n - parameters).clamp_min(1.0)

@@ -111,8 +111,9 @@ class Linearisation:
     Y: Tensor  # (F, 3, P)
 
 
-def linearise(problem: Problem, state: State, kernel: str, width: float, work: Workspace,
-              bend: float = 0.0) -> Linearisation:
+def linearise(
+    problem: Problem, state: State, kernel: str, width: float, work: Workspace, bend: float = 0.0
+) -> Linearisation:
     """Analytic Jacobians, IRLS weights, sums into blocks.
 
     `bend` in 0..1 moves from reweighted least squares (0), which is safe far from the optimum but overstates the curvature of
@@ -148,7 +149,9 @@ def linearise(problem: Problem, state: State, kernel: str, width: float, work: W
 
     if bend and kernel != "none":
         # Take back a part of the curvature along each residual: C -= (r . J)^T (r . J) bend / s.
-        share = (kernel_bend(kernel, state.s, width).clamp_max(1) * bend / state.s.clamp_min(1e-12)).sqrt() * state.residual
+        share = (
+            kernel_bend(kernel, state.s, width).clamp_max(1) * bend / state.s.clamp_min(1e-12)
+        ).sqrt() * state.residual
         along = torch.addcmul(share[0][:, None] * rows[0], share[1][:, None], rows[1])
         if len(rows) == 3:
             along.addcmul_(share[2][:, None], rows[2])

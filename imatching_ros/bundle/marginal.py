@@ -22,8 +22,9 @@ _UNKNOWN = 1e-12
 
 
 @torch.no_grad()
-def marginalize(window: WindowSnapshot, leaving: Tensor, config: BundleConfig,
-                alive: Tensor | None = None) -> tuple[MarginalPrior | None, Tensor]:
+def marginalize(
+    window: WindowSnapshot, leaving: Tensor, config: BundleConfig, alive: Tensor | None = None
+) -> tuple[MarginalPrior | None, Tensor]:
     """Eliminates the leaving keyframes and the landmarks they see; the window must be at its optimum.
 
     A landmark goes with its observations in all keyframes, also those that stay: what is counted in the prior must not be
@@ -44,11 +45,17 @@ def marginalize(window: WindowSnapshot, leaving: Tensor, config: BundleConfig,
     if alive is not None:
         eliminated &= ~alive
     consumed = eliminated[window.pt_idx]
-    part = replace(window, kf_idx=window.kf_idx[consumed], pt_idx=window.pt_idx[consumed], obs=window.obs[consumed],
-                   kind=window.kind[consumed], sigma=window.sigma[consumed],
-                   priors=tuple(p for p in window.priors if not isinstance(p, PointPrior)))
+    part = replace(
+        window,
+        kf_idx=window.kf_idx[consumed],
+        pt_idx=window.pt_idx[consumed],
+        obs=window.obs[consumed],
+        kind=window.kind[consumed],
+        sigma=window.sigma[consumed],
+        priors=tuple(p for p in window.priors if not isinstance(p, PointPrior)),
+    )
     problem = compile_window(part, torch.float64)
-    order = problem.order[problem.num_fixed:]
+    order = problem.order[problem.num_fixed :]
     work = Workspace(problem)
     state = evaluate(problem, problem.R, problem.t, problem.X, config.kernel, config.kernel_width)
     reduced = eliminate(linearise(problem, state, config.kernel, config.kernel_width, work), work, 0.0)

@@ -25,7 +25,9 @@ class PoseResult:
     """One refined pose and what its observations say of it."""
 
     T_WC: Tensor  # (7,) float64
-    covariance: Tensor | None  # (6, 6) float64 of T_WC * Exp([rho, phi]), from the residuals as they are; None when degenerate
+    covariance: (
+        Tensor | None
+    )  # (6, 6) float64 of T_WC * Exp([rho, phi]), from the residuals as they are; None when degenerate
     residual_px: Tensor  # (N, 2) float64, observed minus reprojected, ideal px; NaN where the landmark is not in front
     weight: Tensor  # (N,) float64, the kernel's weight; 0 where the observation cannot be used
     inlier: Tensor  # (N,) bool: whitened residual within config.inlier_gate
@@ -37,8 +39,16 @@ class PoseResult:
 
 
 @torch.no_grad()
-def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kind: Tensor, sigma: Tensor, config: BundleConfig,
-                prior: PosePrior | None = None) -> PoseResult:
+def refine_pose(
+    camera: Camera,
+    T_WC: Tensor,
+    points_W: Tensor,
+    obs: Tensor,
+    kind: Tensor,
+    sigma: Tensor,
+    config: BundleConfig,
+    prior: PosePrior | None = None,
+) -> PoseResult:
     """The pose that minimises the robust reprojection cost of `bundle.solve` with the landmarks held.
 
     Args:
@@ -53,8 +63,10 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
     """
     N = len(points_W)
     if not (obs.shape == sigma.shape == (N, 3) and kind.shape == (N,) and T_WC.shape == (7,)):
-        raise BundleError(f"refine_pose got T_WC {tuple(T_WC.shape)}, points {tuple(points_W.shape)}, obs {tuple(obs.shape)}, "
-                          f"kind {tuple(kind.shape)}, sigma {tuple(sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)")
+        raise BundleError(
+            f"refine_pose got T_WC {tuple(T_WC.shape)}, points {tuple(points_W.shape)}, obs {tuple(obs.shape)}, "
+            f"kind {tuple(kind.shape)}, sigma {tuple(sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)"
+        )
     T = T_WC.double()
     X, obs, sigma = points_W.double().T, obs.double(), sigma.double()
     alpha, beta = third_number(camera, kind, torch.float64)
@@ -106,15 +118,19 @@ def refine_pose(camera: Camera, T_WC: Tensor, points_W: Tensor, obs: Tensor, kin
         # Row of a = gain * (e_d - h_d e_z): [-a, a x P].
         kx, ky, gz, less = k * x, k * y, gain * z, -gain
         nothing = torch.zeros_like(x)
-        rows = [torch.stack([less[0], nothing, k[0], ky[0], -kx[0] - gz[0], gain[0] * y]),
-                torch.stack([nothing, less[1], k[1], ky[1] + gz[1], -kx[1], less[1] * x])]
+        rows = [
+            torch.stack([less[0], nothing, k[0], ky[0], -kx[0] - gz[0], gain[0] * y]),
+            torch.stack([nothing, less[1], k[1], ky[1] + gz[1], -kx[1], less[1] * x]),
+        ]
         if not all_mono:
             a0 = (inv_sigma[2] * root) * alpha * camera.fx * iz
             a2 = -(inv_sigma[2] * root) * torch.addcmul(alpha * camera.fx * h[0], beta, iz) * iz
             rows.append(torch.stack([-a0, nothing, -a2, -a2 * y, a2 * x - a0 * z, a0 * y]))
         return torch.stack(rows, 1), root
 
-    def normal_equations(R: Tensor, t: Tensor, P: Tensor, iz: Tensor, h: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def normal_equations(
+        R: Tensor, t: Tensor, P: Tensor, iz: Tensor, h: Tensor, r: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
         J, root = jacobian(P, iz, h, s)
         J = J.flatten(1)
         H, g = J @ J.T, J @ (r * root).flatten()

@@ -70,11 +70,25 @@ class PosePriors:
         for p in priors:
             if isinstance(p, PosePrior):
                 rows = row_of[torch.tensor([p.keyframe], device=device)]
-                self.parts.append((rows, p.T_WC[None].to(device, dtype), p.information.to(device, dtype),
-                                   torch.zeros(6, dtype=dtype, device=device), torch.zeros((), dtype=dtype, device=device)))
+                self.parts.append(
+                    (
+                        rows,
+                        p.T_WC[None].to(device, dtype),
+                        p.information.to(device, dtype),
+                        torch.zeros(6, dtype=dtype, device=device),
+                        torch.zeros((), dtype=dtype, device=device),
+                    )
+                )
             else:
-                self.parts.append((row_of[p.keyframes.to(device)], p.T_WC.to(device, dtype), p.information.to(device, dtype),
-                                   p.vector.to(device, dtype), torch.tensor(p.constant, dtype=dtype, device=device)))
+                self.parts.append(
+                    (
+                        row_of[p.keyframes.to(device)],
+                        p.T_WC.to(device, dtype),
+                        p.information.to(device, dtype),
+                        p.vector.to(device, dtype),
+                        torch.tensor(p.constant, dtype=dtype, device=device),
+                    )
+                )
 
     def double(self) -> PosePriors:
         """The same priors in float64."""

@@ -48,40 +48,60 @@ class Problem:
         """The same problem in float64."""
         if self.observed.dtype == torch.float64:
             return self
-        wide = {f.name: getattr(self, f.name).double() for f in fields(self)
-                if isinstance(getattr(self, f.name), Tensor) and getattr(self, f.name).is_floating_point()}
+        wide = {
+            f.name: getattr(self, f.name).double()
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor) and getattr(self, f.name).is_floating_point()
+        }
         return replace(self, **wide, pose_priors=self.pose_priors.double())
 
 
 def check(window: WindowSnapshot) -> None:
     """Raises BundleError when arrays disagree in shape, point outside the window, or poses are not finite."""
     M, P, count = len(window.T_WC), len(window.points_W), len(window.kf_idx)
-    shapes = {"T_WC": (M, 7), "points_W": (P, 3), "kf_idx": (count,), "pt_idx": (count,), "obs": (count, 3), "kind": (count,),
-              "sigma": (count, 3), "fixed": (M,)}
+    shapes = {
+        "T_WC": (M, 7),
+        "points_W": (P, 3),
+        "kf_idx": (count,),
+        "pt_idx": (count,),
+        "obs": (count, 3),
+        "kind": (count,),
+        "sigma": (count, 3),
+        "fixed": (M,),
+    }
     for name, shape in shapes.items():
         found = tuple(getattr(window, name).shape)
         if found != shape:
-            raise BundleError(f"window.{name} has shape {found}, expected {shape} (M={M} poses, P={P} landmarks, "
-                              f"O={count} observations)")
+            raise BundleError(
+                f"window.{name} has shape {found}, expected {shape} (M={M} poses, P={P} landmarks, "
+                f"O={count} observations)"
+            )
     if M == 0:
         raise BundleError("the window holds no keyframe; add at least one before solving")
     for name, size in (("kf_idx", M), ("pt_idx", P)):
         index = getattr(window, name)
         if count and (int(index.min()) < 0 or int(index.max()) >= size):
-            raise BundleError(f"window.{name} spans {int(index.min())}..{int(index.max())}, expected 0..{size - 1}: an "
-                              "observation points outside the window")
+            raise BundleError(
+                f"window.{name} spans {int(index.min())}..{int(index.max())}, expected 0..{size - 1}: an "
+                "observation points outside the window"
+            )
     if not bool(window.T_WC.isfinite().all()):
-        raise BundleError(f"poses {(~window.T_WC.isfinite().all(1)).nonzero().flatten().tolist()} of the window are not finite; "
-                          "bundle adjustment refines a start, give each keyframe one")
+        raise BundleError(
+            f"poses {(~window.T_WC.isfinite().all(1)).nonzero().flatten().tolist()} of the window are not finite; "
+            "bundle adjustment refines a start, give each keyframe one"
+        )
     norm = window.T_WC[:, 3:].norm(dim=1)
     if bool(((norm - 1).abs() > 1e-3).any()):
-        raise BundleError(f"quaternions of the window have norms {norm.min():.4g} to {norm.max():.4g}, expected 1; normalise "
-                          "them")
+        raise BundleError(
+            f"quaternions of the window have norms {norm.min():.4g} to {norm.max():.4g}, expected 1; normalise them"
+        )
     if bool((window.kind == ObservationKind.STEREO).any()) and window.camera.baseline_m is None:
         raise BundleError("the window holds stereo observations but its camera has no baseline_m; set it in metres")
     if not all(isinstance(p, (PosePrior, PointPrior, MarginalPrior)) for p in window.priors):
-        raise BundleError(f"window.priors holds {[type(p).__name__ for p in window.priors]}, expected PosePrior, PointPrior or "
-                          "MarginalPrior")
+        raise BundleError(
+            f"window.priors holds {[type(p).__name__ for p in window.priors]}, expected PosePrior, PointPrior or "
+            "MarginalPrior"
+        )
 
 
 def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
@@ -148,10 +168,30 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     if gauge_vector is not None:
         gauge = gauge_vector[order][num_fixed:].flatten()
         gauge = (gauge / gauge.norm()).to(dtype)
-    return Problem(order, num_fixed, point, cell, observed.contiguous(), weights.contiguous(), alpha, beta, slot, used, P,
-                   PosePriors(priors, row_of, dtype), [p for p in window.priors if isinstance(p, PointPrior)],
-                   R[order].to(dtype), t[order].to(dtype), X.T.contiguous().to(dtype),
-                   (centre_sum / views[:, None]).T.contiguous().to(dtype), gauge, set_aside, degenerate, mono, rounding)
+    return Problem(
+        order,
+        num_fixed,
+        point,
+        cell,
+        observed.contiguous(),
+        weights.contiguous(),
+        alpha,
+        beta,
+        slot,
+        used,
+        P,
+        PosePriors(priors, row_of, dtype),
+        [p for p in window.priors if isinstance(p, PointPrior)],
+        R[order].to(dtype),
+        t[order].to(dtype),
+        X.T.contiguous().to(dtype),
+        (centre_sum / views[:, None]).T.contiguous().to(dtype),
+        gauge,
+        set_aside,
+        degenerate,
+        mono,
+        rounding,
+    )
 
 
 def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Tensor, str]:
@@ -172,7 +212,9 @@ def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Te
     supported = front & ((score >= 2) | held)[pt]
     counts = torch.stack([(~finite).sum(), (finite & ~front).sum(), (front & ~supported).sum()]).tolist()
     reasons = ("not finite or sigma not above zero", "behind the camera", "the only ray to their landmark")
-    return supported, "; ".join(f"{n} observations set aside: {why}" for n, why in zip(counts, reasons, strict=True) if n)
+    return supported, "; ".join(
+        f"{n} observations set aside: {why}" for n, why in zip(counts, reasons, strict=True) if n
+    )
 
 
 def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tensor, Tensor | None, bool, str]:
@@ -196,7 +238,9 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
     for p in marginals:
         anchored[p.keyframes] = True
     if known_points:
-        known = torch.zeros(len(X), dtype=torch.bool, device=kf.device).index_fill(0, torch.cat(known_points).to(kf.device), True)
+        known = torch.zeros(len(X), dtype=torch.bool, device=kf.device).index_fill(
+            0, torch.cat(known_points).to(kf.device), True
+        )
         anchored[kf[known[pt]]] = True
     if not bool(anchored.any()):
         fixed[0] = anchored[0] = True
@@ -217,7 +261,12 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
         return fixed, None, mono, ""
     far = int(distance.argmax())
     if not bool(distance[far] > least):
-        return fixed, None, mono, "no baseline: all keyframes start at the same place, so mono observations tell no depth"
+        return (
+            fixed,
+            None,
+            mono,
+            "no baseline: all keyframes start at the same place, so mono observations tell no depth",
+        )
     direction = (t[far] - t[first]) / distance[far]
     vector = t.new_zeros(M, 6)
     vector[far, :3] = direction

@@ -95,8 +95,12 @@ def minimise(problem: Problem, config: BundleConfig) -> _Run:
             t = torch.cat([t[: problem.num_fixed], t[free] + moves[:, :3]])
         trial = evaluate(problem, R, t, move_landmarks(state.X, problem.centre, point_step), kernel, width)
         # What the linear model promises: half of step times (gradient + damping * step).
-        promised = 0.5 * (pose_step @ rhs + (point_step * lin.landmark_rhs).sum()
-                          + (pose_step**2) @ reduced.pose_damping + (point_step**2 * reduced.landmark_damping).sum())
+        promised = 0.5 * (
+            pose_step @ rhs
+            + (point_step * lin.landmark_rhs).sum()
+            + (pose_step**2) @ reduced.pose_damping
+            + (point_step**2 * reduced.landmark_damping).sum()
+        )
         flips = (trial.depth <= MIN_DEPTH) & (problem.inv_sigma[0] > 0)
         numbers = torch.stack([state.cost, trial.cost, promised, flips.sum().to(promised.dtype)])
         cost, trial_cost, gain, num_flips = numbers.tolist()  # the one synchronisation
@@ -127,15 +131,17 @@ def minimise(problem: Problem, config: BundleConfig) -> _Run:
             lin, bend = None, 0.0
         if damping > _DAMPING_HIGH:
             return _Run(state, cost_before, iteration, False, "no step lowers the cost any more", work)
-    return _Run(state, cost_before, config.max_iterations, False, f"{config.max_iterations} iterations were not enough", work)
+    return _Run(
+        state, cost_before, config.max_iterations, False, f"{config.max_iterations} iterations were not enough", work
+    )
 
 
 def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: BundleConfig) -> BAResult:
     state = run.state
     T_WC, points_W = window.T_WC.double().clone(), state.X.T[: len(window.points_W)].double().contiguous()
-    rows = problem.order[problem.num_fixed:]
+    rows = problem.order[problem.num_fixed :]
     if len(rows):
-        matrices = torch.cat([state.R, state.t[..., None]], 2)[problem.num_fixed:].double()
+        matrices = torch.cat([state.R, state.t[..., None]], 2)[problem.num_fixed :].double()
         moved = geometry.from_matrix(matrices)
         sign = torch.where((moved[:, 3:] * T_WC[rows, 3:]).sum(1, keepdim=True) < 0, -1.0, 1.0)
         T_WC[rows] = torch.cat([moved[:, :3], moved[:, 3:] * sign], 1)
@@ -150,8 +156,19 @@ def _conclude(window: WindowSnapshot, problem: Problem, run: _Run, config: Bundl
     else:
         status, why = (BAStatus.CONVERGED if run.converged else BAStatus.MAX_ITER), run.reason
     reason = "; ".join(part for part in (why, problem.set_aside) if part)
-    return BAResult(T_WC, points_W, residual, weight, run.cost_before, float(state.cost), run.iterations, status, reason,
-                    covariance, inflation)
+    return BAResult(
+        T_WC,
+        points_W,
+        residual,
+        weight,
+        run.cost_before,
+        float(state.cost),
+        run.iterations,
+        status,
+        reason,
+        covariance,
+        inflation,
+    )
 
 
 def _unsolved(window: WindowSnapshot, problem: Problem, config: BundleConfig, why: str) -> BAResult:
@@ -162,8 +179,9 @@ def _unsolved(window: WindowSnapshot, problem: Problem, config: BundleConfig, wh
     return BAResult(T_WC, points_W, residual, weight, cost, cost, 0, BAStatus.DEGENERATE, reason, None)
 
 
-def _residuals(window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W: Tensor,
-               config: BundleConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _residuals(
+    window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W: Tensor, config: BundleConfig
+) -> tuple[Tensor, Tensor, Tensor]:
     """residual_px (O, 2), s (O,), weight (O,) by the one residual that learning shares."""
     residual = window.obs.double() - reproject(window.camera, T_WC, points_W, window.kf_idx, window.pt_idx, window.kind)
     whitened = whiten(residual, window.sigma.double(), window.kind)
@@ -173,8 +191,9 @@ def _residuals(window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W:
     return residual[:, :2], s, weight
 
 
-def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: Tensor, weight: Tensor,
-                       config: BundleConfig) -> tuple[Tensor | None, str, float]:
+def _covariance_newest(
+    window: WindowSnapshot, problem: Problem, run: _Run, s: Tensor, weight: Tensor, config: BundleConfig
+) -> tuple[Tensor | None, str, float]:
     """(6, 6) of the last pose's perturbation T_WC * Exp([rho, phi]), why it does not exist, and its inflation.
 
     Inverse of the undamped Schur complement, times the spread of the residuals as measured and not as assumed, inflated for
@@ -188,7 +207,9 @@ def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: T
     if state.X.dtype != torch.float64:
         # Landmarks of little parallax have no inverse in float32.
         problem = problem.double()
-        state = evaluate(problem, state.R.double(), state.t.double(), state.X.double(), config.kernel, config.kernel_width)
+        state = evaluate(
+            problem, state.R.double(), state.t.double(), state.X.double(), config.kernel, config.kernel_width
+        )
         work = Workspace(problem)
     lin = linearise(problem, state, config.kernel, config.kernel_width, work)
     reduced = eliminate(lin, work, 0.0)
@@ -208,16 +229,26 @@ def _covariance_newest(window: WindowSnapshot, problem: Problem, run: _Run, s: T
         loose = inverse.diagonal().view(F, 6)[:, :3].sum(1).clamp_min(0).sqrt().median() * spread.sqrt()
         baseline = (state.t - state.t[0]).norm(dim=1).max()
         if not bool(loose < config.max_baseline_error * baseline):
-            return None, (f"no parallax: positions are known to {float(loose / baseline):.2f} of the longest baseline (median), "
-                          f"{config.max_baseline_error:g} is the limit"), 1.0
-    block = inverse[6 * newest: 6 * newest + 6, 6 * newest: 6 * newest + 6]
+            return (
+                None,
+                (
+                    f"no parallax: positions are known to {float(loose / baseline):.2f} of the longest baseline (median), "
+                    f"{config.max_baseline_error:g} is the limit"
+                ),
+                1.0,
+            )
+    block = inverse[6 * newest : 6 * newest + 6, 6 * newest : 6 * newest + 6]
     Rt = state.R[newest + problem.num_fixed].T
     to_body = torch.block_diag(Rt, Rt)
-    factor = config.shared_error * _correlation(window, problem, state, inverse[6 * newest: 6 * newest + 6], block * spread, config)
+    factor = config.shared_error * _correlation(
+        window, problem, state, inverse[6 * newest : 6 * newest + 6], block * spread, config
+    )
     return to_body @ block @ to_body.T * (spread * factor), "", float(factor)
 
 
-def _correlation(window: WindowSnapshot, problem: Problem, state: State, rows: Tensor, assumed: Tensor, config: BundleConfig) -> Tensor:
+def _correlation(
+    window: WindowSnapshot, problem: Problem, state: State, rows: Tensor, assumed: Tensor, config: BundleConfig
+) -> Tensor:
     """`design_effect` () on the pose whose `rows` (6, 6F) of the inverse these are and whose covariance (6, 6) is `assumed`."""
     fixed, M = problem.num_fixed, len(problem.R)
     scores = pose_scores(problem, state, config.kernel, config.kernel_width)[fixed:]
@@ -228,7 +259,9 @@ def _correlation(window: WindowSnapshot, problem: Problem, state: State, rows: T
     return design_effect(influence, parts, assumed)
 
 
-def _spread(window: WindowSnapshot, problem: Problem, F: int, s: Tensor, weight: Tensor, config: BundleConfig) -> Tensor:
+def _spread(
+    window: WindowSnapshot, problem: Problem, F: int, s: Tensor, weight: Tensor, config: BundleConfig
+) -> Tensor:
     """`measure_spread` over the used observations, with the number of free poses and landmarks."""
     used = problem.used & s.isfinite()
     landmarks = torch.zeros(problem.num_points, dtype=torch.bool, device=s.device)
@@ -238,8 +271,9 @@ def _spread(window: WindowSnapshot, problem: Problem, F: int, s: Tensor, weight:
     return measure_spread(s[used], weight[used], size, parameters, config)
 
 
-def _find_degeneracy(window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W: Tensor, s: Tensor,
-                     config: BundleConfig) -> str:
+def _find_degeneracy(
+    window: WindowSnapshot, problem: Problem, T_WC: Tensor, points_W: Tensor, s: Tensor, config: BundleConfig
+) -> str:
     """Why a finished solve must not be believed; empty if it may."""
     if not bool(T_WC.isfinite().all()):
         return "the poses are not finite"

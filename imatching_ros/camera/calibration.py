@@ -26,7 +26,9 @@ _MODELS = {
 }
 
 
-def make_camera(width: int, height: int, K: Any, model: str, distortion: Any, baseline_m: float | None = None) -> Camera:
+def make_camera(
+    width: int, height: int, K: Any, model: str, distortion: Any, baseline_m: float | None = None
+) -> Camera:
     """A camera from a 3x3 (or 9 numbers) K and a distortion as ROS, Kalibr, EuRoC and camera.json spell it.
 
     Raises:
@@ -58,7 +60,15 @@ def make_camera(width: int, height: int, K: Any, model: str, distortion: Any, ba
     elif known == "equidistant" and len(coefficients) > 4 and not any(coefficients[4:]):
         coefficients = coefficients[:4]
     return Camera(
-        int(width), int(height), float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]), known, coefficients, baseline_m
+        int(width),
+        int(height),
+        float(K[0, 0]),
+        float(K[1, 1]),
+        float(K[0, 2]),
+        float(K[1, 2]),
+        known,
+        coefficients,
+        baseline_m,
     )
 
 
@@ -96,7 +106,11 @@ def _crop_and_bin(camera: Camera, info: Any) -> Camera:
     roi = getattr(info, "roi", None)
     if roi is not None and roi.width and roi.height:
         camera = replace(
-            camera, width=int(roi.width), height=int(roi.height), cx=camera.cx - roi.x_offset, cy=camera.cy - roi.y_offset
+            camera,
+            width=int(roi.width),
+            height=int(roi.height),
+            cx=camera.cx - roi.x_offset,
+            cy=camera.cy - roi.y_offset,
         )
     bx, by = max(int(getattr(info, "binning_x", 0)), 1), max(int(getattr(info, "binning_y", 0)), 1)
     if bx > 1 or by > 1:
@@ -171,7 +185,9 @@ def _parse(data: Any) -> Camera | None:
 def parse_json_camera(entry: dict) -> Camera:
     """One entry of camera.json's `cameras`."""
     K = [entry["fx"], 0, entry["cx"], 0, entry["fy"], entry["cy"], 0, 0, 1]
-    return make_camera(entry["width"], entry["height"], K, entry.get("distortion_model", "none"), entry.get("distortion", ()))
+    return make_camera(
+        entry["width"], entry["height"], K, entry.get("distortion_model", "none"), entry.get("distortion", ())
+    )
 
 
 def check_size(camera: Camera, height: int, width: int, what: str) -> None:

@@ -96,7 +96,9 @@ def decode_image(message: Any) -> Tensor:
     try:
         return to_image(image if conversion is None else cv2.cvtColor(image, conversion))
     except cv2.error as error:  # as for an odd width in yuv422
-        raise SourceError(f"an image of {message.width} x {message.height} {encoding} cannot be converted: {error.err}") from error
+        raise SourceError(
+            f"an image of {message.width} x {message.height} {encoding} cannot be converted: {error.err}"
+        ) from error
 
 
 def decode_depth(message: Any) -> Tensor:
@@ -141,7 +143,11 @@ def _raw(message: Any, dtype: type, channels: int) -> np.ndarray:
             f"expected rows of at least {row} and {height * step} in all"
         )
     rows = np.lib.stride_tricks.as_strided(data, (height, row), (step, 1))
-    image = np.ascontiguousarray(rows).view(kind.newbyteorder(">" if message.is_bigendian else "<")).astype(kind, copy=False)
+    image = (
+        np.ascontiguousarray(rows)
+        .view(kind.newbyteorder(">" if message.is_bigendian else "<"))
+        .astype(kind, copy=False)
+    )
     return image.reshape((height, width) if channels == 1 else (height, width, channels))
 
 

@@ -152,7 +152,6 @@ class Camera:
         ex, ey = error.unbind(-1)
         return torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
 
-
     @torch.no_grad()
     def _jacobian(self, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of `_distort`, by central differences: its rows (a, b) and (c, d), and the determinant."""

@@ -41,7 +41,9 @@ class Rectification:
         if fisheye:
             R1, R2, P1, P2, _ = cv2.fisheye.stereoRectify(K[0], D[0], K[1], D[1], size, R, t, cv2.CALIB_ZERO_DISPARITY)
         else:
-            R1, R2, P1, P2, *_ = cv2.stereoRectify(K[0], D[0], K[1], D[1], size, R, t, flags=cv2.CALIB_ZERO_DISPARITY, alpha=0)
+            R1, R2, P1, P2, *_ = cv2.stereoRectify(
+                K[0], D[0], K[1], D[1], size, R, t, flags=cv2.CALIB_ZERO_DISPARITY, alpha=0
+            )
         baseline = -P2[0, 3] / P2[0, 0]
         if not baseline > 1e-6:
             raise CameraError(

@@ -13,127 +13,281 @@ import yaml
 from .errors import ConfigError
 
 
-def setting(default: Any, doc: str, *, unit: str = "", low: float | None = None, high: float | None = None,
-            choices: tuple[str, ...] = (), live: bool = False) -> Any:
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    live: bool = False,
+) -> Any:
     """A dataclass field with what a person must know of it. `live`: may be changed while the node runs."""
-    return field(default=default, metadata={"doc": doc, "unit": unit, "low": low, "high": high, "choices": choices, "live": live})
+    return field(
+        default=default, metadata={"doc": doc, "unit": unit, "low": low, "high": high, "choices": choices, "live": live}
+    )
 
 
 @dataclass(frozen=True)
 class MatcherConfig:
-    name: str = setting("expectation", "matcher: expectation, regression, klt, sift, xfeat, loftr, or the name of an entry point")
-    weights: str = setting("default", "'default' for the shipped weights, or a .safetensors file; xfeat and loftr: the authors' file")
+    name: str = setting(
+        "expectation", "matcher: expectation, regression, klt, sift, xfeat, loftr, or the name of an entry point"
+    )
+    weights: str = setting(
+        "default", "'default' for the shipped weights, or a .safetensors file; xfeat and loftr: the authors' file"
+    )
     device: str = setting("cpu", "where the network runs", choices=("cpu", "cuda"))
-    precision: str = setting("auto", "number type of the network: bfloat16 is twice as fast on processors that have it, and slow on others; "
-                                     "auto: bfloat16 where the CPU has it, else float32", choices=("auto", "float32", "bfloat16"))
+    precision: str = setting(
+        "auto",
+        "number type of the network: bfloat16 is twice as fast on processors that have it, and slow on others; "
+        "auto: bfloat16 where the CPU has it, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
     threads: int = setting(1, "torch threads of the odometry; more than 1 stalls on a busy CPU", low=1, high=64)
 
 
 @dataclass(frozen=True)
 class BundleConfig:
-    kernel: str = setting("huber", "robust kernel of the reprojection residual", choices=("huber", "cauchy", "geman_mcclure", "none"))
+    kernel: str = setting(
+        "huber", "robust kernel of the reprojection residual", choices=("huber", "cauchy", "geman_mcclure", "none")
+    )
     kernel_width: float = setting(2.0, "where the kernel starts to bend", unit="sigma", low=0.1, high=100.0)
     max_iterations: int = setting(20, "accepted and rejected Levenberg-Marquardt steps", low=1, high=1000, live=True)
-    cost_tolerance: float = setting(1e-4, "relative decrease of the cost below which BA has converged", low=0.0, high=1.0, live=True)
+    cost_tolerance: float = setting(
+        1e-4, "relative decrease of the cost below which BA has converged", low=0.0, high=1.0, live=True
+    )
     precision: str = setting("float64", "number type of the solver", choices=("float32", "float64"))
-    inlier_gate: float = setting(3.0, "whitened residual up to which an observation counts as an inlier of a refined pose", unit="sigma",
-                                 low=0.1, high=100.0, live=True)
-    shared_error: float = setting(5.0, "factor on the covariance of poses for what all matches of an image err alike, which no residual "
-                                       "shows; measured on rendered scenes", low=1.0, high=1000.0, live=True)
-    min_parallax_deg: float = setting(0.3, "median parallax of a mono window below which it is degenerate",
-                                      unit="deg", low=0.0, high=90.0, live=True)
-    max_baseline_error: float = setting(0.1, "median standard deviation of a mono window's positions, relative to its longest baseline, "
-                                             "above which it is degenerate", low=0.0, high=1000.0, live=True)
-    min_support: float = setting(0.3, "part of the observations within twice the kernel width below which a window is degenerate",
-                                 low=0.0, high=1.0, live=True)
+    inlier_gate: float = setting(
+        3.0,
+        "whitened residual up to which an observation counts as an inlier of a refined pose",
+        unit="sigma",
+        low=0.1,
+        high=100.0,
+        live=True,
+    )
+    shared_error: float = setting(
+        5.0,
+        "factor on the covariance of poses for what all matches of an image err alike, which no residual "
+        "shows; measured on rendered scenes",
+        low=1.0,
+        high=1000.0,
+        live=True,
+    )
+    min_parallax_deg: float = setting(
+        0.3, "median parallax of a mono window below which it is degenerate", unit="deg", low=0.0, high=90.0, live=True
+    )
+    max_baseline_error: float = setting(
+        0.1,
+        "median standard deviation of a mono window's positions, relative to its longest baseline, "
+        "above which it is degenerate",
+        low=0.0,
+        high=1000.0,
+        live=True,
+    )
+    min_support: float = setting(
+        0.3,
+        "part of the observations within twice the kernel width below which a window is degenerate",
+        low=0.0,
+        high=1.0,
+        live=True,
+    )
 
 
 @dataclass(frozen=True)
 class OdometryConfig:
-    mode: str = setting("auto", "mono, stereo, rgbd, or auto: what the first frame carries", choices=("auto", "mono", "stereo", "rgbd"))
+    mode: str = setting(
+        "auto", "mono, stereo, rgbd, or auto: what the first frame carries", choices=("auto", "mono", "stereo", "rgbd")
+    )
     window_keyframes: int = setting(8, "keyframes in bundle adjustment", low=3, high=30, live=True)
-    stored_keyframes: int = setting(20, "older keyframes kept to recognise a place when lost", low=0, high=200, live=True)
-    landmarks_per_frame: int = setting(400, "landmarks searched in a frame, and corners kept in a keyframe", low=50, high=5000, live=True)
+    stored_keyframes: int = setting(
+        20, "older keyframes kept to recognise a place when lost", low=0, high=200, live=True
+    )
+    landmarks_per_frame: int = setting(
+        400, "landmarks searched in a frame, and corners kept in a keyframe", low=50, high=5000, live=True
+    )
     corner_quality: float = setting(0.005, "weakest corner, relative to the strongest", low=1e-5, high=1.0, live=True)
-    corner_distance: float = setting(0.016, "least distance between two landmarks", unit="image widths", low=0.001, high=0.2, live=True)
-    corner_sigma_px: float = setting(0.5, "standard deviation of a corner where it was detected",
-                                     unit="px", low=0.01, high=10.0, live=True)
+    corner_distance: float = setting(
+        0.016, "least distance between two landmarks", unit="image widths", low=0.001, high=0.2, live=True
+    )
+    corner_sigma_px: float = setting(
+        0.5, "standard deviation of a corner where it was detected", unit="px", low=0.01, high=10.0, live=True
+    )
     min_score: float = setting(0.3, "matches below this score are not used", low=0.0, high=1.0, live=True)
-    search_radius: float = setting(0.05, "search around the predicted place", unit="image widths", low=0.005, high=1.0, live=True)
-    new_search_radius: float = setting(0.12, "search for a point whose depth is not known yet",
-                                       unit="image widths", low=0.005, high=2.0, live=True)
+    search_radius: float = setting(
+        0.05, "search around the predicted place", unit="image widths", low=0.005, high=1.0, live=True
+    )
+    new_search_radius: float = setting(
+        0.12, "search for a point whose depth is not known yet", unit="image widths", low=0.005, high=2.0, live=True
+    )
     inlier_px: float = setting(3.0, "reprojection error of an inlier", unit="px", low=0.5, high=20.0, live=True)
-    min_inliers: int = setting(15, "a pose needs so many inliers among the frame's own matches", low=6, high=1000, live=True)
+    min_inliers: int = setting(
+        15, "a pose needs so many inliers among the frame's own matches", low=6, high=1000, live=True
+    )
     min_inlier_share: float = setting(0.15, "and so large a share of the frame's matches", low=0.0, high=1.0, live=True)
     degraded_inliers: int = setting(30, "TRACKING becomes DEGRADED below so many inliers", low=6, high=1000, live=True)
-    min_parallax_px: float = setting(3.0, "a landmark is triangulated from so much parallax where its surroundings say nothing of its depth", unit="px", low=0.5, high=100.0, live=True)
-    start_parallax: float = setting(0.015, "median parallax at which mono starts", unit="image widths", low=0.001, high=0.5, live=True)
-    start_precision: float = setting(0.02, "mono starts when the first motion is known to this share of itself; twice that after a wait",
-                                     low=0.001, high=1.0, live=True)
+    min_parallax_px: float = setting(
+        3.0,
+        "a landmark is triangulated from so much parallax where its surroundings say nothing of its depth",
+        unit="px",
+        low=0.5,
+        high=100.0,
+        live=True,
+    )
+    start_parallax: float = setting(
+        0.015, "median parallax at which mono starts", unit="image widths", low=0.001, high=0.5, live=True
+    )
+    start_precision: float = setting(
+        0.02,
+        "mono starts when the first motion is known to this share of itself; twice that after a wait",
+        low=0.001,
+        high=1.0,
+        live=True,
+    )
     start_landmarks: int = setting(50, "landmarks that a start needs", low=8, high=1000, live=True)
-    keyframe_share: float = setting(0.9, "new keyframe when a frame finds a smaller share of its landmarks than the best frame before",
-                                    low=0.1, high=1.0, live=True)
-    keyframe_parallax: float = setting(0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0, live=True)
-    keyframe_interval_s: float = setting(1.0, "new keyframe after this time, if the camera has moved",
-                                         unit="s", low=0.05, high=60.0, live=True)
-    restart_frames: int = setting(3, "lost for so many usable frames, a new map is started", low=1, high=1000, live=True)
+    keyframe_share: float = setting(
+        0.9,
+        "new keyframe when a frame finds a smaller share of its landmarks than the best frame before",
+        low=0.1,
+        high=1.0,
+        live=True,
+    )
+    keyframe_parallax: float = setting(
+        0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0, live=True
+    )
+    keyframe_interval_s: float = setting(
+        1.0, "new keyframe after this time, if the camera has moved", unit="s", low=0.05, high=60.0, live=True
+    )
+    restart_frames: int = setting(
+        3, "lost for so many usable frames, a new map is started", low=1, high=1000, live=True
+    )
     depth_min_m: float = setting(0.2, "nearer depths are not used", unit="m", low=0.0, high=100.0, live=True)
     depth_max_m: float = setting(20.0, "farther depths are not used", unit="m", low=0.1, high=1000.0, live=True)
-    depth_sigma: float = setting(0.003, "standard deviation of inverse depth from an RGB-D camera",
-                                 unit="1/m", low=1e-6, high=1.0, live=True)
-    max_disparity: float = setting(0.15, "largest disparity searched in a stereo pair",
-                                   unit="image widths", low=0.01, high=0.5, live=True)
-    stereo_far: float = setting(35.0, "stereo depth is used up to this distance", unit="baselines", low=1.0, high=1e6, live=True)
-    first_baseline_m: float = setting(0.0, "mono: known distance between the first and the last image of the start; 0 = scale unknown", unit="m", low=0.0, high=1000.0)
+    depth_sigma: float = setting(
+        0.003, "standard deviation of inverse depth from an RGB-D camera", unit="1/m", low=1e-6, high=1.0, live=True
+    )
+    max_disparity: float = setting(
+        0.15, "largest disparity searched in a stereo pair", unit="image widths", low=0.01, high=0.5, live=True
+    )
+    stereo_far: float = setting(
+        35.0, "stereo depth is used up to this distance", unit="baselines", low=1.0, high=1e6, live=True
+    )
+    first_baseline_m: float = setting(
+        0.0,
+        "mono: known distance between the first and the last image of the start; 0 = scale unknown",
+        unit="m",
+        low=0.0,
+        high=1000.0,
+    )
 
 
 @dataclass(frozen=True)
 class ExternalOdometryConfig:
     """External odometry: wheels, an inertial filter, a file."""
 
-    use: str = setting("off", "what external odometry (wheels, inertial) is used for: to predict the motion between images, to give "
-                              "one camera its scale, or both", choices=("off", "prediction", "scale", "both"))
-    min_translation_m: float = setting(0.1, "two keyframes tell something of the scale when odometry moved so far between them", unit="m",
-                                       low=1e-3, high=1000.0, live=True)
-    max_gap_s: float = setting(0.25, "longest hole between two of its poses that is interpolated, and longest time by which the newest is "
-                                     "extrapolated", unit="s", low=1e-3, high=10.0, live=True)
+    use: str = setting(
+        "off",
+        "what external odometry (wheels, inertial) is used for: to predict the motion between images, to give "
+        "one camera its scale, or both",
+        choices=("off", "prediction", "scale", "both"),
+    )
+    min_translation_m: float = setting(
+        0.1,
+        "two keyframes tell something of the scale when odometry moved so far between them",
+        unit="m",
+        low=1e-3,
+        high=1000.0,
+        live=True,
+    )
+    max_gap_s: float = setting(
+        0.25,
+        "longest hole between two of its poses that is interpolated, and longest time by which the newest is "
+        "extrapolated",
+        unit="s",
+        low=1e-3,
+        high=10.0,
+        live=True,
+    )
 
 
 @dataclass(frozen=True)
 class LearningConfig:
-    mode: str = setting("thread", "off, sync (in line, deterministic) or thread (in the background)", choices=("off", "sync", "thread"))
+    mode: str = setting(
+        "thread", "off, sync (in line, deterministic) or thread (in the background)", choices=("off", "sync", "thread")
+    )
     guard: bool = setting(True, "try candidates before use; false promotes every candidate, for experiments only")
-    budget: float = setting(0.5, "largest share of time that the background thread works", low=0.01, high=1.0, live=True)
+    budget: float = setting(
+        0.5, "largest share of time that the background thread works", low=0.01, high=1.0, live=True
+    )
     queue: int = setting(4, "windows waiting for the background thread; the oldest is dropped", low=1, high=100)
     learning_rate: float = setting(3e-4, "step size of Adam", low=1e-7, high=1e-1, live=True)
     clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3, live=True)
-    anchor: float = setting(0.02, "part of the way back to the shipped weights taken with each step, times the learning rate / 1e-3",
-                            low=0.0, high=1.0, live=True)
-    averaging: float = setting(0.95, "what is tried and used is the running mean of the weights over the steps, with this decay a step", low=0.0,
-                               high=0.9999, live=True)
-    residual_weight: float = setting(1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0, live=True)
-    auxiliary_weight: float = setting(0.1, "weight of the cross-entropy of the matching distributions at the reprojected landmark "
-                                      "(an approximation: it pulls the wrong cells that the residual cannot see)", low=0.0, high=100.0, live=True)
-    keyframes_per_step: int = setting(4, "keyframes of a window between which matches carry the gradient of a step",
-                                      low=2, high=30, live=True)
+    anchor: float = setting(
+        0.02,
+        "part of the way back to the shipped weights taken with each step, times the learning rate / 1e-3",
+        low=0.0,
+        high=1.0,
+        live=True,
+    )
+    averaging: float = setting(
+        0.95,
+        "what is tried and used is the running mean of the weights over the steps, with this decay a step",
+        low=0.0,
+        high=0.9999,
+        live=True,
+    )
+    residual_weight: float = setting(
+        1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0, live=True
+    )
+    auxiliary_weight: float = setting(
+        0.1,
+        "weight of the cross-entropy of the matching distributions at the reprojected landmark "
+        "(an approximation: it pulls the wrong cells that the residual cannot see)",
+        low=0.0,
+        high=100.0,
+        live=True,
+    )
+    keyframes_per_step: int = setting(
+        4, "keyframes of a window between which matches carry the gradient of a step", low=2, high=30, live=True
+    )
     replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000)
     replay_share: float = setting(0.5, "share of steps on replayed windows", low=0.0, high=1.0, live=True)
     candidate_steps: int = setting(32, "steps of a candidate before it is tried", low=1, high=100000, live=True)
     trial_windows: int = setting(6, "fewest windows of a trial", low=3, high=100)
     trial_windows_max: int = setting(10, "a trial without a verdict ends after so many windows", low=3, high=1000)
-    probation_windows: int = setting(6, "windows after a promotion in which the previous weights may come back",
-                                     low=3, high=1000, live=True)
-    confidence: float = setting(0.95, "one-sided confidence of the paired t-test that a candidate must pass", low=0.5, high=0.9999)
-    search_radius: float = setting(0.05, "search around the reprojected landmark", unit="image widths", low=0.005, high=1.0)
-    corner_sigma_px: float = setting(0.5, "standard deviation of a corner where it was detected", unit="px", low=0.01, high=10.0)
+    probation_windows: int = setting(
+        6, "windows after a promotion in which the previous weights may come back", low=3, high=1000, live=True
+    )
+    confidence: float = setting(
+        0.95, "one-sided confidence of the paired t-test that a candidate must pass", low=0.5, high=0.9999
+    )
+    search_radius: float = setting(
+        0.05, "search around the reprojected landmark", unit="image widths", low=0.005, high=1.0
+    )
+    corner_sigma_px: float = setting(
+        0.5, "standard deviation of a corner where it was detected", unit="px", low=0.01, high=10.0
+    )
     min_score: float = setting(0.3, "matches below this score do not enter the window", low=0.0, high=1.0)
-    error_cap_px: float = setting(4.0, "held-out errors count up to this; a missing match counts as this", unit="px", low=0.5, high=100.0)
+    error_cap_px: float = setting(
+        4.0, "held-out errors count up to this; a missing match counts as this", unit="px", low=0.5, high=100.0
+    )
     min_landmarks: int = setting(40, "gate: landmarks seen in three or more keyframes", low=8, high=10000, live=True)
-    min_parallax_deg: float = setting(0.5, "gate: median parallax of the landmarks", unit="deg", low=0.0, high=45.0, live=True)
-    min_baseline: float = setting(0.02, "gate: extent of the keyframes over the median depth (no pure rotation, no standing still)",
-                                  low=0.0, high=10.0, live=True)
-    min_inlier_share: float = setting(0.6, "gate: observations with a robust weight above one half", low=0.0, high=1.0, live=True)
-    max_residual_px: float = setting(2.0, "gate: median reprojection residual", unit="px", low=0.1, high=100.0, live=True)
+    min_parallax_deg: float = setting(
+        0.5, "gate: median parallax of the landmarks", unit="deg", low=0.0, high=45.0, live=True
+    )
+    min_baseline: float = setting(
+        0.02,
+        "gate: extent of the keyframes over the median depth (no pure rotation, no standing still)",
+        low=0.0,
+        high=10.0,
+        live=True,
+    )
+    min_inlier_share: float = setting(
+        0.6, "gate: observations with a robust weight above one half", low=0.0, high=1.0, live=True
+    )
+    max_residual_px: float = setting(
+        2.0, "gate: median reprojection residual", unit="px", low=0.1, high=100.0, live=True
+    )
 
 
 @dataclass(frozen=True)
@@ -149,11 +303,15 @@ class Config:
         for path, value, meta in walk(self):
             check(path, value, meta)
         if self.learning.probation_windows > self.learning.trial_windows:
-            raise ConfigError(f"learning.probation_windows is {self.learning.probation_windows}, expected learning.trial_windows "
-                              f"({self.learning.trial_windows}) or less, so that it ends before the next candidate can be promoted; raise both")
+            raise ConfigError(
+                f"learning.probation_windows is {self.learning.probation_windows}, expected learning.trial_windows "
+                f"({self.learning.trial_windows}) or less, so that it ends before the next candidate can be promoted; raise both"
+            )
         if self.learning.trial_windows_max < self.learning.trial_windows:
-            raise ConfigError(f"learning.trial_windows_max is {self.learning.trial_windows_max}, expected learning.trial_windows "
-                              f"({self.learning.trial_windows}) or more")
+            raise ConfigError(
+                f"learning.trial_windows_max is {self.learning.trial_windows_max}, expected learning.trial_windows "
+                f"({self.learning.trial_windows}) or more"
+            )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Config:
@@ -201,7 +359,9 @@ def refuse_change(before: Config, after: Config) -> None:
     """Raises ConfigError when a setting differs that may not change while running."""
     for (path, old, meta), (_, new, _) in zip(walk(before), walk(after)):
         if old != new and not meta["live"]:
-            raise ConfigError(f"{path} is {old!r} and cannot become {new!r} while running; start again with the new value")
+            raise ConfigError(
+                f"{path} is {old!r} and cannot become {new!r} while running; start again with the new value"
+            )
 
 
 def check(path: str, value: Any, meta: Any) -> None:
@@ -241,7 +401,9 @@ def _build(cls: type, data: dict[str, Any], prefix: str) -> Any:
         section: Any = kind if is_dataclass(kind) else None
         if section is not None:
             if not isinstance(value, dict):
-                raise ConfigError(f"{prefix}{key} is {value!r}, expected a section with the keys {', '.join(f.name for f in fields(section))}")
+                raise ConfigError(
+                    f"{prefix}{key} is {value!r}, expected a section with the keys {', '.join(f.name for f in fields(section))}"
+                )
             value = _build(section, value, f"{prefix}{key}.")
         elif kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)

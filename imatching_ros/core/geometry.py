@@ -61,8 +61,13 @@ def exp_so3(phi: Tensor) -> Tensor:
     half2 = (phi * phi).sum(-1, keepdim=True) / 4
     small = half2 < 1e-8
     half = torch.where(small, 1.0, half2).sqrt()
-    return torch.cat([phi * torch.where(small, 0.5 - half2 / 12, half.sin() / (2 * half)),
-                      torch.where(small, 1 - half2 / 2, half.cos())], -1)
+    return torch.cat(
+        [
+            phi * torch.where(small, 0.5 - half2 / 12, half.sin() / (2 * half)),
+            torch.where(small, 1 - half2 / 2, half.cos()),
+        ],
+        -1,
+    )
 
 
 def log_so3(q: Tensor) -> Tensor:
@@ -113,9 +118,20 @@ def local(T: Tensor, other: Tensor) -> Tensor:
 def rotation_matrix(q: Tensor) -> Tensor:
     """Unit quaternions xyzw (…, 4) -> matrices (…, 3, 3)."""
     x, y, z, w = q.unbind(-1)
-    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-                        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-                        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)], -1).unflatten(-1, (3, 3))
+    return torch.stack(
+        [
+            1 - 2 * (y * y + z * z),
+            2 * (x * y - z * w),
+            2 * (x * z + y * w),
+            2 * (x * y + z * w),
+            1 - 2 * (x * x + z * z),
+            2 * (y * z - x * w),
+            2 * (x * z - y * w),
+            2 * (y * z + x * w),
+            1 - 2 * (x * x + y * y),
+        ],
+        -1,
+    ).unflatten(-1, (3, 3))
 
 
 def to_matrix(T: Tensor) -> Tensor:
@@ -128,11 +144,15 @@ def from_matrix(matrix: Tensor) -> Tensor:
     """Homogeneous or 3x4 matrices (…, 3 or 4, 4) -> poses (…, 7); the rotation is read by its largest quaternion part."""
     m = matrix[..., :3, :3]
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in m.unbind(-2))
-    rows = torch.stack([
-        torch.stack([1 + a - e - i, b + d, c + g, h - f], -1),
-        torch.stack([b + d, 1 - a + e - i, f + h, c - g], -1),
-        torch.stack([c + g, f + h, 1 - a - e + i, d - b], -1),
-        torch.stack([h - f, c - g, d - b, 1 + a + e + i], -1)], -2)  # row r is 4 q[r] * q
+    rows = torch.stack(
+        [
+            torch.stack([1 + a - e - i, b + d, c + g, h - f], -1),
+            torch.stack([b + d, 1 - a + e - i, f + h, c - g], -1),
+            torch.stack([c + g, f + h, 1 - a - e + i, d - b], -1),
+            torch.stack([h - f, c - g, d - b, 1 + a + e + i], -1),
+        ],
+        -2,
+    )  # row r is 4 q[r] * q
     best = rows.diagonal(dim1=-2, dim2=-1).argmax(-1)
     q = rows.gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
     q = q / q.norm(dim=-1, keepdim=True)
@@ -232,8 +252,17 @@ class Triangulation:
 
 
 @torch.no_grad()
-def triangulate(camera: Camera, T_WC: Tensor, kf_idx: Tensor, pt_idx: Tensor, obs: Tensor, num_points: int,
-                kind: Tensor | None = None, sigma: Tensor | None = None, iterations: int = 5) -> Triangulation:
+def triangulate(
+    camera: Camera,
+    T_WC: Tensor,
+    kf_idx: Tensor,
+    pt_idx: Tensor,
+    obs: Tensor,
+    num_points: int,
+    kind: Tensor | None = None,
+    sigma: Tensor | None = None,
+    iterations: int = 5,
+) -> Triangulation:
     """Landmarks from any number of observations each, all at once.
 
     The point nearest to all rays (and to measured depths, where there are), then damped Gauss-Newton steps on the

@@ -30,8 +30,10 @@ def third_number(camera: Camera, kind: Tensor, dtype: torch.dtype) -> tuple[Tens
     stereo, depth = kind == ObservationKind.STEREO, kind == ObservationKind.DEPTH
     if camera.baseline_m is None:
         if bool(stereo.any()):
-            raise CameraError("stereo observations need the camera's baseline_m, which is not given; set it to the distance "
-                              "between the rectified cameras in metres")
+            raise CameraError(
+                "stereo observations need the camera's baseline_m, which is not given; set it to the distance "
+                "between the rectified cameras in metres"
+            )
         return stereo.to(dtype), depth.to(dtype)
     return stereo.to(dtype), depth.to(dtype) - camera.fx * camera.baseline_m * stereo.to(dtype)
 
@@ -55,8 +57,16 @@ def whiten(residual: Tensor, sigma: Tensor, kind: Tensor) -> Tensor:
     return torch.cat([residual[:, :2] / sigma[:, :2], third[:, None]], 1)
 
 
-def squared(camera: Camera, T_WC: Tensor, points_W: Tensor, kf_idx: Tensor, pt_idx: Tensor, obs: Tensor, kind: Tensor,
-            sigma: Tensor) -> Tensor:
+def squared(
+    camera: Camera,
+    T_WC: Tensor,
+    points_W: Tensor,
+    kf_idx: Tensor,
+    pt_idx: Tensor,
+    obs: Tensor,
+    kind: Tensor,
+    sigma: Tensor,
+) -> Tensor:
     """s (O,): squared norm of every whitened residual, differentiable in T_WC, points_W and obs; what the kernels take."""
     r = whiten(obs - reproject(camera, T_WC, points_W, kf_idx, pt_idx, kind), sigma, kind)
     return (r * r).sum(-1)

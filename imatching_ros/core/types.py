@@ -99,7 +99,9 @@ class WindowSnapshot:
     sigma: Tensor  # (O, 3) float64, standard deviation of each number of obs
     fixed: Tensor  # (M,) bool, poses held constant
     priors: tuple = ()  # bundle.PosePrior, bundle.PointPrior, bundle.MarginalPrior
-    expected_depth: bool = False  # its depths are what their surroundings suggest, no measurements: the window is mono (depth_prior)
+    expected_depth: bool = (
+        False  # its depths are what their surroundings suggest, no measurements: the window is mono (depth_prior)
+    )
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,18 @@ class BAResult:
 
     T_WC: Tensor  # (M, 7) float64
     points_W: Tensor  # (P, 3) float64
-    residual_px: Tensor  # (O, 2) float64, observed minus reprojected, ideal px; NaN without a reprojection (behind the camera)
+    residual_px: (
+        Tensor  # (O, 2) float64, observed minus reprojected, ideal px; NaN without a reprojection (behind the camera)
+    )
     weight: Tensor  # (O,) float64, the kernel's weight at the optimum, 0..1; 0 for observations that were set aside
     cost_before: float  # robust cost: sum of rho(|whitened residual|^2) / 2
     cost_after: float
     iterations: int
     status: BAStatus
     reason: str  # why DEGENERATE or MAX_ITER, and what was set aside, if anything
-    covariance_newest: Tensor | None  # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate
+    covariance_newest: (
+        Tensor | None
+    )  # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate
     inflation: float = 1.0  # by which covariance_newest exceeds that of independent observations
 
 
@@ -166,7 +172,9 @@ class OdometryOutput:
     weights_version: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
     scale: str = ""  # what gives the unit of length; `unknown`, and why, where nothing does
-    covariance_in_map: Tensor | None = None  # (6, 6) as covariance, landmarks taken as exact: what neighbouring poses do not share
+    covariance_in_map: Tensor | None = (
+        None  # (6, 6) as covariance, landmarks taken as exact: what neighbouring poses do not share
+    )
 
 
 def as_grey(image: Tensor) -> Tensor:

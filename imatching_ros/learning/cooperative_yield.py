@@ -7,7 +7,9 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-GIVE_WAY: ContextVar[Callable[[], None]] = ContextVar("give_way", default=lambda: None)  # a new thread starts with the default
+GIVE_WAY: ContextVar[Callable[[], None]] = ContextVar(
+    "give_way", default=lambda: None
+)  # a new thread starts with the default
 
 
 def give_way() -> None:

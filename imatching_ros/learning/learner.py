@@ -63,8 +63,14 @@ class LearningStatus:
 class Learner:
     """Consumes windows one by one; returns an update when odometry should change its weights."""
 
-    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
-                 shipped: dict[str, Tensor] | None = None, newest_version: int = 0) -> None:
+    def __init__(
+        self,
+        matcher: Matcher,
+        config: Config,
+        on_event: Callable[[dict], None],
+        shipped: dict[str, Tensor] | None = None,
+        newest_version: int = 0,
+    ) -> None:
         """`matcher` is the active one; it is copied, never touched. The anchor pulls towards `shipped`, when not given to its weights.
         New weights get versions above `newest_version`, those of earlier runs."""
         self.config, self.settings, self.on_event = config, config.learning, on_event
@@ -76,8 +82,12 @@ class Learner:
         self.replay = ReplayBuffer(self.settings.replay_windows)
         self.version = matcher.weights_version
         self.newest_version = max(self.version, newest_version)
-        self.status = LearningStatus("learning", weights_version=self.version, weights_hash=hash_state(matcher.state_dict()),
-                                     proven_version=self.version)
+        self.status = LearningStatus(
+            "learning",
+            weights_version=self.version,
+            weights_hash=hash_state(matcher.state_dict()),
+            proven_version=self.version,
+        )
         self.rejected: Counter[str] = Counter()
         self.probation: list[tuple[Score, Score]] = []
         self.watched: set[int] = set()  # frame ids of the keyframes of the last window on probation
@@ -142,8 +152,17 @@ class Learner:
             self.steps += 1
             self.status.step += 1
             self.status.loss = result.residual
-            self.on_event({"event": "learning_step", "stamp_ns": sample.stamp_ns, "step": self.status.step, "residual": result.residual,
-                           "auxiliary": result.auxiliary, "observations": result.observations, "gradient_norm": result.gradient_norm})
+            self.on_event(
+                {
+                    "event": "learning_step",
+                    "stamp_ns": sample.stamp_ns,
+                    "step": self.status.step,
+                    "residual": result.residual,
+                    "auxiliary": result.auxiliary,
+                    "observations": result.observations,
+                    "gradient_norm": result.gradient_norm,
+                }
+            )
 
     def _reject(self, reason: str) -> None:
         self.rejected[reason] += 1
@@ -174,9 +193,18 @@ class Learner:
         self.status.probe_before, self.status.probe_after = verdict.before_px, verdict.after_px
         if verdict.outcome == "pending":
             return None
-        self.on_event({"event": "trial", "stamp_ns": sample.stamp_ns, "outcome": verdict.outcome, "reason": verdict.reason,
-                       "before_px": verdict.before_px, "after_px": verdict.after_px, "windows": verdict.windows,
-                       "step": self.status.step})
+        self.on_event(
+            {
+                "event": "trial",
+                "stamp_ns": sample.stamp_ns,
+                "outcome": verdict.outcome,
+                "reason": verdict.reason,
+                "before_px": verdict.before_px,
+                "after_px": verdict.after_px,
+                "windows": verdict.windows,
+                "step": self.status.step,
+            }
+        )
         if verdict.outcome == "better":
             return self._promote(sample, verdict)
         # Undecided candidates learn on; those that lost something start again from the active weights.
@@ -210,15 +238,25 @@ class Learner:
         self.probation.append(scores)
         most = self.settings.probation_windows
         least = min(self.settings.trial_windows, max(most - LOOK_EVERY, 2))
-        verdict = judge([a for a, _ in self.probation], [p for _, p in self.probation],
-                        replace(self.settings, trial_windows=least, trial_windows_max=most))
+        verdict = judge(
+            [a for a, _ in self.probation],
+            [p for _, p in self.probation],
+            replace(self.settings, trial_windows=least, trial_windows_max=most),
+        )
         if verdict.outcome == "better":
             return self._roll_back(sample.stamp_ns, verdict)
         if len(self.probation) >= most:
             self.previous = None
             self.status.proven_version = self.version
-            self.on_event({"event": "probation_passed", "stamp_ns": sample.stamp_ns, "version": self.version,
-                           "hash": self.status.weights_hash, "windows": len(self.probation)})
+            self.on_event(
+                {
+                    "event": "probation_passed",
+                    "stamp_ns": sample.stamp_ns,
+                    "version": self.version,
+                    "hash": self.status.weights_hash,
+                    "windows": len(self.probation),
+                }
+            )
         return None
 
     def _compare(self, sample: LearningSample, one: Matcher, other: Matcher) -> tuple[Score, Score] | None:
@@ -246,11 +284,22 @@ class Learner:
         self.version = self.newest_version = self.newest_version + 1
         self.active.weights_version = self.version
         state = {k: v.detach().clone() for k, v in self.active.state_dict().items()}
-        snapshot = WeightsSnapshot(self.version, hash_state(state), state, verdict.before_px, verdict.after_px, self.status.step)
+        snapshot = WeightsSnapshot(
+            self.version, hash_state(state), state, verdict.before_px, verdict.after_px, self.status.step
+        )
         self.status.weights_version, self.status.weights_hash = snapshot.version, snapshot.hash
-        self.on_event({"event": event, "stamp_ns": stamp_ns, "version": snapshot.version, "hash": snapshot.hash,
-                       "reason": verdict.reason, "before_px": verdict.before_px, "after_px": verdict.after_px,
-                       "step": self.status.step})
+        self.on_event(
+            {
+                "event": event,
+                "stamp_ns": stamp_ns,
+                "version": snapshot.version,
+                "hash": snapshot.hash,
+                "reason": verdict.reason,
+                "before_px": verdict.before_px,
+                "after_px": verdict.after_px,
+                "step": self.status.step,
+            }
+        )
         return WeightsUpdate(snapshot, {}, before, event == "rollback")
 
     def _begin_candidate(self, origin: Matcher) -> None:

@@ -67,8 +67,13 @@ def observe(matcher: Matcher, image: Tensor) -> Features:
     return matcher.observe(image)
 
 
-def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig,
-            live: Collection[int] = ()) -> Rematch:
+def rematch(
+    matcher: Matcher,
+    sample: LearningSample,
+    features: list[Features],
+    config: LearningConfig,
+    live: Collection[int] = (),
+) -> Rematch:
     """Matches every landmark from its anchor into the keyframes that observed it, searching around its reprojection.
 
     Matches between two keyframes of `live` keep gradients and distributions: from both images, for with gradients from one
@@ -88,8 +93,13 @@ def rematch(matcher: Matcher, sample: LearningSample, features: list[Features], 
     def match(k: int, points: Tensor, differentiable: bool) -> Prediction:
         give_way()
         with torch.set_grad_enabled(differentiable):
-            return matcher.match(queries.select(order[points].to(matcher.device)), [features[k]], expected[k, points][None].to(matcher.device),
-                                 config.search_radius * window.camera.width, differentiable=differentiable)
+            return matcher.match(
+                queries.select(order[points].to(matcher.device)),
+                [features[k]],
+                expected[k, points][None].to(matcher.device),
+                config.search_radius * window.camera.width,
+                differentiable=differentiable,
+            )
 
     for k in range(len(features)):
         inside = torch.nonzero((window.kf_idx == k) & ~at_anchor)[:, 0]
@@ -124,7 +134,10 @@ def missed_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor
     seen = torch.zeros(len(window.points_W), dtype=torch.bool)
     seen[window.pt_idx[(window.kf_idx - k).abs() == 1]] = True
     seen[window.pt_idx[window.kf_idx == k]] = False
-    inside = ((expected > MARGIN_PX) & (expected < expected.new_tensor([window.camera.width, window.camera.height]) - 1 - MARGIN_PX)).all(-1)
+    inside = (
+        (expected > MARGIN_PX)
+        & (expected < expected.new_tensor([window.camera.width, window.camera.height]) - 1 - MARGIN_PX)
+    ).all(-1)
     return torch.nonzero(seen & inside)[:, 0]
 
 
@@ -167,8 +180,16 @@ def window_of(sample: LearningSample, found: Rematch, config: LearningConfig) ->
     keep[sample.host_obs] = True
     views = torch.zeros(len(window.points_W), dtype=torch.long).index_add_(0, window.pt_idx, keep.long())
     keep &= views[window.pt_idx] >= 2
-    return replace(window, T_WC=sample.result.T_WC, points_W=sample.result.points_W, kf_idx=window.kf_idx[keep],
-                   pt_idx=window.pt_idx[keep], obs=obs[keep], kind=window.kind[keep], sigma=sigma[keep]), keep
+    return replace(
+        window,
+        T_WC=sample.result.T_WC,
+        points_W=sample.result.points_W,
+        kf_idx=window.kf_idx[keep],
+        pt_idx=window.pt_idx[keep],
+        obs=obs[keep],
+        kind=window.kind[keep],
+        sigma=sigma[keep],
+    ), keep
 
 
 def solve_again(sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:

@@ -43,12 +43,34 @@ def take_sample(solved: Solved, seed: int, weights_version: int, healthy: bool) 
     order = torch.where(held_out, torch.arange(len(used)), len(used))
     first = torch.full((len(points),), len(used)).scatter_reduce(0, pt_idx, order, "amin")
     held_out &= torch.arange(len(used)) == first[pt_idx]
-    window = replace(w, T_WC=w.T_WC.clone(), points_W=w.points_W[points], kf_idx=w.kf_idx[used], pt_idx=pt_idx, obs=w.obs[used],
-                     kind=w.kind[used], sigma=w.sigma[used], fixed=w.fixed.clone())
-    result = replace(r, T_WC=r.T_WC.clone(), points_W=r.points_W[points], residual_px=r.residual_px[used], weight=r.weight[used],
-                     covariance_newest=None if r.covariance_newest is None else r.covariance_newest.clone())
+    window = replace(
+        w,
+        T_WC=w.T_WC.clone(),
+        points_W=w.points_W[points],
+        kf_idx=w.kf_idx[used],
+        pt_idx=pt_idx,
+        obs=w.obs[used],
+        kind=w.kind[used],
+        sigma=w.sigma[used],
+        fixed=w.fixed.clone(),
+    )
+    result = replace(
+        r,
+        T_WC=r.T_WC.clone(),
+        points_W=r.points_W[points],
+        residual_px=r.residual_px[used],
+        weight=r.weight[used],
+        covariance_newest=None if r.covariance_newest is None else r.covariance_newest.clone(),
+    )
     return LearningSample(
-        stamp_ns=solved.keyframes[-1].stamp_ns, keyframe_ids=tuple(k.id for k in solved.keyframes),
-        images=tuple(k.image.clone() for k in solved.keyframes), window=window, result=result, uv_px=solved.uv[used],
-        host_obs=host_obs, held_out=held_out, weights_version=weights_version, tracking_healthy=healthy,
+        stamp_ns=solved.keyframes[-1].stamp_ns,
+        keyframe_ids=tuple(k.id for k in solved.keyframes),
+        images=tuple(k.image.clone() for k in solved.keyframes),
+        window=window,
+        result=result,
+        uv_px=solved.uv[used],
+        host_obs=host_obs,
+        held_out=held_out,
+        weights_version=weights_version,
+        tracking_healthy=healthy,
     )

@@ -32,7 +32,9 @@ MIN_OBSERVATIONS = 30  # fewer make a step of noise
 
 
 # Why a window teaches nothing, besides what the gate says of it.
-NOT_SOLVED = {status: f"candidate's bundle adjustment {status.value}" for status in (BAStatus.MAX_ITER, BAStatus.DEGENERATE)}
+NOT_SOLVED = {
+    status: f"candidate's bundle adjustment {status.value}" for status in (BAStatus.MAX_ITER, BAStatus.DEGENERATE)
+}
 TOO_FEW = "too few teaching observations"
 NOT_FINITE = "gradient not finite"
 
@@ -57,7 +59,11 @@ class StepResult:
 
 def teaching_observations(sample: LearningSample, solution: Solution) -> Tensor:
     """(O,) bool: matched (not detected) observations of landmarks with three or more trusted views, never held out."""
-    teach = (solution.weight > MIN_WEIGHT) & ~sample.held_out & (count_views(sample, solution)[sample.window.pt_idx] >= MIN_VIEWS)
+    teach = (
+        (solution.weight > MIN_WEIGHT)
+        & ~sample.held_out
+        & (count_views(sample, solution)[sample.window.pt_idx] >= MIN_VIEWS)
+    )
     teach[sample.host_obs] = False
     return teach
 
@@ -84,13 +90,23 @@ def match_window(matcher: Matcher, sample: LearningSample, config: LearningConfi
     return rematch(matcher, sample, features, config, live)
 
 
-def residual_loss(sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor, bundle: BundleConfig) -> Tensor:
+def residual_loss(
+    sample: LearningSample, found: Rematch, solution: Solution, teach: Tensor, bundle: BundleConfig
+) -> Tensor:
     """Mean of rho(s) / 2 over the observations `teach` (O,), exactly the summand of the lower level's cost; T*, p* constant."""
     window = sample.window
     rows = torch.nonzero(teach)[:, 0]
     obs, sigma = measurements(sample, found, rows)
-    s = residuals.squared(window.camera, solution.T_WC, solution.points_W, window.kf_idx[rows], window.pt_idx[rows], obs,
-                          window.kind[rows], sigma)
+    s = residuals.squared(
+        window.camera,
+        solution.T_WC,
+        solution.points_W,
+        window.kf_idx[rows],
+        window.pt_idx[rows],
+        obs,
+        window.kind[rows],
+        sigma,
+    )
     return residuals.kernel_cost(bundle.kernel, s, bundle.kernel_width).mean() / 2
 
 
@@ -119,8 +135,14 @@ def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution) -
 class Stepper:
     """Owns the optimiser of a candidate."""
 
-    def __init__(self, matcher: Matcher, shipped: dict[str, Tensor], config: LearningConfig, bundle: BundleConfig,
-                 solve: Solver = solve_again) -> None:
+    def __init__(
+        self,
+        matcher: Matcher,
+        shipped: dict[str, Tensor],
+        config: LearningConfig,
+        bundle: BundleConfig,
+        solve: Solver = solve_again,
+    ) -> None:
         """`solve` is the lower level; experiments put the truth in its place."""
         self.matcher, self.solve = matcher, solve
         self.configure(config, bundle)
@@ -201,7 +223,9 @@ class Stepper:
         state = {f"model.{k}": v for k, v in self.matcher.state_dict().items()}
         state |= {f"average.{name}": average for name, average in zip(self.names, self._average)}
         for name, parameter in zip(self.names, self.parameters):
-            state |= {f"adam.{key}.{name}": torch.as_tensor(v) for key, v in self.optimizer.state.get(parameter, {}).items()}
+            state |= {
+                f"adam.{key}.{name}": torch.as_tensor(v) for key, v in self.optimizer.state.get(parameter, {}).items()
+            }
         return state | {"taken": torch.tensor(self.taken)}
 
     @torch.no_grad()
@@ -212,7 +236,11 @@ class Stepper:
             average.copy_(state[f"average.{name}"])
         moments: dict[int, dict[str, Tensor]] = {}
         for index, name in enumerate(self.names):
-            found = {key: state[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in state}
+            found = {
+                key: state[f"adam.{key}.{name}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"adam.{key}.{name}" in state
+            }
             if found:
                 moments[index] = found
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})

@@ -88,9 +88,14 @@ def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bund
     distance = torch.cat([distance, _missed_errors(matcher, sample, features, solution, config)])
     sigma = found.sigma_px[held] * window.camera.stretch(seen)
     calibrated = (error[matched].abs() < sigma[matched, None]).double().mean()
-    return Score(float(distance.mean()), _warp_error(matcher, sample, config, seed),
-                 _forward_backward_error(matcher, sample, features, config), int((found.score >= config.min_score).sum()),
-                 _coverage(sample, found, config), float(calibrated.nan_to_num()))
+    return Score(
+        float(distance.mean()),
+        _warp_error(matcher, sample, config, seed),
+        _forward_backward_error(matcher, sample, features, config),
+        int((found.score >= config.min_score).sum()),
+        _coverage(sample, found, config),
+        float(calibrated.nan_to_num()),
+    )
 
 
 def judge(active: list[Score], candidate: list[Score], config: LearningConfig, looks: int | None = None) -> Verdict:
@@ -149,7 +154,9 @@ def _t(values: np.ndarray) -> float:
     return float(values.mean()) / max(float(values.std(ddof=1)) * sqrt(excess / n), 1e-9)
 
 
-def _missed_errors(matcher: Matcher, sample: LearningSample, features: list[Features], solution: Solution, config: LearningConfig) -> Tensor:
+def _missed_errors(
+    matcher: Matcher, sample: LearningSample, features: list[Features], solution: Solution, config: LearningConfig
+) -> Tensor:
     """Capped errors (n,) at landmarks that a keyframe should show and in which odometry did not find them.
 
     All observations of a window are successes of the active weights; judged by these alone, others could only lose. One
@@ -157,7 +164,9 @@ def _missed_errors(matcher: Matcher, sample: LearningSample, features: list[Feat
     """
     window, cap = sample.window, config.error_cap_px
     expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
-    known = (torch.bincount(window.pt_idx, minlength=len(window.points_W)) >= MIN_VIEWS) & solution.points_W.isfinite().all(-1)
+    known = (
+        torch.bincount(window.pt_idx, minlength=len(window.points_W)) >= MIN_VIEWS
+    ) & solution.points_W.isfinite().all(-1)
     queries, order = describe(matcher, sample, features)
     parts = [torch.zeros(0, dtype=torch.float64)]
     for k, target in enumerate(features):
@@ -165,8 +174,12 @@ def _missed_errors(matcher: Matcher, sample: LearningSample, features: list[Feat
         points = points[known[points] & ((points + k) % HELD_OUT_ONE_IN == 0)]
         if len(points) == 0:
             continue
-        found = matcher.estimate(queries.select(order[points].to(matcher.device)), [target], expected[k, points][None].to(matcher.device),
-                                 config.search_radius * window.camera.width)
+        found = matcher.estimate(
+            queries.select(order[points].to(matcher.device)),
+            [target],
+            expected[k, points][None].to(matcher.device),
+            config.search_radius * window.camera.width,
+        )
         points_C = geometry.act(geometry.inverse(solution.T_WC[k])[None], solution.points_W[points])
         reprojected = torch.where(points_C[:, 2:] > 1e-6, geometry.project(window.camera, points_C), torch.nan)
         error = (window.camera.undistort(found.uv[0].cpu().double()) - reprojected).norm(dim=-1)
@@ -188,9 +201,13 @@ def _warp_error(matcher: Matcher, sample: LearningSample, config: LearningConfig
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     moved = corners + rng.uniform(-WARP, WARP, (4, 2)).astype(np.float32) * [width, height]
     H = cv2.getPerspectiveTransform(corners, moved.astype(np.float32))
-    warped = cv2.warpPerspective(smooth, H, (width, height), borderMode=cv2.BORDER_REFLECT) * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
-    here, there = (torch.from_numpy(np.clip(view + rng.normal(0, noise, view.shape), 0, 255).astype(np.uint8))[None]
-                   for view in (smooth, warped))
+    warped = cv2.warpPerspective(smooth, H, (width, height), borderMode=cv2.BORDER_REFLECT) * rng.uniform(
+        0.8, 1.2
+    ) + rng.uniform(-15, 15)
+    here, there = (
+        torch.from_numpy(np.clip(view + rng.normal(0, noise, view.shape), 0, 255).astype(np.uint8))[None]
+        for view in (smooth, warped)
+    )
     uv = _newest_points(sample)
     truth = cv2.perspectiveTransform(uv[None].numpy().astype(np.float64), H)[0]
     inside = ((truth >= 0) & (truth <= [width - 1, height - 1])).all(-1)
@@ -210,7 +227,9 @@ def _noise_level(image: np.ndarray) -> float:
     return float(np.median(np.abs(response))) / 0.6745 / 6
 
 
-def _forward_backward_error(matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig) -> float:
+def _forward_backward_error(
+    matcher: Matcher, sample: LearningSample, features: list[Features], config: LearningConfig
+) -> float:
     """Mean capped distance after matching from the newest keyframe to the one before, and back."""
     uv = _newest_points(sample)
     there = matcher.estimate(matcher.describe(features[-1], uv), [features[-2]]).uv[0]

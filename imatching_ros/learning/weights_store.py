@@ -30,17 +30,29 @@ class WeightsStore:
     def path(self, profile: str) -> Path:
         """The file of a profile. WeightsError when the name is not one."""
         if profile in RESERVED:
-            raise WeightsError(f"'{profile}' cannot be the name of a profile, for it could never be loaded: 'default' stands for the "
-                               "shipped weights, 'previous' for those in use before; give another name")
+            raise WeightsError(
+                f"'{profile}' cannot be the name of a profile, for it could never be loaded: 'default' stands for the "
+                "shipped weights, 'previous' for those in use before; give another name"
+            )
         if not re.fullmatch(r"[A-Za-z0-9_-]+", profile):
-            raise WeightsError(f"'{profile}' is not the name of a profile; use letters, digits, '_' and '-', or a .safetensors file")
+            raise WeightsError(
+                f"'{profile}' is not the name of a profile; use letters, digits, '_' and '-', or a .safetensors file"
+            )
         return self.directory / f"{profile}.safetensors"
 
     def write(self, matcher: str, snapshot: WeightsSnapshot, provenance: dict, proven: bool) -> None:
         """Writes the snapshot, atomically: once it is proven as the profile, until then under its version."""
-        provenance = {**provenance, "steps": snapshot.steps, "probe_before_px": snapshot.probe_before,
-                      "probe_after_px": snapshot.probe_after}
-        path = self.path(self.profile) if proven else self.directory / f"{self.profile}.v{snapshot.version:05d}.safetensors"
+        provenance = {
+            **provenance,
+            "steps": snapshot.steps,
+            "probe_before_px": snapshot.probe_before,
+            "probe_after_px": snapshot.probe_after,
+        }
+        path = (
+            self.path(self.profile)
+            if proven
+            else self.directory / f"{self.profile}.v{snapshot.version:05d}.safetensors"
+        )
         write_weights(path, matcher, snapshot.state, snapshot.version, provenance)
         for old in self._promoted()[:-KEPT]:
             old.unlink()
@@ -68,9 +80,11 @@ class WeightsStore:
             return load_weights(matcher, path)
         aside = f"{self.profile}_{header.hash}"
         for file in (path, *self._promoted()):
-            file.rename(file.with_name(aside + file.name[len(self.profile):]))
-        log.warning(f"{path} is not resumed, for it was adapted from other weights ({header.provenance.get('base', 'unknown')}) than "
-                    f"those given now ({base}); it is kept as profile '{aside}', which can be loaded or named")
+            file.rename(file.with_name(aside + file.name[len(self.profile) :]))
+        log.warning(
+            f"{path} is not resumed, for it was adapted from other weights ({header.provenance.get('base', 'unknown')}) than "
+            f"those given now ({base}); it is kept as profile '{aside}', which can be loaded or named"
+        )
         return None
 
     def _promoted(self) -> list[Path]:

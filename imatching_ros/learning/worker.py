@@ -26,14 +26,22 @@ LONGEST_REST_S = 5.0
 LEAST_SHARE = 0.5  # of the budget: what odometry cannot keep it from on a computer that is never idle
 PATIENCE_S = 0.2  # rest taken in advance, about two frames' work
 SWITCH_INTERVAL_S = 5e-4  # of the interpreter
-ASK_AGAIN = 30  # frames that an update is kept back for features; where every frame is a keyframe they are never complete
+ASK_AGAIN = (
+    30  # frames that an update is kept back for features; where every frame is a keyframe they are never complete
+)
 
 
 class InlineLearning:
     """Learns inside `submit`: slow, but two runs with one seed are identical."""
 
-    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
-                 shipped: dict[str, Tensor] | None = None, newest_version: int = 0) -> None:
+    def __init__(
+        self,
+        matcher: Matcher,
+        config: Config,
+        on_event: Callable[[dict], None],
+        shipped: dict[str, Tensor] | None = None,
+        newest_version: int = 0,
+    ) -> None:
         self._learner = Learner(matcher, config, on_event, shipped, newest_version)
         self._update: WeightsUpdate | None = None
 
@@ -84,8 +92,14 @@ class LearningWorker:
     weights in use stay.
     """
 
-    def __init__(self, matcher: Matcher, config: Config, on_event: Callable[[dict], None],
-                 shipped: dict[str, Tensor] | None = None, newest_version: int = 0) -> None:
+    def __init__(
+        self,
+        matcher: Matcher,
+        config: Config,
+        on_event: Callable[[dict], None],
+        shipped: dict[str, Tensor] | None = None,
+        newest_version: int = 0,
+    ) -> None:
         self._config, self._on_event = config, on_event
         self._learner = Learner(matcher, config, on_event, shipped, newest_version)
         self._device = matcher.device
@@ -187,7 +201,11 @@ class LearningWorker:
             with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 while (news := self._next()) is not None:
                     self._begun, self._rested_s = time.monotonic(), 0.0
-                    update = self._learner.consume(news) if isinstance(news, LearningSample) else self._learner.lose_tracking(*news)
+                    update = (
+                        self._learner.consume(news)
+                        if isinstance(news, LearningSample)
+                        else self._learner.lose_tracking(*news)
+                    )
                     if stream is not None:
                         stream.synchronize()  # what is handed over must be finished
                     with self._changed:
@@ -199,8 +217,13 @@ class LearningWorker:
         except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
             with self._changed:
                 self._publish(state="failed")
-            self._on_event({"event": "learning_failed", "error": f"{type(error).__name__}: {error}",
-                            "traceback": traceback.format_exc()})
+            self._on_event(
+                {
+                    "event": "learning_failed",
+                    "error": f"{type(error).__name__}: {error}",
+                    "traceback": traceback.format_exc(),
+                }
+            )
             self._take_back()
 
     def _take_back(self) -> None:
@@ -238,7 +261,9 @@ class LearningWorker:
             if self._behind:
                 self._changed.wait_for(lambda: self._closed or not self._behind)
             elif self._in_frame:
-                self._changed.wait_for(lambda: self._closed or not self._in_frame, timeout=self._owed_s(LEAST_SHARE, PATIENCE_S))
+                self._changed.wait_for(
+                    lambda: self._closed or not self._in_frame, timeout=self._owed_s(LEAST_SHARE, PATIENCE_S)
+                )
             self._rested_s += time.monotonic() - begin
             if self._closed:
                 raise _Closed
@@ -248,8 +273,10 @@ class LearningWorker:
         while True:
             with self._changed:
                 begin, offered = time.monotonic(), self._update is not None
-                woken = self._changed.wait_for(lambda: self._closed or self._wanted or (offered and self._update is None),
-                                               timeout=None if offered else self._owed_s())
+                woken = self._changed.wait_for(
+                    lambda: self._closed or self._wanted or (offered and self._update is None),
+                    timeout=None if offered else self._owed_s(),
+                )
                 self._rested_s += time.monotonic() - begin
                 if self._closed or not woken:
                     self._busy_s += self._worked_s()
@@ -286,9 +313,16 @@ class LearningWorker:
 Learning = InlineLearning | LearningWorker
 
 
-def start_learning(matcher: Matcher, config: Config, on_event: Callable[[dict], None],
-                   shipped: dict[str, Tensor] | None = None, newest_version: int = 0) -> Learning | None:
+def start_learning(
+    matcher: Matcher,
+    config: Config,
+    on_event: Callable[[dict], None],
+    shipped: dict[str, Tensor] | None = None,
+    newest_version: int = 0,
+) -> Learning | None:
     """What the settings ask for: None when learning is off or the matcher cannot learn. For the last two arguments see `Learner`."""
     if config.learning.mode == "off" or not matcher.trainable:
         return None
-    return (InlineLearning if config.learning.mode == "sync" else LearningWorker)(matcher, config, on_event, shipped, newest_version)
+    return (InlineLearning if config.learning.mode == "sync" else LearningWorker)(
+        matcher, config, on_event, shipped, newest_version
+    )

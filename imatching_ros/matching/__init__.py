@@ -41,13 +41,17 @@ def create_matcher(config: MatcherConfig) -> Matcher:
     if config.name in installed:
         return installed[config.name].load()(config)
     known = ", ".join([*MATCHERS, *installed])
-    raise ConfigError(f"matcher.name is '{config.name}', expected one of {known}; a package adds its own by an entry point "
-                      f"in the group {ENTRY_POINTS}")
+    raise ConfigError(
+        f"matcher.name is '{config.name}', expected one of {known}; a package adds its own by an entry point "
+        f"in the group {ENTRY_POINTS}"
+    )
 
 
 def _check_device(device: str) -> None:
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"matcher.device is '{device}', but torch {torch.__version__} finds no CUDA device; install a torch with CUDA (on a Jetson "
-                          "NVIDIA's own) and look at nvidia-smi, or set matcher.device to 'cpu'")
+        raise ConfigError(
+            f"matcher.device is '{device}', but torch {torch.__version__} finds no CUDA device; install a torch with CUDA (on a Jetson "
+            "NVIDIA's own) and look at nvidia-smi, or set matcher.device to 'cpu'"
+        )

@@ -34,8 +34,10 @@ class Backbone(nn.Module):
         super().__init__()
 
         def stage(inputs: int, outputs: int, stride: int, depth: int) -> nn.Sequential:
-            return nn.Sequential(ConvBlock(inputs, outputs, stride, batch_norm),
-                                 *(ConvBlock(outputs, outputs, 1, batch_norm) for _ in range(depth - 1)))
+            return nn.Sequential(
+                ConvBlock(inputs, outputs, stride, batch_norm),
+                *(ConvBlock(outputs, outputs, 1, batch_norm) for _ in range(depth - 1)),
+            )
 
         self.encode2 = stage(4, 16, 1, 2)
         self.encode4 = stage(16, 32, 2, 2)

@@ -51,7 +51,9 @@ class Queries:
         if self.source_idx is None:
             return Queries(self.uv[index], data, self.weights_version)
         used, renumbered = self.source_idx[index].unique(return_inverse=True)
-        return Queries(self.uv[index], data, self.weights_version, tuple(self.sources[k] for k in used.tolist()), renumbered)
+        return Queries(
+            self.uv[index], data, self.weights_version, tuple(self.sources[k] for k in used.tolist()), renumbered
+        )
 
     @staticmethod
     def cat(parts: Sequence[Queries]) -> Queries:
@@ -64,8 +66,13 @@ class Queries:
             if p.source_idx is not None:
                 index.append(p.source_idx + len(sources))
                 sources += p.sources
-        return Queries(torch.cat([p.uv for p in parts]), {k: torch.cat([p.data[k] for p in parts]) for k in parts[0].data},
-                       versions.pop(), sources, torch.cat(index) if index else None)
+        return Queries(
+            torch.cat([p.uv for p in parts]),
+            {k: torch.cat([p.data[k] for p in parts]) for k in parts[0].data},
+            versions.pop(),
+            sources,
+            torch.cat(index) if index else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -128,8 +135,15 @@ class Matcher(nn.Module, ABC):
         """Points (N, 2) raw px of the image behind `features` -> N queries."""
 
     @abstractmethod
-    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+    def match(
+        self,
+        queries: Queries,
+        targets: Sequence[Features],
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Prediction:
         """Finds N queries in T targets.
 
         Args:
@@ -143,22 +157,35 @@ class Matcher(nn.Module, ABC):
         """The points (K, 2) raw px at which this matcher is best queried, best first; None where any corner will do."""
         return None
 
-    def forward(self, image: Tensor, uv: Tensor, targets: Tensor, predicted: Tensor | None = None,
-                radius_px: Tensor | float | None = None) -> Prediction:
+    def forward(
+        self,
+        image: Tensor,
+        uv: Tensor,
+        targets: Tensor,
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+    ) -> Prediction:
         """The differentiable door: image (1, H, W), uv (N, 2), targets (T, 1, H, W) -> Prediction with gradients.
 
         Raises:
             MatcherError: the images are not grey, too small, or of several sizes.
         """
         if image.shape != targets.shape[1:]:
-            raise MatcherError(f"the query image has shape {tuple(image.shape)} and the targets {tuple(targets.shape[1:])}; "
-                               "bring them to grey and to one size, (1, H, W)")
+            raise MatcherError(
+                f"the query image has shape {tuple(image.shape)} and the targets {tuple(targets.shape[1:])}; "
+                "bring them to grey and to one size, (1, H, W)"
+            )
         source, *others = self.extract(torch.cat([image[None], targets]))
         return self.match(self.describe(source, uv), others, predicted, radius_px, differentiable=True)
 
     @torch.no_grad()
-    def estimate(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-                 radius_px: Tensor | float | None = None) -> Prediction:
+    def estimate(
+        self,
+        queries: Queries,
+        targets: Sequence[Features],
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+    ) -> Prediction:
         """The door of odometry: as `match`, without gradients, on cached features."""
         return self.match(queries, targets, predicted, radius_px)
 
@@ -171,11 +198,15 @@ class Matcher(nn.Module, ABC):
     def check(self, images: Tensor) -> None:
         """Raises MatcherError unless the images (B, 1, H, W) are grey and large enough."""
         if images.ndim != 4 or images.shape[1] != 1:
-            raise MatcherError(f"matcher '{self.name}' takes grey images (1, H, W), got {tuple(images.shape[1:])}; "
-                               "turn colour to grey first (datatypes.as_grey)")
+            raise MatcherError(
+                f"matcher '{self.name}' takes grey images (1, H, W), got {tuple(images.shape[1:])}; "
+                "turn colour to grey first (datatypes.as_grey)"
+            )
         if min(images.shape[-2:]) < self.min_side_px:
-            raise MatcherError(f"the image is {images.shape[-1]} x {images.shape[-2]}, matcher '{self.name}' needs at least "
-                               f"{self.min_side_px} px a side; use larger images")
+            raise MatcherError(
+                f"the image is {images.shape[-1]} x {images.shape[-2]}, matcher '{self.name}' needs at least "
+                f"{self.min_side_px} px a side; use larger images"
+            )
 
     @property
     def device(self) -> torch.device:

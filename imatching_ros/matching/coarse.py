@@ -17,11 +17,14 @@ def search_region(predicted: Tensor | None, radius_px: Tensor | float | None) ->
     """Predicted (B, N, 2) px and radius (B, N) px, or None to search everywhere."""
     if predicted is None or radius_px is None:
         return None
-    return predicted, torch.as_tensor(radius_px, dtype=predicted.dtype, device=predicted.device).expand(predicted.shape[:-1])
+    return predicted, torch.as_tensor(radius_px, dtype=predicted.dtype, device=predicted.device).expand(
+        predicted.shape[:-1]
+    )
 
 
-def coarse_estimate(logits: Tensor, temperature: Tensor | float, search: tuple[Tensor, Tensor] | None = None, *,
-                    consume: bool = False) -> tuple[Tensor, Tensor]:
+def coarse_estimate(
+    logits: Tensor, temperature: Tensor | float, search: tuple[Tensor, Tensor] | None = None, *, consume: bool = False
+) -> tuple[Tensor, Tensor]:
     """The peak's position by local expectation, and how much it stands out.
 
     Args:

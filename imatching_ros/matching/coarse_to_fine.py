@@ -25,7 +25,9 @@ from .precision import use_bfloat16
 from .weights import load_weights, resolve_weights
 
 PATCH = 3  # side of the query's fine patch, in descriptors
-DILATION = 3  # their distance in fine cells: width gives precision where texture is weak, and only their number costs time
+DILATION = (
+    3  # their distance in fine cells: width gives precision where texture is weak, and only their number costs time
+)
 WINDOW = 9  # side of the fine search window, in fine cells
 REFINE_WINDOW = 5  # side of the second, re-centred fine window, in fine cells
 LOGITS_AT_ONCE = 600_000  # on a CPU, so that they stay in its cache
@@ -79,10 +81,19 @@ class CoarseToFine(Matcher):
         coarse, fine = self.describe_batch(features.maps["coarse"][None], features.maps["fine"][None], uv[None])
         return Queries(uv, {"coarse": coarse[0], "fine": fine[0]}, features.weights_version)
 
-    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+    def match(
+        self,
+        queries: Queries,
+        targets: Sequence[Features],
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Prediction:
         for target in targets:
-            assert target.weights_version == queries.weights_version, "features made by different weights must not be mixed"
+            assert target.weights_version == queries.weights_version, (
+                "features made by different weights must not be mixed"
+            )
         if not targets or not len(queries):
             nothing = queries.data["coarse"].new_zeros(len(targets), len(queries))
             return Prediction(nothing[..., None].repeat(1, 1, 2), nothing, nothing)
@@ -96,10 +107,14 @@ class CoarseToFine(Matcher):
         count = len(targets)
         query_coarse = queries.data["coarse"].expand(count, -1, -1)
         query_fine = queries.data["fine"].expand(count, -1, -1, -1)
-        return self.match_batch(query_coarse, query_fine, coarse, fine, predicted, radius_px, differentiable=differentiable)
+        return self.match_batch(
+            query_coarse, query_fine, coarse, fine, predicted, radius_px, differentiable=differentiable
+        )
 
     @torch.no_grad()
-    def _match_lean(self, queries: Queries, targets: Sequence[Features], search: tuple[Tensor, Tensor] | None) -> Prediction:
+    def _match_lean(
+        self, queries: Queries, targets: Sequence[Features], search: tuple[Tensor, Tensor] | None
+    ) -> Prediction:
         """`match_batch` for a CPU: one target after the other and few queries at once, so that all stays in its cache."""
         located = []
         for t, target in enumerate(targets):
@@ -119,8 +134,10 @@ class CoarseToFine(Matcher):
             patches = queries.data["fine"][None]
             if self.in_bfloat16:
                 fine, patches = fine.bfloat16(), patches.bfloat16()
-            parts = [self.locate(self.correlate(patches[:, at], fine[None], uv[:, at]), evidence[:, at])
-                     for at in _chunks(len(queries), PATCHES_AT_ONCE)]
+            parts = [
+                self.locate(self.correlate(patches[:, at], fine[None], uv[:, at]), evidence[:, at])
+                for at in _chunks(len(queries), PATCHES_AT_ONCE)
+            ]
             located.append([torch.cat(f, 1) for f in zip(*parts)])
         return Prediction(*(torch.cat(f) for f in zip(*located)))
 
@@ -132,27 +149,41 @@ class CoarseToFine(Matcher):
         sampled = sample_map(fine, patches, FINE_STRIDE).unflatten(1, (uv.shape[1], PATCH**2))
         return F.normalize(sample_map(coarse, uv, COARSE_STRIDE), dim=-1), sampled
 
-    def match_batch(self, query_coarse: Tensor, query_fine: Tensor, coarse: Tensor, fine: Tensor, predicted: Tensor | None = None,
-                    radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+    def match_batch(
+        self,
+        query_coarse: Tensor,
+        query_fine: Tensor,
+        coarse: Tensor,
+        fine: Tensor,
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Prediction:
         """As `match`, for B pairs at once: queries (B, N, C) and (B, N, PATCH**2, C), target maps (B, C, h, w)."""
         logits = self.coarse_logits(query_coarse, coarse)
         uv, evidence = self.coarse_estimate(logits, search_region(predicted, radius_px))
         surface = self.correlate(query_fine, fine, uv.detach())
-        return Prediction(*self.locate(surface, evidence), self.distributions(logits, surface) if differentiable else ())
+        return Prediction(
+            *self.locate(surface, evidence), self.distributions(logits, surface) if differentiable else ()
+        )
 
     def distributions(self, logits: Tensor, surface: LocalSurface) -> tuple[Distribution, ...]:
         """The coarse and the fine matching distribution, for auxiliary losses."""
         start = (surface.centre - WINDOW // 2) * FINE_STRIDE + (FINE_STRIDE - 1) / 2
-        return (Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),
-                Distribution(surface.similarity * self.fine_log_temperature.exp(), start, FINE_STRIDE))
+        return (
+            Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),
+            Distribution(surface.similarity * self.fine_log_temperature.exp(), start, FINE_STRIDE),
+        )
 
     def coarse_logits(self, query: Tensor, coarse: Tensor) -> Tensor:
         """(B, N, C) against (B, C, h, w) -> (B, N, h, w)."""
         logits = torch.bmm(query * self.coarse_log_temperature.exp(), coarse.flatten(2))
         return logits.unflatten(-1, coarse.shape[-2:])
 
-    def coarse_estimate(self, logits: Tensor, search: tuple[Tensor, Tensor] | None = None, *,
-                        consume: bool = False) -> tuple[Tensor, Tensor]:
+    def coarse_estimate(
+        self, logits: Tensor, search: tuple[Tensor, Tensor] | None = None, *, consume: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """`coarse.coarse_estimate` at the trained temperature."""
         return coarse_estimate(logits, self.coarse_log_temperature.exp(), search, consume=consume)
 
@@ -167,7 +198,9 @@ class CoarseToFine(Matcher):
         y = y + torch.arange(batch, dtype=torch.int32, device=fine.device)[:, None, None] * (height * width)
         # Rows of a channels-last map are contiguous, so one embedding-style gather fetches a cell's whole descriptor.
         rows = fine.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-        cells = rows.index_select(0, (y[..., :, None] + x[..., None, :]).flatten()).view(batch * query.shape[1], side * side, channels)
+        cells = rows.index_select(0, (y[..., :, None] + x[..., None, :]).flatten()).view(
+            batch * query.shape[1], side * side, channels
+        )
         products = torch.bmm(query.flatten(0, 1), cells.transpose(1, 2)).view(-1, PATCH, PATCH, side, side)
         if products.dtype is torch.bfloat16:
             products = products.float()  # sums would lose digits

@@ -46,8 +46,15 @@ class KltMatcher(Matcher):
         """Points (N, 2) raw px -> N queries that remember their image."""
         return Queries(uv.float(), {}, self.weights_version, (features,), torch.zeros(len(uv), dtype=torch.int64))
 
-    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+    def match(
+        self,
+        queries: Queries,
+        targets: Sequence[Features],
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Prediction:
         """Tracks every query into every target, there and back; `predicted` is where the search starts."""
         count = len(queries)
         uv = torch.empty(len(targets), count, 2)
@@ -73,7 +80,9 @@ def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tup
     """Points (N, 2) px of `source` -> their place in `target` (N, 2) px, and score (N,)."""
     a, b = source.maps["image"].numpy(), target.maps["image"].numpy()
     if a.shape != b.shape:
-        raise MatcherError(f"KLT takes images of one size, got {source.width} x {source.height} and {target.width} x {target.height}")
+        raise MatcherError(
+            f"KLT takes images of one size, got {source.width} x {source.height} and {target.width} x {target.height}"
+        )
     b = _alike(a, b)
     start = np.ascontiguousarray(uv.numpy())
     options = dict(winSize=_WINDOW, maxLevel=_LEVELS, criteria=_CRITERIA, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)
@@ -84,7 +93,9 @@ def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tup
     inside = ((there >= 0) & (there <= (target.width - 1, target.height - 1))).all(1)
     ok = (ok_there[:, 0] > 0) & (ok_back[:, 0] > 0) & inside & (error <= _ROUND_TRIP_PX)
     there = np.where(np.isfinite(there), there, start)
-    return torch.from_numpy(there), torch.from_numpy(np.where(ok, np.exp(-(error / _ROUND_TRIP_PX) ** 2), 0.0).astype(np.float32))
+    return torch.from_numpy(there), torch.from_numpy(
+        np.where(ok, np.exp(-((error / _ROUND_TRIP_PX) ** 2)), 0.0).astype(np.float32)
+    )
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -22,7 +22,9 @@ def import_kornia(name: str) -> ModuleType:
     try:
         import kornia.feature
     except ImportError as error:
-        raise ConfigError(f"matcher '{name}' needs the package kornia ({error}); install it with: pip install kornia") from None
+        raise ConfigError(
+            f"matcher '{name}' needs the package kornia ({error}); install it with: pip install kornia"
+        ) from None
     return kornia.feature
 
 
@@ -37,7 +39,9 @@ def load_published(matcher: Matcher, network: nn.Module, config: MatcherConfig, 
         WeightsError: no file is named or there, it cannot be read as plain tensors, or it does not fit.
     """
     if config.weights == "default":
-        raise WeightsError(f"no weights are shipped for matcher '{matcher.name}'; download {address} and set matcher.weights to the file")
+        raise WeightsError(
+            f"no weights are shipped for matcher '{matcher.name}'; download {address} and set matcher.weights to the file"
+        )
     path = Path(config.weights).expanduser()
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}; download {address} and set matcher.weights to the file")
@@ -48,10 +52,14 @@ def load_published(matcher: Matcher, network: nn.Module, config: MatcherConfig, 
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} cannot be read as a state dict of plain tensors ({reason}); get {address} again") from None
+        raise WeightsError(
+            f"{path} cannot be read as a state dict of plain tensors ({reason}); get {address} again"
+        ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if isinstance(state, dict) and state.keys() == matcher.state_dict().keys():  # written by this project while learning
+    if (
+        isinstance(state, dict) and state.keys() == matcher.state_dict().keys()
+    ):  # written by this project while learning
         load_weights(matcher, path)
         return
     state = _checked(state, network, path, address, prefix)
@@ -69,5 +77,7 @@ def _checked(state: object, network: nn.Module, path: Path, address: str, prefix
         raise WeightsError(f"{path} does not fit the network: {wrong[0]} differs ({len(wrong)} tensors); get {address}")
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise WeightsError(f"{path} holds numbers that are not finite in {bad[0]} ({len(bad)} tensors); get {address} again")
+        raise WeightsError(
+            f"{path} holds numbers that are not finite in {bad[0]} ({len(bad)} tensors); get {address} again"
+        )
     return state

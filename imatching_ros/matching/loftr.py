@@ -52,10 +52,19 @@ class LoftrMatcher(Matcher):
     def describe(self, features: Features, uv: Tensor) -> Queries:
         """Points (N, 2) raw px -> N queries that remember their image."""
         uv = uv.to(self.device, torch.float32)
-        return Queries(uv, {}, features.weights_version, (features,), torch.zeros(len(uv), dtype=torch.int64, device=self.device))
+        return Queries(
+            uv, {}, features.weights_version, (features,), torch.zeros(len(uv), dtype=torch.int64, device=self.device)
+        )
 
-    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+    def match(
+        self,
+        queries: Queries,
+        targets: Sequence[Features],
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Prediction:
         nothing = queries.uv.new_zeros(len(targets), len(queries))
         if not targets or not len(queries):
             return Prediction(nothing[..., None].repeat(1, 1, 2), nothing, nothing)
@@ -75,15 +84,21 @@ class LoftrMatcher(Matcher):
         distributions: tuple[Distribution, ...] = ()
         if differentiable and len({c.shape for c in coarse}) == 1:
             centre = uv[0].new_full((2,), _CENTRE)
-            distributions = (Distribution(torch.stack(coarse), centre, COARSE), Distribution(torch.stack(fine), torch.stack(origin), FINE))
+            distributions = (
+                Distribution(torch.stack(coarse), centre, COARSE),
+                Distribution(torch.stack(fine), torch.stack(origin), FINE),
+            )
         return Prediction(torch.stack(uv), torch.stack(score), torch.stack(sigma), distributions)
 
-    def _match_pair(self, source: Features, target: Features, uv: Tensor, predicted: Tensor | None,
-                    radius: Tensor | float | None) -> tuple[Tensor, ...]:
+    def _match_pair(
+        self, source: Features, target: Features, uv: Tensor, predicted: Tensor | None, radius: Tensor | float | None
+    ) -> tuple[Tensor, ...]:
         """One image against another: uv (n, 2), score, sigma (n,), logits coarse (n, h, w) and fine (n, 5, 5), fine origin."""
         source_coarse, target_coarse = source.maps["coarse"], target.maps["coarse"]
         height, width = target_coarse.shape[-2:]
-        tokens_a, tokens_b = self.network.loftr_coarse(*(m.flatten(1).T[None].contiguous() for m in (source_coarse, target_coarse)))
+        tokens_a, tokens_b = self.network.loftr_coarse(
+            *(m.flatten(1).T[None].contiguous() for m in (source_coarse, target_coarse))
+        )
         query = _sample(tokens_a[0].T.unflatten(1, source_coarse.shape[-2:]), uv, COARSE)
         tokens_a, tokens_b = tokens_a[0], tokens_b[0]
         scale = 1 / (tokens_a.shape[-1] * self.network.config["match_coarse"]["dsmax_temperature"])
@@ -98,7 +113,9 @@ class LoftrMatcher(Matcher):
         cell = torch.stack([best % width, best // width], -1)
         steps = torch.arange(_WINDOW, device=uv.device) - _WINDOW // 2
         around = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2)
-        window_a = _sample(source.maps["fine"], (uv[:, None] + FINE * around).flatten(0, 1), FINE).unflatten(0, (len(uv), -1))
+        window_a = _sample(source.maps["fine"], (uv[:, None] + FINE * around).flatten(0, 1), FINE).unflatten(
+            0, (len(uv), -1)
+        )
         at = cell[:, None] * (COARSE // FINE) + around
         padded = F.pad(target.maps["fine"], (2, 2, 2, 2))  # zeros beyond the image, as published
         window_b = padded[:, at[..., 1] + 2, at[..., 0] + 2].permute(1, 2, 0)
@@ -112,7 +129,14 @@ class LoftrMatcher(Matcher):
         centre = (COARSE * cell + _CENTRE).float()
         sigma = (FINE * (spread / 2).sqrt()).clamp_min(0.3)
         origin = centre - FINE * (_WINDOW // 2)
-        return (centre + FINE * offset, score, sigma, logits.unflatten(-1, (height, width)), fine.unflatten(-1, (_WINDOW, _WINDOW)), origin)
+        return (
+            centre + FINE * offset,
+            score,
+            sigma,
+            logits.unflatten(-1, (height, width)),
+            fine.unflatten(-1, (_WINDOW, _WINDOW)),
+            origin,
+        )
 
 
 def _sample(feature_map: Tensor, uv: Tensor, stride: int) -> Tensor:

@@ -68,8 +68,15 @@ class SiftMatcher(Matcher):
                 descriptors[[k.class_id for k in kept]] = _root(values)
         return Queries(uv, {"descriptors": descriptors}, self.weights_version)
 
-    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+    def match(
+        self,
+        queries: Queries,
+        targets: Sequence[Features],
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Prediction:
         """Nearest descriptor within the radius; the score falls with the ratio of distances, and is 0 beyond the ratio test."""
         uv = queries.uv.cpu()[None].repeat(len(targets), 1, 1)
         score = torch.zeros(len(targets), len(queries))
@@ -79,8 +86,12 @@ class SiftMatcher(Matcher):
             distance = (2 - 2 * queries.data["descriptors"] @ target.maps["descriptors"].T).clamp_min(0).sqrt()
             if predicted is not None:
                 away = torch.cdist(predicted[t].float().cpu(), target.maps["uv"])
-                radius = torch.as_tensor(torch.inf if radius_px is None else radius_px[t] if isinstance(radius_px, Tensor) else radius_px)
-                distance = distance.masked_fill(away > radius.reshape(-1, 1), 2.0)  # NaN compares False: searched everywhere
+                radius = torch.as_tensor(
+                    torch.inf if radius_px is None else radius_px[t] if isinstance(radius_px, Tensor) else radius_px
+                )
+                distance = distance.masked_fill(
+                    away > radius.reshape(-1, 1), 2.0
+                )  # NaN compares False: searched everywhere
             best, index = distance.topk(2, 1, largest=False)
             ratio = best[:, 0] / best[:, 1].clamp_min(1e-6)
             mutual = distance.argmin(0)[index[:, 0]] == torch.arange(len(queries))

@@ -35,7 +35,9 @@ class WeightsHeader:
 
 def resolve_weights(config: MatcherConfig) -> Path:
     """The file behind the setting `matcher.weights`."""
-    return DEFAULT_DIR / f"{config.name}.safetensors" if config.weights == "default" else Path(config.weights).expanduser()
+    return (
+        DEFAULT_DIR / f"{config.name}.safetensors" if config.weights == "default" else Path(config.weights).expanduser()
+    )
 
 
 def hash_state(state: dict[str, Tensor]) -> str:
@@ -48,13 +50,22 @@ def hash_state(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_weights(path: Path, matcher: str, state: dict[str, Tensor], version: int, provenance: dict[str, Any]) -> WeightsHeader:
+def write_weights(
+    path: Path, matcher: str, state: dict[str, Tensor], version: int, provenance: dict[str, Any]
+) -> WeightsHeader:
     """Writes the file under another name and renames it, so that a crash never leaves half a file."""
     header = WeightsHeader(matcher, version, hash_state(state), provenance)
-    metadata = {"format": FORMAT, "matcher": matcher, "version": str(version), "hash": header.hash,
-                "provenance": json.dumps(provenance, sort_keys=True)}
+    metadata = {
+        "format": FORMAT,
+        "matcher": matcher,
+        "version": str(version),
+        "hash": header.hash,
+        "provenance": json.dumps(provenance, sort_keys=True),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")  # promotions are written by a thread
+    partial = path.with_name(
+        f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial"
+    )  # promotions are written by a thread
     with open(partial, "wb") as file:
         file.write(save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata))
         file.flush()
@@ -72,10 +83,14 @@ def read_weights(path: Path) -> tuple[WeightsHeader, dict[str, Tensor]]:
     """Header and tensors, checked for damage (hash) and for numbers that are not finite."""
     header, state = _read(path, tensors=True)
     if hash_state(state) != header.hash:
-        raise WeightsError(f"{path} is damaged: its contents do not match its hash {header.hash}; restore it from a copy")
+        raise WeightsError(
+            f"{path} is damaged: its contents do not match its hash {header.hash}; restore it from a copy"
+        )
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise WeightsError(f"{path} holds numbers that are not finite in {bad[0]} ({len(bad)} tensors); use other weights")
+        raise WeightsError(
+            f"{path} holds numbers that are not finite in {bad[0]} ({len(bad)} tensors); use other weights"
+        )
     return header, state
 
 
@@ -83,13 +98,17 @@ def load_weights(matcher: Matcher, path: Path) -> WeightsHeader:
     """Loads a file into the matcher; WeightsError when it was made for another one."""
     header, state = read_weights(path)
     if header.matcher != matcher.name:
-        raise WeightsError(f"{path} was made for matcher '{header.matcher}', but the matcher is '{matcher.name}'; "
-                           f"set matcher.name={header.matcher} or give other weights")
+        raise WeightsError(
+            f"{path} was made for matcher '{header.matcher}', but the matcher is '{matcher.name}'; "
+            f"set matcher.name={header.matcher} or give other weights"
+        )
     own = matcher.state_dict()
     wrong = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
     if wrong:
-        raise WeightsError(f"{path} does not fit matcher '{matcher.name}' of this version: {wrong[0]} differs "
-                           f"({len(wrong)} tensors); train or fetch weights for this version")
+        raise WeightsError(
+            f"{path} does not fit matcher '{matcher.name}' of this version: {wrong[0]} differs "
+            f"({len(wrong)} tensors); train or fetch weights for this version"
+        )
     matcher.load_state_dict(state)
     matcher.weights_version = header.version
     return header
@@ -103,7 +122,13 @@ def _read(path: Path, tensors: bool) -> tuple[WeightsHeader, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file ({error}); it may be truncated, use other weights") from None
+        raise WeightsError(
+            f"{path} is not a readable safetensors file ({error}); it may be truncated, use other weights"
+        ) from None
     if metadata.get("format") != FORMAT:
-        raise WeightsError(f"{path} has no header of this project (format {metadata.get('format')!r}, expected {FORMAT!r})")
-    return WeightsHeader(metadata["matcher"], int(metadata["version"]), metadata["hash"], json.loads(metadata["provenance"])), state
+        raise WeightsError(
+            f"{path} has no header of this project (format {metadata.get('format')!r}, expected {FORMAT!r})"
+        )
+    return WeightsHeader(
+        metadata["matcher"], int(metadata["version"]), metadata["hash"], json.loads(metadata["provenance"])
+    ), state

@@ -58,10 +58,19 @@ class XFeatMatcher(Matcher):
 
     def describe(self, features: Features, uv: Tensor) -> Queries:
         uv = uv.to(self.device, torch.float32)
-        return Queries(uv, {"raw": sample_map(features.maps["raw"][None], uv[None], COARSE_STRIDE)[0]}, features.weights_version)
+        return Queries(
+            uv, {"raw": sample_map(features.maps["raw"][None], uv[None], COARSE_STRIDE)[0]}, features.weights_version
+        )
 
-    def match(self, queries: Queries, targets: Sequence[Features], predicted: Tensor | None = None,
-              radius_px: Tensor | float | None = None, *, differentiable: bool = False) -> Prediction:
+    def match(
+        self,
+        queries: Queries,
+        targets: Sequence[Features],
+        predicted: Tensor | None = None,
+        radius_px: Tensor | float | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Prediction:
         query = queries.data["raw"]
         if not targets or not len(queries):
             nothing = query.new_zeros(len(targets), len(queries))
@@ -80,7 +89,9 @@ class XFeatMatcher(Matcher):
         x, y = cell.long().unbind(-1)
         found = maps.flatten(2).gather(2, (y * width + x)[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
         pairs = torch.cat([found, query.expand_as(found)], -1)
-        fine = _FINE_TEMPERATURE * self.network.fine_matcher(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2]).unflatten(-1, (8, 8))
+        fine = _FINE_TEMPERATURE * self.network.fine_matcher(pairs.flatten(0, 1)).unflatten(
+            0, pairs.shape[:2]
+        ).unflatten(-1, (8, 8))
         weight = torch.softmax(fine.flatten(2), -1).view_as(fine)
         steps = torch.arange(8, device=fine.device, dtype=fine.dtype) - 4
         in_x, in_y = weight.sum(-2), weight.sum(-1)
@@ -90,6 +101,12 @@ class XFeatMatcher(Matcher):
 
         log_mass, similarity, _ = evidence.detach().unbind(-1)
         score = log_mass.exp() * torch.sigmoid((similarity - _LEAST_SIMILARITY) * _TEMPERATURE)
-        distributions = (Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),
-                         Distribution(fine, origin - 4, 1)) if differentiable else ()
+        distributions = (
+            (
+                Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),
+                Distribution(fine, origin - 4, 1),
+            )
+            if differentiable
+            else ()
+        )
         return Prediction(origin + offset, score, (spread.detach() / 2).sqrt().clamp_min(0.3), distributions)

@@ -16,7 +16,9 @@ from .local_map import Window
 
 
 _CAPACITY = 4000  # poses: 20 s at 200 Hz
-_BACKWARD_NS = 500_000_000  # a stamp older than the newest by more than this begins anew; by less, it is late and left out
+_BACKWARD_NS = (
+    500_000_000  # a stamp older than the newest by more than this begins anew; by less, it is late and left out
+)
 _VELOCITY_NS = 50_000_000  # the newest pose is extrapolated by the velocity over so long
 _SPREAD = 0.2  # relative median deviation of the pairs' scales above which none of them is believed
 _ANGLE_RAD = 0.5  # median angle between the directions of motion above which the two do not describe the same camera
@@ -71,7 +73,9 @@ class PoseBuffer:
         if b - a > reach_ns:
             return None
         share = (stamp_ns - a) / (b - a)
-        return geometry.retract(self._poses[left], share * geometry.local(self._poses[left], self._poses[right])), inside
+        return geometry.retract(
+            self._poses[left], share * geometry.local(self._poses[left], self._poses[right])
+        ), inside
 
 
 class ExternalOdometry:
@@ -128,7 +132,9 @@ class ExternalOdometry:
         T_OC = torch.as_tensor(T_OC, dtype=torch.float64)
         norm = float(T_OC[3:].norm())
         if not bool(torch.isfinite(T_OC).all()) or not 0.5 < norm < 2.0:
-            raise SourceError(f"odometry gives the pose {T_OC.tolist()}; expected finite numbers and a quaternion of length 1")
+            raise SourceError(
+                f"odometry gives the pose {T_OC.tolist()}; expected finite numbers and a quaternion of length 1"
+            )
         newest = self._buffer.newest_ns
         if newest is not None and stamp_ns <= newest:
             if newest - stamp_ns < _BACKWARD_NS:
@@ -219,7 +225,9 @@ class ExternalOdometry:
         if len(rows) < 2:
             self._doubt = self._describe_gap(stamps_ns[-1]) if not rows else "odometry covers one keyframe only"
             return None
-        scale = metres_per_unit(T_WC[rows], torch.stack([given[stamps_ns[row]] for row in rows]), self.config.min_translation_m)
+        scale = metres_per_unit(
+            T_WC[rows], torch.stack([given[stamps_ns[row]] for row in rows]), self.config.min_translation_m
+        )
         self._doubt = scale if isinstance(scale, str) else ""
         return None if isinstance(scale, str) else scale
 

@@ -40,8 +40,15 @@ class Located:
     covariance: Tensor  # (6, 6) float64 of T_WC * Exp([rho, phi]), landmarks taken as exact
 
 
-def locate(camera: Camera, uv: Tensor, points_W: Tensor, sigma_px: Tensor, T_guess: Tensor | None, config: OdometryConfig,
-           bundle: BundleConfig) -> Located | None:
+def locate(
+    camera: Camera,
+    uv: Tensor,
+    points_W: Tensor,
+    sigma_px: Tensor,
+    T_guess: Tensor | None,
+    config: OdometryConfig,
+    bundle: BundleConfig,
+) -> Located | None:
     """Pose from N landmarks at ideal px `uv` (N, 2) float64; None when too few of them agree on one."""
     count = len(uv)
     if count < config.min_inliers:
@@ -61,16 +68,31 @@ def locate(camera: Camera, uv: Tensor, points_W: Tensor, sigma_px: Tensor, T_gue
 
 def _ransac(camera: Camera, uv: Tensor, points_W: Tensor, threshold_px: float) -> Tensor | None:
     K = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
-    ok, rvec, tvec, inliers = cv2.solvePnPRansac(points_W.numpy(), uv.numpy(), K, None, iterationsCount=_RANSAC_ITERATIONS,
-                                                 reprojectionError=threshold_px, confidence=0.999, flags=cv2.SOLVEPNP_AP3P)
+    ok, rvec, tvec, inliers = cv2.solvePnPRansac(
+        points_W.numpy(),
+        uv.numpy(),
+        K,
+        None,
+        iterationsCount=_RANSAC_ITERATIONS,
+        reprojectionError=threshold_px,
+        confidence=0.999,
+        flags=cv2.SOLVEPNP_AP3P,
+    )
     if not ok or inliers is None or not np.isfinite(tvec).all():
         return None
     R = torch.from_numpy(cv2.Rodrigues(rvec)[0])
     return geometry.inverse(geometry.from_matrix(torch.cat([R, torch.from_numpy(tvec)], 1)))
 
 
-def _refine(camera: Camera, uv: Tensor, points_W: Tensor, sigma_px: Tensor, T_WC: Tensor, config: OdometryConfig,
-            bundle: BundleConfig) -> Located | None:
+def _refine(
+    camera: Camera,
+    uv: Tensor,
+    points_W: Tensor,
+    sigma_px: Tensor,
+    T_WC: Tensor,
+    config: OdometryConfig,
+    bundle: BundleConfig,
+) -> Located | None:
     """Motion-only refinement on all matches, then on the inliers of that: the kernel bends outliers, it does not remove them."""
     obs = torch.cat([uv, torch.zeros_like(uv[:, :1])], 1)
     sigma = sigma_px.double()[:, None].expand(-1, 3)
@@ -157,8 +179,16 @@ class LandmarkSearch:
         self._config, self._bundle = config.odometry, config.bundle
         self._matcher = matcher
 
-    def near(self, window: Window, last: Tracked, camera: Camera, features: Features, T_WC: Tensor, radius_px: float,
-             again: bool = False) -> Sighting:
+    def near(
+        self,
+        window: Window,
+        last: Tracked,
+        camera: Camera,
+        features: Features,
+        T_WC: Tensor,
+        radius_px: float,
+        again: bool = False,
+    ) -> Sighting:
         """Looks for the window's landmarks where the predicted pose (7,) puts them, within a radius; `again`: also for those that were
         searched in vain too often. A matcher that only follows is asked from the last frame, and for what was seen there.
         """
@@ -177,7 +207,9 @@ class LandmarkSearch:
             queries = self._matcher.describe(last.features, uv)
             nearest = torch.cdist(uv, last.uv).argmin(1)
             guess = geometry.back_project(camera, camera.undistort(uv.double()), last.depth[nearest])
-            points_W = torch.where(landmarks.resolved[rows, None], landmarks.points_W[rows], geometry.act(last.T_WC, guess))
+            points_W = torch.where(
+                landmarks.resolved[rows, None], landmarks.points_W[rows], geometry.act(last.T_WC, guess)
+            )
             predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), points_W))
             predicted, radius_px = torch.where(inside[:, None], predicted, uv), 3 * radius_px
         return self.look(rows, queries, features, predicted, radius_px)
@@ -188,7 +220,9 @@ class LandmarkSearch:
         rows = rows[window.views()[rows].argsort(descending=True, stable=True)][: self._config.landmarks_per_frame]
         return self.look(rows, window.queries.select(rows.to(self._matcher.device)), features, None, None)
 
-    def look(self, rows: Tensor, queries: Queries, features: Features, predicted: Tensor | None, radius_px: float | None) -> Sighting:
+    def look(
+        self, rows: Tensor, queries: Queries, features: Features, predicted: Tensor | None, radius_px: float | None
+    ) -> Sighting:
         """Looks for landmarks `rows` (N,) by their queries, around `predicted` (N, 2) raw px or everywhere."""
         if len(rows) == 0:
             return Sighting(rows, torch.zeros(0, 2), torch.zeros(0), torch.zeros(0), rows)
@@ -213,16 +247,23 @@ class LandmarkSearch:
         distance[torch.arange(len(distance)), right.nonzero()[:, 0]] = torch.inf
         return float(right[distance.topk(_NEIGHBOURS, largest=False).indices].double().mean())
 
-    def locate(self, window: Window, camera: Camera, sighting: Sighting, T_guess: Tensor | None, looser: float = 1.0) -> Located | None:
+    def locate(
+        self, window: Window, camera: Camera, sighting: Sighting, T_guess: Tensor | None, looser: float = 1.0
+    ) -> Located | None:
         """The pose, inliers within `looser` times the usual; `inlier` and `residual_px` have one row per row of the sighting."""
         c = self._config
         c = c if looser == 1 else replace(c, inlier_px=c.inlier_px * looser)
         uv = camera.undistort(sighting.uv.double())
         sigma = (sighting.sigma_px * camera.stretch(uv)).to(sighting.sigma_px)
         used = (window.landmarks.resolved[sighting.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
-        located = locate(camera, uv[used], window.landmarks.points_W[sighting.rows[used]], sigma[used], T_guess, c, self._bundle)
+        located = locate(
+            camera, uv[used], window.landmarks.points_W[sighting.rows[used]], sigma[used], T_guess, c, self._bundle
+        )
         if located is None:
             return None
-        inlier, residual = torch.zeros(len(uv), dtype=torch.bool), torch.full((len(uv),), torch.nan, dtype=torch.float64)
+        inlier, residual = (
+            torch.zeros(len(uv), dtype=torch.bool),
+            torch.full((len(uv),), torch.nan, dtype=torch.float64),
+        )
         inlier[used], residual[used] = located.inlier, located.residual_px
         return replace(located, inlier=inlier, residual_px=residual)

@@ -70,11 +70,17 @@ class MonoStart:
         wide = self._matcher.wide_baseline
         source = reference if wide else last
         width = frame.camera.width
-        found = self._matcher.estimate(self._matcher.describe(source.features, source.uv.to(self._matcher.device)), [features],
-                                       last.uv[None].to(self._matcher.device), self._config.new_search_radius * width)
+        found = self._matcher.estimate(
+            self._matcher.describe(source.features, source.uv.to(self._matcher.device)),
+            [features],
+            last.uv[None].to(self._matcher.device),
+            self._config.new_search_radius * width,
+        )
         uv, score = found.uv[0].cpu().float(), found.score[0].cpu()
         ok = (score >= self._config.min_score) & (last.ok | wide)
-        self._views.append(View(frame, image, features, torch.where(ok[:, None], uv, last.uv), ok, found.sigma_px[0].cpu()))
+        self._views.append(
+            View(frame, image, features, torch.where(ok[:, None], uv, last.uv), ok, found.sigma_px[0].cpu())
+        )
         count, fading = int(ok.sum()), not wide and int(ok.sum()) < _MIN_SHARE * len(ok)
         self._waited += 1
         # Much parallax makes a good start; who waits long or is about to lose the reference takes less.
@@ -93,11 +99,20 @@ class MonoStart:
 
     def _restart(self, frame: Frame, image: Tensor, features: Features) -> str:
         c = self._config
-        uv = detect(self._matcher, features, image, torch.zeros(0, 2), c.landmarks_per_frame, c.corner_distance * frame.camera.width,
-                    c.corner_quality)
+        uv = detect(
+            self._matcher,
+            features,
+            image,
+            torch.zeros(0, 2),
+            c.landmarks_per_frame,
+            c.corner_distance * frame.camera.width,
+            c.corner_quality,
+        )
         self._views = []
         if len(uv) < c.start_landmarks:
-            return f"{len(uv)} corners in the image, {c.start_landmarks} are needed: too dark, covered or without texture"
+            return (
+                f"{len(uv)} corners in the image, {c.start_landmarks} are needed: too dark, covered or without texture"
+            )
         self._views = [View(frame, image, features, uv, torch.ones(len(uv), dtype=torch.bool), torch.ones(len(uv)))]
         return "waiting for parallax"
 
@@ -114,7 +129,9 @@ class MonoStart:
             return "waiting for parallax"
         pa, pb = a[rows].numpy(), b[rows].numpy()
         cv2.setRNGSeed(0)
-        E, mask = cv2.findEssentialMat(pa, pb, K, method=cv2.USAC_MAGSAC, prob=0.9999, threshold=_THRESHOLD_PX, maxIters=2000)
+        E, mask = cv2.findEssentialMat(
+            pa, pb, K, method=cv2.USAC_MAGSAC, prob=0.9999, threshold=_THRESHOLD_PX, maxIters=2000
+        )
         if E is None or E.shape != (3, 3):
             return "no essential matrix fits the matches"
         support = mask[:, 0] > 0
@@ -154,7 +171,15 @@ class MonoStart:
         between, T_between = [], []
         for view in self._views[1:-1]:
             seen = view.ok[rows]
-            located = locate(camera, camera.undistort(view.uv[rows][seen].double()), points[seen], view.sigma_px[rows][seen], None, c, self._bundle)
+            located = locate(
+                camera,
+                camera.undistort(view.uv[rows][seen].double()),
+                points[seen],
+                view.sigma_px[rows][seen],
+                None,
+                c,
+                self._bundle,
+            )
             if located is not None:
                 between.append(view)
                 T_between.append(located.T_WC)

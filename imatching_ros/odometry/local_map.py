@@ -21,7 +21,9 @@ from ..matching.base import Features, Matcher, Queries
 
 
 RELATIVE_SIGMA = 0.5  # standard deviation of the inverse depth, relative to it
-ENTER_SIGMA = 2.0  # a landmark enters when its expected parallax reaches so many standard deviations of its observations
+ENTER_SIGMA = (
+    2.0  # a landmark enters when its expected parallax reaches so many standard deviations of its observations
+)
 LEAVE_SIGMA = 8.0  # from here its own parallax is enough
 NEIGHBOURS = 5
 MIN_KNOWN = 8  # fewer known landmarks in an image say nothing about its depth
@@ -52,7 +54,9 @@ def parallax_sigmas(window: Window, camera: Camera) -> Tensor:
     anchors = (window.at_anchor() & table.expected_inv_depth[o.lm].isfinite()).nonzero()[:, 0]
     depth = 1 / table.expected_inv_depth[o.lm[anchors]]
     points = torch.zeros(len(table), 3, dtype=torch.float64)
-    points[o.lm[anchors]] = geometry.act(window.T_WC[o.kf[anchors]], geometry.back_project(camera, o.obs[anchors, :2], depth))
+    points[o.lm[anchors]] = geometry.act(
+        window.T_WC[o.kf[anchors]], geometry.back_project(camera, o.obs[anchors, :2], depth)
+    )
     angle = geometry.parallax(window.T_WC, points, o.kf, o.lm)
     sigma = torch.zeros(len(table), dtype=torch.float64).scatter_reduce(0, o.lm, o.sigma[:, 0], "amax")
     has = torch.zeros(len(table), dtype=torch.bool)
@@ -150,8 +154,12 @@ class Window:
         self.T_WC = torch.zeros(0, 7, dtype=torch.float64)
         self.landmarks = Landmarks.empty()
         self.observations = Observations.empty()
-        self.queries: Queries | None = None  # one per landmark; None with matchers that are queried from the previous frame
-        self._scale: tuple[Tensor, Tensor] | None = None  # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
+        self.queries: Queries | None = (
+            None  # one per landmark; None with matchers that are queried from the previous frame
+        )
+        self._scale: tuple[Tensor, Tensor] | None = (
+            None  # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
+        )
         self.slid = False  # a keyframe has left: the oldest poses carry what it knew
         self.next_id = next_id
 
@@ -172,9 +180,15 @@ class Window:
         anchor = torch.full((count,), self.keyframes[kf].id)
         uv = uv.cpu().float()
         fresh = Landmarks(
-            id=torch.arange(self.next_id, self.next_id + count), points_W=torch.full((count, 3), torch.nan, dtype=torch.float64),
-            resolved=torch.zeros(count, dtype=torch.bool), anchor=anchor, uv_anchor=uv, uv_last=uv, seen=anchor,
-            misses=torch.zeros(count, dtype=torch.int64), expected_inv_depth=torch.full((count,), torch.nan, dtype=torch.float64),
+            id=torch.arange(self.next_id, self.next_id + count),
+            points_W=torch.full((count, 3), torch.nan, dtype=torch.float64),
+            resolved=torch.zeros(count, dtype=torch.bool),
+            anchor=anchor,
+            uv_anchor=uv,
+            uv_last=uv,
+            seen=anchor,
+            misses=torch.zeros(count, dtype=torch.int64),
+            expected_inv_depth=torch.full((count,), torch.nan, dtype=torch.float64),
         )
         self.next_id += count
         self.landmarks = replace(table, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(table).items()})
@@ -182,8 +196,17 @@ class Window:
             self.queries = queries if self.queries is None or len(table) == 0 else Queries.cat([self.queries, queries])
         return torch.arange(len(table), len(table) + count)
 
-    def observe(self, camera: Camera, kf: Tensor | int, rows: Tensor, uv: Tensor, sigma_px: Tensor,
-                third: Tensor | None = None, third_sigma: Tensor | None = None, kind: ObservationKind = ObservationKind.MONO) -> None:
+    def observe(
+        self,
+        camera: Camera,
+        kf: Tensor | int,
+        rows: Tensor,
+        uv: Tensor,
+        sigma_px: Tensor,
+        third: Tensor | None = None,
+        third_sigma: Tensor | None = None,
+        kind: ObservationKind = ObservationKind.MONO,
+    ) -> None:
         """Adds observations of landmarks `rows` (N,) at raw px `uv` (N, 2) in keyframe(s) `kf`; where `third` (N,) is given and
         finite, it is the third number of that kind of observation, else the observation is MONO."""
         count = len(rows)
@@ -193,13 +216,17 @@ class Window:
         known = torch.isfinite(third) & torch.isfinite(third_sigma)
         sigma = sigma_px.double().cpu() * camera.stretch(ideal)
         fresh = Observations(
-            kf=torch.as_tensor(kf).expand(count).clone(), lm=rows, uv=uv.float(),
+            kf=torch.as_tensor(kf).expand(count).clone(),
+            lm=rows,
+            uv=uv.float(),
             obs=torch.cat([ideal, torch.where(known, third, 0.0)[:, None]], 1),
             kind=torch.where(known, int(kind), int(ObservationKind.MONO)),
             sigma=torch.stack([sigma, sigma, torch.where(known, third_sigma, 1.0)], 1),
         )
         fresh = _each(fresh, lambda v: v[torch.isfinite(ideal).all(1)])
-        self.observations = replace(self.observations, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(self.observations).items()})
+        self.observations = replace(
+            self.observations, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(self.observations).items()}
+        )
 
     def mark(self, frame_id: int, rows: Tensor, uv: Tensor, missed: Tensor) -> None:
         """Notes where landmarks were seen in a frame, and which were searched in vain."""
@@ -279,8 +306,9 @@ class Window:
         for iterations in (2, 4):  # the first round only has to show the outliers
             used = ((index[o.lm] >= 0) & keep).nonzero()[:, 0]
             lm = index[o.lm[used]]
-            found = geometry.triangulate(camera, self.T_WC, o.kf[used], lm, o.obs[used], len(rows), o.kind[used], o.sigma[used],
-                                         iterations)
+            found = geometry.triangulate(
+                camera, self.T_WC, o.kf[used], lm, o.obs[used], len(rows), o.kind[used], o.sigma[used], iterations
+            )
             residual = self._residuals(camera, found.points_W[lm], used)[0]
             keep[used] = residual < gate_px
         enough = found.parallax_rad * camera.fx >= min_parallax_px
@@ -323,8 +351,18 @@ class Window:
         fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
         stereo = bool((o.kind == int(ObservationKind.STEREO)).any())
         fixed[: 2 if self.slid and len(self.keyframes) > 3 and not stereo else 1] = True
-        snapshot = WindowSnapshot(camera, self.T_WC.clone(), self.landmarks.points_W[rows], o.kf, index[o.lm], o.obs, o.kind, o.sigma, fixed,
-                                  expected_depth=not plain)
+        snapshot = WindowSnapshot(
+            camera,
+            self.T_WC.clone(),
+            self.landmarks.points_W[rows],
+            o.kf,
+            index[o.lm],
+            o.obs,
+            o.kind,
+            o.sigma,
+            fixed,
+            expected_depth=not plain,
+        )
         return snapshot, used, rows
 
     def absorb(self, result: BAResult, rows: Tensor) -> None:
@@ -369,8 +407,11 @@ class Window:
         self.T_WC = torch.cat([origin + (self.T_WC[:, :3] - origin) * factor, self.T_WC[:, 3:]], 1)
         if self._scale is not None:
             self._scale = self._scale[0], self._scale[1] * factor
-        self.landmarks = replace(self.landmarks, points_W=origin + (self.landmarks.points_W - origin) * factor,
-                                 expected_inv_depth=self.landmarks.expected_inv_depth / factor)
+        self.landmarks = replace(
+            self.landmarks,
+            points_W=origin + (self.landmarks.points_W - origin) * factor,
+            expected_inv_depth=self.landmarks.expected_inv_depth / factor,
+        )
 
     def move(self, T: Tensor) -> None:
         """Moves the whole map by the pose T (7,): what was at the origin is then at T."""
@@ -398,7 +439,7 @@ class Window:
         self._keep_observations(o.kf != row)
         o = self.observations
         self.observations = replace(o, kf=o.kf - (o.kf > row).long())
-        self.T_WC = torch.cat([self.T_WC[:row], self.T_WC[row + 1:]])
+        self.T_WC = torch.cat([self.T_WC[:row], self.T_WC[row + 1 :]])
         gone = self.keyframes.pop(row)
         self._keep_landmarks(self.views() > 0)
         return gone
@@ -417,8 +458,14 @@ class Window:
         """
         version = matcher.weights_version
         self.keyframes = [
-            replace(k, features=features[k.id] if k.id in features and features[k.id].weights_version == version else matcher.observe(k.image))
-            for k in self.keyframes]
+            replace(
+                k,
+                features=features[k.id]
+                if k.id in features and features[k.id].weights_version == version
+                else matcher.observe(k.image),
+            )
+            for k in self.keyframes
+        ]
         if self.queries is None:
             return
         ids = torch.tensor([k.id for k in self.keyframes])

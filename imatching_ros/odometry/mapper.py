@@ -39,7 +39,10 @@ def keyframe_reason(progress: Progress, config: OdometryConfig) -> str:
     moved = progress.motion_px >= max(2.0, 0.1 * config.keyframe_parallax * progress.width_px)
     if progress.share < config.keyframe_share and moved:
         return "share"
-    if progress.time_s >= config.keyframe_interval_s and progress.parallax_px >= 0.3 * config.keyframe_parallax * progress.width_px:
+    if (
+        progress.time_s >= config.keyframe_interval_s
+        and progress.parallax_px >= 0.3 * config.keyframe_parallax * progress.width_px
+    ):
         return "time"
     return ""
 
@@ -127,7 +130,9 @@ class Mapper:
         for _ in range(2):  # outliers of the two-view geometry go after the first round
             adjusted = self._adjust(window, camera)
             if adjusted is None or adjusted.result.status is BAStatus.DEGENERATE:
-                return "bundle adjustment of the first views is degenerate: " + (adjusted.result.reason if adjusted else "no landmarks")
+                return "bundle adjustment of the first views is degenerate: " + (
+                    adjusted.result.reason if adjusted else "no landmarks"
+                )
         known = int(window.landmarks.resolved.sum())
         if known < c.start_landmarks:
             return f"{known} landmarks agree with the first views, {c.start_landmarks} are needed"
@@ -140,7 +145,9 @@ class Mapper:
         if not error <= needed * baseline:
             return f"the first motion is known to {100 * error / baseline:.1f} % only, {100 * needed:.1f} % are needed"
         if c.first_baseline_m > 0 and median_depth is None:
-            window.rescale(c.first_baseline_m / float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm().clamp_min(1e-9)))
+            window.rescale(
+                c.first_baseline_m / float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm().clamp_min(1e-9))
+            )
         else:
             window.rescale((median_depth or 1.0) / window.median_depth(len(window.keyframes) - 1))
         return window
@@ -170,16 +177,26 @@ class Mapper:
         queries = self._matcher.describe(features, uv.to(self._matcher.device)) if self._matcher.wide_baseline else None
         return window.add_landmarks(row, uv, queries)
 
-    def _observe(self, window: Window, row: int, frame: Frame, rows: Tensor, uv: Tensor, sigma_px: Tensor, mode: str,
-                 far: bool = False) -> None:
+    def _observe(
+        self,
+        window: Window,
+        row: int,
+        frame: Frame,
+        rows: Tensor,
+        uv: Tensor,
+        sigma_px: Tensor,
+        mode: str,
+        far: bool = False,
+    ) -> None:
         measured = measurements.measure(frame, mode, uv, self._config, far)
         if measured is None:
             window.observe(frame.camera, row, rows, uv, sigma_px)
         else:
             window.observe(frame.camera, row, rows, uv, sigma_px, measured.third, measured.sigma, measured.kind)
 
-    def _add_corners(self, window: Window, row: int, frame: Frame, image: Tensor, features: Features, mode: str,
-                     far: bool = False) -> Tensor:
+    def _add_corners(
+        self, window: Window, row: int, frame: Frame, image: Tensor, features: Features, mode: str, far: bool = False
+    ) -> Tensor:
         """Fills the image up with new corners as landmarks; returns their rows."""
         c = self._config
         o = window.observations
@@ -187,7 +204,9 @@ class Mapper:
         wanted = c.landmarks_per_frame - len(taken)
         if wanted <= 0:
             return torch.zeros(0, dtype=torch.int64)
-        uv = detect(self._matcher, features, image, taken, wanted, c.corner_distance * frame.camera.width, c.corner_quality)
+        uv = detect(
+            self._matcher, features, image, taken, wanted, c.corner_distance * frame.camera.width, c.corner_quality
+        )
         rows = self._add_landmarks(window, row, features, uv)
         self._observe(window, row, frame, rows, uv, torch.full((len(rows),), self._config.corner_sigma_px), mode, far)
         return rows
@@ -201,7 +220,9 @@ class Mapper:
         known = torch.tensor([anchors.get(a, -1) for a in window.landmarks.anchor[rows].tolist()])
         rows, known = rows[known >= 0], known[known >= 0]
         uv = frame.camera.undistort(window.landmarks.uv_anchor[rows].double())
-        points_C = geometry.back_project(frame.camera, uv, torch.full((len(rows),), window.median_depth(row), dtype=torch.float64))
+        points_C = geometry.back_project(
+            frame.camera, uv, torch.full((len(rows),), window.median_depth(row), dtype=torch.float64)
+        )
         self._search(window, rows, torch.tensor([row]), geometry.act(window.T_WC[known], points_C), frame, mode)
 
     def _search_backwards(self, window: Window, row: int, frame: Frame, rows: Tensor) -> None:
@@ -229,8 +250,11 @@ class Mapper:
         if len(some) == 0:
             return
         found = self._matcher.estimate(
-            window.queries.select(rows[some].to(self._matcher.device)), [window.keyframes[k].features for k in targets.tolist()],
-            predicted[:, some].float().to(self._matcher.device), c.new_search_radius * camera.width)
+            window.queries.select(rows[some].to(self._matcher.device)),
+            [window.keyframes[k].features for k in targets.tolist()],
+            predicted[:, some].float().to(self._matcher.device),
+            c.new_search_radius * camera.width,
+        )
         good = (found.score.cpu() >= c.min_score) & inside[:, some]
         t, n = good.nonzero().unbind(1)
         uv, sigma = found.uv.cpu().float()[t, n], found.sigma_px.cpu()[t, n]
@@ -253,6 +277,10 @@ class Mapper:
             factor = window.restore_scale(rows)
             if factor != 1 and result.covariance_newest is not None:
                 unit = torch.tensor([factor] * 3 + [1.0] * 3, dtype=torch.float64)
-                result = replace(result, T_WC=window.T_WC.clone(), covariance_newest=unit[:, None] * result.covariance_newest.double() * unit)
+                result = replace(
+                    result,
+                    T_WC=window.T_WC.clone(),
+                    covariance_newest=unit[:, None] * result.covariance_newest.double() * unit,
+                )
             window.cull(camera, self._config.inlier_px)
         return Adjusted(result, solved)

@@ -13,7 +13,9 @@ from ..core.types import Frame, ObservationKind, as_grey
 from ..core.errors import CameraError, SourceError
 
 
-def detect(matcher: Matcher, features: Features, image: Tensor, taken: Tensor, count: int, distance_px: float, quality: float) -> Tensor:
+def detect(
+    matcher: Matcher, features: Features, image: Tensor, taken: Tensor, count: int, distance_px: float, quality: float
+) -> Tensor:
     """New points (N, 2) float32 raw px of an image (1, H, W) uint8, at most `count`, away from those already taken (K, 2).
 
     The matcher's own points where it has any, else corners by the smaller eigenvalue (Shi and Tomasi 1994).
@@ -30,7 +32,9 @@ def detect(matcher: Matcher, features: Features, image: Tensor, taken: Tensor, c
         free[cv2.dilate(marks, np.ones((side, side), np.uint8)) > 0] = 0
     own = matcher.points(features)
     if own is None:
-        corners = cv2.goodFeaturesToTrack(np.ascontiguousarray(image[0].cpu().numpy()), count, quality, distance_px, mask=free)
+        corners = cv2.goodFeaturesToTrack(
+            np.ascontiguousarray(image[0].cpu().numpy()), count, quality, distance_px, mask=free
+        )
         if corners is None:
             return torch.zeros(0, 2)
         # The gradient's window is symmetric only inside the image; OpenCV gives whole pixels.
@@ -59,8 +63,13 @@ def spread(uv: Tensor, rank: Tensor, count: int, width: int, height: int, cell_p
 
 def _refine(image: Tensor, corners: Tensor) -> Tensor:
     """Corners (N, 2) at whole pixels -> at fractions, kept where the refinement stays near."""
-    moved = cv2.cornerSubPix(np.ascontiguousarray(image[0].cpu().numpy()), corners.numpy().copy(), (3, 3), (-1, -1),
-                             (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.03))
+    moved = cv2.cornerSubPix(
+        np.ascontiguousarray(image[0].cpu().numpy()),
+        corners.numpy().copy(),
+        (3, 3),
+        (-1, -1),
+        (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.03),
+    )
     refined = torch.from_numpy(moved)
     return torch.where(((refined - corners).norm(dim=1, keepdim=True) < 2), refined, corners)
 
@@ -86,13 +95,23 @@ class Depths:
 def resolve_mode(frame: Frame, mode: str) -> str:
     """mono, stereo or rgbd: the configured mode, checked against what the first frame carries."""
     if mode == "auto":
-        return "rgbd" if frame.depth is not None else "stereo" if frame.right is not None and frame.camera.baseline_m else "mono"
+        return (
+            "rgbd"
+            if frame.depth is not None
+            else "stereo"
+            if frame.right is not None and frame.camera.baseline_m
+            else "mono"
+        )
     missing = lacking(frame, mode)
     if missing:
-        raise SourceError(f"odometry.mode is '{mode}', but the frame has no {missing} image; give a {missing} topic or folder, or set mode to "
-                          "'mono'")
+        raise SourceError(
+            f"odometry.mode is '{mode}', but the frame has no {missing} image; give a {missing} topic or folder, or set mode to "
+            "'mono'"
+        )
     if mode == "stereo" and not frame.camera.baseline_m:
-        raise CameraError("odometry.mode is 'stereo', but the camera has no baseline; it comes from P of the right CameraInfo")
+        raise CameraError(
+            "odometry.mode is 'stereo', but the camera has no baseline; it comes from P of the right CameraInfo"
+        )
     return mode
 
 
@@ -139,15 +158,19 @@ def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig, farthest_m: flo
     camera = frame.camera
     left, right = (np.ascontiguousarray(as_grey(image)[0].cpu().numpy()) for image in (frame.image, frame.right))
     if left.shape != right.shape:
-        raise SourceError(f"the right image is {right.shape[1]} x {right.shape[0]}, the left one {left.shape[1]} x {left.shape[0]}; "
-                          "a stereo pair must be rectified to one size")
+        raise SourceError(
+            f"the right image is {right.shape[1]} x {right.shape[0]}, the left one {left.shape[1]} x {left.shape[0]}; "
+            "a stereo pair must be rectified to one size"
+        )
     height, width = left.shape
     # Block matching at half the size costs an eighth; Lucas-Kanade brings the precision back.
     steps = max(16, -(-int(config.max_disparity * width / 2) // 16) * 16)
     block = cv2.StereoBM_create(numDisparities=steps, blockSize=11)
     half = [cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA) for image in (left, right)]
     # Without the border, OpenCV leaves the leftmost columns empty.
-    coarse = block.compute(*(cv2.copyMakeBorder(image, 0, 0, steps, 0, cv2.BORDER_REPLICATE) for image in half))[:, steps:]
+    coarse = block.compute(*(cv2.copyMakeBorder(image, 0, 0, steps, 0, cv2.BORDER_REPLICATE) for image in half))[
+        :, steps:
+    ]
     at = torch.minimum((uv / 2).floor().long().clamp_min(0), torch.tensor([width // 2 - 1, height // 2 - 1])).numpy()
     disparity = coarse[at[:, 1], at[:, 0]].astype(np.float32) / 8
     found = disparity > 0
@@ -166,5 +189,9 @@ def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig, farthest_m: flo
     depth = camera.fx * camera.baseline_m / disparity.clamp_min(1e-3)
     good = torch.from_numpy(found) & (disparity > 0.5) & (depth >= config.depth_min_m) & (depth <= farthest_m)
     nothing = torch.full_like(depth, torch.nan)
-    return Depths(ObservationKind.STEREO, torch.where(good, torch.from_numpy(there[:, 0]).double(), nothing),
-                  torch.full_like(depth, _STEREO_SIGMA_PX), torch.where(good, depth, nothing))
+    return Depths(
+        ObservationKind.STEREO,
+        torch.where(good, torch.from_numpy(there[:, 0]).double(), nothing),
+        torch.full_like(depth, _STEREO_SIGMA_PX),
+        torch.where(good, depth, nothing),
+    )

@@ -44,7 +44,11 @@ class Drift:
     def note(self, result: BAResult, slid: bool) -> None:
         """Takes over the newest solution; `slid`: a keyframe has left the window before it."""
         newest = result.T_WC[-1]
-        self._lost, self._window, self._T_WC = self._carry(self._lost, newest), self._carry(self._window, newest), newest
+        self._lost, self._window, self._T_WC = (
+            self._carry(self._lost, newest),
+            self._carry(self._window, newest),
+            newest,
+        )
         if result.covariance_newest is not None:  # else nothing better is known than what the last window said
             self._window = result.covariance_newest.to(self._lost)
         if slid:
@@ -90,7 +94,9 @@ class Stillness:
         """There is nothing to compare with: another map, or another scale."""
         self._reference, self.still = None, False
 
-    def hold(self, camera: Camera, located: Located, id: Tensor, uv: Tensor, sigma_px: Tensor, config: BundleConfig) -> Located:
+    def hold(
+        self, camera: Camera, located: Located, id: Tensor, uv: Tensor, sigma_px: Tensor, config: BundleConfig
+    ) -> Located:
         """`located`, or the reference's pose in its place while the camera stands still.
 
         Args:

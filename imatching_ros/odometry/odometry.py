@@ -57,7 +57,9 @@ class Odometry:
         self.map_id += 1
         self.window = Window()
         self.input.clear()
-        self.rescaled: tuple[float, Tensor] | None = None  # factor and centre (3,), when the last `extend` has scaled the map
+        self.rescaled: tuple[float, Tensor] | None = (
+            None  # factor and centre (3,), when the last `extend` has scaled the map
+        )
         self._scale = Scale(self.input)
         self._mode = ""
         self._places = Places(self.config.odometry.stored_keyframes)
@@ -120,7 +122,11 @@ class Odometry:
         if not blank:
             # What began with other weights, or without images, says nothing of these weights.
             falters = not self._long and (self._lost > 0 or self._settling == _SETTLING)
-            self._falters_since = (self._falters_since if self._falters_since is not None else self.matcher.weights_version) if falters else None
+            self._falters_since = (
+                (self._falters_since if self._falters_since is not None else self.matcher.weights_version)
+                if falters
+                else None
+            )
             self.faltered = self._falters_since == self.matcher.weights_version
         return replace(output, timings_ms=clock.laps)
 
@@ -147,12 +153,16 @@ class Odometry:
                 hidden = sighting, located
         located = None
         if self.matcher.wide_baseline:
-            sighting, located = self._search_again(camera, features, T_steady if T_given is None else T_given, radius_px)
+            sighting, located = self._search_again(
+                camera, features, T_steady if T_given is None else T_given, radius_px
+            )
         if located is None:
             sighting, located = self._recognise(frame, image, features)
         if located is None and hidden is not None and not (self._lost or self._long):
             self._wild = True  # corners of what hides the image make no map
-            return self._accept(frame, image, features, *hidden, doubt="most landmarks are not found; something may hide the image")
+            return self._accept(
+                frame, image, features, *hidden, doubt="most landmarks are not found; something may hide the image"
+            )
         if located is None:
             return self._lose(frame, image, features)
         firm = self._agreement.of(sighting, located, self._closer(camera) / front_end.BEYOND) >= front_end.FIRM
@@ -160,21 +170,34 @@ class Odometry:
             self._drift.add(self._uncertainty(frame), self._last.T_WC)
         self._widened = not firm
         self._lost = max(self._lost, 0 if firm else 1)
-        return self._accept(frame, image, features, sighting, located,
-                            doubt="" if firm else "found again, but few landmarks are where this pose has them")
+        return self._accept(
+            frame,
+            image,
+            features,
+            sighting,
+            located,
+            doubt="" if firm else "found again, but few landmarks are where this pose has them",
+        )
 
-    def _search_again(self, camera: Camera, features: Features, T_predicted: Tensor, radius_px: float) -> tuple[Sighting, Located | None]:
+    def _search_again(
+        self, camera: Camera, features: Features, T_predicted: Tensor, radius_px: float
+    ) -> tuple[Sighting, Located | None]:
         """After a gap: searches closer, for alike things nearby mislead a matcher, then everywhere, for the prediction may be wrong.
 
         Old landmarks are known less well from a new place, so a loose pose comes first; it guides the search that decides.
         """
         look, window = self._search, self.window
         for attempt in range(2):
-            sighting = (look.near(window, self._last, camera, features, T_predicted, radius_px * _CLOSE, again=True) if attempt == 0
-                        else look.everywhere(window, features))
+            sighting = (
+                look.near(window, self._last, camera, features, T_predicted, radius_px * _CLOSE, again=True)
+                if attempt == 0
+                else look.everywhere(window, features)
+            )
             loose = look.locate(window, camera, sighting, T_predicted if attempt == 0 else None, looser=_LOOSE)
             if loose is not None:
-                sighting, located = self._confirm(camera, features, loose, front_end.FIRM if self._lost or self._long else front_end.REFUSED)
+                sighting, located = self._confirm(
+                    camera, features, loose, front_end.FIRM if self._lost or self._long else front_end.REFUSED
+                )
                 if located is not None:
                     return sighting, located
         return sighting, None
@@ -184,7 +207,9 @@ class Odometry:
         c = self.config.odometry
         return max(c.search_radius * camera.width * _CLOSE, front_end.BEYOND * c.inlier_px)
 
-    def _confirm(self, camera: Camera, features: Features, loose: Located, least: float) -> tuple[Sighting, Located | None]:
+    def _confirm(
+        self, camera: Camera, features: Features, loose: Located, least: float
+    ) -> tuple[Sighting, Located | None]:
         """Searches close to where a loose pose puts the landmarks. When it is right many are there; of a place that only looks alike
         few are, and of these little more lie within the inliers' bound than chance puts there. `least`: of the usual share."""
         radius_px = self._closer(camera)
@@ -200,8 +225,9 @@ class Odometry:
         radius = self.config.odometry.search_radius * frame.camera.width
         return geometry.retract(self._last.T_WC, self._twist * dt), radius
 
-    def _accept(self, frame: Frame, image: Tensor, features: Features, sighting: Sighting, located: Located,
-                doubt: str = "") -> OdometryOutput:
+    def _accept(
+        self, frame: Frame, image: Tensor, features: Features, sighting: Sighting, located: Located, doubt: str = ""
+    ) -> OdometryOutput:
         """Takes over the pose, notes what was seen, and decides whether this becomes a keyframe. `doubt`: why the pose may be wrong."""
         c, landmarks = self.config.odometry, self.window.landmarks
         good = located.inlier | ~landmarks.resolved[sighting.rows]
@@ -212,37 +238,58 @@ class Odometry:
         elif not doubt:
             self._agreement.note(sighting, located, c.inlier_px)
             rows, uv = sighting.rows[located.inlier], frame.camera.undistort(sighting.uv[located.inlier].double())
-            located = self._stillness.hold(frame.camera, located, landmarks.id[rows], uv, sighting.sigma_px[located.inlier], self.config.bundle)
+            located = self._stillness.hold(
+                frame.camera, located, landmarks.id[rows], uv, sighting.sigma_px[located.inlier], self.config.bundle
+            )
             self.input.judge(located.T_WC, float(self._last.depth.median()))
         # A map that grew from a wrong pose would agree with it ever after.
         self._wild = bool(doubt) and (self._wild or not self._within_reach(frame, located.T_WC))
-        why = "" if self._wild else "recovered" if recovered else keyframe_reason(self._progress(frame, sighting, located), c)
+        why = (
+            ""
+            if self._wild
+            else "recovered"
+            if recovered
+            else keyframe_reason(self._progress(frame, sighting, located), c)
+        )
         matches = self._matches(frame, sighting, located)
         dt = (frame.stamp_ns - self._last.stamp_ns) * 1e-9
         self._twist = self._twist * 0 if recovered or dt <= 0 else geometry.local(self._last.T_WC, located.T_WC) / dt
         if not recovered:
-            self._fastest = torch.maximum(self._fastest * _FORGOTTEN, torch.stack([self._twist[:3].norm(), self._twist[3:].norm()]))
+            self._fastest = torch.maximum(
+                self._fastest * _FORGOTTEN, torch.stack([self._twist[:3].norm(), self._twist[3:].norm()])
+            )
         self._settling = _SETTLING if recovered or doubt else max(0, self._settling - 1)
         self._unsure = bool(doubt)
         self._widened = self._widened and self._unsure
         # What a doubtful pose does not find speaks against the pose, not against the landmarks.
-        self.window.mark(frame.id, sighting.rows[good], sighting.uv[good], wrong[:0] if doubt else torch.cat([sighting.missed, wrong]))
+        self.window.mark(
+            frame.id,
+            sighting.rows[good],
+            sighting.uv[good],
+            wrong[:0] if doubt else torch.cat([sighting.missed, wrong]),
+        )
         self._remember(frame, features, located.T_WC, sighting.rows[located.inlier], sighting.uv[located.inlier])
         if why:
-            kept = Sighting(sighting.rows[good], sighting.uv[good], sighting.score[good], sighting.sigma_px[good], wrong)
+            kept = Sighting(
+                sighting.rows[good], sighting.uv[good], sighting.score[good], sighting.sigma_px[good], wrong
+            )
             self._fresh, self._most = Fresh(frame, image, features, located.T_WC, kept), 0
         inliers = int(located.inlier.sum())
         if doubt:
             return self._output(frame, TrackingState.DEGRADED, f"{doubt} ({inliers} agree)", located, matches)
         if inliers < c.degraded_inliers:
-            return self._output(frame, TrackingState.DEGRADED, f"only {inliers} matches agree with the pose", located, matches)
+            return self._output(
+                frame, TrackingState.DEGRADED, f"only {inliers} matches agree with the pose", located, matches
+            )
         return self._output(frame, TrackingState.TRACKING, "", located, matches)
 
     def _remember(self, frame: Frame, features: Features, T_WC: Tensor, rows: Tensor, uv: Tensor) -> None:
         points_C = geometry.act(geometry.inverse(T_WC), self.window.landmarks.points_W[rows])
         self._last = Tracked(frame.id, frame.stamp_ns, features, T_WC, uv, points_C[:, 2])
         if not self._unsure:
-            self._stillness.note(self.window.landmarks.id[rows], frame.camera.undistort(uv.double()), points_C[:, 2], T_WC)
+            self._stillness.note(
+                self.window.landmarks.id[rows], frame.camera.undistort(uv.double()), points_C[:, 2], T_WC
+            )
         self._lost = 0
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
 
@@ -262,8 +309,13 @@ class Odometry:
             return Progress(0.0, float("inf"), float("inf"), time_s, camera.width)
         turned = geometry.relative(located.T_WC, self.window.T_WC[-1])[3:]
         rotated = geometry.project(camera, geometry.rotate(turned, geometry.rays(camera, before)))
-        return Progress(len(now) / total, float((rotated - now).norm(dim=1).median()), float((before - now).norm(dim=1).median()),
-                        time_s, camera.width)
+        return Progress(
+            len(now) / total,
+            float((rotated - now).norm(dim=1).median()),
+            float((before - now).norm(dim=1).median()),
+            time_s,
+            camera.width,
+        )
 
     # -- starting, and starting again ---------------------------------------------------------------------------------
 
@@ -298,7 +350,9 @@ class Odometry:
         self._remember(frame, features, window.T_WC[-1], rows, uv)
         self._fresh = Fresh(frame, image, features, window.T_WC[-1], None)
         residual = window.residuals(frame.camera)[0][at[rows]]
-        support = Located(window.T_WC[-1], torch.ones(len(rows), dtype=torch.bool), residual, torch.zeros(6, 6, dtype=torch.float64))
+        support = Located(
+            window.T_WC[-1], torch.ones(len(rows), dtype=torch.bool), residual, torch.zeros(6, 6, dtype=torch.float64)
+        )
         return self._output(frame, TrackingState.TRACKING, "", support, None)
 
     def _lose(self, frame: Frame, image: Tensor, features: Features) -> OdometryOutput:
@@ -345,7 +399,9 @@ class Odometry:
             else:
                 self.window, queries = recall(place, camera, self.matcher, c.corner_sigma_px, kept.next_id)
                 rows = torch.arange(len(place.uv))
-            sighting = self._search.look(rows, queries, features, None if self.matcher.wide_baseline else place.uv, None)
+            sighting = self._search.look(
+                rows, queries, features, None if self.matcher.wide_baseline else place.uv, None
+            )
             located = self._search.locate(self.window, camera, sighting, None)
             if located is not None and self.matcher.wide_baseline:
                 sighting, located = self._confirm(camera, features, located, front_end.FIRM)
@@ -410,7 +466,9 @@ class Odometry:
         self._solved = None
         for made in features.values():
             for values in made.maps.values():
-                if values.is_cuda:  # made on the learner's stream, which must not use their memory again before this stream is done
+                if (
+                    values.is_cuda
+                ):  # made on the learner's stream, which must not use their memory again before this stream is done
                     values.record_stream(torch.cuda.current_stream(values.device))
         self.window.renew_features(self.matcher, features)
         self._mono = MonoStart(self.config.odometry, self.config.bundle, self.matcher)
@@ -424,23 +482,60 @@ class Odometry:
         both = (at[sighting.rows] >= 0).nonzero()[:, 0]
         rows = sighting.rows[both]
         return Matches(
-            newest.id, frame.id, newest.stamp_ns, frame.stamp_ns, self.window.observations.uv[at[rows]], sighting.uv[both],
-            sighting.score[both], sighting.sigma_px[both], located.residual_px[both].float(), located.inlier[both],
-            self.window.landmarks.id[rows], self.matcher.weights_version,
+            newest.id,
+            frame.id,
+            newest.stamp_ns,
+            frame.stamp_ns,
+            self.window.observations.uv[at[rows]],
+            sighting.uv[both],
+            sighting.score[both],
+            sighting.sigma_px[both],
+            located.residual_px[both].float(),
+            located.inlier[both],
+            self.window.landmarks.id[rows],
+            self.matcher.weights_version,
         )
 
-    def _output(self, frame: Frame, state: TrackingState, reason: str, located: Located, matches: Matches | None) -> OdometryOutput:
+    def _output(
+        self, frame: Frame, state: TrackingState, reason: str, located: Located, matches: Matches | None
+    ) -> OdometryOutput:
         return OdometryOutput(
-            frame.id, frame.stamp_ns, state, reason, located.T_WC.clone(), self._drift.at(located.T_WC) + located.covariance, int(located.inlier.sum()),
-            self._fresh is not None, self._metric, self.map_id, matches, None, self.matcher.weights_version, scale=self._scale.describe(self._mode),
+            frame.id,
+            frame.stamp_ns,
+            state,
+            reason,
+            located.T_WC.clone(),
+            self._drift.at(located.T_WC) + located.covariance,
+            int(located.inlier.sum()),
+            self._fresh is not None,
+            self._metric,
+            self.map_id,
+            matches,
+            None,
+            self.matcher.weights_version,
+            scale=self._scale.describe(self._mode),
             covariance_in_map=located.covariance,
         )
 
     def _nothing(self, frame: Frame, reason: str) -> OdometryOutput:
         """No pose: not yet, or not any more."""
         state = TrackingState.INITIALIZING if self._last is None else TrackingState.LOST
-        return OdometryOutput(frame.id, frame.stamp_ns, state, reason, None, None, 0, False, self._metric, self.map_id, None, None,
-                              self.matcher.weights_version, scale=self._scale.describe(self._mode))
+        return OdometryOutput(
+            frame.id,
+            frame.stamp_ns,
+            state,
+            reason,
+            None,
+            None,
+            0,
+            False,
+            self._metric,
+            self.map_id,
+            None,
+            None,
+            self.matcher.weights_version,
+            scale=self._scale.describe(self._mode),
+        )
 
     @property
     def _metric(self) -> bool:

@@ -58,13 +58,21 @@ class Places:
     def rescale(self, factor: float, centre: Tensor) -> None:
         """Scales poses and landmarks about a point (3,)."""
         self._places = deque(
-            replace(p, T_WC=torch.cat([centre + (p.T_WC[:3] - centre) * factor, p.T_WC[3:]]), points_W=centre + (p.points_W - centre) * factor)
-            for p in self._places)
+            replace(
+                p,
+                T_WC=torch.cat([centre + (p.T_WC[:3] - centre) * factor, p.T_WC[3:]]),
+                points_W=centre + (p.points_W - centre) * factor,
+            )
+            for p in self._places
+        )
 
     def most_alike(self, image: Tensor, count: int, window: Window) -> list[Place]:
         """The places, keyframes of the window included, whose image resembles this one (1, H, W) uint8 most, best first."""
         inside = {keyframe.id for keyframe in window.keyframes}  # a place that was recalled is known better there
-        places = [*(p for p in self._places if p.id not in inside), *(place_of(window, row) for row in range(len(window.keyframes)))]
+        places = [
+            *(p for p in self._places if p.id not in inside),
+            *(place_of(window, row) for row in range(len(window.keyframes))),
+        ]
         if not places:
             return []
         score = torch.stack([p.thumb for p in places]) @ thumbnail(image)
@@ -75,8 +83,15 @@ def place_of(window: Window, row: int) -> Place:
     """What is remembered of a keyframe."""
     keyframe, rows = window.keyframes[row], window.resolved_in(row)
     at, _ = window.seen_at(row)
-    return Place(keyframe.id, keyframe.stamp_ns, keyframe.image, window.T_WC[row].clone(), window.observations.uv[at[rows]].clone(),
-                 window.landmarks.points_W[rows].clone(), thumbnail(keyframe.image))
+    return Place(
+        keyframe.id,
+        keyframe.stamp_ns,
+        keyframe.image,
+        window.T_WC[row].clone(),
+        window.observations.uv[at[rows]].clone(),
+        window.landmarks.points_W[rows].clone(),
+        thumbnail(keyframe.image),
+    )
 
 
 def recall(place: Place, camera: Camera, matcher: Matcher, sigma_px: float, next_id: int) -> tuple[Window, Queries]:

@@ -53,7 +53,9 @@ def make_pose(T: np.ndarray) -> Pose:
 def make_covariance(covariance: np.ndarray) -> array:
     """(6, 6) -> 36 doubles; one that is not known becomes a diagonal of 1e6."""
     known = np.isfinite(covariance).all()
-    return array("d", np.ascontiguousarray(covariance if known else np.eye(6) * _UNKNOWN_VARIANCE, dtype=np.float64).tobytes())
+    return array(
+        "d", np.ascontiguousarray(covariance if known else np.eye(6) * _UNKNOWN_VARIANCE, dtype=np.float64).tobytes()
+    )
 
 
 def make_odometry(stamp: int, pose: RobotPose, odom_frame: str, base_frame: str) -> Odometry:
@@ -144,7 +146,11 @@ def make_matches(matches: Matches, frame_id: str) -> MatchesMsg:
     )
     msg.u_i, msg.v_i = _floats(matches.uv_i[:, 0]), _floats(matches.uv_i[:, 1])
     msg.u_j, msg.v_j = _floats(matches.uv_j[:, 0]), _floats(matches.uv_j[:, 1])
-    msg.score, msg.sigma_px, msg.residual_px = _floats(matches.score), _floats(matches.sigma_px), _floats(matches.residual_px)
+    msg.score, msg.sigma_px, msg.residual_px = (
+        _floats(matches.score),
+        _floats(matches.sigma_px),
+        _floats(matches.residual_px),
+    )
     msg.inlier = matches.inlier.cpu().tolist()
     msg.landmark_id = array("q", matches.landmark_id.cpu().numpy().astype(np.int64).tobytes())
     return msg

@@ -116,7 +116,10 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
     if now.external_odometry not in ("", "off", "used"):
         return DiagnosticStatus.WARN, f"{now.tracking}, without external odometry: {now.external_odometry}"
     if not now.metric:  # well, but whoever drives by it must know
-        return DiagnosticStatus.WARN, f"{now.tracking}, scale {now.scale}: the unit of length is arbitrary; {SCALE_REMEDY}"
+        return (
+            DiagnosticStatus.WARN,
+            f"{now.tracking}, scale {now.scale}: the unit of length is arbitrary; {SCALE_REMEDY}",
+        )
     return DiagnosticStatus.OK, now.tracking
 
 

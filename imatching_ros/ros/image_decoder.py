@@ -150,7 +150,11 @@ def decode(message: Any) -> Tensor:
         return decode_image(message)
     try:
         return to_image(np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")))
-    except (TypeError, ValueError, cv2.error) as error:  # CvBridgeError is a TypeError; so is what NumPy says of too few bytes
+    except (
+        TypeError,
+        ValueError,
+        cv2.error,
+    ) as error:  # CvBridgeError is a TypeError; so is what NumPy says of too few bytes
         raise SourceError(
             f"an image of {message.width} x {message.height} cannot be read: images of encoding '{encoding}' cannot be used; expected one "
             f"of {', '.join(_ENCODINGS)}, or one that cv_bridge reads, which says: {_one_line(error)}"

@@ -127,7 +127,9 @@ class CameraInputs:
             patience_s = self.config.no_data_warning_s
             if silent_s >= patience_s and now - self._warned_s.get(topic.name, -1e9) >= 3 * patience_s:
                 self._warned_s[topic.name] = now
-                self._node.get_logger().warning(f"nothing received on {topic.name} for {silent_s:.0f} s: {self._explain(topic)}")
+                self._node.get_logger().warning(
+                    f"nothing received on {topic.name} for {silent_s:.0f} s: {self._explain(topic)}"
+                )
 
     def _subscribe_all(self, with_odometry: bool) -> None:
         for name, info_name in TOPICS[self.config.mode].items():
@@ -157,8 +159,10 @@ class CameraInputs:
     def _subscribe_odometry(self) -> None:
         topic = self._node.resolve_topic_name(ODOMETRY)
         if topic == self._node.resolve_topic_name("odom"):
-            self._node.get_logger().warning(f"{ODOMETRY} is remapped to {topic}, which this node publishes itself: not listened to; "
-                                             "give its own odometry another name: -r odom:=visual_odom, or odom_topic:=visual_odom of the launch file")
+            self._node.get_logger().warning(
+                f"{ODOMETRY} is remapped to {topic}, which this node publishes itself: not listened to; "
+                "give its own odometry another name: -r odom:=visual_odom, or odom_topic:=visual_odom of the launch file"
+            )
             return
         self._subscribe(ODOMETRY, topic, Odometry, self.odometry.append, _ODOMETRY_DEPTH)
 
@@ -199,7 +203,13 @@ class CameraInputs:
             self._warn("alone", self.problem)
         header = images[self._leader].header
         self._on_image(
-            CameraImages(stamp_ns(header.stamp), header.frame_id, images, {name: self._infos[name] for name in wanted}, self.rectified)
+            CameraImages(
+                stamp_ns(header.stamp),
+                header.frame_id,
+                images,
+                {name: self._infos[name] for name in wanted},
+                self.rectified,
+            )
         )
 
     def _describe_gap(self) -> str:
@@ -208,8 +218,9 @@ class CameraInputs:
         text = f"an image on {leader.name} comes without one on {partner.name}"
         if self.synchronizer is None or self.synchronizer.gap_ns is None:
             return f"{text}, where nothing arrives"
-        return (f"{text}: the nearest is {self.synchronizer.gap_ns / 1e6:.3f} ms away (sync: {self.config.sync}"
-                + (f", sync_slop_s: {self.config.sync_slop_s:g})" if self.config.sync == "approximate" else ")"))
+        return f"{text}: the nearest is {self.synchronizer.gap_ns / 1e6:.3f} ms away (sync: {self.config.sync}" + (
+            f", sync_slop_s: {self.config.sync_slop_s:g})" if self.config.sync == "approximate" else ")"
+        )
 
     def _explain(self, topic: _Topic) -> str:
         publishers = self._node.get_publishers_info_by_topic(topic.name)
@@ -227,7 +238,11 @@ class CameraInputs:
                 and not name.startswith(self._node.get_fully_qualified_name())
             )
             image = next((name for name, info in TOPICS[self.config.mode].items() if info == relative), None)
-            remedy = f"remap with -r {relative}:=TOPIC" if image is None else f"give one by -p {self._info_parameter(image)}:=TOPIC"
+            remedy = (
+                f"remap with -r {relative}:=TOPIC"
+                if image is None
+                else f"give one by -p {self._info_parameter(image)}:=TOPIC"
+            )
             hint = (
                 f"topics of type {wanted_type}: {', '.join(others)}; {remedy}"
                 if others

@@ -110,9 +110,13 @@ class OdometryNode(ManagedNode):
 
     @tell_errors
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._processor = Processor(self, self.config, self.core, self._pipeline, self._outputs, self._tree, self.warn_throttled, self._decoder)
+        self._processor = Processor(
+            self, self.config, self.core, self._pipeline, self._outputs, self._tree, self.warn_throttled, self._decoder
+        )
         try:
-            self._inputs = CameraInputs(self, self.config, self._processor.inbox.put, self.warn_throttled, self._with_odometry)
+            self._inputs = CameraInputs(
+                self, self.config, self._processor.inbox.put, self.warn_throttled, self._with_odometry
+            )
         except ConfigError as error:
             self.get_logger().error(str(error))
             self._stop()
@@ -290,7 +294,9 @@ class OdometryNode(ManagedNode):
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._processor is not None:
-            self.get_logger().warning(f"the clock jumped back by {-jump.delta.nanoseconds / 1e9:.3f} s: odometry is reset")
+            self.get_logger().warning(
+                f"the clock jumped back by {-jump.delta.nanoseconds / 1e9:.3f} s: odometry is reset"
+            )
             self._processor.inbox.call(self._processor.reset)
 
     def _on_event(self, event: dict) -> None:
@@ -331,7 +337,9 @@ def main(argv: list[str] | None = None) -> int:
     # rclpy's own handlers end the context under the feet of the running threads; ours only end the loop, however often they come.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    rclpy.init(args=sys.argv[:1] + list(sys.argv[1:] if argv is None else argv), signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(
+        args=sys.argv[:1] + list(sys.argv[1:] if argv is None else argv), signal_handler_options=SignalHandlerOptions.NO
+    )
     try:
         code = _run(stop)
     except ConfigError as error:

@@ -44,12 +44,20 @@ TOPICS: dict[str, tuple[type | None, int, str]] = {
     "~/pose": (PoseWithCovarianceStamped, 10, "the pose of `odom` alone"),
     "~/path": (Path, 1, "the last `path_length` poses, twice a second"),
     "~/matches": (MatchesMsg, 5, "matches between the newest keyframe and the image"),
-    "~/matches/image": (Image, 1, "the image (of a raw pair, rectified) with the matches drawn: green supports the pose, red does not"),
+    "~/matches/image": (
+        Image,
+        1,
+        "the image (of a raw pair, rectified) with the matches drawn: green supports the pose, red does not",
+    ),
     "~/landmarks": (PointCloud2, 1, "points of the window in the odometry frame, with each keyframe"),
     "~/keyframes": (PoseArray, 1, "camera poses of the window in the odometry frame, with each keyframe"),
     "~/status": (Status, 10, "tracking state, counts, latency, for every image; of one that is not used, why"),
     "~/learning/status": (LearningStatusMsg, 10, "what learning does, for every image"),
-    "~/events": (String, 100, "keyframes, losses, decisions of learning: one JSON object each, as in a replay's events.jsonl"),
+    "~/events": (
+        String,
+        100,
+        "keyframes, losses, decisions of learning: one JSON object each, as in a replay's events.jsonl",
+    ),
 }
 
 _STATES = {
@@ -84,7 +92,9 @@ class Outputs:
         }
         self._tf = self._publishers.get("/tf")
         if self._tf is None and config.publish_tf:
-            node.get_logger().warning("tf2_msgs is not installed: no TF is published (apt install ros-$ROS_DISTRO-tf2-msgs)")
+            node.get_logger().warning(
+                "tf2_msgs is not installed: no TF is published (apt install ros-$ROS_DISTRO-tf2-msgs)"
+            )
         self._poses: deque[PoseStamped] = deque(maxlen=config.path_length)
         self._path_ns = 0
 
@@ -102,18 +112,28 @@ class Outputs:
         c = self.config
         self._send("odom", convert.make_odometry(stamp_ns, pose, c.odom_frame, c.base_frame))
         if self._tf is not None and c.publish_tf:
-            self._tf.publish(TFMessage(transforms=[convert.make_transform(stamp_ns, pose.T_OB, c.odom_frame, c.base_frame)]))
+            self._tf.publish(
+                TFMessage(transforms=[convert.make_transform(stamp_ns, pose.T_OB, c.odom_frame, c.base_frame)])
+            )
         if self._heard("~/pose"):
             self._send("~/pose", convert.make_pose_with_covariance(stamp_ns, pose, c.odom_frame))
         if self._poses.maxlen != c.path_length:
             self._poses = deque(self._poses, c.path_length)
-        self._poses.append(PoseStamped(header=convert.make_header(stamp_ns, c.odom_frame), pose=convert.make_pose(pose.T_OB)))
+        self._poses.append(
+            PoseStamped(header=convert.make_header(stamp_ns, c.odom_frame), pose=convert.make_pose(pose.T_OB))
+        )
         if self._heard("~/path") and stamp_ns - self._path_ns >= _PATH_PERIOD_NS:
             self._path_ns = stamp_ns
             self._send("~/path", convert.make_path(self._poses, c.odom_frame))
 
     def publish_details(
-        self, output: OdometryOutput, frame: Frame, camera_frame: str, window: Any, tracker: RobotPoseTracker, decoder: ImageDecoder
+        self,
+        output: OdometryOutput,
+        frame: Frame,
+        camera_frame: str,
+        window: Any,
+        tracker: RobotPoseTracker,
+        decoder: ImageDecoder,
     ) -> None:
         """Matches always; keyframes and landmarks with each keyframe."""
         if output.matches is not None:
@@ -121,7 +141,8 @@ class Outputs:
                 self._send("~/matches", convert.make_matches(decoder.as_delivered(output.matches), camera_frame))
             if self._heard("~/matches/image"):
                 self._send(
-                    "~/matches/image", convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8")
+                    "~/matches/image",
+                    convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8"),
                 )
         if output.is_keyframe:
             if self._heard("~/keyframes"):
@@ -129,7 +150,9 @@ class Outputs:
                 self._send("~/keyframes", convert.make_keyframes(output.stamp_ns, poses, self.config.odom_frame))
             if self._heard("~/landmarks"):
                 points = window.landmarks.points_W[window.landmarks.resolved].numpy()
-                self._send("~/landmarks", convert.make_cloud(output.stamp_ns, tracker.points(points), self.config.odom_frame))
+                self._send(
+                    "~/landmarks", convert.make_cloud(output.stamp_ns, tracker.points(points), self.config.odom_frame)
+                )
 
     def publish_status(
         self,

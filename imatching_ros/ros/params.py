@@ -33,10 +33,13 @@ class NodeConfig:
 
     mode: str = setting("mono", "cameras in use", choices=("mono", "stereo", "rgbd"))
     image_transport: str = setting(
-        "raw", "how images arrive; 'compressed' listens to <image topic>/compressed, and <depth topic>/compressedDepth", choices=("raw", "compressed")
+        "raw",
+        "how images arrive; 'compressed' listens to <image topic>/compressed, and <depth topic>/compressedDepth",
+        choices=("raw", "compressed"),
     )
     camera_info_topic: str = setting(
-        "", "CameraInfo of the (left) camera; empty: `camera_info` as remapped, else `camera_info` beside the image topic"
+        "",
+        "CameraInfo of the (left) camera; empty: `camera_info` as remapped, else `camera_info` beside the image topic",
     )
     right_camera_info_topic: str = setting("", "CameraInfo of the right camera of a stereo pair, likewise")
     rectified: str = setting(
@@ -45,7 +48,9 @@ class NodeConfig:
         "name has 'rect' in its last part",
         choices=("auto", "yes", "no"),
     )
-    sync: str = setting("approximate", "how images of two cameras are paired by stamp", choices=("exact", "approximate"))
+    sync: str = setting(
+        "approximate", "how images of two cameras are paired by stamp", choices=("exact", "approximate")
+    )
     sync_slop_s: float = setting(
         0.01, "largest difference of two stamps that approximate synchronisation pairs", unit="s", low=0.0, high=1.0
     )
@@ -76,7 +81,9 @@ class NodeConfig:
         high=3600.0,
         live=True,
     )
-    weights_dir: str = setting("", "folder of the saved weights; empty: $ROS_HOME/imatching_ros, else ~/.ros/imatching_ros")
+    weights_dir: str = setting(
+        "", "folder of the saved weights; empty: $ROS_HOME/imatching_ros, else ~/.ros/imatching_ros"
+    )
     weights_profile: str = setting(
         "",
         "name of a site's weights: resumed at start when they exist, written when promoted ones stood their probation; empty: named "
@@ -148,7 +155,9 @@ def make_descriptor(default: Any, meta: dict[str, Any]) -> ParameterDescriptor:
     else:
         descriptor.integer_range = [
             IntegerRange(
-                from_value=-(2**63) if low is None else int(low), to_value=2**63 - 1 if high is None else int(high), step=0
+                from_value=-(2**63) if low is None else int(low),
+                to_value=2**63 - 1 if high is None else int(high),
+                step=0,
             )
         ]
     return descriptor

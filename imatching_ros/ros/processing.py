@@ -101,7 +101,9 @@ class Processor:
         self._first_s = None
 
     def _work(self) -> None:
-        torch.set_num_threads(self._core.matcher.threads)  # of this thread: the learner's, begun before it, has set its own
+        torch.set_num_threads(
+            self._core.matcher.threads
+        )  # of this thread: the learner's, begun before it, has set its own
         while (image := self.inbox.take()) is not None:
             try:
                 self._process(image)
@@ -111,10 +113,14 @@ class Processor:
                 self.problem = str(error)
                 self._warn(str(error)[:24], f"image not used: {error}")  # every kind of problem is throttled by itself
                 self._tell_unused(image, self.problem)
-            except Exception as error:  # a bug: say all about it, start again with a clean map, keep the robot's node alive
+            except (
+                Exception
+            ) as error:  # a bug: say all about it, start again with a clean map, keep the robot's node alive
                 self.counters.rejected += 1
                 self.problem = f"internal error: {error!r}"
-                self._node.get_logger().error(f"internal error, odometry is reset:\n{traceback.format_exc()}", throttle_duration_sec=5.0)
+                self._node.get_logger().error(
+                    f"internal error, odometry is reset:\n{traceback.format_exc()}", throttle_duration_sec=5.0
+                )
                 self.pipeline.reset()
                 if self._tracker is not None:
                     self._tracker.restart()
@@ -126,7 +132,9 @@ class Processor:
             return
         frame = self._decoder.decode(image)
         if self._camera is not None and frame.camera != self._camera:
-            self._node.get_logger().warning(f"the camera has changed from {self._camera} to {frame.camera}: a new map is started")
+            self._node.get_logger().warning(
+                f"the camera has changed from {self._camera} to {frame.camera}: a new map is started"
+            )
             self.pipeline.reset()
             if self._tracker is not None:
                 self._tracker.restart()
@@ -160,7 +168,9 @@ class Processor:
         if output.T_WC is not None:
             self._tell_scale(output)
         if self._tracker is not None:
-            self._outputs.publish_details(output, frame, image.frame_id, self.pipeline.window, self._tracker, self._decoder)
+            self._outputs.publish_details(
+                output, frame, image.frame_id, self.pipeline.window, self._tracker, self._decoder
+            )
         self._publish_status(output, image.frame_id, self.latency_ms, self.processing_ms)
         self.learning = self.pipeline.learning_status()
         self._outputs.publish_learning(frame.stamp_ns, self.learning, self._core.learning.mode, self._core.matcher.name)
@@ -168,12 +178,21 @@ class Processor:
     def _tell_scale(self, output: OdometryOutput) -> None:
         """A warning when poses are, from now on, in no known unit."""
         if not output.metric and not self._unscaled:
-            self._node.get_logger().warning(f"poses have no scale ({output.scale}): the unit of length is arbitrary; {SCALE_REMEDY}")
+            self._node.get_logger().warning(
+                f"poses have no scale ({output.scale}): the unit of length is arbitrary; {SCALE_REMEDY}"
+            )
         self._unscaled = not output.metric
 
     def _publish_status(self, output: OdometryOutput, frame_id: str, latency_ms: float, processing_ms: float) -> None:
         self._outputs.publish_status(
-            output, frame_id, self.pipeline.window, self.counters, self.inbox.received, self.inbox.dropped, latency_ms, processing_ms
+            output,
+            frame_id,
+            self.pipeline.window,
+            self.counters,
+            self.inbox.received,
+            self.inbox.dropped,
+            latency_ms,
+            processing_ms,
         )
 
     def _tell_unused(self, image: CameraImages, reason: str) -> None:
@@ -215,11 +234,17 @@ class Processor:
             p, q = message.pose.pose.position, message.pose.pose.orientation
             self.odometry.popleft()
             try:
-                T_OC = transforms.from_pose(np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w])) @ T @ self._decoder.T_optical_camera
+                T_OC = (
+                    transforms.from_pose(np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w]))
+                    @ T
+                    @ self._decoder.T_optical_camera
+                )
             except ValueError as error:
                 self._warn("odometry", f"odometry not used: {error}")
                 continue
-            self.pipeline.add_odometry(stamp_ns(message.header.stamp), np.array([*T_OC[:3, 3], *transforms.quaternion(T_OC[:3, :3])]))
+            self.pipeline.add_odometry(
+                stamp_ns(message.header.stamp), np.array([*T_OC[:3, 3], *transforms.quaternion(T_OC[:3, :3])])
+            )
         return self.pipeline.odometry.input.problem or "used"
 
     def _find_mount(self, child: str, frame_id: str) -> np.ndarray | None:
@@ -229,7 +254,9 @@ class Processor:
         if child == self.config.base_frame:
             return None if self._tracker is None else self._T_BC
         T = self._tree.lookup(child, frame_id)
-        if T is None and self._tracker is not None:  # the camera's place on the base may be known by other means than TF
+        if (
+            T is None and self._tracker is not None
+        ):  # the camera's place on the base may be known by other means than TF
             T = self._tree.lookup(child, self.config.base_frame)
             T = None if T is None else T @ self._T_BC
         return T

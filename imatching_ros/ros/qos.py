@@ -36,7 +36,9 @@ def make_qos(node: Node, topic: str, depth: int) -> QoSProfile:
         name = f"qos_overrides.{topic}.subscription.{policy.name.lower()}"
         if name in node._parameter_overrides:  # rclpy has no public way to ask what was given at start
             given[policy] = _check(name, policy.name.lower(), node._parameter_overrides[name].value)
-    qos = copy.copy(qos_profile_sensor_data)  # a copy, because rclpy writes the overrides into the profile that it is given
+    qos = copy.copy(
+        qos_profile_sensor_data
+    )  # a copy, because rclpy writes the overrides into the profile that it is given
     qos.depth = depth
     if given.get(QoSPolicyKind.DURABILITY) == "transient_local":
         qos.reliability = QoSReliabilityPolicy.RELIABLE

@@ -56,7 +56,9 @@ class RobotPoseTracker:
         self._T_OW = T_BC
         self._map_id: int | None = None
         self._restarted = False
-        self._gap_covariance = np.zeros((6, 6))  # of the base where it was at the last gap, body axes: what the core does not know of
+        self._gap_covariance = np.zeros(
+            (6, 6)
+        )  # of the base where it was at the last gap, body axes: what the core does not know of
         self._T_OB_gap = np.eye(4)
         self._last: _Last | None = None
         self._interrupted = False  # there was an image without a pose since the last one
@@ -89,7 +91,9 @@ class RobotPoseTracker:
         covariance_B = self._of_base(output.covariance) + self._gap_at(T_OB) + np.eye(6) * _LEAST_VARIANCE
         covariance_in_map = self._of_base(output.covariance_in_map) + np.eye(6) * _LEAST_VARIANCE
         twist, twist_covariance = self._twist(output.stamp_ns, T_OB, covariance_in_map)
-        pose = RobotPose(T_OB, T_OC, transforms.fixed_axis_covariance(covariance_B, T_OB[:3, :3]), twist, twist_covariance)
+        pose = RobotPose(
+            T_OB, T_OC, transforms.fixed_axis_covariance(covariance_B, T_OB[:3, :3]), twist, twist_covariance
+        )
         self._last = _Last(output.stamp_ns, pose, covariance_B, covariance_in_map)
         self._map_id, self._restarted, self._interrupted = output.map_id, False, False
         return pose

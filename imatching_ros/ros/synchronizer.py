@@ -18,7 +18,9 @@ class Synchronizer:
         gap_ns: by how much the newest of these missed a partner; None when none had come.
     """
 
-    def __init__(self, names: tuple[str, ...], slop_ns: int, callback: Callable[[dict[str, Any]], None], depth: int = 10) -> None:
+    def __init__(
+        self, names: tuple[str, ...], slop_ns: int, callback: Callable[[dict[str, Any]], None], depth: int = 10
+    ) -> None:
         self._queues: dict[str, deque[tuple[int, Any]]] = {name: deque() for name in names}
         self._leader = names[0]
         self._slop_ns = slop_ns
@@ -62,7 +64,11 @@ class Synchronizer:
                 if abs(nearest[0] - stamp_ns) > self._slop_ns:  # all that is there is newer
                     missed_ns = min(nearest[0] - stamp_ns, stamp_ns - self._passed_ns.get(name, -1 << 63))
                     break
-                if nearest is queue[-1] and nearest[0] < stamp_ns and self._slop_ns > stamp_ns - nearest[0] > self._slop_ns // 2:
+                if (
+                    nearest is queue[-1]
+                    and nearest[0] < stamp_ns
+                    and self._slop_ns > stamp_ns - nearest[0] > self._slop_ns // 2
+                ):
                     return  # the next message may be nearer
                 chosen[name] = nearest[1]
             leaders.popleft()

@@ -62,7 +62,10 @@ class TransformTree:
     def add(self, message: TFMessage) -> None:
         for stamped in message.transforms:
             # Replaces the entry as a whole: `lookup` runs in another thread.
-            self._parents[stamped.child_frame_id.lstrip("/")] = (stamped.header.frame_id.lstrip("/"), _matrix(stamped.transform))
+            self._parents[stamped.child_frame_id.lstrip("/")] = (
+                stamped.header.frame_id.lstrip("/"),
+                _matrix(stamped.transform),
+            )
 
     def lookup(self, target: str, source: str) -> np.ndarray | None:
         """T_target_source (4, 4), or None while the two are not connected."""

@@ -20,6 +20,10 @@ def weights_directory(given: str) -> Path:
 def default_profile(matcher: MatcherConfig, namespace: str = "/") -> str:
     """Kept apart: what was learned from the shipped weights and from a file of the user's, by every network, and in every namespace,
     for two nodes of one robot learn from two cameras."""
-    own = matcher.name if matcher.weights == "default" else re.sub(r"\W", "_", Path(matcher.weights).stem, flags=re.ASCII) + "_adapted"
+    own = (
+        matcher.name
+        if matcher.weights == "default"
+        else re.sub(r"\W", "_", Path(matcher.weights).stem, flags=re.ASCII) + "_adapted"
+    )
     prefix = namespace.strip("/").replace("/", "-")
     return f"{prefix}_{own}" if prefix else own

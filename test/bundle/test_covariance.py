@@ -41,8 +41,12 @@ def test_errors_that_neighbours_share_make_it_larger():
     for seed in range(20):
         made = make_window(5, 300, kind=ObservationKind.STEREO, seed=seed, noise_px=0.2)
         w = made.window
-        part = landmark_parts(w.camera, w.obs[:, :2], w.pt_idx, torch.ones(len(w.obs), dtype=torch.bool), len(w.points_W))
-        shared = torch.randn(5, 24, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[w.kf_idx, part[w.pt_idx]]
+        part = landmark_parts(
+            w.camera, w.obs[:, :2], w.pt_idx, torch.ones(len(w.obs), dtype=torch.bool), len(w.points_W)
+        )
+        shared = torch.randn(5, 24, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[
+            w.kf_idx, part[w.pt_idx]
+        ]
         obs = w.obs + 0.7 * torch.cat([shared, shared[:, :1]], 1)
         result = bundle.solve(dataclasses.replace(w, obs=obs), BundleConfig(shared_error=1.0))
         e = geometry.local(result.T_WC[-1], made.T_WC[-1])
@@ -55,7 +59,10 @@ def test_errors_that_neighbours_share_make_it_larger():
 def test_the_shared_error_is_a_factor():
     made = make_window(5, 150, kind=ObservationKind.STEREO)
     one, four = (bundle.solve(made.window, BundleConfig(shared_error=factor)) for factor in (1.0, 4.0))
-    assert torch.allclose(4 * one.covariance_newest, four.covariance_newest) and abs(four.inflation / one.inflation - 4) < 1e-9
+    assert (
+        torch.allclose(4 * one.covariance_newest, four.covariance_newest)
+        and abs(four.inflation / one.inflation - 4) < 1e-9
+    )
 
 
 def test_covariance_is_symmetric_and_shrinks_with_more_landmarks():

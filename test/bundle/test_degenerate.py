@@ -31,7 +31,9 @@ def change(window, **fields):
 
 
 def select(window, keep):
-    return change(window, **{name: getattr(window, name)[keep] for name in ("kf_idx", "pt_idx", "obs", "kind", "sigma")})
+    return change(
+        window, **{name: getattr(window, name)[keep] for name in ("kf_idx", "pt_idx", "obs", "kind", "sigma")}
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -49,12 +51,15 @@ def test_camera_that_stands_still_has_no_parallax(precision):
     still = geometry.identity(5)
     points = w.points_W.clone()
     points[:, 2] = points[:, 2].abs() + 3
-    uv = geometry.project(w.camera, points[w.pt_idx]) + 0.5 * torch.randn(len(w.pt_idx), 2, dtype=torch.float64,
-                                                                           generator=torch.Generator().manual_seed(1))
+    uv = geometry.project(w.camera, points[w.pt_idx]) + 0.5 * torch.randn(
+        len(w.pt_idx), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     obs = torch.cat([uv, torch.zeros_like(uv[:, :1])], 1)
     exact = solve(change(w, T_WC=still, points_W=points, obs=obs), precision)
     assert exact.status is BAStatus.DEGENERATE and "no baseline" in exact.reason
-    shaken = geometry.retract(still, 0.01 * torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    shaken = geometry.retract(
+        still, 0.01 * torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    )
     result = solve(change(w, T_WC=shaken, points_W=points, obs=obs), precision)
     assert result.status is BAStatus.DEGENERATE and "parallax" in result.reason
 
@@ -74,7 +79,9 @@ def test_planar_scene_is_solved(precision):
     flat[:, 2] = 8.0
     w = made.window
     predicted = geometry.project(w.camera, geometry.act(geometry.inverse(made.T_WC)[w.kf_idx], flat[w.pt_idx]))
-    result = solve(change(w, points_W=flat * 1.01, obs=torch.cat([predicted, torch.zeros_like(predicted[:, :1])], 1)), precision)
+    result = solve(
+        change(w, points_W=flat * 1.01, obs=torch.cat([predicted, torch.zeros_like(predicted[:, :1])], 1)), precision
+    )
     assert result.status is BAStatus.CONVERGED
     scale = made.T_WC[-1, :3].norm() / result.T_WC[-1, :3].norm()
     assert (result.T_WC[:, :3] * scale - made.T_WC[:, :3]).norm(dim=1).max() < 0.02
@@ -109,7 +116,9 @@ def test_point_at_infinity_stays_finite_and_harms_nobody(precision):
     far[7] = made.T_WC[0, :3] + torch.tensor([0.0, 0, 1e8], dtype=torch.float64)
     obs = w.obs.clone()
     mine = w.pt_idx == 7
-    obs[mine, :2] = geometry.project(w.camera, geometry.act(geometry.inverse(made.T_WC)[w.kf_idx[mine]], far[w.pt_idx[mine]]))
+    obs[mine, :2] = geometry.project(
+        w.camera, geometry.act(geometry.inverse(made.T_WC)[w.kf_idx[mine]], far[w.pt_idx[mine]])
+    )
     result = solve(change(w, points_W=far, obs=obs), precision)
     plain = solve(w, precision)
     assert result.status is BAStatus.CONVERGED
@@ -199,11 +208,14 @@ def test_start_far_from_the_truth_ends_with_a_status(precision):
     assert result.cost_after <= result.cost_before
 
 
-@pytest.mark.parametrize("field, value, word", (
-    ("T_WC", torch.full((5, 7), float("nan")), "not finite"),
-    ("kf_idx", torch.full((1,), 9), "shape"),
-    ("fixed", torch.zeros(3, dtype=torch.bool), "shape"),
-))
+@pytest.mark.parametrize(
+    "field, value, word",
+    (
+        ("T_WC", torch.full((5, 7), float("nan")), "not finite"),
+        ("kf_idx", torch.full((1,), 9), "shape"),
+        ("fixed", torch.zeros(3, dtype=torch.bool), "shape"),
+    ),
+)
 def test_contradicting_arrays_are_named(field, value, word):
     made = make_window(5, 50)
     with pytest.raises(BundleError, match=word):

@@ -19,8 +19,16 @@ def without(window, leaving, lost, prior):
     keep = ~lost
     row = (~leaving).long().cumsum(0) - 1
     return dataclasses.replace(
-        window, T_WC=window.T_WC[~leaving], fixed=window.fixed[~leaving], kf_idx=row[window.kf_idx[keep]],
-        pt_idx=window.pt_idx[keep], obs=window.obs[keep], kind=window.kind[keep], sigma=window.sigma[keep], priors=(prior,) if prior else ())
+        window,
+        T_WC=window.T_WC[~leaving],
+        fixed=window.fixed[~leaving],
+        kf_idx=row[window.kf_idx[keep]],
+        pt_idx=window.pt_idx[keep],
+        obs=window.obs[keep],
+        kind=window.kind[keep],
+        sigma=window.sigma[keep],
+        priors=(prior,) if prior else (),
+    )
 
 
 def solved(kind, **options):
@@ -40,8 +48,10 @@ def test_optimum_and_covariance_stay_when_keyframes_leave(kind, rows):
     assert not leaving[window.kf_idx[~lost]].any() and lost.any() and not lost.all()
     start = dataclasses.replace(rest, T_WC=rest.T_WC.clone())
     free = ~rest.fixed
-    start.T_WC[free] = geometry.retract(rest.T_WC[free], 0.003 * torch.randn(int(free.sum()), 6, dtype=torch.float64,
-                                                                             generator=torch.Generator().manual_seed(0)))
+    start.T_WC[free] = geometry.retract(
+        rest.T_WC[free],
+        0.003 * torch.randn(int(free.sum()), 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    )
     result = bundle.solve(start, CONFIG)
     assert result.status is BAStatus.CONVERGED
     if kind == ObservationKind.MONO and 0 not in rows:

@@ -18,7 +18,9 @@ BAL = ("dubrovnik-3-7-pre", "balbianello_5cam", "kitti_curve_30cam_perturbed")
 
 
 def ours(window, kernel, precision="float64"):
-    result = bundle.solve(window, BundleConfig(kernel=kernel, precision=precision, cost_tolerance=1e-5, max_iterations=100))
+    result = bundle.solve(
+        window, BundleConfig(kernel=kernel, precision=precision, cost_tolerance=1e-5, max_iterations=100)
+    )
     assert result.status is BAStatus.CONVERGED, result.reason
     return other_solvers.measure_cost(window, result.T_WC, result.points_W, kernel, 2.0)
 

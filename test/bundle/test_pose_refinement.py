@@ -40,9 +40,18 @@ def test_same_pose_as_solve_with_the_landmarks_held(kind, kernel):
     config = BundleConfig(kernel=kernel, cost_tolerance=1e-12, max_iterations=100, min_support=0.0)
     mine = made.window.kf_idx == 1
     hold = bundle.PointPrior(torch.arange(len(X)), X, 1e11 * torch.eye(3, dtype=torch.float64).expand(len(X), 3, 3))
-    window = dataclasses.replace(made.window, T_WC=T0[None], fixed=torch.zeros(1, dtype=torch.bool), points_W=X, obs=obs, kind=k,
-                                 sigma=sigma, kf_idx=torch.zeros(len(X), dtype=torch.int64), pt_idx=torch.arange(len(X)),
-                                 priors=(hold,))
+    window = dataclasses.replace(
+        made.window,
+        T_WC=T0[None],
+        fixed=torch.zeros(1, dtype=torch.bool),
+        points_W=X,
+        obs=obs,
+        kind=k,
+        sigma=sigma,
+        kf_idx=torch.zeros(len(X), dtype=torch.int64),
+        pt_idx=torch.arange(len(X)),
+        priors=(hold,),
+    )
     full = bundle.solve(window, config)
     alone = bundle.refine_pose(camera, T0, X, obs, k, sigma, config)
     assert geometry.local(full.T_WC[0], alone.T_WC).norm() < 1e-5

@@ -17,7 +17,9 @@ SIGMA_PX = 1.0  # as a matcher says of itself in poor light
 
 def tracked_window(width: int, height: int, speed_mps: float) -> WindowSnapshot:
     """Corners of the first frame of one rendered walk, tracked by KLT through five frames; poses and depths start at the truth."""
-    sequence = SimulatedSequence(kind="clutter", frames=5, seed=1, width=width, height=height, supersample=1, speed_mps=speed_mps)
+    sequence = SimulatedSequence(
+        kind="clutter", frames=5, seed=1, width=width, height=height, supersample=1, speed_mps=speed_mps
+    )
     frames, poses = zip(*sequence.read())
     T_WC = geometry.relative(poses[0], torch.stack(poses))
     matcher = create_matcher(MatcherConfig(name="klt"))
@@ -30,12 +32,23 @@ def tracked_window(width: int, height: int, speed_mps: float) -> WindowSnapshot:
     good = (found.score > 0.5).all(0) & (depth > 0)
     seen = torch.cat([uv[None], found.uv])[:, good].double()
     points = geometry.back_project(camera, seen[0], depth[good])
-    near = (geometry.project(camera, geometry.act(geometry.inverse(T_WC)[:, None], points)) - seen).norm(dim=2).amax(0) < 2
+    near = (geometry.project(camera, geometry.act(geometry.inverse(T_WC)[:, None], points)) - seen).norm(dim=2).amax(
+        0
+    ) < 2
     seen, points = seen[:, near], points[near]
     M, P = seen.shape[:2]
     obs = torch.cat([seen.reshape(-1, 2), torch.zeros(M * P, 1, dtype=torch.float64)], 1)
-    return WindowSnapshot(camera, T_WC, points, torch.arange(M).repeat_interleave(P), torch.arange(P).repeat(M), obs,
-                          torch.zeros(M * P, dtype=torch.int64), torch.full_like(obs, SIGMA_PX), torch.arange(M) == 0)
+    return WindowSnapshot(
+        camera,
+        T_WC,
+        points,
+        torch.arange(M).repeat_interleave(P),
+        torch.arange(P).repeat(M),
+        obs,
+        torch.zeros(M * P, dtype=torch.int64),
+        torch.full_like(obs, SIGMA_PX),
+        torch.arange(M) == 0,
+    )
 
 
 @pytest.mark.parametrize("speed_mps, status", [(1.5, BAStatus.CONVERGED), (0.1, BAStatus.DEGENERATE)])
@@ -45,6 +58,10 @@ def test_two_resolutions_of_one_scene_are_gated_alike(speed_mps, status):
         window = tracked_window(width, height, speed_mps)
         assert len(window.points_W) > 60
         result = bundle.solve(window, BundleConfig())
-        assert result.status is status and ("parallax" in result.reason) == (status is BAStatus.DEGENERATE), result.reason
-        medians.append(float(torch.rad2deg(geometry.parallax(window.T_WC, window.points_W, window.kf_idx, window.pt_idx).median())))
+        assert result.status is status and ("parallax" in result.reason) == (status is BAStatus.DEGENERATE), (
+            result.reason
+        )
+        medians.append(
+            float(torch.rad2deg(geometry.parallax(window.T_WC, window.points_W, window.kf_idx, window.pt_idx).median()))
+        )
     assert abs(medians[0] - medians[1]) < 0.3 * medians[1]

@@ -20,7 +20,9 @@ EXACT = dict(cost_tolerance=1e-12, max_iterations=200)
 
 
 def cost_of(window, T_WC, points_W, kernel="huber", width=2.0):
-    s = residuals.squared(window.camera, T_WC, points_W, window.kf_idx, window.pt_idx, window.obs, window.kind, window.sigma)
+    s = residuals.squared(
+        window.camera, T_WC, points_W, window.kf_idx, window.pt_idx, window.obs, window.kind, window.sigma
+    )
     return 0.5 * residuals.kernel_cost(kernel, s, width).sum()
 
 
@@ -50,7 +52,7 @@ def test_normal_equations_are_those_of_autograd(kernel, bend):
 
     def whitened(step):
         moved = move(T, torch.cat([step.new_zeros(1, 6), step[: 6 * (M - 1)].view(M - 1, 6)]))
-        points = X + step[6 * (M - 1):].view(P, 3)
+        points = X + step[6 * (M - 1) :].view(P, 3)
         predicted = residuals.reproject(window.camera, moved, points, window.kf_idx, window.pt_idx, window.kind)
         return residuals.whiten(window.obs - predicted, window.sigma, window.kind)
 
@@ -59,7 +61,9 @@ def test_normal_equations_are_those_of_autograd(kernel, bend):
     s = (r * r).sum(1)
     w = residuals.kernel_weight(kernel, s, 2.0)
     flatten = residuals.kernel_bend(kernel, s, 2.0).clamp_max(1) * bend / s
-    middle = w[:, None, None] * (torch.eye(3, dtype=torch.float64) - flatten[:, None, None] * r[:, :, None] * r[:, None, :])
+    middle = w[:, None, None] * (
+        torch.eye(3, dtype=torch.float64) - flatten[:, None, None] * r[:, :, None] * r[:, None, :]
+    )
     H = torch.einsum("oai,oab,obj->ij", J, middle, J)
     g = -torch.einsum("oai,o,oa->i", J, w, r)
 
@@ -108,8 +112,9 @@ class Dense(nn.Module):
         # PyPose differentiates its own operations only: the first pose is kept apart instead of being concatenated.
         first = (w.kf_idx == 0)[:, None]
         X = self.points[w.pt_idx]
-        x, y, z = torch.where(first, pp.SE3(w.T_WC[:1]).Inv().Act(X),
-                              self.free[(w.kf_idx - 1).clamp_min(0)].Inv().Act(X)).unbind(1)
+        x, y, z = torch.where(
+            first, pp.SE3(w.T_WC[:1]).Inv().Act(X), self.free[(w.kf_idx - 1).clamp_min(0)].Inv().Act(X)
+        ).unbind(1)
         u, v = c.fx * x / z + c.cx, c.fy * y / z + c.cy
         third = {0: lambda: w.obs[:, 2], 1: lambda: u - c.fx * c.baseline_m / z, 2: lambda: 1 / z}[int(w.kind[0])]()
         return (w.obs - torch.stack([u, v, third], 1)) / w.sigma
@@ -120,8 +125,12 @@ class Dense(nn.Module):
 def test_same_optimum_as_pypose(kind, kernel):
     window = make_window(4, 25, kind=kind, outliers=0.05 if kernel == "huber" else 0.0).window
     model = Dense(window)
-    robust = dict(kernel=pp.optim.kernel.Huber(2.0), corrector=pp.optim.corrector.FastTriggs(pp.optim.kernel.Huber(2.0)))
-    optimizer = pp.optim.LM(model, strategy=pp.optim.strategy.Adaptive(damping=1e-4), **(robust if kernel == "huber" else {}))
+    robust = dict(
+        kernel=pp.optim.kernel.Huber(2.0), corrector=pp.optim.corrector.FastTriggs(pp.optim.kernel.Huber(2.0))
+    )
+    optimizer = pp.optim.LM(
+        model, strategy=pp.optim.strategy.Adaptive(damping=1e-4), **(robust if kernel == "huber" else {})
+    )
     for _ in range(25):
         optimizer.step(input=())
     T = torch.cat([window.T_WC[:1], model.free.detach().tensor()])
@@ -203,12 +212,29 @@ def test_moving_the_world_moves_the_solution(kind):
 def test_order_of_observations_landmarks_and_keyframes_does_not_matter(precision, limit):
     w = make_window(5, 150, kind=ObservationKind.STEREO, outliers=0.05).window
     g = torch.Generator().manual_seed(5)
-    config = BundleConfig(precision=precision, cost_tolerance=1e-10 if precision == "float64" else 1e-5, max_iterations=100)
+    config = BundleConfig(
+        precision=precision, cost_tolerance=1e-10 if precision == "float64" else 1e-5, max_iterations=100
+    )
     plain = bundle.solve(w, config)
-    o, p, k = torch.randperm(len(w.kf_idx), generator=g), torch.randperm(150, generator=g), torch.tensor([2, 0, 3, 1, 4])
-    shuffled = bundle.solve(dataclasses.replace(
-        w, T_WC=w.T_WC[k], fixed=w.fixed[k], points_W=w.points_W[p], kf_idx=torch.argsort(k)[w.kf_idx[o]],
-        pt_idx=torch.argsort(p)[w.pt_idx[o]], obs=w.obs[o], kind=w.kind[o], sigma=w.sigma[o]), config)
+    o, p, k = (
+        torch.randperm(len(w.kf_idx), generator=g),
+        torch.randperm(150, generator=g),
+        torch.tensor([2, 0, 3, 1, 4]),
+    )
+    shuffled = bundle.solve(
+        dataclasses.replace(
+            w,
+            T_WC=w.T_WC[k],
+            fixed=w.fixed[k],
+            points_W=w.points_W[p],
+            kf_idx=torch.argsort(k)[w.kf_idx[o]],
+            pt_idx=torch.argsort(p)[w.pt_idx[o]],
+            obs=w.obs[o],
+            kind=w.kind[o],
+            sigma=w.sigma[o],
+        ),
+        config,
+    )
     assert abs(shuffled.cost_after / plain.cost_after - 1) < limit
     assert (shuffled.T_WC - plain.T_WC[k]).abs().max() < limit
     assert (shuffled.points_W - plain.points_W[p]).abs().max() < 1e3 * limit
@@ -221,8 +247,9 @@ def test_seeing_a_landmark_twice_in_one_image_counts_twice():
     def twice(x):
         return torch.cat([x, x])
 
-    doubled = dataclasses.replace(w, kf_idx=twice(w.kf_idx), pt_idx=twice(w.pt_idx), obs=twice(w.obs), kind=twice(w.kind),
-                                  sigma=twice(w.sigma))
+    doubled = dataclasses.replace(
+        w, kf_idx=twice(w.kf_idx), pt_idx=twice(w.pt_idx), obs=twice(w.obs), kind=twice(w.kind), sigma=twice(w.sigma)
+    )
     config = BundleConfig(**EXACT)
     one, two = bundle.solve(w, config), bundle.solve(doubled, config)
     assert abs(two.cost_after - 2 * one.cost_after) < 1e-6 * one.cost_after
@@ -300,7 +327,9 @@ def test_pose_prior_alone_can_hold_the_window():
 def test_point_prior_pulls():
     made = make_window(4, 100, kind=ObservationKind.STEREO)
     points = torch.tensor([3, 50])
-    prior = bundle.PointPrior(points, made.points_W[points] + 0.5, 1e12 * torch.eye(3, dtype=torch.float64).expand(2, 3, 3))
+    prior = bundle.PointPrior(
+        points, made.points_W[points] + 0.5, 1e12 * torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+    )
     result = bundle.solve(dataclasses.replace(made.window, priors=(prior,)), BundleConfig(min_support=0.0, **EXACT))
     assert (result.points_W[points] - made.points_W[points] - 0.5).abs().max() < 1e-4
 
@@ -310,8 +339,14 @@ def test_point_prior_pulls():
 @pytest.mark.parametrize("kind", KINDS)
 def test_cuda_lands_where_the_cpu_does(kind, precision):
     window = make_window(8, 400, kind=kind, outliers=0.05).window
-    moved = dataclasses.replace(window, **{f.name: getattr(window, f.name).cuda() for f in dataclasses.fields(window)
-                                           if isinstance(getattr(window, f.name), torch.Tensor)})
+    moved = dataclasses.replace(
+        window,
+        **{
+            f.name: getattr(window, f.name).cuda()
+            for f in dataclasses.fields(window)
+            if isinstance(getattr(window, f.name), torch.Tensor)
+        },
+    )
     config = BundleConfig(precision=precision, cost_tolerance=1e-6, max_iterations=100)
     cpu, gpu = bundle.solve(window, config), bundle.solve(moved, config)
     assert gpu.T_WC.is_cuda and gpu.status is cpu.status

@@ -19,7 +19,12 @@ def message(array, encoding, padding=0, big=0):
     rows = array.reshape(array.shape[0], -1).view(np.uint8)
     rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=77)
     return SimpleNamespace(
-        height=array.shape[0], width=array.shape[1], encoding=encoding, is_bigendian=big, step=rows.shape[1], data=rows.tobytes()
+        height=array.shape[0],
+        width=array.shape[1],
+        encoding=encoding,
+        is_bigendian=big,
+        step=rows.shape[1],
+        data=rows.tobytes(),
     )
 
 
@@ -45,7 +50,9 @@ def test_grey_stays_grey():
 @pytest.mark.parametrize("big", [0, 1])
 def test_sixteen_bits_keep_the_high_byte(big):
     wide = RGB[..., 0].astype(np.uint16) * 256 + 19
-    assert (decode_image(message(wide.astype(">u2" if big else "<u2"), "mono16", 4, big)).numpy()[0] == RGB[..., 0]).all()
+    assert (
+        decode_image(message(wide.astype(">u2" if big else "<u2"), "mono16", 4, big)).numpy()[0] == RGB[..., 0]
+    ).all()
 
 
 def test_bayer_colours_are_in_the_right_order():

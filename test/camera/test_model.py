@@ -11,7 +11,9 @@ CAMERAS = {
     "none": Camera(**PINHOLE),
     "plumb_bob4": Camera(**PINHOLE, model="plumb_bob", distortion=(-0.28, 0.07, 0.001, -0.0005)),
     "plumb_bob5": Camera(**PINHOLE, model="plumb_bob", distortion=(0.26, -0.95, -0.005, 0.003, 1.16)),
-    "rational": Camera(**PINHOLE, model="rational_polynomial", distortion=(0.5, -0.2, 0.001, 0.0004, 0.01, 0.8, -0.1, 0.02)),
+    "rational": Camera(
+        **PINHOLE, model="rational_polynomial", distortion=(0.5, -0.2, 0.001, 0.0004, 0.01, 0.8, -0.1, 0.02)
+    ),
     "equidistant": Camera(**PINHOLE, model="equidistant", distortion=(-0.01, 0.02, -0.015, 0.003)),
 }
 
@@ -32,9 +34,13 @@ def test_project_agrees_with_opencv(name):
     camera, X = CAMERAS[name], points()
     zero = np.zeros(3)
     if camera.model == "equidistant":
-        expected, _ = cv2.fisheye.projectPoints(X.numpy()[:, None], zero, zero, matrix(camera), np.array(camera.distortion))
+        expected, _ = cv2.fisheye.projectPoints(
+            X.numpy()[:, None], zero, zero, matrix(camera), np.array(camera.distortion)
+        )
     else:
-        expected, _ = cv2.projectPoints(X.numpy(), zero, zero, matrix(camera), np.array(camera.distortion or (0.0,) * 4))
+        expected, _ = cv2.projectPoints(
+            X.numpy(), zero, zero, matrix(camera), np.array(camera.distortion or (0.0,) * 4)
+        )
     assert np.abs(camera.project(X).numpy() - expected[:, 0]).max() < 1e-9
 
 
@@ -42,7 +48,9 @@ def test_project_agrees_with_opencv(name):
 @pytest.mark.parametrize("name", CAMERAS)
 def test_undistort_is_the_inverse_of_distort(name, dtype, tolerance):
     camera, X = CAMERAS[name], points()
-    ideal = (X[:, :2] / X[:, 2:] * torch.tensor([camera.fx, camera.fy]) + torch.tensor([camera.cx, camera.cy])).to(dtype)
+    ideal = (X[:, :2] / X[:, 2:] * torch.tensor([camera.fx, camera.fy]) + torch.tensor([camera.cx, camera.cy])).to(
+        dtype
+    )
     assert (camera.undistort(camera.distort(ideal)) - ideal).abs().max() < tolerance
     assert camera.undistort(camera.distort(ideal)).dtype == dtype
 
@@ -53,7 +61,9 @@ def test_undistort_agrees_with_opencv_over_the_image(name):
     v, u = np.meshgrid(np.linspace(60, 420, 10), np.linspace(80, 560, 12), indexing="ij")
     uv = np.stack([u.ravel(), v.ravel()], 1)
     if camera.model == "equidistant":
-        expected = cv2.fisheye.undistortPoints(uv[:, None], matrix(camera), np.array(camera.distortion), P=matrix(camera))
+        expected = cv2.fisheye.undistortPoints(
+            uv[:, None], matrix(camera), np.array(camera.distortion), P=matrix(camera)
+        )
     else:
         criteria = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 200, 1e-12)
         K = matrix(camera)
@@ -94,13 +104,16 @@ def test_scaled_camera_sees_the_resized_image(name, factor):
     assert camera.scaled(factor).width == round(640 * factor)
 
 
-@pytest.mark.parametrize("change, word", (
-    (dict(model="fov"), "unknown distortion model"),
-    (dict(model="plumb_bob", distortion=(0.1,)), "4 or 5"),
-    (dict(fx=0.0), "not calibrated"),
-    (dict(fy=float("nan")), "not finite"),
-    (dict(width=0), "image size"),
-))
+@pytest.mark.parametrize(
+    "change, word",
+    (
+        (dict(model="fov"), "unknown distortion model"),
+        (dict(model="plumb_bob", distortion=(0.1,)), "4 or 5"),
+        (dict(fx=0.0), "not calibrated"),
+        (dict(fy=float("nan")), "not finite"),
+        (dict(width=0), "image size"),
+    ),
+)
 def test_impossible_calibrations_are_named(change, word):
     with pytest.raises(CameraError, match=word):
         Camera(**{**PINHOLE, **change})
@@ -111,7 +124,9 @@ def test_stretch_is_the_growth_of_small_areas(name):
     camera = CAMERAS[name]
     raw = torch.tensor([[40.0, 30.0], [320.0, 240.0], [600.0, 400.0], [500.0, 60.0]], dtype=torch.float64)
     raw = raw[camera.undistort(raw).isfinite().all(1)]  # not all models have an inverse everywhere
-    corners = camera.undistort(raw[:, None] + 0.05 * torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64))
+    corners = camera.undistort(
+        raw[:, None] + 0.05 * torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64)
+    )
     x, y = corners.unbind(-1)
     area = 0.5 * (x * y.roll(-1, 1) - x.roll(-1, 1) * y).sum(1).abs()
     torch.testing.assert_close(camera.stretch(camera.undistort(raw)), 10 * area.sqrt(), rtol=1e-3, atol=0)

@@ -23,6 +23,11 @@ def test_small_numbers_and_wrong_types():
 
 
 def test_probation_ends_before_the_next_candidate_can_be_promoted():
-    assert Config().with_values({"learning.probation_windows": 9, "learning.trial_windows": 9}).learning.probation_windows == 9
-    with pytest.raises(ConfigError, match="learning.probation_windows is 9, expected learning.trial_windows .6. or less"):
+    assert (
+        Config().with_values({"learning.probation_windows": 9, "learning.trial_windows": 9}).learning.probation_windows
+        == 9
+    )
+    with pytest.raises(
+        ConfigError, match="learning.probation_windows is 9, expected learning.trial_windows .6. or less"
+    ):
         Config().with_values({"learning.probation_windows": 9})

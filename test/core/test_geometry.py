@@ -50,8 +50,10 @@ def test_exp_log_retract_and_local_are_inverse_to_each_other():
 
 
 def test_matrices_round_trip_for_every_largest_part():
-    q = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5]],
-                     dtype=torch.float64)
+    q = torch.tensor(
+        [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5]],
+        dtype=torch.float64,
+    )
     T = torch.cat([torch.arange(18.0, dtype=torch.float64).view(6, 3), q], 1)
     back = geometry.from_matrix(geometry.to_matrix(T))
     assert (geometry.to_matrix(back) - geometry.to_matrix(T)).abs().max() < 1e-14
@@ -139,7 +141,9 @@ def test_triangulation_refuses_what_it_cannot_know():
     kf = torch.tensor([0, 0, 1, 0, 1, 0, 1])
     pt = torch.tensor([0, 1, 1, 2, 2, 3, 3])
     nan = float("nan")
-    uv = torch.tensor([[320.0, 240], [300, 240], [340, 240], [nan, 1], [2, 2], [340, 240], [300, 240]], dtype=torch.float64)
+    uv = torch.tensor(
+        [[320.0, 240], [300, 240], [340, 240], [nan, 1], [2, 2], [340, 240], [300, 240]], dtype=torch.float64
+    )
     found = geometry.triangulate(camera, T, kf, pt, uv, 5)
     assert found.valid.tolist() == [False, False, False, True, False]
     assert found.points_W.isfinite().all()
@@ -150,7 +154,9 @@ def test_single_stereo_or_depth_observation_is_enough():
     camera = Camera(640, 480, 400.0, 400.0, 320.0, 240.0, baseline_m=0.5)
     obs = torch.tensor([[320.0, 240, 320 - 400 * 0.5 / 4], [320, 240, 1 / 4]], dtype=torch.float64)
     kind = torch.tensor([ObservationKind.STEREO, ObservationKind.DEPTH])
-    found = geometry.triangulate(camera, geometry.identity(1), torch.zeros(2, dtype=torch.int64), torch.arange(2), obs, 2, kind)
+    found = geometry.triangulate(
+        camera, geometry.identity(1), torch.zeros(2, dtype=torch.int64), torch.arange(2), obs, 2, kind
+    )
     assert found.valid.all() and (found.points_W - torch.tensor([0, 0, 4.0], dtype=torch.float64)).abs().max() < 1e-9
 
 
@@ -179,17 +185,34 @@ FISHEYE = Camera(320, 240, 118.0, 118.0, 159.5, 119.5, "equidistant", (0.0, 0.0,
 BARREL = Camera(320, 240, 256.0, 256.0, 159.5, 119.5, "plumb_bob", (-0.28, 0.07, 0.0, 0.0))
 
 
-@pytest.mark.parametrize("camera", [Camera(320, 240, 256.0, 256.0, 159.5, 119.5), FISHEYE, BARREL], ids=["plain", "fisheye", "barrel"])
+@pytest.mark.parametrize(
+    "camera", [Camera(320, 240, 256.0, 256.0, 159.5, 119.5), FISHEYE, BARREL], ids=["plain", "fisheye", "barrel"]
+)
 def test_what_lies_in_the_raw_image_is_seen_and_nothing_else(camera):
     """Also near its border, where undistorted coordinates leave the image's box."""
     width, height = camera.width, camera.height
-    raw = torch.tensor([[3.0, height / 2], [width - 4.0, height / 2], [width / 2, 3.0], [width / 2, height / 2]], dtype=torch.float64)
-    rays = torch.cat([(camera.undistort(raw) - raw.new_tensor([camera.cx, camera.cy])) / raw.new_tensor([camera.fx, camera.fy]), torch.ones(4, 1)], 1)
+    raw = torch.tensor(
+        [[3.0, height / 2], [width - 4.0, height / 2], [width / 2, 3.0], [width / 2, height / 2]], dtype=torch.float64
+    )
+    rays = torch.cat(
+        [
+            (camera.undistort(raw) - raw.new_tensor([camera.cx, camera.cy])) / raw.new_tensor([camera.fx, camera.fy]),
+            torch.ones(4, 1),
+        ],
+        1,
+    )
     uv, inside = geometry.see(camera, rays * 3)
     assert inside.all() and torch.allclose(uv, raw, atol=1e-3)
     _, inside = geometry.see(camera, rays * -3)
     assert not inside.any()
     outside = torch.tensor([[-8.0, height / 2], [width + 8.0, height / 2]], dtype=torch.float64)
-    away = torch.cat([(camera.undistort(outside) - raw.new_tensor([camera.cx, camera.cy])) / raw.new_tensor([camera.fx, camera.fy]), torch.ones(2, 1)], 1)
+    away = torch.cat(
+        [
+            (camera.undistort(outside) - raw.new_tensor([camera.cx, camera.cy]))
+            / raw.new_tensor([camera.fx, camera.fy]),
+            torch.ones(2, 1),
+        ],
+        1,
+    )
     assert not geometry.see(camera, away.nan_to_num(1e3))[1].any()
     assert not geometry.see(camera, torch.tensor([[0.3, 0.2, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64))[1].any()

@@ -24,13 +24,16 @@ def test_healthy_window_passes(make_sample):
     assert refuse(make_sample(), CONFIG) is None
 
 
-@pytest.mark.parametrize("reason, spoil", [
-    ("tracking not healthy", lambda s: dataclasses.replace(s, tracking_healthy=False)),
-    ("bundle adjustment max_iter", lambda s: with_result(s, status=BAStatus.MAX_ITER)),
-    ("bundle adjustment degenerate", lambda s: with_result(s, status=BAStatus.DEGENERATE)),
-    ("too few inliers", lambda s: with_result(s, weight=half(s.result.weight, 0.1))),
-    ("residual too large", lambda s: with_result(s, residual_px=s.result.residual_px + 5)),
-])
+@pytest.mark.parametrize(
+    "reason, spoil",
+    [
+        ("tracking not healthy", lambda s: dataclasses.replace(s, tracking_healthy=False)),
+        ("bundle adjustment max_iter", lambda s: with_result(s, status=BAStatus.MAX_ITER)),
+        ("bundle adjustment degenerate", lambda s: with_result(s, status=BAStatus.DEGENERATE)),
+        ("too few inliers", lambda s: with_result(s, weight=half(s.result.weight, 0.1))),
+        ("residual too large", lambda s: with_result(s, residual_px=s.result.residual_px + 5)),
+    ],
+)
 def test_refusals_of_a_spoilt_window(make_sample, reason, spoil):
     assert refuse(spoil(make_sample()), CONFIG) == reason
 
@@ -41,7 +44,9 @@ def test_too_few_landmarks(make_sample):
 
 def test_landmarks_of_two_views_do_not_count(make_sample):
     sample = make_sample(landmarks=200)
-    views = torch.zeros(200, dtype=torch.long).index_add_(0, sample.window.pt_idx, torch.ones_like(sample.window.pt_idx))
+    views = torch.zeros(200, dtype=torch.long).index_add_(
+        0, sample.window.pt_idx, torch.ones_like(sample.window.pt_idx)
+    )
     second = torch.cat([torch.arange(int(n)) for n in views]) < 2
     weight = torch.where(second, 1.0, 0.4)
     config = dataclasses.replace(CONFIG, min_inlier_share=0.0)

@@ -14,8 +14,15 @@ from imatching_ros.learning.validation import Score
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.matching.weights import hash_state
 
-CONFIG = Config().with_values({"learning.candidate_steps": 2, "learning.trial_windows": 3, "learning.trial_windows_max": 4,
-                               "learning.replay_share": 0.0, "learning.probation_windows": 3})
+CONFIG = Config().with_values(
+    {
+        "learning.candidate_steps": 2,
+        "learning.trial_windows": 3,
+        "learning.trial_windows_max": 4,
+        "learning.replay_share": 0.0,
+        "learning.probation_windows": 3,
+    }
+)
 
 
 class Story:
@@ -51,8 +58,9 @@ class Story:
         """A window that brings `fresh` new keyframes."""
         self.now += fresh
         ids = tuple(range(self.now, self.now + 6))
-        return self.learner.consume(dataclasses.replace(self.sample, keyframe_ids=ids, stamp_ns=self.now,
-                                                        weights_version=self.learner.version))
+        return self.learner.consume(
+            dataclasses.replace(self.sample, keyframe_ids=ids, stamp_ns=self.now, weights_version=self.learner.version)
+        )
 
 
 @pytest.fixture
@@ -104,8 +112,18 @@ def test_weights_that_turn_out_worse_come_back(tell, monkeypatch):
     while story.learner.status.promotions == 0:
         story.feed()
     promoted = hash_state(story.learner.active.state_dict())
-    monkeypatch.setattr(module, "score", lambda matcher, window, *rest: Score(
-        (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + 0.01 * (window.keyframe_ids[0] % 3), 0.5, 0.5, 100, 0.5, 0.68))
+    monkeypatch.setattr(
+        module,
+        "score",
+        lambda matcher, window, *rest: Score(
+            (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + 0.01 * (window.keyframe_ids[0] % 3),
+            0.5,
+            0.5,
+            100,
+            0.5,
+            0.68,
+        ),
+    )
     update = next(u for _ in range(4) if (u := story.feed()) is not None)
     assert update.rollback and update.snapshot.hash == story.home
 
@@ -198,8 +216,18 @@ def test_probation_shorter_than_a_trial_still_brings_old_weights_back(tell, monk
     while story.learner.status.promotions == 0:
         story.feed()
     promoted = hash_state(story.learner.active.state_dict())
-    monkeypatch.setattr(module, "score", lambda matcher, window, *rest: Score(
-        (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + story.noise(window), 0.5, 0.5, 100, 0.5, 0.68))
+    monkeypatch.setattr(
+        module,
+        "score",
+        lambda matcher, window, *rest: Score(
+            (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + story.noise(window),
+            0.5,
+            0.5,
+            100,
+            0.5,
+            0.68,
+        ),
+    )
     updates = [u for _ in range(4) if (u := story.feed()) is not None]
     assert [u.rollback for u in updates][:1] == [True]
 

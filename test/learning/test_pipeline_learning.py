@@ -14,8 +14,15 @@ from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header
 from imatching_ros.pipeline import Pipeline
 from imatching_ros.offline.simulation.sequence import simulated_frames
 
-SETTINGS = {"learning.mode": "sync", "learning.guard": False, "learning.candidate_steps": 2, "learning.min_landmarks": 15,
-            "learning.keyframes_per_step": 2, "odometry.mode": "mono", "odometry.landmarks_per_frame": 150}
+SETTINGS = {
+    "learning.mode": "sync",
+    "learning.guard": False,
+    "learning.candidate_steps": 2,
+    "learning.min_landmarks": 15,
+    "learning.keyframes_per_step": 2,
+    "odometry.mode": "mono",
+    "odometry.landmarks_per_frame": 150,
+}
 CONFIG = Config().with_values(SETTINGS)
 FRAMES = 20
 
@@ -86,7 +93,11 @@ def test_two_runs_are_identical(frames, promoted):
 def test_weights_change_between_frames_and_tracking_goes_on(promoted):
     used = [o.weights_version for o in promoted.outputs]
     assert used == sorted(used) and used[-1] > used[0]
-    assert all("adopt" in b.timings_ms for a, b in zip(promoted.outputs, promoted.outputs[1:]) if a.weights_version != b.weights_version)
+    assert all(
+        "adopt" in b.timings_ms
+        for a, b in zip(promoted.outputs, promoted.outputs[1:])
+        if a.weights_version != b.weights_version
+    )
     first = next(k for k, o in enumerate(promoted.outputs) if o.state is TrackingState.TRACKING)
     assert all(o.T_WC is not None for o in promoted.outputs[first:])
 
@@ -137,7 +148,9 @@ def test_weights_that_wait_for_their_features_are_not_in_use(frames):
     status = pipeline.learning_status()
     assert (status.weights_version, status.weights_hash) == (pipeline.matcher.weights_version, home)
     pipeline.set_learning(False)
-    assert hash_state(pipeline.matcher.state_dict()) == home and pipeline.matcher.weights_version == status.weights_version
+    assert (
+        hash_state(pipeline.matcher.state_dict()) == home and pipeline.matcher.weights_version == status.weights_version
+    )
     assert not any(e["event"] == "rollback" for e in events)
     assert "version 8" in pipeline.load_weights("default"), "a version that was given is not given again"
     pipeline.close()
@@ -212,7 +225,11 @@ def test_save_and_load_by_name(frames, tmp_path):
     text = pipeline.load_weights("garage")
     assert hash_state(pipeline.matcher.state_dict()) == home
     status = pipeline.learning_status()
-    assert status.weights_hash == home and text.endswith(f"version {status.weights_version}") and status.weights_version > 0
+    assert (
+        status.weights_hash == home
+        and text.endswith(f"version {status.weights_version}")
+        and status.weights_version > 0
+    )
     pipeline.load_weights("previous")
     assert hash_state(pipeline.matcher.state_dict()) == other
     with pytest.raises(WeightsError):
@@ -254,7 +271,9 @@ def test_weights_on_probation_leave_with_what_watched_them(frames, make_sample, 
     learner.contender = learner.stepper.averaged()
     with torch.no_grad():
         next(learner.contender.parameters()).add_(0.01)
-    pipeline._learning._update = learner._promote(make_sample(landmarks=40), Verdict("better", "for the test", 1.0, 0.9, 5))
+    pipeline._learning._update = learner._promote(
+        make_sample(landmarks=40), Verdict("better", "for the test", 1.0, 0.9, 5)
+    )
     pipeline.process(frames[0])
     assert hash_state(pipeline.matcher.state_dict()) != home
     if ended_by == "switched off":

@@ -18,8 +18,11 @@ def looking_at(sample, place, view):
     generator = torch.Generator().manual_seed(place)
     scene = torch.nn.functional.interpolate(torch.rand(1, 1, 6, 8, generator=generator), (64, 96), mode="bilinear")[0]
     noise = torch.rand(1, 64, 96, generator=torch.Generator().manual_seed(100 + view)) * 0.1
-    return dataclasses.replace(sample, images=((scene * 0.9 + noise) * 255).byte().unbind(0)[:0] + (((scene * 0.9 + noise) * 255).byte(),),
-                               stamp_ns=1000 * place + view)
+    return dataclasses.replace(
+        sample,
+        images=((scene * 0.9 + noise) * 255).byte().unbind(0)[:0] + (((scene * 0.9 + noise) * 255).byte(),),
+        stamp_ns=1000 * place + view,
+    )
 
 
 def places(buffer):
@@ -48,5 +51,7 @@ def test_every_window_is_drawn_in_the_order_of_the_seed(sample):
     buffer = ReplayBuffer(4)
     for place in range(4):
         buffer.add(looking_at(sample, place, 0))
-    first, second = ([buffer.draw(g).stamp_ns for g in [torch.Generator().manual_seed(5)] for _ in range(20)] for _ in range(2))
+    first, second = (
+        [buffer.draw(g).stamp_ns for g in [torch.Generator().manual_seed(5)] for _ in range(20)] for _ in range(2)
+    )
     assert first == second and len(set(first)) == 4

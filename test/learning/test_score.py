@@ -51,8 +51,15 @@ class Affine(Told):
     def match(self, queries, targets, predicted=None, radius_px=None, *, differentiable=False):
         found = []
         for target in targets:
-            _, H = cv2.findTransformECC(queries.sources[0].maps["image"].numpy(), target.maps["image"].numpy(), np.eye(3, dtype=np.float32),
-                                        cv2.MOTION_HOMOGRAPHY, (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-6), None, 5)
+            _, H = cv2.findTransformECC(
+                queries.sources[0].maps["image"].numpy(),
+                target.maps["image"].numpy(),
+                np.eye(3, dtype=np.float32),
+                cv2.MOTION_HOMOGRAPHY,
+                (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-6),
+                None,
+                5,
+            )
             found.append(torch.from_numpy(cv2.perspectiveTransform(queries.uv[None].numpy(), H)[0]))
         uv = torch.stack(found) + torch.tensor([self.distance_px, 0.0])
         return Prediction(uv, torch.ones(uv.shape[:-1]), torch.ones(uv.shape[:-1]))
@@ -103,7 +110,9 @@ def test_forward_backward_error_is_both_ways(sample):
     uv = torch.rand(1000, 2) * 200
     there = one_way.estimate(Queries(uv, {}, 0), [None]).uv[0]
     back = one_way.estimate(Queries(there, {}, 0), [None]).uv[0]
-    assert scored(sample, one_way).forward_backward_px == pytest.approx(float((back - uv).norm(dim=-1).mean()), rel=0.15)
+    assert scored(sample, one_way).forward_backward_px == pytest.approx(
+        float((back - uv).norm(dim=-1).mean()), rel=0.15
+    )
 
 
 @pytest.mark.parametrize("sigma, within", ((0.05, 0.05), (5.0, 1.0)))
@@ -128,9 +137,16 @@ def test_landmarks_that_were_not_found_count_too(sample):
     lost[sample.host_obs] = False
     keep[lost] = False
     index = torch.cumsum(keep, 0) - 1
-    part = dataclasses.replace(w, **{name: getattr(w, name)[keep] for name in ("kf_idx", "pt_idx", "obs", "kind", "sigma")})
-    fewer = dataclasses.replace(sample, window=part, uv_px=sample.uv_px[keep], held_out=torch.zeros(int(keep.sum()), dtype=torch.bool),
-                                host_obs=index[sample.host_obs])
+    part = dataclasses.replace(
+        w, **{name: getattr(w, name)[keep] for name in ("kf_idx", "pt_idx", "obs", "kind", "sigma")}
+    )
+    fewer = dataclasses.replace(
+        sample,
+        window=part,
+        uv_px=sample.uv_px[keep],
+        held_out=torch.zeros(int(keep.sum()), dtype=torch.bool),
+        host_obs=index[sample.host_obs],
+    )
     assert lost.sum() > 20
     finds, errs = scored(fewer, Told()), scored(fewer, Told(1.0))
     assert finds.judges and finds.held_out_px < 0.05 and errs.held_out_px > 0.9
@@ -138,5 +154,9 @@ def test_landmarks_that_were_not_found_count_too(sample):
 
 def test_a_window_without_anything_held_out_judges_nothing(make_sample):
     short = make_sample(3, 100, noise_px=0.02)  # no landmark has four views
-    short = dataclasses.replace(short, held_out=torch.zeros_like(short.held_out), images=tuple(torch.zeros(1, 64, 96, dtype=torch.uint8) for _ in range(3)))
+    short = dataclasses.replace(
+        short,
+        held_out=torch.zeros_like(short.held_out),
+        images=tuple(torch.zeros(1, 64, 96, dtype=torch.uint8) for _ in range(3)),
+    )
     assert not scored(short, Told()).judges

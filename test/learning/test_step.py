@@ -35,8 +35,11 @@ class Displacement(nn.Module):
 def scattered(sample):
     """The sample with a start away from the optimum, as after many steps of the candidate."""
     w = sample.window
-    return dataclasses.replace(sample, held_out=torch.zeros_like(sample.held_out),
-                               result=dataclasses.replace(sample.result, T_WC=w.T_WC, points_W=w.points_W))
+    return dataclasses.replace(
+        sample,
+        held_out=torch.zeros_like(sample.held_out),
+        result=dataclasses.replace(sample.result, T_WC=w.T_WC, points_W=w.points_W),
+    )
 
 
 def gradient(sample, model, bundle):
@@ -58,7 +61,10 @@ def optimum(sample, model, weights, bundle):
 def slopes(sample, model, bundle, directions, h=1e-4):
     """Total derivatives along directions by central differences: the window is solved anew on both sides."""
     home = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-    out = [(optimum(sample, model, home + h * d, bundle) - optimum(sample, model, home - h * d, bundle)) / (2 * h) for d in directions]
+    out = [
+        (optimum(sample, model, home + h * d, bundle) - optimum(sample, model, home - h * d, bundle)) / (2 * h)
+        for d in directions
+    ]
     nn.utils.vector_to_parameters(home, model.parameters())
     return torch.tensor(out, dtype=torch.float64)
 

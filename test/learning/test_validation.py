@@ -36,8 +36,10 @@ def test_undecided_asks_for_more_windows_and_ends():
     assert judge(scores(1 + gains[:MANY]), scores(np.ones(MANY)), CONFIG).outcome == "no_better"
 
 
-@pytest.mark.parametrize("name, value", [("warp_px", 0.6), ("forward_backward_px", 0.5), ("matches", 900), ("coverage", 0.5),
-                                         ("within_sigma", 0.5)])
+@pytest.mark.parametrize(
+    "name, value",
+    [("warp_px", 0.6), ("forward_backward_px", 0.5), ("matches", 900), ("coverage", 0.5), ("within_sigma", 0.5)],
+)
 def test_whatever_else_is_lost_outweighs_a_better_residual(name, value):
     verdict = judge(scores(noisy(1.0, FEW)), scores(noisy(0.6, FEW, 1), **{name: value}), CONFIG)
     assert verdict.outcome == "worse"
@@ -59,8 +61,11 @@ def test_noise_is_promoted_no_more_often_than_the_confidence_says(shared):
         active, candidate = rng.normal(1, 0.1, (2, MANY + 1))
         if shared:
             active, candidate = (active[1:] + active[:-1]) / 2, (candidate[1:] + candidate[:-1]) / 2
-        outcome = next(v for n in range(FEW, MANY + 1)
-                       if (v := judge(scores(active[:n]), scores(candidate[:n]), CONFIG).outcome) != "pending")
+        outcome = next(
+            v
+            for n in range(FEW, MANY + 1)
+            if (v := judge(scores(active[:n]), scores(candidate[:n]), CONFIG).outcome) != "pending"
+        )
         promoted += outcome == "better"
     limit = 1 - CONFIG.confidence
     assert promoted / runs <= limit + 1.65 * np.sqrt(limit * (1 - limit) / runs)

@@ -26,7 +26,9 @@ def changed(by: float) -> dict[str, torch.Tensor]:
 
 
 def start(weights, folder, profile="mine_adapted", named=False) -> Pipeline:
-    return Pipeline(Config().with_values({"matcher.weights": str(weights), "learning.mode": "'off'"}), None, folder, profile, named)
+    return Pipeline(
+        Config().with_values({"matcher.weights": str(weights), "learning.mode": "'off'"}), None, folder, profile, named
+    )
 
 
 def write_adapted(weights, folder, by, profile="mine_adapted") -> str:
@@ -55,7 +57,11 @@ def hash_of(pipeline) -> str:
 def test_adapted_weights_are_resumed_while_their_base_is_given(mine, tmp_path):
     adapted = write_adapted(mine, tmp_path / "kept", 0.2)
     pipeline = start(mine, tmp_path / "kept")
-    assert hash_of(pipeline) == adapted and "profile 'mine_adapted' resumed from" in pipeline.origin and f"hash {adapted}" in pipeline.origin
+    assert (
+        hash_of(pipeline) == adapted
+        and "profile 'mine_adapted' resumed from" in pipeline.origin
+        and f"hash {adapted}" in pipeline.origin
+    )
     assert read_header(tmp_path / "kept" / "mine_adapted.safetensors").provenance["base"] == read_header(mine).hash
 
 
@@ -64,7 +70,9 @@ def test_a_promotion_on_probation_is_kept_and_not_resumed(mine, tmp_path):
     adapted = write_adapted(mine, folder, 0.2)
     later = changed(0.4)
     pipeline = start(mine, folder)
-    pipeline._store.write("expectation", WeightsSnapshot(3, hash_state(later), later), {"base": pipeline._base}, proven=False)
+    pipeline._store.write(
+        "expectation", WeightsSnapshot(3, hash_state(later), later), {"base": pipeline._base}, proven=False
+    )
     assert hash_of(start(mine, folder)) == adapted
     assert pipeline._store.newest_version() == 3 and WeightsStore(folder, "other").newest_version() == 0
     pipeline.load_weights(str(folder / "mine_adapted.v00003.safetensors"))
@@ -79,7 +87,9 @@ def test_given_weights_that_have_changed_are_used_and_the_adapted_ones_set_aside
         pipeline = start(mine, folder)
     assert hash_of(pipeline) == read_header(mine).hash and f"weights '{mine}'" in pipeline.origin
     aside = f"mine_adapted_{adapted}"
-    assert len(caplog.records) == 1 and aside in caplog.text and "mine_adapted.safetensors is not resumed" in caplog.text
+    assert (
+        len(caplog.records) == 1 and aside in caplog.text and "mine_adapted.safetensors is not resumed" in caplog.text
+    )
     assert {p.name for p in folder.iterdir()} == {f"{aside}.safetensors", f"{aside}.v00002.safetensors"}
     pipeline.load_weights(aside)
     assert hash_of(pipeline) == adapted
@@ -108,8 +118,15 @@ def test_promotions_are_kept_and_pruned_by_profile(tmp_path):
     for store, count in zip(stores.values(), (KEPT + 3, 2, 2)):
         for version in range(99_995, 99_995 + count):
             store.write("expectation", WeightsSnapshot(version, "", state), {}, proven=False)
-    kept = {profile: sorted(int(p.name.split(".v")[1].split(".")[0]) for p in tmp_path.glob(f"{profile}.v*")) for profile in stores}
-    assert kept == {"front": list(range(99_998, 99_998 + KEPT)), "front_v00001": [99_995, 99_996], "rear": [99_995, 99_996]}
+    kept = {
+        profile: sorted(int(p.name.split(".v")[1].split(".")[0]) for p in tmp_path.glob(f"{profile}.v*"))
+        for profile in stores
+    }
+    assert kept == {
+        "front": list(range(99_998, 99_998 + KEPT)),
+        "front_v00001": [99_995, 99_996],
+        "rear": [99_995, 99_996],
+    }
 
 
 @pytest.mark.parametrize("name", ["default", "previous"])

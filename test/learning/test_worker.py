@@ -96,7 +96,11 @@ def test_error_ends_learning_and_nothing_else(matcher, samples, monkeypatch):
 
 def test_a_loss_is_heard_though_the_queue_is_full_and_odometry_behind(matcher, samples, monkeypatch):
     gate, heard = Gate(monkeypatch), threading.Event()
-    monkeypatch.setattr(worker.Learner, "lose_tracking", lambda learner, version, stamp_ns: (version, stamp_ns) == (3, 7) and heard.set())
+    monkeypatch.setattr(
+        worker.Learner,
+        "lose_tracking",
+        lambda learner, version, stamp_ns: (version, stamp_ns) == (3, 7) and heard.set(),
+    )
     learning = LearningWorker(matcher, CONFIG, lambda event: None)
     learning.submit(samples[0])
     gate.wait()
@@ -134,6 +138,7 @@ def test_weights_on_probation_go_when_learning_fails(matcher, samples, monkeypat
 @pytest.fixture
 def promoting(matcher, samples, monkeypatch):
     """A thread that has just promoted weights."""
+
     def promote(learner, sample):
         learner.contender = learner.stepper.averaged()
         return learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
@@ -148,7 +153,9 @@ def promoting(matcher, samples, monkeypatch):
 
 
 def window_of(matcher, *ids):
-    images = torch.randint(0, 255, (len(ids), 1, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 255, (len(ids), 1, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     return [Keyframe(k, k, image, matcher.observe(image)) for k, image in zip(ids, images)]
 
 
@@ -174,7 +181,9 @@ def test_weights_are_handed_over_with_the_features_of_the_window_as_it_is_by_the
 def test_a_window_that_runs_ahead_keeps_no_weights_back_for_good(matcher, promoting, monkeypatch):
     monkeypatch.setattr(promoting, "_describe", lambda *arguments: time.sleep(0.05))
     keyframes = window_of(matcher, 10)
-    assert [promoting.poll(keyframes) is None for _ in range(worker.ASK_AGAIN + 1)] == [True] * worker.ASK_AGAIN + [False]
+    assert [promoting.poll(keyframes) is None for _ in range(worker.ASK_AGAIN + 1)] == [True] * worker.ASK_AGAIN + [
+        False
+    ]
 
 
 def test_what_is_made_by_then_is_handed_over(matcher, promoting, monkeypatch):
@@ -237,7 +246,9 @@ class Turns:
 
 def test_rest_is_taken_while_odometry_works_on_a_frame(matcher, samples, monkeypatch):
     turns = Turns(monkeypatch)
-    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": 0.01}), lambda event: None)  # 0.1 s of work cost 5 s of rest
+    learning = LearningWorker(
+        matcher, CONFIG.with_values({"learning.budget": 0.01}), lambda event: None
+    )  # 0.1 s of work cost 5 s of rest
     learning.begin_frame(behind=False)
     learning.submit(samples[0])
     assert turns.offered.wait(60)
@@ -308,8 +319,17 @@ def test_close_ends_a_resting_thread(matcher, samples, monkeypatch):
     assert not learning._thread.is_alive()
 
 
-@pytest.mark.parametrize("budget, worked, rested, rest", [(1.0, 2.0, 0.0, 0.0), (0.5, 2.0, 0.0, 2.0), (0.5, 2.0, 1.5, 0.5), (0.5, 2.0, 3.0, 0.0),
-                                                          (0.25, 1.0, 0.0, 3.0), (0.1, 1.0, 0.0, worker.LONGEST_REST_S)])
+@pytest.mark.parametrize(
+    "budget, worked, rested, rest",
+    [
+        (1.0, 2.0, 0.0, 0.0),
+        (0.5, 2.0, 0.0, 2.0),
+        (0.5, 2.0, 1.5, 0.5),
+        (0.5, 2.0, 3.0, 0.0),
+        (0.25, 1.0, 0.0, 3.0),
+        (0.1, 1.0, 0.0, worker.LONGEST_REST_S),
+    ],
+)
 def test_rest_follows_from_the_budget(matcher, monkeypatch, budget, worked, rested, rest):
     learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": budget}), lambda event: None)
     learning.close()

@@ -27,8 +27,23 @@ def site(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("site")
     for name, language in (("my_matcher.py", "python"), ("pyproject.toml", "toml")):
         (source / name).write_text(re.search(rf"`{name}`[^`]*```{language}\n(.*?)```", text, re.S)[1])
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target),
-                           str(source)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--target",
+            str(target),
+            str(source),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return target
 

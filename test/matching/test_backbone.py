@@ -29,7 +29,12 @@ def test_maps_cover_the_image_at_any_size():
     network = Backbone()
     for height, width in ((32, 32), (33, 47), (100, 64), (95, 129)):
         coarse, fine = network(torch.rand(1, 1, height, width))
-        assert coarse.shape == (1, 64, -(-height // 8), -(-width // 8)) and fine.shape == (1, 16, -(-height // 2), -(-width // 2))
+        assert coarse.shape == (1, 64, -(-height // 8), -(-width // 8)) and fine.shape == (
+            1,
+            16,
+            -(-height // 2),
+            -(-width // 2),
+        )
         assert torch.allclose(coarse.norm(dim=1), torch.ones(()), atol=1e-3)
 
 

@@ -30,8 +30,13 @@ def test_the_lean_look_up_equals_the_differentiable_one(matcher, pair, search, l
     # Anywhere in the image, up to its very corners, where the fine window is cut off.
     uv = torch.cat([torch.rand(50, 2, generator=generator), torch.eye(2), torch.zeros(1, 2), torch.ones(1, 2)]) * size
     predicted = torch.rand(2, len(uv), 2, generator=generator) * size * 1.2 - 0.1 * size
-    radius = {"everywhere": None, "around": 20.0, "some unknown": 20.0, "wide": 90.0,
-              "one radius each": 5 + 40 * torch.rand(2, len(uv), generator=generator)}[search]
+    radius = {
+        "everywhere": None,
+        "around": 20.0,
+        "some unknown": 20.0,
+        "wide": 90.0,
+        "one radius each": 5 + 40 * torch.rand(2, len(uv), generator=generator),
+    }[search]
     if search == "some unknown":
         predicted[:, ::3] = torch.nan
     around = None if search == "everywhere" else predicted
@@ -39,7 +44,9 @@ def test_the_lean_look_up_equals_the_differentiable_one(matcher, pair, search, l
     lean = matcher.match(queries, features[1:], around, radius)
     whole = matcher.match(queries, features[1:], around, radius, differentiable=True)
     assert torch.allclose(lean.uv, whole.uv, atol=1e-3)
-    assert torch.allclose(lean.score, whole.score, atol=1e-4) and torch.allclose(lean.sigma_px, whole.sigma_px, rtol=1e-3)
+    assert torch.allclose(lean.score, whole.score, atol=1e-4) and torch.allclose(
+        lean.sigma_px, whole.sigma_px, rtol=1e-3
+    )
 
 
 @torch.no_grad()
@@ -85,9 +92,17 @@ def test_the_fine_distribution_peaks_where_the_descriptors_agree(pair):
     """An image matched to itself: coarse and fine coordinates are those of the queries, at every stride's convention."""
     matcher = build_random("expectation")
     with torch.no_grad():
-        matcher.coarse_log_temperature.fill_(6.0), matcher.fine_log_temperature.fill_(6.0), matcher.refine_log_temperature.fill_(6.0)
+        (
+            matcher.coarse_log_temperature.fill_(6.0),
+            matcher.fine_log_temperature.fill_(6.0),
+            matcher.refine_log_temperature.fill_(6.0),
+        )
         # At centres of fine cells, the ones next to the centres of coarse cells.
-        uv = torch.cartesian_prod(torch.arange(5, 18), torch.arange(5, 15)).float() * COARSE_STRIDE + COARSE_STRIDE / 2 + 0.5
+        uv = (
+            torch.cartesian_prod(torch.arange(5, 18), torch.arange(5, 15)).float() * COARSE_STRIDE
+            + COARSE_STRIDE / 2
+            + 0.5
+        )
         features = matcher.extract(as_float(make_pair(160, 208, seed=8).a)[None])[0]
         queries = matcher.describe(features, uv)
         for around, radius in ((None, None), (uv[None], 4.0)):
@@ -112,7 +127,9 @@ def test_cross_entropy_is_least_at_the_peak():
     loss, inside = distribution.cross_entropy(torch.tensor([[[3 * 8 + 3.5, 2 * 8 + 3.5]]]))
     worse, _ = distribution.cross_entropy(torch.tensor([[[5 * 8 + 3.5, 2 * 8 + 3.5]]]))
     assert inside.all() and loss < 0.01 and worse > 5
-    outside, inside = distribution.cross_entropy(torch.tensor([[[200.0, 3.5], [torch.nan, 3.5]]]).expand(1, 2, 2)[:, :1])
+    outside, inside = distribution.cross_entropy(
+        torch.tensor([[[200.0, 3.5], [torch.nan, 3.5]]]).expand(1, 2, 2)[:, :1]
+    )
     assert not inside.any() and outside == 0
 
 
@@ -146,13 +163,21 @@ def test_bfloat16_teaches_the_same_as_float32(pair):
         return torch.cat([p.grad.flatten() for p in matcher.backbone.parameters() if p.grad is not None])
 
     full, half = gradient("float32"), gradient("bfloat16")
-    assert not torch.equal(full, half) and torch.cosine_similarity(full, half, dim=0) > 0.97 and 0.9 < half.norm() / full.norm() < 1.1
+    assert (
+        not torch.equal(full, half)
+        and torch.cosine_similarity(full, half, dim=0) > 0.97
+        and 0.9 < half.norm() / full.norm() < 1.1
+    )
 
 
 def test_automatic_precision_asks_the_processor(tmp_path):
     assert cpu_has_bfloat16.__wrapped__(tmp_path / "none") is False
-    for text, expected in (("flags\t\t: fpu avx512f avx512_bf16\n", True), ("flags\t\t: fpu avx2\n", False),
-                           ("Features\t: fp asimd bf16\n", True), ("processor : 0\n", False)):
+    for text, expected in (
+        ("flags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu avx2\n", False),
+        ("Features\t: fp asimd bf16\n", True),
+        ("processor : 0\n", False),
+    ):
         (tmp_path / "cpuinfo").write_text(text)
         assert cpu_has_bfloat16.__wrapped__(tmp_path / "cpuinfo") is expected
     assert use_bfloat16(MatcherConfig()) == cpu_has_bfloat16() and not use_bfloat16(MatcherConfig(device="cuda"))

@@ -51,7 +51,9 @@ def test_estimate_finds_points_and_keeps_the_shapes(matcher, pair):
 @every
 def test_forward_agrees_with_estimate(matcher, pair):
     if matcher.name in LEARNED:
-        matcher = create_matcher(MatcherConfig(name=matcher.name, precision="float32"))  # `estimate` may run in bfloat16, forward never does
+        matcher = create_matcher(
+            MatcherConfig(name=matcher.name, precision="float32")
+        )  # `estimate` may run in bfloat16, forward never does
     through = matcher(as_float(pair.a), pair.uv, as_float(pair.b)[None])
     cached = ask(matcher, pair, [pair.b])
     sure = cached.score[0] > 0.3

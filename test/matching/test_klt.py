@@ -10,7 +10,9 @@ from odometry_scenes import speckle
 
 def shifted(dx: float, dy: float) -> tuple[torch.Tensor, torch.Tensor]:
     image = speckle()
-    moved = cv2.warpAffine(image, np.float32([[1, 0, dx], [0, 1, dy]]), image.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.warpAffine(
+        image, np.float32([[1, 0, dx], [0, 1, dy]]), image.shape[::-1], borderMode=cv2.BORDER_REPLICATE
+    )
     return torch.from_numpy(image)[None], torch.from_numpy(moved)[None]
 
 

@@ -31,7 +31,11 @@ def matcher(request):
 @pytest.fixture(scope="module")
 def small(pair):
     """Images small enough for LoFTR in a test."""
-    return as_float(pair.a[:, :72, :104]), as_float(pair.b[:, :72, :104]), torch.tensor([[20.0, 18], [50, 30], [77.5, 40.25], [33, 60]])
+    return (
+        as_float(pair.a[:, :72, :104]),
+        as_float(pair.b[:, :72, :104]),
+        torch.tensor([[20.0, 18], [50, 30], [77.5, 40.25], [33, 60]]),
+    )
 
 
 def test_shapes_and_both_doors_agree(matcher, small):
@@ -41,12 +45,22 @@ def test_shapes_and_both_doors_agree(matcher, small):
         first, *others = matcher.extract(torch.stack([a, b, a]))
         cached = matcher.estimate(matcher.describe(first, uv), others)
     assert through.uv.shape == (2, 4, 2) and through.score.shape == through.sigma_px.shape == (2, 4)
-    assert torch.allclose(through.uv, cached.uv, atol=1e-3) and cached.distributions == () and len(through.distributions) == 2
-    assert through.uv.isfinite().all() and (through.sigma_px > 0).all() and ((through.score >= 0) & (through.score <= 1)).all()
+    assert (
+        torch.allclose(through.uv, cached.uv, atol=1e-3)
+        and cached.distributions == ()
+        and len(through.distributions) == 2
+    )
+    assert (
+        through.uv.isfinite().all()
+        and (through.sigma_px > 0).all()
+        and ((through.score >= 0) & (through.score <= 1)).all()
+    )
     assert through.uv.dtype == torch.float32
     for t in range(2):
         alone = matcher.estimate(matcher.describe(first, uv), others[t : t + 1])
-        assert torch.allclose(alone.uv[0], cached.uv[t], atol=1e-3) and torch.allclose(alone.score[0], cached.score[t], atol=1e-4)
+        assert torch.allclose(alone.uv[0], cached.uv[t], atol=1e-3) and torch.allclose(
+            alone.score[0], cached.score[t], atol=1e-4
+        )
 
 
 def test_a_image_is_found_in_itself(matcher, small):

@@ -10,7 +10,9 @@ from odometry_scenes import speckle
 
 def pair() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     image, shift = speckle(1), torch.tensor([60.0, -35.0])
-    moved = cv2.warpAffine(image, np.float32([[1, 0, 60], [0, 1, -35]]), image.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.warpAffine(
+        image, np.float32([[1, 0, 60], [0, 1, -35]]), image.shape[::-1], borderMode=cv2.BORDER_REPLICATE
+    )
     return torch.from_numpy(image)[None], torch.from_numpy(moved)[None], shift
 
 

@@ -62,8 +62,11 @@ def test_weights_of_another_matcher(path):
 
 
 def test_weights_of_another_architecture(tmp_path, state):
-    for wrong in ({k: v for k, v in state.items() if "decode2" not in k}, {**state, "more": torch.zeros(3)},
-                  {**state, "backbone.fine_head.bias": torch.zeros(5)}):
+    for wrong in (
+        {k: v for k, v in state.items() if "decode2" not in k},
+        {**state, "more": torch.zeros(3)},
+        {**state, "backbone.fine_head.bias": torch.zeros(5)},
+    ):
         write_weights(tmp_path / "w.safetensors", "expectation", wrong, 1, {})
         with pytest.raises(WeightsError, match="does not fit"):
             load_weights(build_random("expectation"), tmp_path / "w.safetensors")

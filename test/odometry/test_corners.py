@@ -33,7 +33,9 @@ def test_spread_is_even_and_prefers_low_rank():
     rank = torch.arange(1000.0)
     chosen = spread(uv, rank, 120, 640, 480)
     assert len(chosen) == 120 == len(chosen.unique())
-    assert (chosen >= 900).float().mean() > 0.7  # nine tenths of the points are in one corner, most of the chosen are not
+    assert (
+        chosen >= 900
+    ).float().mean() > 0.7  # nine tenths of the points are in one corner, most of the chosen are not
     in_crowd = chosen[chosen < 900]
     cell = (640 * 480 / 120 * 4) ** 0.5
     first = [int(c) for c in range(900) if (crowd[c] < cell).all()][:1]

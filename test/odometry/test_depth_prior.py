@@ -25,7 +25,9 @@ def build(baseline: float, noise_px: float = 1.0, sigma_px: float = 1.0) -> Wind
     """A wall 5 m away, two keyframes; 40 landmarks are known, 400 are new and were seen with noise."""
     rng = torch.Generator().manual_seed(0)
     T = torch.stack([geometry.identity(), geometry.exp(torch.tensor([baseline, 0, 0, 0, 0, 0], dtype=torch.float64))])
-    uv0 = torch.rand(KNOWN + NEW, 2, generator=rng, dtype=torch.float64) * torch.tensor([240.0, 200.0]) + torch.tensor([60.0, 20.0])
+    uv0 = torch.rand(KNOWN + NEW, 2, generator=rng, dtype=torch.float64) * torch.tensor([240.0, 200.0]) + torch.tensor(
+        [60.0, 20.0]
+    )
     points = geometry.back_project(CAMERA, uv0, torch.full((KNOWN + NEW,), DEPTH, dtype=torch.float64))
     uv1 = geometry.project(CAMERA, geometry.act(geometry.inverse(T[1]), points))
     uv1[KNOWN:] += noise_px * torch.randn(NEW, 2, generator=rng, dtype=torch.float64)
@@ -84,7 +86,9 @@ def turning() -> Window:
     """Five keyframes that turn about one point, the first two held as once keyframes have left; all landmarks known, under a prior."""
     rng = torch.Generator().manual_seed(3)
     window = Window()
-    uv0 = torch.rand(NEW, 2, generator=rng, dtype=torch.float64) * torch.tensor([220.0, 200.0]) + torch.tensor([70.0, 20.0])
+    uv0 = torch.rand(NEW, 2, generator=rng, dtype=torch.float64) * torch.tensor([220.0, 200.0]) + torch.tensor(
+        [70.0, 20.0]
+    )
     points = geometry.back_project(CAMERA, uv0, torch.full((NEW,), DEPTH, dtype=torch.float64))
     for k in range(5):
         turn = geometry.exp(torch.tensor([0.002 * k, 0, 0, 0, 0.02 * k, 0], dtype=torch.float64))
@@ -92,7 +96,13 @@ def turning() -> Window:
     rows = window.add_landmarks(0, uv0.float(), None)
     for k, T in enumerate(window.T_WC):
         seen = geometry.project(CAMERA, geometry.act(geometry.inverse(T), points))
-        window.observe(CAMERA, k, rows, seen + 0.3 * torch.randn(NEW, 2, generator=rng, dtype=torch.float64), torch.full((NEW,), 0.5))
+        window.observe(
+            CAMERA,
+            k,
+            rows,
+            seen + 0.3 * torch.randn(NEW, 2, generator=rng, dtype=torch.float64),
+            torch.full((NEW,), 0.5),
+        )
     window.place(rows, points)
     window.landmarks = replace(window.landmarks, expected_inv_depth=torch.full((NEW,), 1 / DEPTH, dtype=torch.float64))
     window.slid = True
@@ -101,9 +111,15 @@ def turning() -> Window:
 
 def test_an_expected_depth_is_no_measurement_a_turn_on_the_spot_stays_degenerate():
     snapshot, used, _ = turning().snapshot(CAMERA)
-    assert snapshot.fixed.tolist() == [True, True, False, False, False] and bool((snapshot.kind == ObservationKind.DEPTH).any())
+    assert snapshot.fixed.tolist() == [True, True, False, False, False] and bool(
+        (snapshot.kind == ObservationKind.DEPTH).any()
+    )
     off = dict(max_baseline_error=1000.0, min_parallax_deg=0.0)
-    for limits, why in ((dict(), "no parallax"), (off | dict(max_baseline_error=0.1), "longest baseline"), (off | dict(min_parallax_deg=80.0), "80 deg")):
+    for limits, why in (
+        (dict(), "no parallax"),
+        (off | dict(max_baseline_error=0.1), "longest baseline"),
+        (off | dict(min_parallax_deg=80.0), "80 deg"),
+    ):
         result = solve(snapshot, BundleConfig(**limits))
         assert result.status is BAStatus.DEGENERATE and why in result.reason and result.covariance_newest is None
     assert solve(snapshot, BundleConfig(**off)).status is not BAStatus.DEGENERATE
@@ -123,6 +139,15 @@ def test_the_gate_refuses_a_turn_on_the_spot_whatever_bundle_adjustment_says_of_
 def test_a_window_that_measures_depth_has_no_use_for_it():
     window = build(baseline=0.3)
     rows = torch.arange(3)
-    window.observe(CAMERA, 1, rows, torch.full((3, 2), 100.0), torch.ones(3), torch.full((3,), 0.2), torch.ones(3), ObservationKind.DEPTH)
+    window.observe(
+        CAMERA,
+        1,
+        rows,
+        torch.full((3, 2), 100.0),
+        torch.ones(3),
+        torch.full((3,), 0.2),
+        torch.ones(3),
+        ObservationKind.DEPTH,
+    )
     window.triangulate(CAMERA, 3.0, 6.0)
     assert bool(window.landmarks.expected_inv_depth.isnan().all())

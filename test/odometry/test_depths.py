@@ -23,7 +23,18 @@ def test_depth_is_refused_where_it_is_unknown_at_an_edge_or_out_of_range():
     depth[100, 100] = torch.nan
     depth[200:, 300:] = 500.0
     frame = Frame(0, 0, IMAGE, CAMERA, depth)
-    uv = torch.tensor([[20.4, 20.4], [300.0, 20.0], [159.6, 80.0], [50.0, 50.0], [51.0, 51.0], [100.0, 100.0], [310.0, 220.0], [0.0, 0.0]])
+    uv = torch.tensor(
+        [
+            [20.4, 20.4],
+            [300.0, 20.0],
+            [159.6, 80.0],
+            [50.0, 50.0],
+            [51.0, 51.0],
+            [100.0, 100.0],
+            [310.0, 220.0],
+            [0.0, 0.0],
+        ]
+    )
     found = measure(frame, "rgbd", uv, CONFIG)
     assert found.kind is ObservationKind.DEPTH
     assert torch.allclose(found.depth[[0, 1, 7]], torch.tensor([2.0, 4.0, 2.0], dtype=torch.float64))
@@ -35,9 +46,14 @@ def test_disparity_of_a_plane_to_a_fifth_of_a_pixel():
     wide = speckle(5, (240, 420))
     camera = replace(CAMERA, baseline_m=0.2)
     for shift in (5, 22, 41):
-        left, right = wide[:, 50:370], wide[:, 50 + shift:370 + shift]
-        frame = Frame(0, 0, torch.from_numpy(np.ascontiguousarray(left))[None], camera,
-                      right=torch.from_numpy(np.ascontiguousarray(right))[None])
+        left, right = wide[:, 50:370], wide[:, 50 + shift : 370 + shift]
+        frame = Frame(
+            0,
+            0,
+            torch.from_numpy(np.ascontiguousarray(left))[None],
+            camera,
+            right=torch.from_numpy(np.ascontiguousarray(right))[None],
+        )
         rng = np.random.default_rng(0)
         uv = torch.from_numpy(rng.uniform((60, 20), (300, 220), (80, 2)).astype(np.float32))
         found = measure(frame, "stereo", uv, CONFIG, far=True)
@@ -64,7 +80,10 @@ def test_mode_is_what_the_frame_carries_and_is_refused_where_it_does_not():
     with pytest.raises(CameraError, match="no baseline"):
         resolve_mode(pair, "stereo")
     # A later frame without its partner is no error: nothing is measured in it.
-    assert measure(mono, "rgbd", torch.zeros(3, 2), CONFIG) is None and measure(rgbd, "stereo", torch.zeros(3, 2), CONFIG) is None
+    assert (
+        measure(mono, "rgbd", torch.zeros(3, 2), CONFIG) is None
+        and measure(rgbd, "stereo", torch.zeros(3, 2), CONFIG) is None
+    )
     small = replace(stereo, right=IMAGE[:, :100])
     with pytest.raises(SourceError, match="320 x 100"):
         measure(small, "stereo", torch.zeros(1, 2), CONFIG)

@@ -15,7 +15,9 @@ def pose(x: float) -> torch.Tensor:
 
 def solved(x: float, covariance=SMALL) -> BAResult:
     poses = torch.stack([pose(x - 1), pose(x - 0.5), pose(x)])
-    return BAResult(poses, torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(0), 0.0, 0.0, 1, BAStatus.CONVERGED, "", covariance)
+    return BAResult(
+        poses, torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(0), 0.0, 0.0, 1, BAStatus.CONVERGED, "", covariance
+    )
 
 
 def test_a_window_that_slides_adds_up_and_one_that_rests_does_not():

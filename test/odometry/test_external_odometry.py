@@ -96,7 +96,9 @@ def test_scale_survives_one_bad_pose():
 
 
 def test_too_short_a_way_says_nothing():
-    assert "0.050 m between keyframes, 0.1 m are needed" in metres_per_unit(path(2) * 1.0, torch.stack([pose(), pose(x=0.05)]), 0.1)
+    assert "0.050 m between keyframes, 0.1 m are needed" in metres_per_unit(
+        path(2) * 1.0, torch.stack([pose(), pose(x=0.05)]), 0.1
+    )
 
 
 def test_contradicting_motions_say_nothing():
@@ -113,7 +115,9 @@ def test_contradicting_motions_say_nothing():
 @pytest.fixture(scope="module")
 def clip() -> list[tuple[Frame, torch.Tensor]]:
     """Images without depth of a rendered walk, and the true poses."""
-    rendered = SimulatedSequence(kind="clutter", frames=22, seed=1, width=320, height=240, supersample=1, speed_mps=0.6).read()
+    rendered = SimulatedSequence(
+        kind="clutter", frames=22, seed=1, width=320, height=240, supersample=1, speed_mps=0.6
+    ).read()
     return [(replace(frame, depth=None), T) for frame, T in rendered]
 
 
@@ -126,7 +130,12 @@ def wheels(clip, seed=0, scale=1.0, noise_m=0.001):
         for k in range(5):
             T = geometry.retract(T_a, geometry.local(T_a, T_b) * k / 5)
             T = geometry.compose(origin, torch.cat([T[:3] * scale, T[3:]]))
-            jitter = torch.cat([torch.randn(3, generator=generator, dtype=torch.float64) * noise_m, torch.zeros(3, dtype=torch.float64)])
+            jitter = torch.cat(
+                [
+                    torch.randn(3, generator=generator, dtype=torch.float64) * noise_m,
+                    torch.zeros(3, dtype=torch.float64),
+                ]
+            )
             out.append((a.stamp_ns + (b.stamp_ns - a.stamp_ns) * k // 5, geometry.retract(T, jitter)))
     return out
 
@@ -179,7 +188,9 @@ def test_scale_that_comes_late_makes_no_jump(clip):
     events = []
     first = next(k for k, o in enumerate(drive(clip, [])[1]) if o.T_WC is not None)
     late = [(stamp, T) for stamp, T in wheels(clip) if stamp > clip[first + 1][0].stamp_ns]
-    pipeline, outputs = drive(clip, late, external_odometry__use="scale", odometry__keyframe_parallax=0.01, events=events)
+    pipeline, outputs = drive(
+        clip, late, external_odometry__use="scale", odometry__keyframe_parallax=0.01, events=events
+    )
     metric = [o.metric for o in outputs]
     since = metric.index(True)
     assert since > first + 1 and all(metric[since:]) and outputs[first].scale.startswith("unknown: ")
@@ -220,8 +231,16 @@ def test_prediction_bridges_a_change_of_speed(clip):
 def test_wrong_odometry_does_not_break_tracking(clip, matcher):
     """Turned by a quarter and ten times too fast, as with a wrong frame: tracking goes on by constant velocity, and says so."""
     quarter = pose(yaw=math.pi / 2)
-    wrong = [(s, geometry.compose(geometry.compose(quarter, torch.cat([T[:3] * 10, T[3:]])), geometry.exp(
-        torch.tensor([0, 0, 0, 0, 0, 0.2 * math.sin(k)], dtype=torch.float64)))) for k, (s, T) in enumerate(wheels(clip))]
+    wrong = [
+        (
+            s,
+            geometry.compose(
+                geometry.compose(quarter, torch.cat([T[:3] * 10, T[3:]])),
+                geometry.exp(torch.tensor([0, 0, 0, 0, 0, 0.2 * math.sin(k)], dtype=torch.float64)),
+            ),
+        )
+        for k, (s, T) in enumerate(wheels(clip))
+    ]
     pipeline, outputs = drive(clip, wrong, matcher, external_odometry__use="prediction")
     _, plain = drive(clip, [], matcher)
     assert [o.state for o in outputs] == [o.state for o in plain]
@@ -247,10 +266,14 @@ def test_holes_in_odometry_are_told_and_survived(clip):
 
 
 def test_scale_is_put_right_when_the_map_drifts(clip):
-    pipeline, outputs = drive(clip[:16], wheels(clip), external_odometry__use="scale", odometry__keyframe_parallax=0.005)
+    pipeline, outputs = drive(
+        clip[:16], wheels(clip), external_odometry__use="scale", odometry__keyframe_parallax=0.005
+    )
     assert outputs[-1].metric
     pipeline.window.rescale(1.2)  # what a drift of scale would have made of it
-    pipeline.odometry._last = replace(pipeline.odometry._last, T_WC=pipeline.window.T_WC[-1].clone(), depth=pipeline.odometry._last.depth * 1.2)
+    pipeline.odometry._last = replace(
+        pipeline.odometry._last, T_WC=pipeline.window.T_WC[-1].clone(), depth=pipeline.odometry._last.depth * 1.2
+    )
     after = []
     for frame, _ in clip[16:]:
         for stamp, T in wheels(clip):
@@ -258,14 +281,21 @@ def test_scale_is_put_right_when_the_map_drifts(clip):
                 pipeline.add_odometry(stamp, T)
         after.append(pipeline.process(frame))
     assert any(o.is_keyframe for o in after)
-    assert math.log(pipeline.odometry.input.measure([k.stamp_ns for k in pipeline.window.keyframes], pipeline.window.T_WC)) == pytest.approx(0, abs=0.05)
+    assert math.log(
+        pipeline.odometry.input.measure([k.stamp_ns for k in pipeline.window.keyframes], pipeline.window.T_WC)
+    ) == pytest.approx(0, abs=0.05)
 
 
 def test_a_new_map_lies_where_odometry_has_carried_the_camera():
     """Lost among other things, 0.5 m further by the wheels: the new map begins there, not at the last pose."""
-    frames = [frame for frame, _ in SimulatedSequence(kind="clutter", frames=4, seed=1, width=320, height=240, supersample=1).read()]
-    elsewhere = [replace(frame, id=100 + k, stamp_ns=frames[-1].stamp_ns + (k + 1) * STEP_NS, depth=torch.full((240, 320), 3.0))
-                 for k, frame in enumerate(rotating(3, 0.3))]
+    frames = [
+        frame
+        for frame, _ in SimulatedSequence(kind="clutter", frames=4, seed=1, width=320, height=240, supersample=1).read()
+    ]
+    elsewhere = [
+        replace(frame, id=100 + k, stamp_ns=frames[-1].stamp_ns + (k + 1) * STEP_NS, depth=torch.full((240, 320), 3.0))
+        for k, frame in enumerate(rotating(3, 0.3))
+    ]
     moved = pose(x=0.5, yaw=0.3)
     pipeline = Pipeline(configure(external_odometry__use="prediction", odometry__restart_frames=2))
     for frame in frames:

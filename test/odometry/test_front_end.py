@@ -43,7 +43,11 @@ def test_landmarks_without_a_residual_are_not_found():
 @pytest.mark.parametrize("together, expected", [(True, 1.0), (False, 0.25)])
 def test_support_tells_a_hidden_part_from_scattered_agreement(together, expected):
     x, y = torch.meshgrid(torch.arange(20), torch.arange(20), indexing="ij")
-    points = torch.stack([(x - 9.5) / 20, (y - 9.5) / 25, torch.full_like(x, 1, dtype=torch.float64)], -1).reshape(-1, 3).double()
+    points = (
+        torch.stack([(x - 9.5) / 20, (y - 9.5) / 25, torch.full_like(x, 1, dtype=torch.float64)], -1)
+        .reshape(-1, 3)
+        .double()
+    )
     right = (x.flatten() < 5) if together else torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.25
     order = torch.cat([right.nonzero()[:, 0], (~right).nonzero()[:, 0]])
     window = Window()
@@ -51,4 +55,6 @@ def test_support_tells_a_hidden_part_from_scattered_agreement(together, expected
     rows = window.add_landmarks(0, torch.zeros(400, 2), None)
     window.place(rows, points[order])
     sighting, located = seen([1.0] * int(right.sum()), int((~right).sum()))
-    assert LandmarkSearch(configure(), None).support(window, CAMERA, sighting, located) == pytest.approx(expected, abs=0.1)
+    assert LandmarkSearch(configure(), None).support(window, CAMERA, sighting, located) == pytest.approx(
+        expected, abs=0.1
+    )

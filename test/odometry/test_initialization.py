@@ -24,7 +24,9 @@ def view(points, T_WC, noise_px=0.1, seed=0):
 def test_points_beyond_fifty_baselines_start_a_map():
     config = Config().with_values({"odometry.start_parallax": 0.01})
     torch.manual_seed(0)
-    points = torch.rand(200, 3, dtype=torch.float64) * torch.tensor([40.0, 30.0, 95.0]) + torch.tensor([-20.0, -15.0, 25.0])
+    points = torch.rand(200, 3, dtype=torch.float64) * torch.tensor([40.0, 30.0, 95.0]) + torch.tensor(
+        [-20.0, -15.0, 25.0]
+    )
     start = MonoStart(config.odometry, config.bundle, KltMatcher())
     T = geometry.exp(torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64))
     start._views = [view(points, geometry.identity()), view(points, T, seed=1)]

@@ -27,9 +27,15 @@ def test_settings_act_from_the_next_frame_on(clip):
     for frame in clip[:12]:
         assert pipeline.process(frame).state is TrackingState.TRACKING
     assert len(pipeline.window.keyframes) > 4
-    pipeline.configure(config.with_values({"odometry.window_keyframes": 4, "odometry.degraded_inliers": 1000, "odometry.stored_keyframes": 1}))
+    pipeline.configure(
+        config.with_values(
+            {"odometry.window_keyframes": 4, "odometry.degraded_inliers": 1000, "odometry.stored_keyframes": 1}
+        )
+    )
     after = [pipeline.process(frame) for frame in clip[12:15]]
-    assert all(o.state is TrackingState.DEGRADED and o.T_WC is not None for o in after) and any(o.is_keyframe for o in after)
+    assert all(o.state is TrackingState.DEGRADED and o.T_WC is not None for o in after) and any(
+        o.is_keyframe for o in after
+    )
     assert len(pipeline.window.keyframes) == 4 and len(pipeline.odometry._places) == 1
     pipeline.configure(config.with_values({"odometry.min_inliers": 1000}))
     assert pipeline.process(clip[15]).state is TrackingState.LOST
@@ -56,8 +62,17 @@ def test_a_mono_start_keeps_its_views(clip):
     assert states[-1][0] is TrackingState.TRACKING and all(a is b for a, b in states)
 
 
-@pytest.mark.parametrize(("key", "value"), [("matcher.name", "sift"), ("bundle.kernel", "cauchy"), ("odometry.first_baseline_m", 1.0),
-                                            ("external_odometry.use", "both"), ("learning.confidence", 0.9), ("seed", 3)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("matcher.name", "sift"),
+        ("bundle.kernel", "cauchy"),
+        ("odometry.first_baseline_m", 1.0),
+        ("external_odometry.use", "both"),
+        ("learning.confidence", 0.9),
+        ("seed", 3),
+    ],
+)
 def test_what_cannot_change_is_refused_with_the_reason(clip, key, value):
     config = configure()
     pipeline = Pipeline(config)
@@ -79,4 +94,10 @@ def test_most_settings_of_odometry_may_change():
     odometry = {path for path, _, _ in walk(Config()) if path.startswith("odometry.")}
     assert odometry - may == {"odometry.mode", "odometry.first_baseline_m"}
     # What defines the residual that both levels share, and the rules of a trial, stay for the whole run.
-    assert not may & {"bundle.kernel", "bundle.kernel_width", "bundle.precision", "learning.trial_windows", "learning.confidence"}
+    assert not may & {
+        "bundle.kernel",
+        "bundle.kernel_width",
+        "bundle.precision",
+        "learning.trial_windows",
+        "learning.confidence",
+    }

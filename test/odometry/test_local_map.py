@@ -28,10 +28,14 @@ def poses(count: int) -> torch.Tensor:
 
 def cloud(count: int, seed: int = 0) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 3, generator=rng, dtype=torch.float64) * torch.tensor([4.0, 2.5, 4.0]) + torch.tensor([-1.5, -1.25, 4.0])
+    return torch.rand(count, 3, generator=rng, dtype=torch.float64) * torch.tensor([4.0, 2.5, 4.0]) + torch.tensor(
+        [-1.5, -1.25, 4.0]
+    )
 
 
-def build(matcher=None, keyframes: int = 5, landmarks: int = 60, noise_px: float = 0.0, depth: bool = False) -> tuple[Window, torch.Tensor, torch.Tensor]:
+def build(
+    matcher=None, keyframes: int = 5, landmarks: int = 60, noise_px: float = 0.0, depth: bool = False
+) -> tuple[Window, torch.Tensor, torch.Tensor]:
     """A window with landmarks of the first keyframe seen in all; true poses and points. Rays that leave the image are kept."""
     matcher = matcher or KltMatcher()
     T, points = poses(keyframes), cloud(landmarks)
@@ -39,12 +43,24 @@ def build(matcher=None, keyframes: int = 5, landmarks: int = 60, noise_px: float
     for k in range(keyframes):
         window.add_keyframe(Keyframe(10 * k, 10 * k, IMAGE, matcher.observe(IMAGE)), T[k])
     seen = [geometry.act(geometry.inverse(pose), points) for pose in T]
-    uv = [geometry.project(CAMERA, p) + noise_px * torch.randn(landmarks, 2, generator=rng, dtype=torch.float64) for p in seen]
+    uv = [
+        geometry.project(CAMERA, p) + noise_px * torch.randn(landmarks, 2, generator=rng, dtype=torch.float64)
+        for p in seen
+    ]
     queries = matcher.describe(window.keyframes[0].features, uv[0].float()) if matcher.wide_baseline else None
     rows = window.add_landmarks(0, uv[0].float(), queries)
     for k in range(keyframes):
         if depth:
-            window.observe(CAMERA, k, rows, uv[k], torch.full((landmarks,), 0.5), 1 / seen[k][:, 2], torch.full((landmarks,), 0.002), ObservationKind.DEPTH)
+            window.observe(
+                CAMERA,
+                k,
+                rows,
+                uv[k],
+                torch.full((landmarks,), 0.5),
+                1 / seen[k][:, 2],
+                torch.full((landmarks,), 0.002),
+                ObservationKind.DEPTH,
+            )
         else:
             window.observe(CAMERA, k, rows, uv[k], torch.full((landmarks,), 0.5))
     return window, T, points
@@ -98,7 +114,9 @@ def test_rows_stay_consistent_when_keyframes_and_landmarks_leave():
 def test_bundle_adjustment_of_the_window_returns_to_the_truth():
     window, T, _ = build(noise_px=0.05)
     window.triangulate(CAMERA, 3.0, 3.0)
-    shaken = geometry.retract(T[1:], 0.01 * torch.randn(4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
+    shaken = geometry.retract(
+        T[1:], 0.01 * torch.randn(4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    )
     window.T_WC = torch.cat([T[:1], shaken])
     snapshot, used, rows = window.snapshot(CAMERA)
     result = bundle.solve(snapshot, BundleConfig())
@@ -113,7 +131,9 @@ def test_moving_the_map_moves_poses_and_points_alike():
     before, _ = window.residuals(CAMERA)
     window.move(geometry.exp(torch.tensor([1.0, 2.0, 3.0, 0.1, -0.2, 0.3], dtype=torch.float64)))
     after, _ = window.residuals(CAMERA)
-    assert torch.allclose(before, after, atol=1e-6) and (window.T_WC[0, :3] - torch.tensor([1.0, 2.0, 3.0])).norm() < 1.5
+    assert (
+        torch.allclose(before, after, atol=1e-6) and (window.T_WC[0, :3] - torch.tensor([1.0, 2.0, 3.0])).norm() < 1.5
+    )
 
 
 def test_new_weights_describe_landmarks_again_at_a_keyframe_that_remains():
@@ -121,7 +141,9 @@ def test_new_weights_describe_landmarks_again_at_a_keyframe_that_remains():
     window, _, _ = build(matcher)
     window.triangulate(CAMERA, 3.0, 3.0)
     window.drop_keyframe(0)
-    window.landmarks = replace(window.landmarks, expected_inv_depth=torch.ones(len(window.landmarks), dtype=torch.float64))
+    window.landmarks = replace(
+        window.landmarks, expected_inv_depth=torch.ones(len(window.landmarks), dtype=torch.float64)
+    )
     matcher.weights_version = 7
     given = matcher.observe(IMAGE)
     window.renew_features(matcher, {20: given})
@@ -153,7 +175,9 @@ def test_a_learning_sample_is_complete_and_cloned(noise_px):
     assert torch.equal(sample.held_out, take_sample(solved, 0, 3, True).held_out)
     assert not torch.equal(sample.held_out, take_sample(solved, 1, 3, True).held_out)
     sample.images[0].zero_(), w.T_WC.zero_(), w.obs.zero_()
-    assert window.keyframes[0].image.any() and window.T_WC.any() and window.observations.obs.any() and snapshot.T_WC.any()
+    assert (
+        window.keyframes[0].image.any() and window.T_WC.any() and window.observations.obs.any() and snapshot.T_WC.any()
+    )
 
 
 @pytest.mark.parametrize(("kind", "held"), [(ObservationKind.DEPTH, 2), (ObservationKind.STEREO, 1)])
@@ -182,20 +206,27 @@ def test_sigma_is_of_the_coordinates_that_it_weighs():
     middle, corner = window.observations.sigma[:, 0].tolist()
     theta = float(((uv[1].double() - uv[0].double()) / camera.fx).norm())
     expected = 0.5 * (torch.tensor(theta).cos() ** -2 * torch.tensor(theta).tan() / theta).sqrt()
-    assert middle == pytest.approx(0.5, rel=1e-6) and corner == pytest.approx(float(expected), rel=1e-3) and corner > 0.6
+    assert (
+        middle == pytest.approx(0.5, rel=1e-6) and corner == pytest.approx(float(expected), rel=1e-3) and corner > 0.6
+    )
 
 
 def test_scale_of_a_recalled_window_is_that_of_its_landmarks():
     window, T, points = build(keyframes=2)
     window.place(torch.arange(60), points)
     window.remember_scale()
-    swollen = points * 1.3  # about the first camera, at the origin: what bundle adjustment with one pose held cannot tell
+    swollen = (
+        points * 1.3
+    )  # about the first camera, at the origin: what bundle adjustment with one pose held cannot tell
     swollen[:20] += 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for _ in range(2):
         window.place(torch.arange(60), swollen)
         window.T_WC = torch.cat([1.3 * T[:, :3], T[:, 3:]], 1)
         assert window.restore_scale(torch.arange(60)) == pytest.approx(1 / 1.3, rel=0.05)
-        assert torch.allclose(window.T_WC, T, atol=0.02) and float((window.landmarks.points_W - points)[20:].norm(dim=1).max()) < 0.2
+        assert (
+            torch.allclose(window.T_WC, T, atol=0.02)
+            and float((window.landmarks.points_W - points)[20:].norm(dim=1).max()) < 0.2
+        )
     window.rescale(2.0)
     window.restore_scale(torch.arange(60))
     assert float(window.T_WC[1, :3].norm() / T[1, :3].norm()) == pytest.approx(2.0, rel=0.05)

@@ -18,7 +18,9 @@ from odometry_scenes import CAMERA, STEP_NS, configure, noisy, rotating, speckle
 @pytest.fixture(scope="module")
 def clip() -> list[tuple[Frame, torch.Tensor]]:
     """Frames with depth of a rendered walk, and where the camera was, seen from the first frame."""
-    rendered = list(SimulatedSequence(kind="clutter", frames=18, seed=1, width=320, height=240, supersample=1, speed_mps=0.6).read())
+    rendered = list(
+        SimulatedSequence(kind="clutter", frames=18, seed=1, width=320, height=240, supersample=1, speed_mps=0.6).read()
+    )
     return [(frame, geometry.relative(rendered[0][1], T)) for frame, T in rendered]
 
 
@@ -51,9 +53,15 @@ def without_depth(frame: Frame) -> Frame:
 def test_a_frame_without_its_depth_is_tracked_by_what_was_seen_before(clip):
     frames = [frame for frame, _ in clip[:8]]
     frames[4] = without_depth(frames[4])
-    values = dict(odometry__mode="rgbd", odometry__keyframe_parallax=0.001)  # nearly every frame becomes a keyframe, this one too
+    values = dict(
+        odometry__mode="rgbd", odometry__keyframe_parallax=0.001
+    )  # nearly every frame becomes a keyframe, this one too
     pipeline, outputs = drive(frames, **values)
-    assert [o.state for o in outputs] == [TrackingState.TRACKING] * 8 and outputs[4].is_keyframe and all(o.metric for o in outputs)
+    assert (
+        [o.state for o in outputs] == [TrackingState.TRACKING] * 8
+        and outputs[4].is_keyframe
+        and all(o.metric for o in outputs)
+    )
     assert max(position_error(o, T) for o, (_, T) in zip(outputs, clip)) < 0.02
     o = pipeline.window.observations
     measured = [bool((o.kind[o.kf == k] == ObservationKind.DEPTH).any()) for k in range(len(pipeline.window.keyframes))]
@@ -87,7 +95,11 @@ def test_matches_agree_with_the_truth(clip):
     errors = []
     for output in outputs[1:]:
         m = output.matches
-        assert m.id_j == output.frame_id and m.id_i < m.id_j and len(m.uv_i) == len(m.uv_j) == len(m.inlier) == len(m.landmark_id)
+        assert (
+            m.id_j == output.frame_id
+            and m.id_i < m.id_j
+            and len(m.uv_i) == len(m.uv_j) == len(m.inlier) == len(m.landmark_id)
+        )
         at = m.uv_i.round().long().clamp_min(0)
         z = depth[m.id_i][at[:, 1].clamp_max(239), at[:, 0].clamp_max(319)].double()
         points = geometry.act(pose[m.id_i], geometry.back_project(CAMERA, m.uv_i.double(), z))
@@ -166,8 +178,10 @@ def test_an_unknown_place_starts_a_new_map_where_the_last_pose_was(clip):
     events = []
     pipeline = Pipeline(configure(odometry__restart_frames=2), on_event=events.append)
     _, before = drive([frame for frame, _ in clip[:6]], pipeline=pipeline)
-    elsewhere = [replace(frame, id=100 + k, stamp_ns=clip[6][0].stamp_ns + k * STEP_NS, depth=torch.full((240, 320), 3.0))
-                 for k, frame in enumerate(rotating(4, 0.3))]
+    elsewhere = [
+        replace(frame, id=100 + k, stamp_ns=clip[6][0].stamp_ns + k * STEP_NS, depth=torch.full((240, 320), 3.0))
+        for k, frame in enumerate(rotating(4, 0.3))
+    ]
     _, after = drive(elsewhere, pipeline=pipeline)
     assert after[0].state is TrackingState.LOST and after[0].T_WC is None
     restarted = next(o for o in after if o.T_WC is not None)
@@ -178,18 +192,29 @@ def test_an_unknown_place_starts_a_new_map_where_the_last_pose_was(clip):
 
 @pytest.fixture(scope="module")
 def room() -> list[tuple[Frame, torch.Tensor]]:
-    return list(SimulatedSequence(kind="room", frames=44, seed=1, width=320, height=240, supersample=1, speed_mps=1.0).read())
+    return list(
+        SimulatedSequence(kind="room", frames=44, seed=1, width=320, height=240, supersample=1, speed_mps=1.0).read()
+    )
 
 
 def after(room, order, **values):
     """What is said of the frames `order`, of which the first 20 are a walk; how far each pose is from the truth, seen from the last of these."""
-    _, outputs = drive([replace(room[i][0], id=k, stamp_ns=k * STEP_NS) for k, i in enumerate(order)], matcher="expectation", **values)
+    _, outputs = drive(
+        [replace(room[i][0], id=k, stamp_ns=k * STEP_NS) for k, i in enumerate(order)], matcher="expectation", **values
+    )
     assert outputs[19].state is TrackingState.TRACKING
     started = next(k for k, output in enumerate(outputs) if output.T_WC is not None)
     scale = float((room[19][1] - room[started][1])[:3].norm() / (outputs[19].T_WC - outputs[started].T_WC)[:3].norm())
-    errors = [float("nan") if o.T_WC is None or o.map_id > 0 else
-              float((scale * geometry.relative(outputs[19].T_WC, o.T_WC) - geometry.relative(room[19][1], room[i][1]))[:3].norm())
-              for o, i in zip(outputs, order)]
+    errors = [
+        float("nan")
+        if o.T_WC is None or o.map_id > 0
+        else float(
+            (scale * geometry.relative(outputs[19].T_WC, o.T_WC) - geometry.relative(room[19][1], room[i][1]))[
+                :3
+            ].norm()
+        )
+        for o, i in zip(outputs, order)
+    ]
     return outputs[20:], errors[20:]
 
 
@@ -222,7 +247,9 @@ def test_after_a_long_time_without_images_a_pose_has_to_be_firm(room):
 def test_what_follows_a_look_alike_is_not_called_tracking_either(room, mode):
     """A map that grew from the first pose would agree with it."""
     outputs, errors = after(room, [*range(20), *range(32, 37)], odometry__mode=mode)
-    assert all(o.state is not TrackingState.TRACKING or o.map_id > 0 or error < 0.2 for o, error in zip(outputs, errors))
+    assert all(
+        o.state is not TrackingState.TRACKING or o.map_id > 0 or error < 0.2 for o, error in zip(outputs, errors)
+    )
 
 
 def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
@@ -230,7 +257,9 @@ def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
     for frame, _ in room[:20]:
         pipeline.process(frame)
     usual = pipeline.odometry._agreement.usual
-    pipeline.odometry._agreement.usual = 2.5 * usual  # as if two fifths of the usual share agreed, after a pose far from the way
+    pipeline.odometry._agreement.usual = (
+        2.5 * usual
+    )  # as if two fifths of the usual share agreed, after a pose far from the way
     pipeline.odometry._unsure = pipeline.odometry._wild = True
     reference = pipeline.odometry._stillness._reference
     misses, doubted = int(pipeline.window.landmarks.misses.sum()), []
@@ -242,7 +271,11 @@ def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
     assert pipeline.odometry.faltered and int(pipeline.window.landmarks.misses.sum()) <= misses
     pipeline.odometry._agreement.usual = usual
     firm = [pipeline.process(frame) for frame, _ in room[23:27]]
-    assert all(o.state is TrackingState.TRACKING for o in firm) and any(o.is_keyframe for o in firm) and not pipeline.odometry.faltered
+    assert (
+        all(o.state is TrackingState.TRACKING for o in firm)
+        and any(o.is_keyframe for o in firm)
+        and not pipeline.odometry.faltered
+    )
 
 
 def test_weights_answer_only_for_losses_that_began_with_them(room):
@@ -273,16 +306,25 @@ def test_something_that_hides_most_of_the_image_does_not_end_tracking(room):
     _, outputs = drive(frames, matcher="expectation", odometry__mode="rgbd")
     assert all(o.map_id == 0 and o.T_WC is not None for o in outputs)
     for k in (20, 21):
-        moved = geometry.relative(outputs[19].T_WC, outputs[k].T_WC)[:3] - geometry.relative(room[19][1], room[k][1])[:3]
+        moved = (
+            geometry.relative(outputs[19].T_WC, outputs[k].T_WC)[:3] - geometry.relative(room[19][1], room[k][1])[:3]
+        )
         assert float(moved.norm()) < 0.1
 
 
 def test_no_landmark_id_is_given_twice(clip):
     def ids(outputs) -> set[int]:
-        return {i for o in outputs if o.matches is not None for i in o.matches.landmark_id.tolist()} | set(pipeline.window.landmarks.id.tolist())
+        return {i for o in outputs if o.matches is not None for i in o.matches.landmark_id.tolist()} | set(
+            pipeline.window.landmarks.id.tolist()
+        )
 
     # A search radius too small to find anything again after the jump, and a window that the first place has left.
-    values = dict(odometry__restart_frames=2, odometry__search_radius=0.02, odometry__window_keyframes=3, odometry__keyframe_parallax=0.005)
+    values = dict(
+        odometry__restart_frames=2,
+        odometry__search_radius=0.02,
+        odometry__window_keyframes=3,
+        odometry__keyframe_parallax=0.005,
+    )
     pipeline, before = drive([frame for frame, _ in clip[:14]], **values)
     old, walked = ids(before), pipeline.window
     # Back to the first place at once: its keyframe is recognised, and a window of it alone begins.
@@ -292,8 +334,10 @@ def test_no_landmark_id_is_given_twice(clip):
     assert back[0].T_WC is not None and back[0].map_id == 0 and pipeline.window is not walked
     assert len(recognised) == len(pipeline.window.landmarks)
     # Somewhere else: another map begins.
-    elsewhere = [replace(frame, id=200 + k, stamp_ns=clip[15][0].stamp_ns + k * STEP_NS, depth=torch.full((240, 320), 3.0))
-                 for k, frame in enumerate(rotating(4, 0.3))]
+    elsewhere = [
+        replace(frame, id=200 + k, stamp_ns=clip[15][0].stamp_ns + k * STEP_NS, depth=torch.full((240, 320), 3.0))
+        for k, frame in enumerate(rotating(4, 0.3))
+    ]
     _, after = drive(elsewhere, pipeline=pipeline)
     assert after[-1].map_id == 1 and ids(after[-1:]).isdisjoint(old | recognised)
 
@@ -337,7 +381,9 @@ def test_time_that_goes_backwards_is_refused(clip):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("name", "mode", "bound"), [("kitti_mono_turn", "mono", 0.02), ("tartanair_hospital", "rgbd", 0.01)])
+@pytest.mark.parametrize(
+    ("name", "mode", "bound"), [("kitti_mono_turn", "mono", 0.02), ("tartanair_hospital", "rgbd", 0.01)]
+)
 def test_real_sequences(data_folder, name, mode, bound):
     from imatching_ros.offline.recordings.base import SourceOptions
     from imatching_ros.offline.recordings.opening import open_source

@@ -19,8 +19,17 @@ CONFIG = BundleConfig()
 @pytest.fixture(scope="module")
 def standing():
     """A second of a camera on a tripod: the noise and the exposure of a sensor, noisy depth, a stereo pair."""
-    sequence = SimulatedSequence(kind="clutter", seed=81, frames=11, width=320, height=240, supersample=1, baseline_m=0.12, depth_noise=0.003,
-                                 motion="still")
+    sequence = SimulatedSequence(
+        kind="clutter",
+        seed=81,
+        frames=11,
+        width=320,
+        height=240,
+        supersample=1,
+        baseline_m=0.12,
+        depth_noise=0.003,
+        motion="still",
+    )
     return [frame for frame, _ in sequence.read()]
 
 
@@ -61,10 +70,17 @@ class Views:
 
     def located(self, T: torch.Tensor) -> Located:
         count = len(self.id)
-        return Located(T, torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.float64), torch.eye(6, dtype=torch.float64))
+        return Located(
+            T,
+            torch.ones(count, dtype=torch.bool),
+            torch.zeros(count, dtype=torch.float64),
+            torch.eye(6, dtype=torch.float64),
+        )
 
 
-def judge(stillness: Stillness, views: Views, uv: torch.Tensor, T: torch.Tensor, id: torch.Tensor | None = None) -> torch.Tensor:
+def judge(
+    stillness: Stillness, views: Views, uv: torch.Tensor, T: torch.Tensor, id: torch.Tensor | None = None
+) -> torch.Tensor:
     id = views.id if id is None else id
     held = stillness.hold(CAMERA, views.located(T), id, uv, torch.full((len(id),), 0.5), CONFIG).T_WC
     stillness.note(id, uv, views.depth, held)
@@ -91,7 +107,9 @@ def test_nothing_is_held_without_common_landmarks_or_after_forgetting():
     views, stillness = Views(), Stillness()
     start, other = geometry.identity(), geometry.exp(torch.tensor([0.3, 0, 0, 0, 0, 0], dtype=torch.float64))
     judge(stillness, views, views.seen(start), start)
-    assert torch.equal(judge(stillness, views, views.seen(start), other, views.id + 1000), other) and not stillness.still
+    assert (
+        torch.equal(judge(stillness, views, views.seen(start), other, views.id + 1000), other) and not stillness.still
+    )
     stillness.forget()
     assert torch.equal(judge(stillness, views, views.seen(start), other), other) and not stillness.still
 

@@ -36,7 +36,13 @@ def tour() -> list[Shot]:
     from imatching_ros.offline.simulation.sequence import simulated_frames
 
     return [
-        Shot(frame.stamp_ns + 1000 * 10**9, frame.image.permute(1, 2, 0).numpy(), frame.depth.numpy(), pose.numpy(), frame.camera)
+        Shot(
+            frame.stamp_ns + 1000 * 10**9,
+            frame.image.permute(1, 2, 0).numpy(),
+            frame.depth.numpy(),
+            pose.numpy(),
+            frame.camera,
+        )
         for frame, pose in simulated_frames("room", 30, 0, (240, 320))
     ]
 

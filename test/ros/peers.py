@@ -167,7 +167,9 @@ class Peer:
         """
         names: list[str] = []
         # It stays: to destroy a subscription that another thread spins may end that thread.
-        self.node.create_subscription(DiagnosticArray, "/diagnostics", lambda m: names.extend(s.name for s in m.status), 10)
+        self.node.create_subscription(
+            DiagnosticArray, "/diagnostics", lambda m: names.extend(s.name for s in m.status), 10
+        )
         wait_until(lambda: f"{name}: odometry" in names, what=f"diagnostics of {name}")
 
     def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 20, subscribers: int = 1):

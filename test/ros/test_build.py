@@ -28,12 +28,24 @@ install(EXPORT messages DESTINATION share)
 # Jazzy names numpy's folder, which may lie in the clone; Humble names none where it has found numpy by other means.
 @pytest.mark.parametrize(
     ("directories", "found"),
-    [("", "found-NOTFOUND"), ("/usr/include/numpy ${CMAKE_SOURCE_DIR}/.venv/numpy", "/usr/include/numpy"), ("${CMAKE_SOURCE_DIR}/.venv/numpy", "")],
+    [
+        ("", "found-NOTFOUND"),
+        ("/usr/include/numpy ${CMAKE_SOURCE_DIR}/.venv/numpy", "/usr/include/numpy"),
+        ("${CMAKE_SOURCE_DIR}/.venv/numpy", ""),
+    ],
 )
 def test_the_library_of_the_messages_can_be_exported(tmp_path: Path, directories: str, found: str):
-    block = re.search(r"^if\(TARGET \$\{PROJECT_NAME\}__rosidl_generator_py\)$.*?^endif\(\)$", (ROOT / "CMakeLists.txt").read_text(), re.M | re.S)
-    setting = f"target_include_directories(imatching_ros__rosidl_generator_py INTERFACE {directories})" if directories else ""
+    block = re.search(
+        r"^if\(TARGET \$\{PROJECT_NAME\}__rosidl_generator_py\)$.*?^endif\(\)$",
+        (ROOT / "CMakeLists.txt").read_text(),
+        re.M | re.S,
+    )
+    setting = (
+        f"target_include_directories(imatching_ros__rosidl_generator_py INTERFACE {directories})" if directories else ""
+    )
     (tmp_path / "CMakeLists.txt").write_text(PROJECT.format(setting=setting, block=block.group()))
-    done = subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "build"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["cmake", "-S", tmp_path, "-B", tmp_path / "build"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert f"-- found: {found}\n" in done.stdout

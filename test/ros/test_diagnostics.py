@@ -12,8 +12,26 @@ from imatching_ros.ros.diagnostics import SCALE_REMEDY, Snapshot, judge
 
 pytestmark = pytest.mark.ros
 
-WELL = dict(lifecycle="active", received=10, dropped=0, processed=10, tracked=10, lost=0, rejected=0, tracking="tracking", reason="", metric=True, scale="stereo baseline",
-            latency_ms=30.0, processing_ms=25.0, problem="", input_problem="", mounting_problem="", learning=None, external_odometry="off")
+WELL = dict(
+    lifecycle="active",
+    received=10,
+    dropped=0,
+    processed=10,
+    tracked=10,
+    lost=0,
+    rejected=0,
+    tracking="tracking",
+    reason="",
+    metric=True,
+    scale="stereo baseline",
+    latency_ms=30.0,
+    processing_ms=25.0,
+    problem="",
+    input_problem="",
+    mounting_problem="",
+    learning=None,
+    external_odometry="off",
+)
 UNSCALED = {"metric": False, "scale": "unknown"}
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
 
@@ -27,7 +45,12 @@ OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticS
         ({"problem": "no such encoding"}, 10.0, ERROR, "no such encoding"),
         ({"tracking": "", "input_problem": "no CameraInfo"}, 10.0, ERROR, "no CameraInfo"),
         ({"input_problem": "without one on /right"}, 10.0, WARN, "tracking, without one on /right"),
-        ({"tracking": "lost", "reason": "for 3 frames", "input_problem": "without one on /right"}, 10.0, ERROR, "lost: for 3 frames"),
+        (
+            {"tracking": "lost", "reason": "for 3 frames", "input_problem": "without one on /right"},
+            10.0,
+            ERROR,
+            "lost: for 3 frames",
+        ),
         ({"tracking": "degraded", "reason": "few matches"}, 10.0, WARN, "degraded: few matches"),
         ({"mounting_problem": "no TF"}, 10.0, WARN, "tracking, mounting of the camera not known: no TF"),
         ({"external_odometry": "no TF"}, 10.0, WARN, "tracking, without external odometry: no TF"),

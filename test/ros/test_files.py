@@ -43,7 +43,9 @@ def load_launch(name: str):
 
 
 def test_a_file_for_every_camera_and_computer():
-    assert {"mono.yaml", "stereo.yaml", "rgbd.yaml", "cpu.yaml", "jetson.yaml", "desktop_gpu.yaml"} == set(PARAMETER_FILES)
+    assert {"mono.yaml", "stereo.yaml", "rgbd.yaml", "cpu.yaml", "jetson.yaml", "desktop_gpu.yaml"} == set(
+        PARAMETER_FILES
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETER_FILES)
@@ -60,12 +62,16 @@ def test_parameter_file(name):
             f"{key}: {value!r} would be refused by ROS, which is strict about types"
         )
     lines = [line for line in text.splitlines()[3:] if line.strip() and not line.lstrip().startswith("#")]
-    assert all("#" in line for line in lines if "ros__parameters" not in line and "/**" not in line), "every line is commented"
+    assert all("#" in line for line in lines if "ros__parameters" not in line and "/**" not in line), (
+        "every line is commented"
+    )
 
 
 def test_launch_sets_only_parameters_that_exist():
     launch = load_launch("online")
-    assert set(launch.PARAMETERS.values()) <= {*KNOWN, "use_sim_time"} and set(launch.PARAMETERS) <= set(launch.ARGUMENTS)
+    assert set(launch.PARAMETERS.values()) <= {*KNOWN, "use_sim_time"} and set(launch.PARAMETERS) <= set(
+        launch.ARGUMENTS
+    )
     defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
     assert launch.make_parameters(defaults) == {}, "what nobody asked for would win over the user's parameter file"
     assert ("odometry", "/wheels") in launch.make_remappings(defaults | {"odometry_topic": "/wheels"}, "mono")
@@ -109,7 +115,9 @@ def test_launch_has_the_player_wait_for_the_node():
 def test_launch_remaps_only_topics_that_exist(mode):
     launch = load_launch("online")
     defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
-    assert launch.make_remappings(defaults, mode) == [], "without arguments the node listens to the topics of its own names"
+    assert launch.make_remappings(defaults, mode) == [], (
+        "without arguments the node listens to the topics of its own names"
+    )
     values = defaults | {"image_topic": "/a", "right_image_topic": "/c", "depth_topic": "/e"}
     names = [name for name, _ in launch.make_remappings(values, mode)]
     assert names == list(TOPICS[mode]) and launch.IMAGES[mode] == names[0]
@@ -120,12 +128,18 @@ def test_replay_launch_passes_options_that_exist():
     launch = load_launch("replay")
     arguments = launch.make_command({name: "1" for name in launch.ARGUMENTS})
     text = subprocess.run(
-        [sys.executable, "-m", "imatching_ros", "replay", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "imatching_ros", "replay", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert all(a in text for a in arguments if a.startswith("--")), arguments
 
 
-@pytest.mark.skipif(WITHOUT_LAUNCH, reason="launch is not installed: the launch files were compared with the code, not started")
+@pytest.mark.skipif(
+    WITHOUT_LAUNCH, reason="launch is not installed: the launch files were compared with the code, not started"
+)
 def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
     """ros2 launch, its own process; the mode from the user's file, the rest of its settings from the mode's; images in, odometry out,
     SIGINT ends it all."""
@@ -167,7 +181,9 @@ def test_online_launch_starts_the_node(domain, peer: Peer, tmp_path: Path):
 
             send_until(send, lambda: len(odometry) > 0, f"odometry:\n{log.read_text()}")
             names = ["sync_slop_s", "learning.mode", "base_frame"]
-            of_mode, of_argument, of_mine = peer.call(GetParameters, "/robot/imatching/get_parameters", names=names).values
+            of_mode, of_argument, of_mine = peer.call(
+                GetParameters, "/robot/imatching/get_parameters", names=names
+            ).values
             assert (of_mode.double_value, of_argument.string_value, of_mine.string_value) == (0.02, "off", "optical")
         finally:
             launch.send_signal(signal.SIGINT)

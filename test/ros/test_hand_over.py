@@ -15,7 +15,9 @@ pytestmark = pytest.mark.ros
 class Pairs:
     def __init__(self, slop_ns: int, names: tuple[str, ...] = ("left", "right"), depth: int = 10) -> None:
         self.found: list[tuple] = []
-        self.synchronizer = Synchronizer(names, slop_ns, lambda m: self.found.append(tuple(m.get(n) for n in names)), depth)
+        self.synchronizer = Synchronizer(
+            names, slop_ns, lambda m: self.found.append(tuple(m.get(n) for n in names)), depth
+        )
 
     def add(self, *entries: tuple[str, int]) -> list[tuple]:
         for name, stamp in entries:
@@ -47,13 +49,18 @@ def test_beyond_the_slop_a_image_goes_on_alone():
 
 def test_cameras_that_are_always_a_little_apart():
     pairs = Pairs(10)
-    assert pairs.add(*((name, 100 * k + (15 if name == "left" else 0)) for k in range(4) for name in ("right", "left"))) == [
-        (15, None), (115, None), (215, None)]
+    assert pairs.add(
+        *((name, 100 * k + (15 if name == "left" else 0)) for k in range(4) for name in ("right", "left"))
+    ) == [(15, None), (115, None), (215, None)]
     assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (3, 15)
 
 
 def test_every_message_is_used_once():
-    assert Pairs(10).add(("right", 100), ("left", 99), ("left", 101), ("right", 200), ("left", 200)) == [(99, 100), (101, None), (200, 200)]
+    assert Pairs(10).add(("right", 100), ("left", 99), ("left", 101), ("right", 200), ("left", 200)) == [
+        (99, 100),
+        (101, None),
+        (200, 200),
+    ]
 
 
 def test_three_topics():

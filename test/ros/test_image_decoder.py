@@ -38,7 +38,9 @@ def grey(x: float = 0.0, camera=FISHEYE):
 
 
 def test_a_rectified_fisheye_is_a_pinhole():
-    frame = ImageDecoder("mono").decode(CameraImages(1, "optical", {"image": grey(camera=CAMERA)}, {"image": info()}, rectified=True))
+    frame = ImageDecoder("mono").decode(
+        CameraImages(1, "optical", {"image": grey(camera=CAMERA)}, {"image": info()}, rectified=True)
+    )
     assert frame.camera == CAMERA
 
 
@@ -48,14 +50,20 @@ def test_a_raw_fisheye_pair_is_rectified_also_when_the_right_image_is_missing(al
     infos = {"left/image": info(), "right/image": info(-CAMERA.fx * BASELINE_M)}
     decoder = ImageDecoder("stereo")
     frame = decoder.decode(CameraImages(1, "optical", images, infos, rectified=False))
-    assert frame.camera.model == "none" and frame.camera.baseline_m == pytest.approx(BASELINE_M) and frame.right is not None
+    assert (
+        frame.camera.model == "none"
+        and frame.camera.baseline_m == pytest.approx(BASELINE_M)
+        and frame.right is not None
+    )
     if alone:
         del images["right/image"]
         single = decoder.decode(CameraImages(2, "optical", images, infos, rectified=False))
         assert single.right is None and (single.image == frame.image).all() and (frame.id, single.id) == (0, 1)
 
 
-@pytest.mark.parametrize("camera", [FISHEYE, replace(CAMERA, model="plumb_bob", distortion=(-0.25, 0.08, 0.001, -0.0005, 0.0))])
+@pytest.mark.parametrize(
+    "camera", [FISHEYE, replace(CAMERA, model="plumb_bob", distortion=(-0.25, 0.08, 0.001, -0.0005, 0.0))]
+)
 def test_matches_of_a_raw_pair_are_given_in_its_own_pixels(camera):
     """Against OpenCV: the rectified pixel's ray, seen by the raw camera."""
     rng = np.random.default_rng(6)
@@ -70,15 +78,21 @@ def test_matches_of_a_raw_pair_are_given_in_its_own_pixels(camera):
     rectified = decoder.decode(CameraImages(1, "optical", images, infos, rectified=False)).camera
 
     def project(uv: np.ndarray) -> np.ndarray:
-        rays = np.column_stack([(uv[:, 0] - rectified.cx) / rectified.fx, (uv[:, 1] - rectified.cy) / rectified.fy, np.ones(len(uv))])
+        rays = np.column_stack(
+            [(uv[:, 0] - rectified.cx) / rectified.fx, (uv[:, 1] - rectified.cy) / rectified.fy, np.ones(len(uv))]
+        )
         rays = rays @ decoder.T_optical_camera[:3, :3].T
         K, D = np.array(infos["left"].k).reshape(3, 3), np.array(camera.distortion)
-        found = (cv2.fisheye if camera.model == "equidistant" else cv2).projectPoints(rays[:, None], np.zeros(3), np.zeros(3), K, D)[0]
+        found = (cv2.fisheye if camera.model == "equidistant" else cv2).projectPoints(
+            rays[:, None], np.zeros(3), np.zeros(3), K, D
+        )[0]
         return found[:, 0]
 
     uv_i, uv_j = rng.uniform((20, 20), (300, 220), (2, 30, 2)).astype(np.float32)
     ones = torch.ones(30)
-    matches = Matches(0, 1, 0, 1, torch.from_numpy(uv_i), torch.from_numpy(uv_j), ones, ones, 2 * ones, ones.bool(), ones.long(), 1)
+    matches = Matches(
+        0, 1, 0, 1, torch.from_numpy(uv_i), torch.from_numpy(uv_j), ones, ones, 2 * ones, ones.bool(), ones.long(), 1
+    )
     raw = decoder.as_delivered(matches)
     np.testing.assert_allclose(raw.uv_i, project(uv_i), atol=1e-3)
     np.testing.assert_allclose(raw.uv_j, project(uv_j), atol=1e-3)
@@ -106,19 +120,30 @@ def bridge(request, monkeypatch) -> str:
     if request.param == "the real one":
         pytest.importorskip("cv_bridge", reason="cv_bridge is not installed: its like takes its place")
     else:
-        monkeypatch.setattr(image_decoder, "cv_bridge", SimpleNamespace(CvBridge=Bridge) if request.param == "its like" else None)
+        monkeypatch.setattr(
+            image_decoder, "cv_bridge", SimpleNamespace(CvBridge=Bridge) if request.param == "its like" else None
+        )
     return request.param
 
 
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (Image(width=4, height=2, encoding="rgb8", step=12, data=bytes(7)), "4 x 2 rgb8 with rows of 12 bytes has 7 bytes"),
+        (
+            Image(width=4, height=2, encoding="rgb8", step=12, data=bytes(7)),
+            "4 x 2 rgb8 with rows of 12 bytes has 7 bytes",
+        ),
         (Image(width=4, height=2, encoding="mono8", step=4), "4 x 2 mono8 with rows of 4 bytes has 0 bytes"),
         (Image(encoding="rgb8"), "0 x 0 rgb8"),
         (Image(), "images of encoding '' cannot be used; expected one of mono8"),
-        (Image(width=3, height=2, encoding="yuv422", step=6, data=bytes(12)), "3 x 2 yuv422 cannot be converted: .*width"),
-        (Image(width=4, height=2, encoding="mono42", step=4, data=bytes(8)), "images of encoding 'mono42' cannot be used; expected one of mono8"),
+        (
+            Image(width=3, height=2, encoding="yuv422", step=6, data=bytes(12)),
+            "3 x 2 yuv422 cannot be converted: .*width",
+        ),
+        (
+            Image(width=4, height=2, encoding="mono42", step=4, data=bytes(8)),
+            "images of encoding 'mono42' cannot be used; expected one of mono8",
+        ),
         (Image(width=4, height=2, encoding="nv21", step=4, data=bytes(7)), "images of encoding 'nv21' cannot be used"),
         (CompressedImage(format="jpeg", data=bytes(7)), "a compressed image of format 'jpeg' cannot be decoded"),
     ],
@@ -132,4 +157,6 @@ def test_only_what_the_core_does_not_know_is_left_to_cv_bridge(monkeypatch):
     monkeypatch.setattr(image_decoder, "cv_bridge", SimpleNamespace(CvBridge=Bridge))
     data = bytes(range(24))
     assert image_decoder.decode(Image(width=4, height=2, encoding="nv21", data=data)).shape == (3, 2, 4)
-    assert image_decoder.decode(Image(width=4, height=2, encoding="rgb8", step=12, data=data)).flatten(1).T.flatten().tolist() == list(data)
+    assert image_decoder.decode(Image(width=4, height=2, encoding="rgb8", step=12, data=data)).flatten(
+        1
+    ).T.flatten().tolist() == list(data)

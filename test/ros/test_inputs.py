@@ -65,7 +65,10 @@ def test_the_camera_info_that_is_asked_for_is_listened_to(make_inputs, remapping
 def test_each_camera_of_a_pair_has_its_own_camera_info(make_inputs):
     names = {"camera_info_topic": "/left/camera_info", "right_camera_info_topic": "/right/camera_info"}
     _, inputs = make_inputs(("left/image:=/a/image", "right/image:=/b/image"), mode="stereo", **names)
-    assert [inputs.topics[f"{side}/camera_info"].name for side in ("left", "right")] == ["/left/camera_info", "/right/camera_info"]
+    assert [inputs.topics[f"{side}/camera_info"].name for side in ("left", "right")] == [
+        "/left/camera_info",
+        "/right/camera_info",
+    ]
 
 
 def test_what_is_no_topic_is_refused(make_inputs):
@@ -95,7 +98,11 @@ def test_a_camera_info_that_comes_once_is_not_missed(make_inputs, capfd):
     ("transport", "published", "told"),
     [
         ("raw", "/cam/image/compressed", "but /cam/image/compressed is there: set image_transport to compressed"),
-        ("compressed", "/other/image/compressed", "sensor_msgs/msg/CompressedImage: /other/image; remap with -r image:=TOPIC"),
+        (
+            "compressed",
+            "/other/image/compressed",
+            "sensor_msgs/msg/CompressedImage: /other/image; remap with -r image:=TOPIC",
+        ),
     ],
 )
 def test_what_to_do_about_compressed_images_is_said(make_inputs, capfd, transport, published, told):

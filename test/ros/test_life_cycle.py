@@ -80,7 +80,9 @@ def test_live_parameters_are_applied(make_node, kind):
     assert node.trigger_activate() == SUCCESS
     wrong = [Parameter("odometry.degraded_inliers", value=5000), Parameter("bundle.kernel", value="cauchy")]
     assert not any(result.successful for result in node.set_parameters(wrong))
-    assert node.set_parameters([Parameter("no_data_warning_s", value=2.5), Parameter("odometry.degraded_inliers", value=50)])[1].successful
+    assert node.set_parameters(
+        [Parameter("no_data_warning_s", value=2.5), Parameter("odometry.degraded_inliers", value=50)]
+    )[1].successful
     wait_until(lambda: node._pipeline.config.odometry.degraded_inliers == 50, what="the setting to reach the pipeline")
     assert node.config.no_data_warning_s == node._inputs.config.no_data_warning_s == 2.5
     assert node.get_parameter("odometry.degraded_inliers").value == 50 and node.core.bundle.kernel == "huber"
@@ -171,7 +173,9 @@ def test_a_wrong_qos_override_is_one_line_and_leaves_nothing_behind(make_node, c
     assert node.trigger_activate() == SUCCESS and count(node) > before
 
 
-@pytest.mark.parametrize(("name", "value"), [("depth", "many"), ("depth", 0), ("history", "some"), ("durability", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("depth", "many"), ("depth", 0), ("history", "some"), ("durability", True)]
+)
 def test_every_override_is_checked(make_node, capfd, name, value):
     node = make_node(**{f"qos_overrides./image.subscription.{name}": value})
     assert node.trigger_configure() == SUCCESS and node.trigger_activate() == FAILURE

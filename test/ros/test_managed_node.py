@@ -102,7 +102,9 @@ def test_configures_and_activates(robot):
     assert robot.change(Transition.TRANSITION_CONFIGURE) and robot.state == State.PRIMARY_STATE_INACTIVE
     assert robot.images.get_subscription_count() == 0
     assert robot.change(Transition.TRANSITION_ACTIVATE) and robot.state == State.PRIMARY_STATE_ACTIVE
-    wait_until(lambda: robot.images.get_subscription_count() and robot.depths.get_subscription_count(), what="subscriptions")
+    wait_until(
+        lambda: robot.images.get_subscription_count() and robot.depths.get_subscription_count(), what="subscriptions"
+    )
     robot.show(3)
     assert robot.status[-1].state == Status.TRACKING and robot.status[-1].metric and robot.status[-1].mode == "rgbd"
     wait_until(lambda: len(robot.odom) == 3, what="odometry")
@@ -190,7 +192,11 @@ def test_every_setting_is_a_described_parameter(robot):
 def test_live_parameters_are_set_and_others_refused(robot):
     assert robot.set("learning.budget", number(0.25)).successful
     assert not robot.set("learning.budget", number(7.0)).successful
-    for name, value in (("bundle.kernel", text("cauchy")), ("matcher.name", text("sift")), ("odometry.first_baseline_m", number(1.0))):
+    for name, value in (
+        ("bundle.kernel", text("cauchy")),
+        ("matcher.name", text("sift")),
+        ("odometry.first_baseline_m", number(1.0)),
+    ):
         refused = robot.set(name, value)
         assert not refused.successful and "read-only" in refused.reason and name in refused.reason
     assert robot.set("publish_tf", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=False)).successful
@@ -215,7 +221,9 @@ def test_pauses_and_goes_on(robot):
     assert robot.change(Transition.TRANSITION_DEACTIVATE) and robot.state == State.PRIMARY_STATE_INACTIVE
     wait_until(lambda: robot.images.get_subscription_count() == 0, what="the subscription to end")
     assert robot.change(Transition.TRANSITION_ACTIVATE)
-    wait_until(lambda: robot.images.get_subscription_count() and robot.depths.get_subscription_count(), what="subscriptions")
+    wait_until(
+        lambda: robot.images.get_subscription_count() and robot.depths.get_subscription_count(), what="subscriptions"
+    )
     robot.show(2)
     assert robot.status[-1].frames_processed == 2
 
@@ -224,11 +232,15 @@ def test_cleans_up_and_starts_again(robot):
     assert robot.change(Transition.TRANSITION_DEACTIVATE)
     assert robot.change(Transition.TRANSITION_CLEANUP) and robot.state == State.PRIMARY_STATE_UNCONFIGURED
     assert robot.change(Transition.TRANSITION_CONFIGURE) and robot.change(Transition.TRANSITION_ACTIVATE)
-    wait_until(lambda: robot.images.get_subscription_count() and robot.depths.get_subscription_count(), what="subscriptions")
+    wait_until(
+        lambda: robot.images.get_subscription_count() and robot.depths.get_subscription_count(), what="subscriptions"
+    )
     robot.show(1)
     assert robot.status[-1].state == Status.TRACKING
 
 
 def test_ends_cleanly_on_sigterm(robot):
     assert robot.node.stop(signal.SIGTERM) == 0
-    assert "Traceback" not in robot.node.output and "error" not in robot.node.output.lower().replace("internal_error", "")
+    assert "Traceback" not in robot.node.output and "error" not in robot.node.output.lower().replace(
+        "internal_error", ""
+    )

@@ -47,7 +47,8 @@ def stamp_of(message) -> int:
 def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     """The tour played to the node, one image at a time; what came back, and how the node ended."""
     node = start_node(
-        {"base_from_camera": "[0.0,0.0,0.0,0.0,0.0,0.0,1.0]", "base_frame": "optical"}, ("-r", "image:=/front/image_raw")
+        {"base_from_camera": "[0.0,0.0,0.0,0.0,0.0,0.0,1.0]", "base_frame": "optical"},
+        ("-r", "image:=/front/image_raw"),
     )
     seen = {name: peer.collect(kind, topic) for name, (kind, topic) in TOPICS.items()}
     infos = peer.publisher(CameraInfo, "/front/camera_info")  # found beside the image topic, without a remapping

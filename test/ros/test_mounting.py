@@ -24,7 +24,8 @@ class Robot:
         self.odom = peer.collect(Odometry, "/odom")
         self.diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
         self.infos, self.images, self.depths = (
-            peer.publisher(kind, topic) for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
+            peer.publisher(kind, topic)
+            for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
         )
         peer.meet()
         self.stamp = 10**9
@@ -54,7 +55,10 @@ class Robot:
 def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
     robot = Robot(peer, start_node)
     robot.show(0.0)
-    assert "no TF from base_link to optical within 0.2 s: until there is, base_link is taken to be at the camera" in robot.node.output
+    assert (
+        "no TF from base_link to optical within 0.2 s: until there is, base_link is taken to be at the camera"
+        in robot.node.output
+    )
     np.testing.assert_allclose(robot.show(0.05), [0.05, 0, 0], atol=0.006)  # along the camera's view
     told = len(robot.told())
     send_until(

@@ -21,7 +21,9 @@ from imatching_ros.ros import transforms
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
-MOUNT = transforms.from_pose(np.array([0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]))  # of the camera on the base: ahead and above
+MOUNT = transforms.from_pose(
+    np.array([0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5])
+)  # of the camera on the base: ahead and above
 
 
 def wheels(tour, child: str = "base_link") -> list[Odometry]:
@@ -68,7 +70,10 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
         node.wait_for("active")
     for name in seen:
         peer.meet(f"/{name}/imatching")
-    infos, images = peer.publisher(CameraInfo, "/cam/camera_info", subscribers=2), peer.publisher(Image, "/cam/image", subscribers=2)
+    infos, images = (
+        peer.publisher(CameraInfo, "/cam/camera_info", subscribers=2),
+        peer.publisher(Image, "/cam/image", subscribers=2),
+    )
     driver = peer.publisher(Odometry, "/wheels/odom")
     waiting = wheels(tour)
     for count, shot in enumerate(tour, 1):
@@ -80,7 +85,11 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
             infos.publish(info_message(shot.stamp_ns, shot.camera))
             images.publish(image_message(shot.stamp_ns, shot.image, "rgb8"))
 
-        send_until(send, lambda count=count: all(len(s.status) >= count for s in seen.values()), f"image {count}:\n{heard.output}\n{alone.output}")
+        send_until(
+            send,
+            lambda count=count: all(len(s.status) >= count for s in seen.values()),
+            f"image {count}:\n{heard.output}\n{alone.output}",
+        )
 
     def newest(name: str) -> DiagnosticStatus | None:
         mine = [m.status[0] for m in diagnostics if m.status[0].name.startswith(f"/{name}/")]
@@ -89,7 +98,12 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     before = len(diagnostics)
     wait_until(lambda: len(diagnostics) >= before + 4, what="diagnostics")
     return SimpleNamespace(
-        nodes={"heard": heard, "alone": alone}, newest=newest, send=send, peer=peer, **seen, texts={n: newest(n) for n in seen}
+        nodes={"heard": heard, "alone": alone},
+        newest=newest,
+        send=send,
+        peer=peer,
+        **seen,
+        texts={n: newest(n) for n in seen},
     )
 
 
@@ -98,11 +112,19 @@ def length(positions: np.ndarray) -> float:
 
 
 def test_wheels_give_one_camera_its_metres(run, tour):
-    assert run.heard.status[-1].metric and run.heard.status[-1].scale == "odometry" and run.heard.status[-1].state == Status.TRACKING
+    assert (
+        run.heard.status[-1].metric
+        and run.heard.status[-1].scale == "odometry"
+        and run.heard.status[-1].state == Status.TRACKING
+    )
     truth = {s.stamp_ns: (transforms.from_pose(s.T_WC) @ transforms.inverse(MOUNT))[:3, 3] for s in tour}
-    positions = np.array([[m.pose.pose.position.x, m.pose.pose.position.y, m.pose.pose.position.z] for m in run.heard.odom])
+    positions = np.array(
+        [[m.pose.pose.position.x, m.pose.pose.position.y, m.pose.pose.position.z] for m in run.heard.odom]
+    )
     true = np.array([truth[stamp_of(m)] for m in run.heard.odom])
-    assert length(true) > 0.4 and length(positions) == pytest.approx(length(true), rel=0.06)  # it drifts a little within the way
+    assert length(true) > 0.4 and length(positions) == pytest.approx(
+        length(true), rel=0.06
+    )  # it drifts a little within the way
 
 
 def test_what_is_used_is_told(run):
@@ -129,9 +151,15 @@ def test_a_frame_without_tf_is_told(run, tour):
     shot = tour[-1]
     images = run.peer.publisher(Image, "/cam/image", subscribers=2)
     stamps = iter(range(shot.stamp_ns + 10**8, shot.stamp_ns + 10**10, 10**8))
-    send_until(lambda: images.publish(image_message(next(stamps), shot.image, "rgb8")), lambda: len(run.alone.status) > count, "an image")
+    send_until(
+        lambda: images.publish(image_message(next(stamps), shot.image, "rgb8")),
+        lambda: len(run.alone.status) > count,
+        "an image",
+    )
     wait_until(
-        lambda: {e.key: e.value for e in run.newest("alone").values}["odometry input"] == "no TF from front_axle to optical",
+        lambda: (
+            {e.key: e.value for e in run.newest("alone").values}["odometry input"] == "no TF from front_axle to optical"
+        ),
         what="the reason in /diagnostics",
     )
     assert run.newest("alone").level in (DiagnosticStatus.WARN, DiagnosticStatus.STALE)

@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 
 def test_a_latched_camera_info_is_received_and_a_misspelt_override_told(peer, start_node):
-    once = peer.publisher(CameraInfo, "/camera_info", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL), subscribers=0)
+    once = peer.publisher(
+        CameraInfo, "/camera_info", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL), subscribers=0
+    )
     once.publish(info_message(10**9, CAMERA))
     misspelt = "qos_overrides./camera_inf.subscription.reliability"
     node = start_node(

@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 BASELINE_M = 0.1
 LEFT = replace(CAMERA, model="plumb_bob", distortion=(-0.25, 0.08, 0.001, -0.0005, 0.0))
-RIGHT = replace(CAMERA, fx=258.0, fy=257.0, cx=161.0, cy=118.0, model="plumb_bob", distortion=(-0.22, 0.06, -0.001, 0.0005, 0.0))
+RIGHT = replace(
+    CAMERA, fx=258.0, fy=257.0, cx=161.0, cy=118.0, model="plumb_bob", distortion=(-0.22, 0.06, -0.001, 0.0005, 0.0)
+)
 TURN_DEG = {"left": (1.5, -2.0, 1.0), "right": (-1.0, 1.5, -0.5)}  # of the raw camera in the rectified one
 
 
@@ -52,7 +54,9 @@ class Robot:
             for side, camera, shift in (("right", RIGHT, BASELINE_M), ("left", LEFT, 0.0)):
                 self.infos[side].publish(raw_info(self.stamp, side))
                 x, y, z = position
-                self.images[side].publish(image_message(self.stamp, look((x + shift, y, z), TURN_DEG[side], camera)[0], "mono8"))
+                self.images[side].publish(
+                    image_message(self.stamp, look((x + shift, y, z), TURN_DEG[side], camera)[0], "mono8")
+                )
 
         send_until(send, lambda: len(self.odom) > count, f"odometry:\n{self.node.output}")
         p = self.odom[-1].pose.pose.position
@@ -91,11 +95,17 @@ def test_matches_are_of_the_images_that_were_sent(robot):
     for x in (0.0, 0.05, 0.1):
         robot.show((x, 0.0, 0.0))
     message = wait_until(lambda: robot.matches[count:] and robot.matches[-1], what="matches")
-    from_i, from_j = (np.array(robot.places[t.sec * 10**9 + t.nanosec]) for t in (message.stamp_i, message.header.stamp))
+    from_i, from_j = (
+        np.array(robot.places[t.sec * 10**9 + t.nanosec]) for t in (message.stamp_i, message.header.stamp)
+    )
     good = np.array(message.inlier, bool)
-    i, j = (np.stack(pixels, 1).astype(float)[good] for pixels in ((message.u_i, message.v_i), (message.u_j, message.v_j)))
+    i, j = (
+        np.stack(pixels, 1).astype(float)[good] for pixels in ((message.u_i, message.v_i), (message.u_j, message.v_j))
+    )
     error_px = np.linalg.norm(wall(i, from_i) - wall(j, from_j), axis=1) * LEFT.fx / 2.0
-    assert len(error_px) > 50 and np.median(error_px) < 0.1  # 0.7 when pixels of the rectified images are taken for these
+    assert (
+        len(error_px) > 50 and np.median(error_px) < 0.1
+    )  # 0.7 when pixels of the rectified images are taken for these
 
 
 def test_ends_cleanly(robot):

@@ -43,7 +43,9 @@ def test_tartanair(peer, start_node, data_folder):
     assert node.stop() == 0, node.output
     started = next(k for k, m in enumerate(status) if m.state == Status.TRACKING)
     assert started <= 15 and len(odometry) >= 0.95 * (FRAMES - started)
-    assert all(np.isfinite([m.pose.pose.position.x, m.pose.pose.position.y, m.pose.pose.position.z]).all() for m in odometry)
+    assert all(
+        np.isfinite([m.pose.pose.position.x, m.pose.pose.position.y, m.pose.pose.position.z]).all() for m in odometry
+    )
     assert learning[-1].mode == "thread" and learning[-1].state != "failed" and learning[-1].weights_hash
     by_stamp = {frame.stamp_ns: frame for frame in frames}
     errors = [error_px(m, by_stamp, poses) for m in matches]

@@ -88,12 +88,21 @@ class Robot:
     def spoil(self, text: str, *arguments, **options) -> None:
         """Sends an image that cannot be used, until the node says so."""
         self.stamp += 10**8
-        send_until(lambda: self.send(*arguments, **options), lambda: text in self.node.output, f"'{text}':\n{self.node.output}")
+        send_until(
+            lambda: self.send(*arguments, **options), lambda: text in self.node.output, f"'{text}':\n{self.node.output}"
+        )
         stamp = make_stamp(self.stamp)
-        index = wait_until(lambda: [k for k, m in enumerate(self.status) if m.header.stamp == stamp], what="its status")[0]
+        index = wait_until(
+            lambda: [k for k, m in enumerate(self.status) if m.header.stamp == stamp], what="its status"
+        )[0]
         before, told = self.status[index - 1], self.status[index]
         assert text in told.reason and told.frames_rejected > before.frames_rejected
-        assert (told.state, told.frames_processed, told.matches, told.is_keyframe) == (before.state, before.frames_processed, 0, False)
+        assert (told.state, told.frames_processed, told.matches, told.is_keyframe) == (
+            before.state,
+            before.frames_processed,
+            0,
+            False,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +164,14 @@ def test_a_stamp_a_little_too_old_is_dropped(robot):
         "a warning",
     )
     rejected = make_stamp(robot.stamp - 2 * 10**8)
-    old = wait_until(lambda: [m for m in robot.status if m.header.stamp == rejected and m.reason], what="its status")[-1]
-    assert "its stamp is 0.200000 s before the last one" in old.reason and old.frames_rejected and old.state == Status.TRACKING
+    old = wait_until(lambda: [m for m in robot.status if m.header.stamp == rejected and m.reason], what="its status")[
+        -1
+    ]
+    assert (
+        "its stamp is 0.200000 s before the last one" in old.reason
+        and old.frames_rejected
+        and old.state == Status.TRACKING
+    )
     robot.show()
     assert len(robot.odom) == count + 1
 

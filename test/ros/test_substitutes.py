@@ -32,7 +32,9 @@ def test_cloud_is_what_sensor_msgs_py_makes():
         "sensor_msgs_py.point_cloud2", reason="sensor_msgs_py is not installed: nothing to compare with"
     )
     points = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    assert convert.pack_cloud(Header(frame_id="odom"), points) == point_cloud2.create_cloud_xyz32(Header(frame_id="odom"), points)
+    assert convert.pack_cloud(Header(frame_id="odom"), points) == point_cloud2.create_cloud_xyz32(
+        Header(frame_id="odom"), points
+    )
 
 
 @pytest.mark.parametrize("encoding", ["mono8", "rgb8", "bgr8", "rgba8", "bgra8", "mono16", "bayer_rggb8", "yuv422"])
@@ -58,7 +60,9 @@ def some_links() -> tuple[list[TransformStamped], dict[str, np.ndarray]]:
         for name in ("base", "mast", "camera", "wheel")
     }
     parents = {"base": "odom", "mast": "base", "camera": "mast", "wheel": "base"}
-    return [link(parents[name], name, pose[name]) for name in pose], {name: transforms.from_pose(p) for name, p in pose.items()}
+    return [link(parents[name], name, pose[name]) for name in pose], {
+        name: transforms.from_pose(p) for name, p in pose.items()
+    }
 
 
 def test_tree_finds_every_transform():
@@ -94,5 +98,7 @@ def test_tree_agrees_with_tf2():
             found = buffer.lookup_transform(target, source, Time()).transform
             t, q = found.translation, found.rotation
             np.testing.assert_allclose(
-                tree.lookup(target, source), transforms.from_pose(np.array([t.x, t.y, t.z, q.x, q.y, q.z, q.w])), atol=1e-9
+                tree.lookup(target, source),
+                transforms.from_pose(np.array([t.x, t.y, t.z, q.x, q.y, q.z, q.w])),
+                atol=1e-9,
             )

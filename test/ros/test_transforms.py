@@ -101,7 +101,10 @@ def test_twist_is_in_the_base_frame():
 def test_certainty_of_the_twist_is_that_of_poses_in_one_map():
     """Sampled: drift moves both poses alike, so only what each pose adds of its own makes the difference uncertain."""
     rng = np.random.default_rng(3)
-    poses = [np.array([0, 0, 0, 0, 0, 0, 1.0]), np.array([0.3, 1.0, 0, *Rotation.from_euler("z", 40, degrees=True).as_quat()])]
+    poses = [
+        np.array([0, 0, 0, 0, 0, 0, 1.0]),
+        np.array([0.3, 1.0, 0, *Rotation.from_euler("z", 40, degrees=True).as_quat()]),
+    ]
     tracker = RobotPoseTracker(np.eye(4))
     tracker.update(output(0, poses[0], sigma=0.1))
     pose = tracker.update(output(0.5, poses[1], sigma=0.1))
@@ -186,12 +189,18 @@ def test_the_heading_that_a_gap_leaves_unknown_grows_into_position(restart):
     tracker.update(output(0, start, sigma=1e-6))
     if restart:
         tracker.restart()
-    T_gap = np.linalg.inv(transforms.from_pose(start)) if restart else np.eye(4)  # a core that was reset begins at its origin
-    goal = transforms.from_pose(start) @ transforms.from_pose(np.array([10.0, 0, 0, *Rotation.from_euler("z", 50, degrees=True).as_quat()]))
+    T_gap = (
+        np.linalg.inv(transforms.from_pose(start)) if restart else np.eye(4)
+    )  # a core that was reset begins at its origin
+    goal = transforms.from_pose(start) @ transforms.from_pose(
+        np.array([10.0, 0, 0, *Rotation.from_euler("z", 50, degrees=True).as_quat()])
+    )
 
     def show(stamp_s: float, T: np.ndarray):
         T = T_gap @ T
-        return tracker.update(output(stamp_s, np.array([*T[:3, 3], *transforms.quaternion(T[:3, :3])]), map_id=1, sigma=1e-6))
+        return tracker.update(
+            output(stamp_s, np.array([*T[:3, 3], *transforms.quaternion(T[:3, :3])]), map_id=1, sigma=1e-6)
+        )
 
     show(0.1, transforms.from_pose(start))
     pose = show(5.0, goal)

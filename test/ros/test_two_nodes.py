@@ -20,8 +20,13 @@ BASELINE_M = 0.1
 
 class StereoRobot:
     def __init__(self, peer: Peer, start_node) -> None:
-        self.node = start_node({"mode": "stereo", "base_frame": "optical", "sync_slop_s": 0.005}, ("-r", "__ns:=/stereo"))
-        self.odom, self.status = peer.collect(Odometry, "/stereo/odom"), peer.collect(Status, "/stereo/imatching/status")
+        self.node = start_node(
+            {"mode": "stereo", "base_frame": "optical", "sync_slop_s": 0.005}, ("-r", "__ns:=/stereo")
+        )
+        self.odom, self.status = (
+            peer.collect(Odometry, "/stereo/odom"),
+            peer.collect(Status, "/stereo/imatching/status"),
+        )
         self.left, self.right = (peer.publisher(Image, f"/stereo/{side}/image") for side in ("left", "right"))
         self.left_info, self.right_info = (
             peer.publisher(CameraInfo, f"/stereo/{side}/camera_info") for side in ("left", "right")
@@ -86,7 +91,10 @@ def test_qos_that_does_not_fit_is_told(robots):
         CompressedImage, "/mono/image/compressed", QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
     )
     robot.node.wait_for("QoS does not fit (offered BEST_EFFORT VOLATILE, requested RELIABLE VOLATILE)")
-    assert "set for example qos_overrides./mono/image/compressed.subscription.reliability:=best_effort" in robot.node.output
+    assert (
+        "set for example qos_overrides./mono/image/compressed.subscription.reliability:=best_effort"
+        in robot.node.output
+    )
     robot.peer.node.destroy_publisher(best_effort)
     robot.images = robot.peer.publisher(CompressedImage, "/mono/image/compressed")
 
@@ -132,7 +140,9 @@ def test_the_newest_image_is_taken_and_drops_are_counted(robots):
             robot.infos.publish(info_message(stamp + sent * 10**7, CAMERA))
             robot.images.publish(robot.compressed(stamp + sent * 10**7, 0.002 * sent))
 
-    send_until(flood, lambda: robot.status and robot.status[-1].frames_dropped > 0, f"dropped images:\n{robot.node.output}")
+    send_until(
+        flood, lambda: robot.status and robot.status[-1].frames_dropped > 0, f"dropped images:\n{robot.node.output}"
+    )
     wait_until(
         lambda: robot.status[-1].frames_received == robot.status[-1].frames_processed + robot.status[-1].frames_dropped,
         what="sums",
@@ -164,7 +174,10 @@ def test_neither_hears_the_other(robots):
     count = len(mono.status)
     stereo.show(0.1)
     assert len(mono.status) == count
-    assert {n for n, _ in mono.peer.node.get_topic_names_and_types() if n.endswith("/odom")} == {"/stereo/odom", "/mono/odom"}
+    assert {n for n, _ in mono.peer.node.get_topic_names_and_types() if n.endswith("/odom")} == {
+        "/stereo/odom",
+        "/mono/odom",
+    }
 
 
 def test_both_end_cleanly(robots):
@@ -181,8 +194,14 @@ def test_a_subscriber_that_stops_reading_does_not_hold_the_node(peer: Peer, star
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=peer.context.get_domain_id(), args=[])
     sleeper = rclpy.create_node("sleeper", context=context)
-    for kind, topic in ((Matches, "/late/imatching/matches"), (Image, "/late/imatching/matches/image"), (Odometry, "/late/odom")):
-        sleeper.create_subscription(kind, topic, lambda _: None, QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE))
+    for kind, topic in (
+        (Matches, "/late/imatching/matches"),
+        (Image, "/late/imatching/matches/image"),
+        (Odometry, "/late/odom"),
+    ):
+        sleeper.create_subscription(
+            kind, topic, lambda _: None, QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+        )
     node = start_node({"base_frame": "optical", "mode": "rgbd"}, ("-r", "__ns:=/late"))
     status = peer.collect(Status, "/late/imatching/status")
     infos, images, depths = (

@@ -36,5 +36,7 @@ def test_weights_of_different_origin_are_kept_apart():
 
 
 def test_nodes_of_two_namespaces_keep_their_weights_apart():
-    names = [default_profile(MatcherConfig(), namespace) for namespace in ("/", "/front", "/robot1/front", "/robot1_front")]
+    names = [
+        default_profile(MatcherConfig(), namespace) for namespace in ("/", "/front", "/robot1/front", "/robot1_front")
+    ]
     assert names == ["expectation", "front_expectation", "robot1-front_expectation", "robot1_front_expectation"]

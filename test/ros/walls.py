@@ -16,7 +16,9 @@ _PX_PER_M = 128.0
 
 def _pattern() -> np.ndarray:
     noise = np.random.default_rng(5).uniform(0, 255, (3, 1024, 1024)).astype(np.float32)
-    mixed = sum(cv2.GaussianBlur(layer, (0, 0), sigma) * sigma for layer, sigma in zip(noise, (1.5, 3.0, 6.0), strict=True))
+    mixed = sum(
+        cv2.GaussianBlur(layer, (0, 0), sigma) * sigma for layer, sigma in zip(noise, (1.5, 3.0, 6.0), strict=True)
+    )
     return cv2.normalize(mixed, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
@@ -36,4 +38,6 @@ def look(
     depth = (_DISTANCE_M - position[2]) / directions[..., 2]
     points = np.array(position) + depth[..., None] * directions
     uv = (points[..., :2] * _PX_PER_M + 512).astype(np.float32)
-    return cv2.remap(_PATTERN, uv[..., 0], uv[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), depth.astype(np.float32)
+    return cv2.remap(_PATTERN, uv[..., 0], uv[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), depth.astype(
+        np.float32
+    )

@@ -14,13 +14,24 @@ def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True, m
     """What a user may say about a recording; about its true trajectory only for commands that look at it. `mode` is the default."""
     group = parser.add_argument_group("recording")
     group.add_argument(
-        "--mode", choices=MODES, default=mode, help=f"mono ignores depth and right images (default: {mode}; auto: what is there)"
+        "--mode",
+        choices=MODES,
+        default=mode,
+        help=f"mono ignores depth and right images (default: {mode}; auto: what is there)",
     )
     group.add_argument(
-        "--camera", type=Path, metavar="FILE", help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr"
+        "--camera",
+        type=Path,
+        metavar="FILE",
+        help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr",
     )
     if truth:
-        group.add_argument("--groundtruth", type=Path, metavar="FILE", help="poses of the camera: TUM or KITTI format; for a folder of EuRoC also its csv")
+        group.add_argument(
+            "--groundtruth",
+            type=Path,
+            metavar="FILE",
+            help="poses of the camera: TUM or KITTI format; for a folder of EuRoC also its csv",
+        )
         group.add_argument("--groundtruth-topic", metavar="TOPIC", help="PoseStamped, Odometry, TransformStamped or TF")
     group.add_argument("--start", type=float, default=0.0, metavar="S", help="leave out the first seconds")
     group.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
@@ -63,7 +74,9 @@ def add_config_options(parser: argparse.ArgumentParser, *, learning: bool = True
     group.add_argument("--device", choices=("cpu", "cuda"), help="short for --set matcher.device=...")
     if learning:
         group.add_argument(
-            "--learning", choices=("off", "sync", "thread"), help="short for --set learning.mode=...; sync is deterministic"
+            "--learning",
+            choices=("off", "sync", "thread"),
+            help="short for --set learning.mode=...; sync is deterministic",
         )
     group.add_argument("--seed", type=int, help="short for --set seed=N")
 

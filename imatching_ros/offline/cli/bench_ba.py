@@ -37,19 +37,32 @@ _WITHIN = 1.001
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench ba`."""
+
     def numbers(text: str) -> list[int]:
         return [int(x) for x in text.split(",")]
 
-    parser.add_argument("--keyframes", type=numbers, default=[5, 8, 12], metavar="K,...", help="window sizes (default 5,8,12)")
-    parser.add_argument("--landmarks", type=numbers, default=[300, 1000, 3000], metavar="L,...", help="default 300,1000,3000")
+    parser.add_argument(
+        "--keyframes", type=numbers, default=[5, 8, 12], metavar="K,...", help="window sizes (default 5,8,12)"
+    )
+    parser.add_argument(
+        "--landmarks", type=numbers, default=[300, 1000, 3000], metavar="L,...", help="default 300,1000,3000"
+    )
     parser.add_argument("--threads", type=numbers, default=[1, 2], metavar="N,...", help="CPU threads (default 1,2)")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds; the median counts (default 7)")
     parser.add_argument("--seed", type=int, default=1, help="of the windows (default 1)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
-                        help="cuda: ours there and on the CPU, with host synchronisations")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: ours there and on the CPU, with host synchronisations",
+    )
     parser.add_argument("--without", default="", metavar="NAME,...", help="leave out gtsam or ceres")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
-                        help="cpu: processor time, for one thread on a machine that others use too (default wall)")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: processor time, for one thread on a machine that others use too (default wall)",
+    )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory (three short processes)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
 
@@ -58,15 +71,19 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints a table, writes JSON; 0 when it is done."""
     absent = other_solvers.missing()
     left_out = set(filter(None, args.without.split(",")))
-    others = [name for name in ("ceres", "gtsam") if name not in absent and name not in left_out and args.device == "cpu"]
+    others = [
+        name for name in ("ceres", "gtsam") if name not in absent and name not in left_out and args.device == "cpu"
+    ]
     for name, how in absent.items():
         print(f"{name} is not installed and left out; {how}")
     rows = []
     before = torch.get_num_threads()
     for threads in args.threads if args.device == "cpu" else [1]:
         torch.set_num_threads(threads)
-        print(f"\n{threads} thread(s), {args.clock} time: ms (iterations) to within 0.1 % of the best cost, problem building "
-              "included;\n/ ceres, / gtsam: our float64 over theirs; -: another optimum, or a landmark behind its camera")
+        print(
+            f"\n{threads} thread(s), {args.clock} time: ms (iterations) to within 0.1 % of the best cost, problem building "
+            "included;\n/ ceres, / gtsam: our float64 over theirs; -: another optimum, or a landmark behind its camera"
+        )
         header = f"{'K x L':>9} {'obs':>6} | " + " | ".join(f"{name:>13}" for name in _columns(args.device, others))
         print(header + " | / ceres | / gtsam | whole solve() | warm start")
         for K in args.keyframes:
@@ -78,13 +95,24 @@ def run(args: argparse.Namespace) -> int:
     growth = _fit_growth([r for r in rows if r["threads"] == args.threads[0]])
     exponents = ", ".join(f"{k} {v:.2f}" for k, v in growth.items()) or "needs more sizes"
     print(f"\ngrowth of our float64 time per iteration, exponents of a power law: {exponents}")
-    memory = {} if args.no_memory else {f"{K}x{L}": _measure_memory(K, L) for K, L in ((12, 300), (12, 1000), (12, 3000))}
+    memory = (
+        {} if args.no_memory else {f"{K}x{L}": _measure_memory(K, L) for K, L in ((12, 300), (12, 1000), (12, 3000))}
+    )
     if memory:
-        print("memory on top of torch, MB: " + ", ".join(f"{k} " + ("-" if v is None else f"{v:.0f}") for k, v in memory.items()))
+        print(
+            "memory on top of torch, MB: "
+            + ", ".join(f"{k} " + ("-" if v is None else f"{v:.0f}") for k, v in memory.items())
+        )
     if args.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
-                   "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu"}
-        args.json.write_text(json.dumps({"machine": machine, "rows": rows, "growth": growth, "memory_mb": memory}, indent=1))
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        }
+        args.json.write_text(
+            json.dumps({"machine": machine, "rows": rows, "growth": growth, "memory_mb": memory}, indent=1)
+        )
     return 0
 
 
@@ -121,13 +149,21 @@ def _measure(K: int, L: int, threads: int, others: list[str], args: argparse.Nam
                 times[name].append(s.time(stop[name]))
         whole.append(_time(lambda: bundle.solve(first.window, config), first.window, clock))
         warm_times.append(_time(lambda: bundle.solve(warm, config), warm, clock))
-    row = {"keyframes": K, "landmarks": L, "observations": len(window.kf_idx), "threads": threads, "clock": args.clock,
-           "best_cost": best,
-           "ms": {n: statistics.median(t) if t else None for n, t in times.items()},
-           "spread_ms": {n: [min(t), max(t)] if t else None for n, t in times.items()}, "iterations": stop,
-           "final_cost": {n: c if math.isfinite(c) else None for n, c in finals.items()},
-           "solve_ms": statistics.median(whole), "warm_start_ms": statistics.median(warm_times),
-           "warm_start_iterations": bundle.solve(warm, config).iterations}
+    row = {
+        "keyframes": K,
+        "landmarks": L,
+        "observations": len(window.kf_idx),
+        "threads": threads,
+        "clock": args.clock,
+        "best_cost": best,
+        "ms": {n: statistics.median(t) if t else None for n, t in times.items()},
+        "spread_ms": {n: [min(t), max(t)] if t else None for n, t in times.items()},
+        "iterations": stop,
+        "final_cost": {n: c if math.isfinite(c) else None for n, c in finals.items()},
+        "solve_ms": statistics.median(whole),
+        "warm_start_ms": statistics.median(warm_times),
+        "warm_start_iterations": bundle.solve(warm, config).iterations,
+    }
     if args.device == "cuda":
         row["synchronisations"] = {n: s.count_synchronisations() for n, s in solvers.items() if "cuda" in n}
         for precision in ("float64", "float32"):
@@ -220,9 +256,14 @@ def _format(row: dict, columns: list[str]) -> str:
         cells.append(f"{ms:8.1f} ({iterations:2d})" if ms else "     -       ")
     ours = row["ms"].get("ours float64") or row["ms"].get("ours float64 cuda")
     ratios = [f"{ours / row['ms'][n]:7.2f}" if ours and row["ms"].get(n) else "      -" for n in ("ceres", "gtsam")]
-    text = (f"{row['keyframes']:3d} x {row['landmarks']:4d} {row['observations']:6d} | " + " | ".join(f"{c:>13}" for c in cells)
-            + " | " + " | ".join(ratios) + f" | {row['solve_ms']:10.1f} ms | {row['warm_start_ms']:5.1f} "
-            f"({row['warm_start_iterations']})")
+    text = (
+        f"{row['keyframes']:3d} x {row['landmarks']:4d} {row['observations']:6d} | "
+        + " | ".join(f"{c:>13}" for c in cells)
+        + " | "
+        + " | ".join(ratios)
+        + f" | {row['solve_ms']:10.1f} ms | {row['warm_start_ms']:5.1f} "
+        f"({row['warm_start_iterations']})"
+    )
     if "synchronisations" in row:
         for name, s in row["synchronisations"].items():
             text += f" | {name}: {s['synchronisations']} syncs in {s['iterations']} iterations"
@@ -250,23 +291,31 @@ def _fit_growth(rows: list[dict]) -> dict[str, float]:
         return values[len(values) // 2] if values else None
 
     K, L = middle("keyframes"), middle("landmarks")
-    slopes = {"L": slope([(r["landmarks"], per(r)) for r in rows if r["keyframes"] == K]),
-              "K": slope([(r["keyframes"], per(r)) for r in rows if r["landmarks"] == L]),
-              "observations": slope([(r["observations"], per(r)) for r in rows])}
+    slopes = {
+        "L": slope([(r["landmarks"], per(r)) for r in rows if r["keyframes"] == K]),
+        "K": slope([(r["keyframes"], per(r)) for r in rows if r["landmarks"] == L]),
+        "observations": slope([(r["observations"], per(r)) for r in rows]),
+    }
     return {name: value for name, value in slopes.items() if value is not None}
 
 
 def _measure_memory(K: int, L: int) -> float | None:
     """Peak resident memory that making and solving one window adds to a warmed-up process, MB; None where Linux does not tell."""
-    program = ("import torch; torch.set_num_threads(1)\n"
-               "from imatching_ros import bundle\nfrom imatching_ros.core.config import BundleConfig\n"
-               "from imatching_ros.offline.experiments.ba_windows import make_window\n"
-               "bundle.solve(make_window(3, 30).window, BundleConfig())\n"
-               "status = lambda key: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) / 1024\n"
-               "open('/proc/self/clear_refs', 'w').write('5')\n"  # resets the peak
-               f"before = status('VmRSS'); bundle.solve(make_window({K}, {L}, outliers=0.05).window, BundleConfig())\n"
-               "print(status('VmHWM') - before)\n")
+    program = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from imatching_ros import bundle\nfrom imatching_ros.core.config import BundleConfig\n"
+        "from imatching_ros.offline.experiments.ba_windows import make_window\n"
+        "bundle.solve(make_window(3, 30).window, BundleConfig())\n"
+        "status = lambda key: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) / 1024\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"  # resets the peak
+        f"before = status('VmRSS'); bundle.solve(make_window({K}, {L}, outliers=0.05).window, BundleConfig())\n"
+        "print(status('VmHWM') - before)\n"
+    )
     root = str(Path(__file__).parents[3])
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": root + os.pathsep + os.environ.get("PYTHONPATH", "")})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root + os.pathsep + os.environ.get("PYTHONPATH", "")},
+    )
     return float(done.stdout) if done.returncode == 0 else None

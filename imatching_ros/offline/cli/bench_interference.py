@@ -20,10 +20,18 @@ from .arguments import add_config_options, read_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="interference.json and the rendered scene")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="interference.json and the rendered scene"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="of sensor time per round (default 60)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of off and on (default 2)")
-    parser.add_argument("--loop", type=float, default=30.0, metavar="S", help="length of the rendered scene, played again and again (default 30)")
+    parser.add_argument(
+        "--loop",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="length of the rendered scene, played again and again (default 30)",
+    )
     parser.add_argument("--size", default="640x480", metavar="WxH")
     parser.add_argument("--rate-hz", type=float, default=10.0)
     add_config_options(parser)
@@ -42,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     cv2.setNumThreads(1)
     path = args.out / f"scene_{args.size}_{args.loop:g}s_{args.rate_hz:g}hz"
     if not (path / "complete").is_file():
-        sequence = SimulatedSequence("room", round(args.loop * args.rate_hz), 907, width, height, args.rate_hz, supersample=1)
+        sequence = SimulatedSequence(
+            "room", round(args.loop * args.rate_hz), 907, width, height, args.rate_hz, supersample=1
+        )
         write_recording(path, sequence, format="tum", overwrite=True)
         (path / "complete").touch()
     frames = [Frame(f.id, f.stamp_ns, f.image, f.camera) for f in open_source(path)]
@@ -52,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
         for mode in ("'off'", "thread"):
             rounds.append(play(frames, config.with_values({"learning.mode": mode}), args.seconds, args.rate_hz))
             print(json.dumps(rounds[-1]), flush=True)
-    result = summarise(rounds) | {"rounds": rounds, "config": config.to_dict()["learning"], "size": args.size, "rate_hz": args.rate_hz}
+    result = summarise(rounds) | {
+        "rounds": rounds,
+        "config": config.to_dict()["learning"],
+        "size": args.size,
+        "rate_hz": args.rate_hz,
+    }
     (args.out / "interference.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
     return 0
@@ -80,7 +95,9 @@ def play(frames: list[Any], config: Any, seconds: float, rate_hz: float) -> dict
             continue
         time.sleep(max(0.0, due - now))
         turn, at = divmod(k, len(frames))
-        frame = replace(frames[at if turn % 2 == 0 else len(frames) - 1 - at], id=k, stamp_ns=round(k * period * 1e9) + 1)
+        frame = replace(
+            frames[at if turn % 2 == 0 else len(frames) - 1 - at], id=k, stamp_ns=round(k * period * 1e9) + 1
+        )
         posed: list[float] = []
         started = time.perf_counter()
         output = pipeline.process(frame, lambda _: posed.append(time.perf_counter()), behind=now > due + period / 2)
@@ -98,10 +115,20 @@ def play(frames: list[Any], config: Any, seconds: float, rate_hz: float) -> dict
     def percentiles(values: list[float]) -> dict[str, float] | None:
         return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)} if values else None
 
-    return {"learning": config.learning.mode, "frames": total, "dropped": dropped, "latency_ms": percentiles(latency_ms),
-            "processing_ms": percentiles(processing_ms), "keyframe_ms": percentiles(keyframe_ms), "adopting_ms": percentiles(adopting_ms),
-            "memory_mb": [round(m, 1) for m in memory_mb], "steps": status.step, "promotions": status.promotions,
-            "busy_share": status.busy_s / (total * period), "learning_state": status.state}
+    return {
+        "learning": config.learning.mode,
+        "frames": total,
+        "dropped": dropped,
+        "latency_ms": percentiles(latency_ms),
+        "processing_ms": percentiles(processing_ms),
+        "keyframe_ms": percentiles(keyframe_ms),
+        "adopting_ms": percentiles(adopting_ms),
+        "memory_mb": [round(m, 1) for m in memory_mb],
+        "steps": status.step,
+        "promotions": status.promotions,
+        "busy_share": status.busy_s / (total * period),
+        "learning_state": status.state,
+    }
 
 
 def resident_mb() -> float:
@@ -119,10 +146,15 @@ def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for mode in ("off", "thread"):
         mine = [r for r in rounds if r["learning"] == mode]
-        out[mode] = {"p50": float(np.median([r["latency_ms"]["p50"] for r in mine])), "p95": float(np.median([r["latency_ms"]["p95"] for r in mine])),
-                     "p99": float(np.median([r["latency_ms"]["p99"] for r in mine])), "dropped": sum(r["dropped"] for r in mine),
-                     "frames": sum(r["frames"] for r in mine), "memory_growth_mb": max(growth(r["memory_mb"]) for r in mine),
-                     "steps": sum(r["steps"] for r in mine)}
+        out[mode] = {
+            "p50": float(np.median([r["latency_ms"]["p50"] for r in mine])),
+            "p95": float(np.median([r["latency_ms"]["p95"] for r in mine])),
+            "p99": float(np.median([r["latency_ms"]["p99"] for r in mine])),
+            "dropped": sum(r["dropped"] for r in mine),
+            "frames": sum(r["frames"] for r in mine),
+            "memory_growth_mb": max(growth(r["memory_mb"]) for r in mine),
+            "steps": sum(r["steps"] for r in mine),
+        }
     out["p95_ratio"] = out["thread"]["p95"] / out["off"]["p95"]
     return out
 
@@ -138,6 +170,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'learning':<10}{'latency p50':>12}{'p95':>8}{'p99':>8} ms{'dropped':>16}{'memory +MB':>12}{'steps':>7}"]
     for mode in ("off", "thread"):
         r = result[mode]
-        lines.append(f"{mode:<10}{r['p50']:>12.1f}{r['p95']:>8.1f}{r['p99']:>8.1f}   {r['dropped']:>8} of {r['frames']:<5}"
-                     f"{r['memory_growth_mb']:>10.1f}{r['steps']:>7}")
+        lines.append(
+            f"{mode:<10}{r['p50']:>12.1f}{r['p95']:>8.1f}{r['p99']:>8.1f}   {r['dropped']:>8} of {r['frames']:<5}"
+            f"{r['memory_growth_mb']:>10.1f}{r['steps']:>7}"
+        )
     return "\n".join([*lines, f"p95 on / off: {result['p95_ratio']:.2f}"])

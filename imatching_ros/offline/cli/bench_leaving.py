@@ -65,7 +65,11 @@ class _Mapper(Mapper):
 
     def extend(self, window: Window, places: Places, fresh: Fresh, mode: str) -> Adjusted | None:
         adjusted = super().extend(window, places, fresh, mode)
-        if self._way == "marginalize" and isinstance(window, _Window) and len(window.keyframes) >= self._config.window_keyframes:
+        if (
+            self._way == "marginalize"
+            and isinstance(window, _Window)
+            and len(window.keyframes) >= self._config.window_keyframes
+        ):
             self._marginalize(window, places, fresh.frame.camera)
         return adjusted
 
@@ -87,11 +91,20 @@ class _Mapper(Mapper):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("sources", nargs="*", metavar="SOURCE[=MODE]", help="recordings with ground truth; a mode goes before --mode")
-    parser.add_argument("--rendered", type=Path, metavar="FOLDER", help="also the five rendered recordings of bench odometry")
+    parser.add_argument(
+        "sources", nargs="*", metavar="SOURCE[=MODE]", help="recordings with ground truth; a mode goes before --mode"
+    )
+    parser.add_argument(
+        "--rendered", type=Path, metavar="FOLDER", help="also the five rendered recordings of bench odometry"
+    )
     parser.add_argument("--matchers", default="klt,expectation", metavar="NAME,...", help="default klt,expectation")
-    parser.add_argument("--starts", default="0", metavar="S,...", help="seconds that are left out; without learning nothing is random, so that "
-                                                                      "another start is what other seeds are elsewhere (default 0)")
+    parser.add_argument(
+        "--starts",
+        default="0",
+        metavar="S,...",
+        help="seconds that are left out; without learning nothing is random, so that "
+        "another start is what other seeds are elsewhere (default 0)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add_source_options(parser)
     add_config_options(parser)
@@ -110,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
                 config = base.with_values({"matcher.name": matcher})
                 row: dict[str, Any] = {"source": name, "mode": source.mode, "matcher": matcher, "start_s": start}
                 for way in WAYS:
+
                     def prepare(pipeline: Pipeline, config: Config = config, way: str = way) -> None:
                         pipeline.odometry._mapper = _Mapper(config, pipeline.matcher, way)
 
@@ -128,15 +142,23 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     for key in ("matcher", "mode"):
         for value in dict.fromkeys(row[key] for row in whole):
             groups[value] = [row for row in whole if row[key] == value]
-    return {name: {way: math.exp(sum(math.log(row[way] / row["drop"]) for row in mine) / len(mine)) for way in WAYS}
-            for name, mine in groups.items() if mine}
+    return {
+        name: {way: math.exp(sum(math.log(row[way] / row["drop"]) for row in mine) / len(mine)) for way in WAYS}
+        for name, mine in groups.items()
+        if mine
+    }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'recording':>24} {'mode':>7} {'matcher':>12} {'from':>5} | ATE in m: " + " ".join(f"{way:>12}" for way in WAYS)]
+    lines = [
+        f"{'recording':>24} {'mode':>7} {'matcher':>12} {'from':>5} | ATE in m: "
+        + " ".join(f"{way:>12}" for way in WAYS)
+    ]
     for row in rows:
         cells = " ".join(f"{'-' if row[way] is None else format(row[way], '.4f'):>12}" for way in WAYS)
-        lines.append(f"{row['source']:>24} {row['mode']:>7} {row['matcher']:>12} {row['start_s']:>5g} |           " + cells)
+        lines.append(
+            f"{row['source']:>24} {row['mode']:>7} {row['matcher']:>12} {row['start_s']:>5g} |           " + cells
+        )
     for name, means in summarise(rows).items():
         lines.append(f"{'over drop, ' + name:>51} |           " + " ".join(f"{means[way]:>12.3f}" for way in WAYS))
     return "\n".join(lines)

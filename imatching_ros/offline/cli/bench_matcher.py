@@ -33,9 +33,13 @@ from ...matching.precision import cpu_has_bfloat16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench matcher`."""
     parser.add_argument("--matcher", default="expectation", metavar="NAME[:WEIGHTS]", help="expectation or regression")
-    parser.add_argument("--size", default="640x480,320x240", metavar="WxH,...", help="image sizes (default: %(default)s)")
+    parser.add_argument(
+        "--size", default="640x480,320x240", metavar="WxH,...", help="image sizes (default: %(default)s)"
+    )
     parser.add_argument("--queries", type=int, default=512)
-    parser.add_argument("--targets", type=int, default=4, help="keyframes that the queries are looked up in (default: %(default)s)")
+    parser.add_argument(
+        "--targets", type=int, default=4, help="keyframes that the queries are looked up in (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="turns of every way (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -72,14 +76,23 @@ def run(args: argparse.Namespace) -> int:
         sizes = [tuple(int(x) for x in size.split("x")) for size in args.size.split(",")]
         assert all(len(s) == 2 and min(s) >= 64 for s in sizes)
     except (ValueError, AssertionError):
-        raise ConfigError(f"--size {args.size}: expected WIDTHxHEIGHT of at least 64, such as 640x480,320x240") from None
+        raise ConfigError(
+            f"--size {args.size}: expected WIDTHxHEIGHT of at least 64, such as 640x480,320x240"
+        ) from None
     if min(args.rounds, args.queries, args.targets, args.threads) < 1:
         raise ConfigError("--rounds, --queries, --targets and --threads must be at least 1")
     results = []
     for width, height in sizes:
         results += bench(args, height, width)
-    about = {"machine": platform.processor() or platform.machine(), "bfloat16": cpu_has_bfloat16(), "torch": torch.__version__,
-             "threads": args.threads, "rounds": args.rounds, "queries": args.queries, "targets": args.targets}
+    about = {
+        "machine": platform.processor() or platform.machine(),
+        "bfloat16": cpu_has_bfloat16(),
+        "torch": torch.__version__,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "queries": args.queries,
+        "targets": args.targets,
+    }
     print(json.dumps({**about, "results": results}, indent=2) if args.json else table(about, results))
     return 0
 
@@ -107,10 +120,19 @@ def bench(args: argparse.Namespace, height: int, width: int) -> list[dict[str, o
     for name, taken in times.items():
         error = (found[name][0].uv - truth[0]).norm(dim=-1)[truth[1]]
         total = statistics.median(sum(t) for t in taken)
-        rows.append({"size": f"{width}x{height}", "way": name, "features_ms": round(statistics.median(t[0] for t in taken), 2),
-                     "match_ms": round(statistics.median(t[1] for t in taken), 2), "total_ms": round(total, 2),
-                     "fastest_ms": round(min(sum(t) for t in taken), 2), "ratio": round(total / first, 3), "hot": ways[name][2],
-                     **{f"mma_{px}px": round(float((error < px).float().mean()), 4) for px in (1, 3)}})
+        rows.append(
+            {
+                "size": f"{width}x{height}",
+                "way": name,
+                "features_ms": round(statistics.median(t[0] for t in taken), 2),
+                "match_ms": round(statistics.median(t[1] for t in taken), 2),
+                "total_ms": round(total, 2),
+                "fastest_ms": round(min(sum(t) for t in taken), 2),
+                "ratio": round(total / first, 3),
+                "hot": ways[name][2],
+                **{f"mma_{px}px": round(float((error < px).float().mean()), 4) for px in (1, 3)},
+            }
+        )
     return rows
 
 
@@ -123,7 +145,9 @@ def _views(args: argparse.Namespace, height: int, width: int) -> tuple[Tensor, T
 
     photographs, _ = load_photographs([])
     if not photographs:
-        raise ImatchingError("bench matcher scores on photographs of scikit-image, which is not installed: pip install scikit-image")
+        raise ImatchingError(
+            "bench matcher scores on photographs of scikit-image, which is not installed: pip install scikit-image"
+        )
     pairs = HomographyPairs(photographs[:1], torch.device("cpu"))
     draw = [pairs.draw(1, (height, width), np.random.default_rng((args.seed, k))) for k in range(args.targets)]
     # Each draw brings an image of its own; the first one is kept, and seen again under every draw's homography.
@@ -170,7 +194,9 @@ def _ways(text: str, image: Tensor) -> dict[str, tuple[CoarseToFine, Callable, s
         try:
             compiled.observe((image[0] * 255).to(torch.uint8))
             ways[f"torch.compile {precision}"] = compiled, compiled.estimate, "yes"
-        except Exception as error:  # no compiler on this machine, or one that the compiler cannot use: any of a dozen types
+        except (
+            Exception
+        ) as error:  # no compiler on this machine, or one that the compiler cannot use: any of a dozen types
             print(f"torch.compile {precision} does not work here: {str(error).splitlines()[0]}", file=sys.stderr)
         if find_spec("openvino") is not None:
             engine = make(precision)
@@ -185,13 +211,22 @@ def _openvino(backbone: nn.Module, image: Tensor, precision: str) -> Callable[[T
     with torch.no_grad():
         model = openvino.convert_model(backbone.eval(), example_input=image, input=[tuple(image.shape)])
     hint = {"bfloat16": "bf16", "float32": "f32"}[precision]
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                                                            "PERFORMANCE_HINT": "LATENCY"})
+    compiled = openvino.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )
     request = compiled.create_infer_request()
 
     def infer(batch: Tensor) -> tuple[Tensor, Tensor]:
         result = request.infer([batch.float().numpy()])
-        coarse, fine = (torch.from_numpy(result[k].copy()).contiguous(memory_format=torch.channels_last) for k in range(2))
+        coarse, fine = (
+            torch.from_numpy(result[k].copy()).contiguous(memory_format=torch.channels_last) for k in range(2)
+        )
         return coarse, fine
 
     return infer
@@ -204,6 +239,8 @@ def table(about: dict[str, object], results: list[dict[str, object]]) -> str:
     rows = [tuple(str(row[k]) for k in keys) for row in results]
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
     lines = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)) + " |" for row in (head, *rows)]
-    note = (f"{about['queries']} queries into {about['targets']} keyframes, {about['threads']} thread, median of {about['rounds']} "
-            f"turns; torch {about['torch']}; bfloat16 in hardware: {'yes' if about['bfloat16'] else 'no'}")
+    note = (
+        f"{about['queries']} queries into {about['targets']} keyframes, {about['threads']} thread, median of {about['rounds']} "
+        f"turns; torch {about['torch']}; bfloat16 in hardware: {'yes' if about['bfloat16'] else 'no'}"
+    )
     return "\n".join([note, "", lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -47,8 +47,12 @@ class Consistency:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the rendered recordings are kept, or come to")
-    parser.add_argument("--seeds", default="61,62,63", metavar="N,...", help="of the scenes, three for each (default 61,62,63)")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="where the rendered recordings are kept, or come to"
+    )
+    parser.add_argument(
+        "--seeds", default="61,62,63", metavar="N,...", help="of the scenes, three for each (default 61,62,63)"
+    )
     parser.add_argument("--modes", default="rgbd,stereo", metavar="MODE,...", help="default rgbd,stereo")
     parser.add_argument("--matchers", default="klt,expectation", metavar="NAME,...", help="default klt,expectation")
     parser.add_argument("--frames", type=int, metavar="N", help="shorter recordings")
@@ -62,8 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
     cv2.setNumThreads(1)
     base = read_config(args).with_values({"learning.mode": "'off'"})
-    paths = [written(args.folder, name, rendering, args.frames)
-             for seed in map(int, args.seeds.split(",")) for name, rendering in consistency(seed).items()]
+    paths = [
+        written(args.folder, name, rendering, args.frames)
+        for seed in map(int, args.seeds.split(","))
+        for name, rendering in consistency(seed).items()
+    ]
     rows = []
     for matcher in args.matchers.split(","):
         for mode in args.modes.split(","):
@@ -106,7 +113,9 @@ def _compare(estimate: Tensor, true: Tensor, result: BAResult) -> Tensor:
     e, covariance = geometry.local(estimate, true), result.covariance_newest
     blocks = (slice(0, 6), slice(0, 3), slice(3, 6))
     nees = [e[block] @ torch.linalg.solve(covariance[block, block], e[block]) for block in blocks]
-    return torch.stack([nees[0], nees[0] * result.inflation, *nees[1:], e[:3].norm(), covariance[:3, :3].trace().sqrt()])
+    return torch.stack(
+        [nees[0], nees[0] * result.inflation, *nees[1:], e[:3].norm(), covariance[:3, :3].trace().sqrt()]
+    )
 
 
 def summarise(runs: list[Consistency]) -> dict[str, Any]:
@@ -115,20 +124,34 @@ def summarise(runs: list[Consistency]) -> dict[str, Any]:
 
     nees = torch.cat([r.nees for r in runs])
     independent = sum(r.independent for r in runs)
-    low, high = (float(chi2.ppf(q, 6 * independent) / independent) if independent else float("nan") for q in (0.025, 0.975))
+    low, high = (
+        float(chi2.ppf(q, 6 * independent) / independent) if independent else float("nan") for q in (0.025, 0.975)
+    )
     mean = float(nees.mean()) if len(nees) else float("nan")
-    return {"windows": len(nees), "nees": mean, "low": low, "high": high, "inside": low <= mean <= high,
-            "median": float(nees.median()) if len(nees) else float("nan"), "naive": float(torch.cat([r.naive for r in runs]).mean()),
-            "position_nees": float(torch.cat([r.position for r in runs]).mean()), "rotation_nees": float(torch.cat([r.rotation for r in runs]).mean()),
-            "error_mm": 1e3 * float(torch.cat([r.error_m for r in runs]).square().mean().sqrt()),
-            "claimed_mm": 1e3 * float(torch.cat([r.claimed_m for r in runs]).square().mean().sqrt())}
+    return {
+        "windows": len(nees),
+        "nees": mean,
+        "low": low,
+        "high": high,
+        "inside": low <= mean <= high,
+        "median": float(nees.median()) if len(nees) else float("nan"),
+        "naive": float(torch.cat([r.naive for r in runs]).mean()),
+        "position_nees": float(torch.cat([r.position for r in runs]).mean()),
+        "rotation_nees": float(torch.cat([r.rotation for r in runs]).mean()),
+        "error_mm": 1e3 * float(torch.cat([r.error_m for r in runs]).square().mean().sqrt()),
+        "claimed_mm": 1e3 * float(torch.cat([r.claimed_m for r in runs]).square().mean().sqrt()),
+    }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'matcher':>12} {'mode':>7} {'recording':>18} {'windows':>8} {'mean NEES (6)':>14} {'95 % interval':>16} {'median (5.3)':>13} "
-             f"{'if independent':>15} {'position (3)':>13} {'rotation (3)':>13} {'rms error / claimed, mm':>24}"]
+    lines = [
+        f"{'matcher':>12} {'mode':>7} {'recording':>18} {'windows':>8} {'mean NEES (6)':>14} {'95 % interval':>16} {'median (5.3)':>13} "
+        f"{'if independent':>15} {'position (3)':>13} {'rotation (3)':>13} {'rms error / claimed, mm':>24}"
+    ]
     for r in rows:
-        lines.append(f"{r['matcher']:>12} {r['mode']:>7} {r['recording']:>18} {r['windows']:>8} {r['nees']:>14.2f} "
-                     f"{r['low']:>7.2f} ..{r['high']:>6.2f} {r['median']:>13.2f} {r['naive']:>15.1f} {r['position_nees']:>13.2f} {r['rotation_nees']:>13.2f} "
-                     f"{r['error_mm']:>15.1f} /{r['claimed_mm']:>7.1f}")
+        lines.append(
+            f"{r['matcher']:>12} {r['mode']:>7} {r['recording']:>18} {r['windows']:>8} {r['nees']:>14.2f} "
+            f"{r['low']:>7.2f} ..{r['high']:>6.2f} {r['median']:>13.2f} {r['naive']:>15.1f} {r['position_nees']:>13.2f} {r['rotation_nees']:>13.2f} "
+            f"{r['error_mm']:>15.1f} /{r['claimed_mm']:>7.1f}"
+        )
     return "\n".join(lines)

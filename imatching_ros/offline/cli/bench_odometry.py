@@ -45,17 +45,42 @@ MOST_APART = 0.1  # share of the frames by which what two matchers tracked may d
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("sources", nargs="*", metavar="SOURCE[=MODE]", help="recordings with ground truth; a mode goes before --mode")
-    parser.add_argument("--rendered", type=Path, metavar="FOLDER", help="also the five rendered recordings, which are kept in this folder")
+    parser.add_argument(
+        "sources", nargs="*", metavar="SOURCE[=MODE]", help="recordings with ground truth; a mode goes before --mode"
+    )
+    parser.add_argument(
+        "--rendered",
+        type=Path,
+        metavar="FOLDER",
+        help="also the five rendered recordings, which are kept in this folder",
+    )
     parser.add_argument("--matchers", default="", metavar="NAME,...", help="default: the configured one")
     parser.add_argument("--learnings", default="off", metavar="MODE,...", help="off, sync, thread (default off)")
     parser.add_argument("--seeds", default="0", metavar="N,...", help="default 0")
-    parser.add_argument("--realtime", type=float, metavar="S", help="instead of accuracy: frames lost and memory while a camera plays so long")
+    parser.add_argument(
+        "--realtime",
+        type=float,
+        metavar="S",
+        help="instead of accuracy: frames lost and memory while a camera plays so long",
+    )
     parser.add_argument("--rate-hz", type=float, default=10.0, help="of that camera (default 10)")
-    parser.add_argument("--faults", action="store_true", help="instead of accuracy: what happens after dropped, black, covered frames ...")
-    parser.add_argument("--fault-at", type=int, default=50, metavar="I", help="frame at which faults begin (default 50)")
-    parser.add_argument("--jumps", type=int, metavar="N", help="instead of accuracy: what is said of a frame after the camera has jumped, N times")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, on a machine that others use too")
+    parser.add_argument(
+        "--faults",
+        action="store_true",
+        help="instead of accuracy: what happens after dropped, black, covered frames ...",
+    )
+    parser.add_argument(
+        "--fault-at", type=int, default=50, metavar="I", help="frame at which faults begin (default 50)"
+    )
+    parser.add_argument(
+        "--jumps",
+        type=int,
+        metavar="N",
+        help="instead of accuracy: what is said of a frame after the camera has jumped, N times",
+    )
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, on a machine that others use too"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add_source_options(parser)
     add_config_options(parser)
@@ -75,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
         for matcher in matchers:
             for learning in args.learnings.split(","):
                 for seed in list(map(int, args.seeds.split(",")))[: 1 if learning == "off" else None]:
-                    config = base.with_values({"matcher.name": matcher, "learning.mode": f"'{learning}'", "seed": str(seed)})
+                    config = base.with_values(
+                        {"matcher.name": matcher, "learning.mode": f"'{learning}'", "seed": str(seed)}
+                    )
                     case = {"source": name, "mode": source.mode, "matcher": matcher, "learning": learning, "seed": seed}
                     if args.faults:
                         rows += _recoveries(case, source, config, args.fault_at)
@@ -103,7 +130,11 @@ def recordings(args: argparse.Namespace) -> Iterator[tuple[str, Source]]:
             raise ConfigError(f"{text}: expected SOURCE=MODE with one of the modes {', '.join(MODES)}")
         wanted.append((Path(path if equals else text), mode if equals else options.mode))
     if args.rendered is not None:
-        wanted += [(written(args.rendered, name, rendering), mode) for name, rendering in ACCURACY.items() for mode in rendering.modes]
+        wanted += [
+            (written(args.rendered, name, rendering), mode)
+            for name, rendering in ACCURACY.items()
+            for mode in rendering.modes
+        ]
     if not wanted:
         raise ConfigError("nothing to run on; give recordings, or --rendered FOLDER")
     for path, mode in wanted:
@@ -126,22 +157,34 @@ def compare(rows: list[dict[str, Any]], matchers: list[str]) -> list[str]:
             both = [case for case in mine if (matchers[0], case) in ates and (other, case) in ates]
             apart = [case for case in both if abs(shares[matchers[0], case] - shares[other, case]) > MOST_APART]
             ratios = [ates[matchers[0], case] / ates[other, case] for case in both if case not in apart]
-            told = f"; left out, since they tracked different shares of the frames: {', '.join(f'{c[0]} ({c[1]})' for c in apart)}" if apart else ""
+            told = (
+                f"; left out, since they tracked different shares of the frames: {', '.join(f'{c[0]} ({c[1]})' for c in apart)}"
+                if apart
+                else ""
+            )
             if ratios:
-                lines.append(f"learning {learning}: ATE of {matchers[0]} over that of {other}, geometric mean of {len(ratios)} of {len(mine)} cases: "
-                             f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.3f}{told}")
+                lines.append(
+                    f"learning {learning}: ATE of {matchers[0]} over that of {other}, geometric mean of {len(ratios)} of {len(mine)} cases: "
+                    f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.3f}{told}"
+                )
     return lines
 
 
-def drive(source: Iterable[Frame], config: Config, change: Callable[[int, Frame], Frame | None] | None = None,
-          prepare: Callable[[Pipeline], None] | None = None) -> list[OdometryOutput | None]:
+def drive(
+    source: Iterable[Frame],
+    config: Config,
+    change: Callable[[int, Frame], Frame | None] | None = None,
+    prepare: Callable[[Pipeline], None] | None = None,
+) -> list[OdometryOutput | None]:
     """Every frame through a fresh pipeline, which `prepare` may alter first; None for frames that `change` makes vanish."""
     pipeline = Pipeline(config)
     if prepare is not None:
         prepare(pipeline)
     outputs: list[OdometryOutput | None] = []
     try:
-        with Progress(f"{getattr(source, 'name', 'frames')} {config.matcher.name}", getattr(source, "length", None)) as progress:
+        with Progress(
+            f"{getattr(source, 'name', 'frames')} {config.matcher.name}", getattr(source, "length", None)
+        ) as progress:
             for i, frame in enumerate(source):
                 changed = frame if change is None else change(i, frame)
                 outputs.append(None if changed is None else pipeline.process(changed))
@@ -159,16 +202,24 @@ def measure(source: Source, config: Config, prepare: Callable[[Pipeline], None] 
     tracked = [o for o in outputs if o.T_WC is not None]
     first = next((i for i, o in enumerate(outputs) if o.T_WC is not None), None)
     row: dict[str, Any] = {
-        "frames": len(outputs), "tracked": len(tracked), "first": first, "lost": None if first is None else len(outputs) - first - len(tracked),
-        "keyframes": sum(o.is_keyframe for o in outputs), "maps": 1 + max(o.map_id for o in outputs),
+        "frames": len(outputs),
+        "tracked": len(tracked),
+        "first": first,
+        "lost": None if first is None else len(outputs) - first - len(tracked),
+        "keyframes": sum(o.is_keyframe for o in outputs),
+        "maps": 1 + max(o.map_id for o in outputs),
     }
     truth = source.groundtruth()
     if truth is not None and len(tracked) > 2:
         estimate = Trajectory(np.array([o.stamp_ns for o in tracked]), np.stack([o.T_WC.numpy() for o in tracked]))
         score = score_trajectory(estimate, truth, tracked[-1].metric)
         if not isinstance(score, str):
-            row |= {"ate_m": score.ate["rmse"], "ate_percent": score.ate["percent_of_path"],
-                    "rpe_deg": float(np.sqrt(np.mean(score.rpe_rot_deg**2))), "identity_deg": _turned_deg(score.truth)}
+            row |= {
+                "ate_m": score.ate["rmse"],
+                "ate_percent": score.ate["percent_of_path"],
+                "rpe_deg": float(np.sqrt(np.mean(score.rpe_rot_deg**2))),
+                "identity_deg": _turned_deg(score.truth),
+            }
     return row | timings(outputs)
 
 

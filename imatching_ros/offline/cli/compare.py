@@ -40,16 +40,39 @@ REGIMES = ("live", "repeated")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="recordings, or names of rendered scenes; `scenes` for all of them. With --poison: names of poisons (default all)")
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="recordings, or names of rendered scenes; `scenes` for all of them. With --poison: names of poisons (default all)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="cells, rendered scenes and the report")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of everything random (default 1)")
-    parser.add_argument("--regime", default="", metavar="R,R", help="live, repeated or both (default: both; with --quick: repeated)")
-    parser.add_argument("--passes", type=int, default=2, metavar="N", help="repeated: how often the learning part is played (default 2); from the second time on trials judge by images that have taught")
-    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V", help=f"of {', '.join(VARIANTS)} (default all)")
+    parser.add_argument(
+        "--regime", default="", metavar="R,R", help="live, repeated or both (default: both; with --quick: repeated)"
+    )
+    parser.add_argument(
+        "--passes",
+        type=int,
+        default=2,
+        metavar="N",
+        help="repeated: how often the learning part is played (default 2); from the second time on trials judge by images that have taught",
+    )
+    parser.add_argument(
+        "--variants", default=",".join(VARIANTS), metavar="V,V", help=f"of {', '.join(VARIANTS)} (default all)"
+    )
     parser.add_argument("--pairs", type=int, default=40, metavar="N", help="scored pairs per gap (default 40)")
-    parser.add_argument("--quick", action="store_true", help="three scenes, 20 s to learn from, 6 s unseen, 320 x 240, one pass")
-    parser.add_argument("--poison", action="store_true", help="instead: learn from spoilt input, score on a clean probe")
-    parser.add_argument("--retention", action="store_true", help="instead: learn on the first SOURCE, then on the second; what is left on the first?")
+    parser.add_argument(
+        "--quick", action="store_true", help="three scenes, 20 s to learn from, 6 s unseen, 320 x 240, one pass"
+    )
+    parser.add_argument(
+        "--poison", action="store_true", help="instead: learn from spoilt input, score on a clean probe"
+    )
+    parser.add_argument(
+        "--retention",
+        action="store_true",
+        help="instead: learn on the first SOURCE, then on the second; what is left on the first?",
+    )
     add_config_options(parser, learning=False)
     add_source_options(parser, mode="mono")
 
@@ -70,8 +93,18 @@ def run(args: argparse.Namespace) -> int:
     if args.poison:
         from ..experiments.corrupted_input import poison_cells
 
-        cells = [cell for seed in range(args.seeds)
-                 for cell in poison_cells(args.out, config.with_values({"seed": config.seed + seed}), args.quick, args.pairs, _keep(args), args.sources)]
+        cells = [
+            cell
+            for seed in range(args.seeds)
+            for cell in poison_cells(
+                args.out,
+                config.with_values({"seed": config.seed + seed}),
+                args.quick,
+                args.pairs,
+                _keep(args),
+                args.sources,
+            )
+        ]
     elif args.retention:
         cells = list(_retention_cells(args, config))
     else:
@@ -99,16 +132,26 @@ def _retention_cells(args: argparse.Namespace, config: Any) -> Iterator[dict[str
     from ..experiments.retention import retention_cells
 
     if len(args.sources) != 2:
-        raise ConfigError(f"--retention takes two sources, the one learned first and the one learned after it; {len(args.sources)} were given")
+        raise ConfigError(
+            f"--retention takes two sources, the one learned first and the one learned after it; {len(args.sources)} were given"
+        )
     first, second = _sources(list(args.sources), args)
     for seed in range(args.seeds):
         seeded = config.with_values({"seed": config.seed + seed, "odometry.mode": first.division.unseen.mode})
         keep = _keep(args, recording=first.recording, then=[second.name, second.recording])
-        yield from retention_cells((first.name, first.division), (second.name, second.division), seeded, args.pairs, keep)
+        yield from retention_cells(
+            (first.name, first.division), (second.name, second.division), seeded, args.pairs, keep
+        )
 
 
-def _source_cells(source: _Asked, variants: list[str], regimes: list[str], config: Any, args: argparse.Namespace,
-                  scores: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _source_cells(
+    source: _Asked,
+    variants: list[str],
+    regimes: list[str],
+    config: Any,
+    args: argparse.Namespace,
+    scores: dict[str, dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
     """`scores` holds what was measured with weights, by their hash: the seed decides what is learned, not how that is scored."""
     from ..experiments import learning_runs as runs
     from ...matching import create_matcher
@@ -135,7 +178,11 @@ def _source_cells(source: _Asked, variants: list[str], regimes: list[str], confi
 
         return keep(name, regime, variant, config, work, **more)
 
-    oracle = "oracle" in variants and division.unseen_truth.mode == "rgbd" and division.unseen_truth.groundtruth() is not None
+    oracle = (
+        "oracle" in variants
+        and division.unseen_truth.mode == "rgbd"
+        and division.unseen_truth.groundtruth() is not None
+    )
     if "oracle" in variants and not oracle:
         print(f"{name}: no oracle, which needs depth and true poses", flush=True)
     if "frozen" in variants:
@@ -146,8 +193,11 @@ def _source_cells(source: _Asked, variants: list[str], regimes: list[str], confi
             if variant not in variants:
                 continue
             settings = config.with_values({"learning.guard": guard})
-            learn = ((lambda s=settings: runs.learn_live(s, learning_frames())) if regime == "live" else
-                     (lambda s=settings: runs.learn_in_turn(s, [learning_frames()] * passes)))
+            learn = (
+                (lambda s=settings: runs.learn_live(s, learning_frames()))
+                if regime == "live"
+                else (lambda s=settings: runs.learn_in_turn(s, [learning_frames()] * passes))
+            )
             result = cell(regime, variant, learn)
             adapted = adapted or result
             yield result
@@ -158,7 +208,9 @@ def _source_cells(source: _Asked, variants: list[str], regimes: list[str], confi
             folder = args.out / "control" / f"{name}_{regime}_{config.seed}"
             yield cell(regime, "control", lambda: runs.learn_offline(config, steps, folder), steps=steps)
         if oracle:
-            yield cell(regime, "oracle", lambda: runs.learn_from_truth(config, division, learning_frames(), steps), steps=steps)
+            yield cell(
+                regime, "oracle", lambda: runs.learn_from_truth(config, division, learning_frames(), steps), steps=steps
+            )
 
 
 @dataclass(frozen=True)
@@ -187,7 +239,9 @@ def _sources(names: list[str], args: argparse.Namespace) -> Iterator[_Asked]:
             raise ConfigError(f"'{given}' is neither a recording nor a rendered scene; scenes are {', '.join(known)}")
         name = given if given in known else Path(given).resolve().name
         if name in called:
-            raise ConfigError(f"{called[name]} and {given} are both called '{name}', by which results are kept; rename one, or give each its own --out")
+            raise ConfigError(
+                f"{called[name]} and {given} are both called '{name}', by which results are kept; rename one, or give each its own --out"
+            )
         called[name] = given
     for name, given in called.items():
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
@@ -196,7 +250,9 @@ def _sources(names: list[str], args: argparse.Namespace) -> Iterator[_Asked]:
             yield _Asked(name, divide(whole, extent.learning_frames, args.mode == "mono"), True, "rendered")
         else:
             whole = _open(Path(given), options)
-            yield _Asked(name, divide(whole, None, args.mode == "mono"), False, {"identity": identify(whole), **_told(options)})
+            yield _Asked(
+                name, divide(whole, None, args.mode == "mono"), False, {"identity": identify(whole), **_told(options)}
+            )
 
 
 def _open(path: Path, options: SourceOptions) -> Source:
@@ -232,19 +288,39 @@ def _keep(args: argparse.Namespace, **more: Any) -> Callable[..., dict[str, Any]
     folder = args.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
 
-    def keep(source: str, regime: str, variant: str, config: Any, work: Callable[[Path], dict[str, Any]], **own: Any) -> dict[str, Any]:
+    def keep(
+        source: str, regime: str, variant: str, config: Any, work: Callable[[Path], dict[str, Any]], **own: Any
+    ) -> dict[str, Any]:
         stem = "_".join([source, regime.replace("-", "any"), variant.replace(" ", "-"), str(config.seed)])
         path = folder / f"{stem}.json"
         passes = args.passes if regime == "repeated" else 1
-        settings = plain({**describe(config), "pairs": args.pairs, "quick": args.quick, "mode": args.mode, "passes": passes, **more, **own})
+        settings = plain(
+            {
+                **describe(config),
+                "pairs": args.pairs,
+                "quick": args.quick,
+                "mode": args.mode,
+                "passes": passes,
+                **more,
+                **own,
+            }
+        )
         if path.is_file():
             saved = json.loads(path.read_text())
             if saved["settings"] == settings:
                 return saved
             print(f"{path} is of other settings: worked out again", flush=True)
         begin = time.perf_counter()
-        cell = plain({"source": source, "regime": regime, "variant": variant, "seed": config.seed, "settings": settings,
-                      **work(folder / f"{stem}.safetensors")})
+        cell = plain(
+            {
+                "source": source,
+                "regime": regime,
+                "variant": variant,
+                "seed": config.seed,
+                "settings": settings,
+                **work(folder / f"{stem}.safetensors"),
+            }
+        )
         cell["cell_s"] = time.perf_counter() - begin
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(cell, indent=1) + "\n")

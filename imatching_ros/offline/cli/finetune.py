@@ -33,18 +33,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     from ..training.finetuning import Plan
 
-    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="bag file or folder, or a data set's sequence folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="weights, windows, state; an unfinished run in it goes on")
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="bag file or folder, or a data set's sequence folder"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="weights, windows, state; an unfinished run in it goes on",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="steps in all (default: as many as --epochs make)")
-    length.add_argument("--epochs", type=float, default=Plan.epochs, metavar="X", help="times that every window teaches (default %(default)g)")
-    parser.add_argument("--batch", type=int, default=Plan.batch, metavar="N", help="windows of a step, over all processes (default %(default)s)")
-    parser.add_argument("--hold-back", type=float, default=Plan.hold_back, metavar="X",
-                        help="last part of every recording, which judges and does not teach (default %(default)g)")
-    parser.add_argument("--save-every", type=float, default=Plan.save_every_s, metavar="S", help="what a kill may cost (default %(default)g s)")
-    parser.add_argument("--timeout", type=float, default=Plan.timeout_s, metavar="S",
-                        help="several processes: one that is silent for so long is given up (default %(default)g s)")
-    parser.add_argument("--require-better", action="store_true", help=f"exit code {NOT_BETTER} unless the weights are shown to be better")
+    length.add_argument(
+        "--epochs",
+        type=float,
+        default=Plan.epochs,
+        metavar="X",
+        help="times that every window teaches (default %(default)g)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=Plan.batch,
+        metavar="N",
+        help="windows of a step, over all processes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--hold-back",
+        type=float,
+        default=Plan.hold_back,
+        metavar="X",
+        help="last part of every recording, which judges and does not teach (default %(default)g)",
+    )
+    parser.add_argument(
+        "--save-every",
+        type=float,
+        default=Plan.save_every_s,
+        metavar="S",
+        help="what a kill may cost (default %(default)g s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=Plan.timeout_s,
+        metavar="S",
+        help="several processes: one that is silent for so long is given up (default %(default)g s)",
+    )
+    parser.add_argument(
+        "--require-better",
+        action="store_true",
+        help=f"exit code {NOT_BETTER} unless the weights are shown to be better",
+    )
     parser.add_argument("--json", action="store_true", help="print result.json instead of the text")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_config_options(parser, learning=False)
@@ -73,23 +113,41 @@ def run(args: argparse.Namespace) -> int:
 def summary(result: dict[str, Any], out: Path) -> str:
     """What a person wants to know."""
     if result["interrupted"]:
-        at = "while collecting windows; complete recordings are kept" if result["stage"] == "collecting" else \
-            f"after {result['steps']} of {result['steps_wanted']} steps; the weights so far are in {out / result['weights']}, not judged"
+        at = (
+            "while collecting windows; complete recordings are kept"
+            if result["stage"] == "collecting"
+            else f"after {result['steps']} of {result['steps_wanted']} steps; the weights so far are in {out / result['weights']}, not judged"
+        )
         return f"interrupted {at}. The same command goes on."
     verdict, windows = result["verdict"], result["windows"]
-    lines = [f"{s['name']:<24} {s['frames']} frames, {s['windows']} windows" + _refused(s["refused"]) for s in result["sources"]]
-    lines.append(f"{'learned':<24} {result['steps']} steps, {result['updates']} of them moved the weights, on {windows['taught']} windows"
-                 + _refused(result["refused_in_steps"]))
+    lines = [
+        f"{s['name']:<24} {s['frames']} frames, {s['windows']} windows" + _refused(s["refused"])
+        for s in result["sources"]
+    ]
+    lines.append(
+        f"{'learned':<24} {result['steps']} steps, {result['updates']} of them moved the weights, on {windows['taught']} windows"
+        + _refused(result["refused_in_steps"])
+    )
     if windows["judged"]:
         lines.append(f"{'judged':<24} on {windows['judged']} windows that taught nothing, before -> after:")
-        lines += [f"  {name:<22} {_number(before)} -> {_number(after)}" for name, (before, after) in result["checks"].items()]
-        lines += [f"  held_out_px in {name}: {_number(before)} -> {_number(after)} ({count} windows)"
-                  for name, (before, after, count) in result["by_source"].items()]
-    lines.append(f"{'BETTER' if result['better'] else 'NOT BETTER'}: {verdict['outcome'].replace('_', ' ')}, {verdict['reason']}")
+        lines += [
+            f"  {name:<22} {_number(before)} -> {_number(after)}" for name, (before, after) in result["checks"].items()
+        ]
+        lines += [
+            f"  held_out_px in {name}: {_number(before)} -> {_number(after)} ({count} windows)"
+            for name, (before, after, count) in result["by_source"].items()
+        ]
+    lines.append(
+        f"{'BETTER' if result['better'] else 'NOT BETTER'}: {verdict['outcome'].replace('_', ' ')}, {verdict['reason']}"
+    )
     if result.get("already_finished"):
-        lines.append(f"This was finished before, with {result['steps']} steps; nothing was done. Give more --steps to go on.")
-    lines.append(f"weights: {out / result['weights']} ({result['hash']})" + ("" if result["better"] else
-                 "; they are not shown to be better than those they began with: keep these"))
+        lines.append(
+            f"This was finished before, with {result['steps']} steps; nothing was done. Give more --steps to go on."
+        )
+    lines.append(
+        f"weights: {out / result['weights']} ({result['hash']})"
+        + ("" if result["better"] else "; they are not shown to be better than those they began with: keep these")
+    )
     return "\n".join(lines)
 
 

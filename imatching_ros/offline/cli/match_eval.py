@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gap", default="1,5,10", metavar="N,N", help="frames between the images of a pair (default: %(default)s)"
     )
     parser.add_argument(
-        "--pairs", type=int, default=60, metavar="N", help="at most so many per gap, evenly spread (default: %(default)s)"
+        "--pairs",
+        type=int,
+        default=60,
+        metavar="N",
+        help="at most so many per gap, evenly spread (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, table.md and images")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -60,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     except ValueError:
         gaps = []
     if not gaps or gaps[0] < 1 or args.pairs < 1:
-        raise ConfigError(f"--gap {args.gap} --pairs {args.pairs}: expected whole numbers of at least 1, such as --gap 1,5,10")
+        raise ConfigError(
+            f"--gap {args.gap} --pairs {args.pairs}: expected whole numbers of at least 1, such as --gap 1,5,10"
+        )
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     contestants_of = [(name, make_contestant) for name in args.matcher or DEFAULT]
@@ -70,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
         source = open_source(path, source_options(args))
         contestants = [make(name, args.device) for name, make in contestants_of]
         total = count_pairs(source, gaps, args.pairs)
-        with Progress(f"match-eval {source.name}", total, "pairs", open(os.devnull, "w") if args.quiet else None) as progress:
+        with Progress(
+            f"match-eval {source.name}", total, "pairs", open(os.devnull, "w") if args.quiet else None
+        ) as progress:
             try:
                 results += evaluate(contestants, source, gaps, args.pairs, args.seed, not args.no_pose, progress.update)
             except KeyboardInterrupt:
@@ -99,9 +107,11 @@ def make_contestant(text: str, device: str = "cpu") -> Any:
     from ...matching import create_matcher
 
     name, _, weights = text.partition(":")
-    kind, base = {"klt-chained": (Chained, "klt"), "sift-own": (OwnKeypoints, "sift"), "sift-corners": (SiftCorners, "sift")}.get(
-        name, (Contestant, name)
-    )
+    kind, base = {
+        "klt-chained": (Chained, "klt"),
+        "sift-own": (OwnKeypoints, "sift"),
+        "sift-corners": (SiftCorners, "sift"),
+    }.get(name, (Contestant, name))
     matcher = create_matcher(MatcherConfig(name=base, weights=weights or "default", device=device))
     return kind(text, matcher, QUERIES) if kind is OwnKeypoints else kind(text, matcher)
 
@@ -131,7 +141,9 @@ def table(results: list[dict[str, Any]]) -> str:
     )
     rows = []
     by_pair = [(r["source"], gap, r["matcher"], v) for r in results for gap, v in r["gaps"].items()]
-    for source, gap, name, v in sorted(by_pair, key=lambda row: ([r["source"] for r in results].index(row[0]), int(row[1]))):
+    for source, gap, name, v in sorted(
+        by_pair, key=lambda row: ([r["source"] for r in results].index(row[0]), int(row[1]))
+    ):
         distance = v["sampson_px"] or (v["self_consistency"] or {}).get("held_out_sampson_px")
         label = "" if v["sampson_px"] or not distance else " (own geometry)"
         rows.append(
@@ -141,7 +153,9 @@ def table(results: list[dict[str, Any]]) -> str:
                 name,
                 _join(v["mma"], ".3f"),
                 _join(v["correct_per_pair"], ".0f", only="3"),
-                f"{distance['median']:.2f} {distance['within_1']:.2f} {distance['within_3']:.2f}{label}" if distance else "-",
+                f"{distance['median']:.2f} {distance['within_1']:.2f} {distance['within_3']:.2f}{label}"
+                if distance
+                else "-",
                 _join(v["pose_auc"], ".3f"),
                 "-" if v["coverage"] is None else f"{v['coverage']:.2f}",
                 f"{v['sigma']['within_1']:.2f} {v['sigma']['within_2']:.2f}" if v["sigma"] else "-",

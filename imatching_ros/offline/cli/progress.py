@@ -12,7 +12,9 @@ _WIDTH = 28
 class Progress:
     """Counts steps towards `total` (None: unknown). Used as a context manager; redraws at most ten times a second."""
 
-    def __init__(self, label: str, total: int | None, unit: str = "frames", stream: TextIO | None = None, first: int = 0) -> None:
+    def __init__(
+        self, label: str, total: int | None, unit: str = "frames", stream: TextIO | None = None, first: int = 0
+    ) -> None:
         """`first`: steps that an earlier run had done; they say nothing of the rate."""
         self.label, self.total, self.unit = label, total, unit
         self._stream = sys.stderr if stream is None else stream

@@ -47,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_options(parser)
     group = parser.add_argument_group("external odometry")
     group.add_argument(
-        "--odometry", type=Path, metavar="FILE", help="poses of the camera, in metres: TUM format. Predicts the motion between "
-        "images and gives one camera its scale, unless --set external_odometry.use=... says which"
+        "--odometry",
+        type=Path,
+        metavar="FILE",
+        help="poses of the camera, in metres: TUM format. Predicts the motion between "
+        "images and gives one camera its scale, unless --set external_odometry.use=... says which",
     )
     group.add_argument("--odometry-topic", metavar="TOPIC", help="the same from the bag: Odometry, PoseStamped or TF")
 
@@ -103,7 +106,9 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
         config = config.with_values({"external_odometry.use": "both"})
     # What cannot be used is found out while an earlier run in this folder is still whole.
     if out.resolve() == path.resolve():
-        raise ConfigError(f"--out {out} is the recording itself, whose files the results would overwrite; give another folder")
+        raise ConfigError(
+            f"--out {out} is the recording itself, whose files the results would overwrite; give another folder"
+        )
     Pipeline(config).close()
     config = _put_aside(out / "weights", config)
     writer = RunWriter(out, config)
@@ -122,7 +127,9 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     start = time.perf_counter()
     pipeline = Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights")
     try:
-        with Progress(f"replay {source.name}", source.length, stream=open(os.devnull, "w") if quiet else None) as progress:
+        with Progress(
+            f"replay {source.name}", source.length, stream=open(os.devnull, "w") if quiet else None
+        ) as progress:
             for frame in source:
                 _pass_odometry(pipeline, waiting, frame.stamp_ns)
                 clock = time.perf_counter()
@@ -144,9 +151,13 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
             | {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]},
         )
         if pipeline.learning_status().promotions:
-            pipeline.save_weights(CURRENT)  # those in use at the end, whether or not their probation ended with the recording
+            pipeline.save_weights(
+                CURRENT
+            )  # those in use at the end, whether or not their probation ended with the recording
         if len(source.warnings) > _WARNINGS_SHOWN:
-            print(f"warning: {len(source.warnings) - _WARNINGS_SHOWN} more are in {out / 'events.jsonl'}", file=sys.stderr)
+            print(
+                f"warning: {len(source.warnings) - _WARNINGS_SHOWN} more are in {out / 'events.jsonl'}", file=sys.stderr
+            )
     return metrics
 
 
@@ -169,7 +180,16 @@ def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str
             "steps": learned.step,
             **{
                 name: getattr(learned, name)
-                for name in ("samples", "rejected", "dropped", "promotions", "rollbacks", "probe_before", "probe_after", "busy_s")
+                for name in (
+                    "samples",
+                    "rejected",
+                    "dropped",
+                    "promotions",
+                    "rollbacks",
+                    "probe_before",
+                    "probe_after",
+                    "busy_s",
+                )
             },
         },
         "weights": {
@@ -233,7 +253,11 @@ def summary(metrics: dict[str, Any]) -> str:
         accuracy += f"; self-consistency only: residual {own['median_residual_px']:.2f} px"
         accuracy += f", tracks of {own['mean_track_length_frames']:.1f} frames"
     if ate:
-        share = "" if ate["percent_of_path"] is None else f" ({ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m)"
+        share = (
+            ""
+            if ate["percent_of_path"] is None
+            else f" ({ate['percent_of_path']:.2f} % of {ate['path_length_m']:.1f} m)"
+        )
         accuracy = f"{ate['rmse']:.4f} m{share}, {ate['alignment']}, scale {ate['scale']:.4g}"
     tracked = 100 * m["tracked_share_after_initialization"]
     times = " / ".join(f"{latency[k] or 0:.1f}" for k in ("p50", "p95", "p99", "max"))
@@ -241,7 +265,9 @@ def summary(metrics: dict[str, Any]) -> str:
     rows = {
         "frames": f"{m['frames']}, tracked {m['tracked_frames']}, lost {m['lost_frames']}, keyframes {m['keyframes']}",
         "initialised": f"at frame {m['initialized_at_frame']}, then {tracked:.1f} % tracked",
-        "scale": m["scale"] if m["metric"] or m["scale"].startswith("unknown") else f"{m['scale']}, but not from the first pose on",
+        "scale": m["scale"]
+        if m["metric"] or m["scale"].startswith("unknown")
+        else f"{m['scale']}, but not from the first pose on",
         "ATE": accuracy,
         "latency": f"{times} ms (p50/p95/p99/max, image to pose)",
         "learning": f"{learning['mode']}: {learning['steps']} steps, {changes}",

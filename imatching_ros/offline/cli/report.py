@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: DIR/report.html)")
     parser.add_argument(
-        "--pairs", type=int, default=24, help="pairs on which frozen and adapted weights are scored (default: %(default)s)"
+        "--pairs",
+        type=int,
+        default=24,
+        help="pairs on which frozen and adapted weights are scored (default: %(default)s)",
     )
     parser.add_argument("--no-matches", action="store_true", help="leave out what needs the recording's images")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -62,7 +65,16 @@ def add_matches(folder: Path, path: Path | None, options, pairs: int = 24, quiet
     config = Config.from_dict({k: kept[k] for k in ("matcher", "seed") if k in kept})
     adapted = folder / "weights" / "current.safetensors"
     gaps = (1, 5)
-    with Progress("matches", count_pairs(source, gaps, pairs), "pairs", open(os.devnull, "w") if quiet else None) as progress:
+    with Progress(
+        "matches", count_pairs(source, gaps, pairs), "pairs", open(os.devnull, "w") if quiet else None
+    ) as progress:
         compare_frozen_adapted(
-            folder, source, config.matcher, adapted if adapted.is_file() else None, gaps, pairs, config.seed, on_progress=progress.update
+            folder,
+            source,
+            config.matcher,
+            adapted if adapted.is_file() else None,
+            gaps,
+            pairs,
+            config.seed,
+            on_progress=progress.update,
         )

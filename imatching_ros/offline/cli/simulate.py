@@ -20,7 +20,9 @@ _DEFAULTS = {f.name: f.default for f in fields(SimulatedSequence)}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `simulate`."""
-    parser.add_argument("out", help="what to write: NAME.mcap (one file), a rosbag2 folder, or a folder for --format tum")
+    parser.add_argument(
+        "out", help="what to write: NAME.mcap (one file), a rosbag2 folder, or a folder for --format tum"
+    )
     parser.add_argument("--format", choices=FORMATS, default="mcap")
     for name, choices, text in (
         ("kind", KINDS, "kind of scene"),
@@ -28,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("motion", MOTIONS, "how the camera moves"),
         ("device", ("cpu", "cuda"), "where to render"),
     ):
-        parser.add_argument(f"--{name}", choices=choices, default=_DEFAULTS[name], help=f"{text} (default {_DEFAULTS[name]})")
+        parser.add_argument(
+            f"--{name}", choices=choices, default=_DEFAULTS[name], help=f"{text} (default {_DEFAULTS[name]})"
+        )
     for name, kind, text in (
         ("frames", int, "number of frames"),
         ("seed", int, "seed of scene, path and effects"),
@@ -46,16 +50,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=cores, metavar="N", help=f"frames rendered at the same time (default {cores})"
     )
     parser.add_argument("--path-seed", type=int, metavar="N", help="another path through the same scene")
-    parser.add_argument("--speed", type=float, metavar="M_PER_S", dest="speed_mps", help="mean speed (default: by kind)")
+    parser.add_argument(
+        "--speed", type=float, metavar="M_PER_S", dest="speed_mps", help="mean speed (default: by kind)"
+    )
     walls = parser.add_mutually_exclusive_group()
     walls.add_argument(
-        "--low-texture", action="store_true", default=None, dest="low_texture", help="nearly white walls (room, corridor)"
+        "--low-texture",
+        action="store_true",
+        default=None,
+        dest="low_texture",
+        help="nearly white walls (room, corridor)",
     )
     walls.add_argument(
-        "--rich-texture", action="store_false", default=None, dest="low_texture", help="patterned walls (room, corridor)"
+        "--rich-texture",
+        action="store_false",
+        default=None,
+        dest="low_texture",
+        help="patterned walls (room, corridor)",
     )
     parser.add_argument(
-        "--depth", choices=DEPTHS, default="16UC1", help="depth images of a bag: millimetres, metres, or none (default 16UC1)"
+        "--depth",
+        choices=DEPTHS,
+        default="16UC1",
+        help="depth images of a bag: millimetres, metres, or none (default 16UC1)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT")
 

@@ -10,13 +10,26 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--matcher", default="expectation", choices=("expectation", "regression"))
-    parser.add_argument("--out", type=Path, required=True, help="directory of checkpoint, log and finished weights; resumes if it has a checkpoint")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="directory of checkpoint, log and finished weights; resumes if it has a checkpoint",
+    )
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps in all (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=6, help="pairs per step (default: %(default)s, for 2 CPU cores)")
     parser.add_argument("--size", default="320x240", help="WIDTHxHEIGHT of the training images (default: %(default)s)")
-    parser.add_argument("--photographs", type=Path, action="append", default=[], metavar="DIR",
-                        help="further photographs, besides those of scikit-image and scikit-learn; may be repeated")
-    parser.add_argument("--init", default="", metavar="FILE", help="weights to go on from (also the other family's: its backbone)")
+    parser.add_argument(
+        "--photographs",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="further photographs, besides those of scikit-image and scikit-learn; may be repeated",
+    )
+    parser.add_argument(
+        "--init", default="", metavar="FILE", help="weights to go on from (also the other family's: its backbone)"
+    )
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="largest step size (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
@@ -33,9 +46,21 @@ def run(args: argparse.Namespace) -> int:
     from ..training.trainer import Trainer, TrainingPlan
 
     width, height = (int(x) for x in args.size.split("x"))
-    plan = TrainingPlan(args.matcher, args.steps, args.batch, height, width, learning_rate=args.learning_rate, seed=args.seed, init=args.init)
+    plan = TrainingPlan(
+        args.matcher,
+        args.steps,
+        args.batch,
+        height,
+        width,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        init=args.init,
+    )
     photographs, names = load_photographs(args.photographs)
-    print(f"training '{args.matcher}' for {args.steps} steps of {args.batch} pairs, {len(photographs)} photographs", flush=True)
+    print(
+        f"training '{args.matcher}' for {args.steps} steps of {args.batch} pairs, {len(photographs)} photographs",
+        flush=True,
+    )
     trainer = Trainer(plan, photographs, args.out, torch.device(args.device))
     if trainer.step:
         print(f"resuming at step {trainer.step} from {trainer.checkpoint}")
@@ -50,8 +75,12 @@ def run(args: argparse.Namespace) -> int:
             mean[key] = value if key not in mean else 0.9 * mean[key] + 0.1 * value
         with open(args.out / "log.jsonl", "a") as log:
             log.write(json.dumps({"step": step, "seconds": round(elapsed, 1), **parts}) + "\n")
-        print(f"\r{step}/{args.steps}  {rate:.1f} steps/s  {(args.steps - step) / rate / 60:.0f} min left  "
-              + "  ".join(f"{k} {v:.3f}" for k, v in mean.items()), end="" if sys.stdout.isatty() else "\n", flush=True)
+        print(
+            f"\r{step}/{args.steps}  {rate:.1f} steps/s  {(args.steps - step) / rate / 60:.0f} min left  "
+            + "  ".join(f"{k} {v:.3f}" for k, v in mean.items()),
+            end="" if sys.stdout.isatty() else "\n",
+            flush=True,
+        )
         if args.max_minutes is not None and elapsed > 60 * args.max_minutes:
             raise TimeoutError
 
@@ -62,8 +91,14 @@ def run(args: argparse.Namespace) -> int:
     matcher = trainer.finished()
     from dataclasses import asdict
 
-    provenance = {"kind": "offline training", "plan": {**asdict(plan), "init": Path(args.init).name}, "steps_taken": trainer.step, "photographs": names,
-                  "torch": torch.__version__, "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu"}
+    provenance = {
+        "kind": "offline training",
+        "plan": {**asdict(plan), "init": Path(args.init).name},
+        "steps_taken": trainer.step,
+        "photographs": names,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+    }
     path = args.out / f"{args.matcher}.safetensors"
     header = write_weights(path, args.matcher, matcher.state_dict(), 1, provenance)
     print(f"\nwrote {path} (hash {header.hash}, {path.stat().st_size / 1e6:.1f} MB)")

@@ -32,11 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verb.add_argument("second")
     verb.add_argument("--json", action="store_true")
     verb = verbs.add_parser(
-        "export", help="a checked copy (.safetensors) or the matcher as one ONNX network (needs onnx, onnxscript, onnxruntime)"
+        "export",
+        help="a checked copy (.safetensors) or the matcher as one ONNX network (needs onnx, onnxscript, onnxruntime)",
     )
     verb.add_argument("file")
     verb.add_argument("out", type=Path)
-    verb.add_argument("--size", default="640x480", metavar="WxH", help="image size of the ONNX network (default: %(default)s)")
+    verb.add_argument(
+        "--size", default="640x480", metavar="WxH", help="image size of the ONNX network (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,7 +110,11 @@ def _list(args: argparse.Namespace) -> int:
         if "matcher" not in e:
             print(f"{e['file']}: {e['damage']}")
             continue
-        scores = {k: v for k, v in e["provenance"].items() if k in ("kind", "steps", "verdict", "probe_before_px", "probe_after_px", "seed")}
+        scores = {
+            k: v
+            for k, v in e["provenance"].items()
+            if k in ("kind", "steps", "verdict", "probe_before_px", "probe_after_px", "seed")
+        }
         told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
         size = f"{e['bytes'] / 1e6:.2f} MB{'' if e['sound'] else ', DAMAGED'}"
         print(f"{e['file']}: {e['matcher']} version {e['version']}, {e['hash']}, {size}  {told}".rstrip())
@@ -145,7 +152,9 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
         "hashes": [header_a.hash, header_b.hash],
         "identical": header_a.hash == header_b.hash,
         "relative_change": total,
-        "tensors": {k: change[k] / max(size[k], 1e-12) for k in sorted(a, key=lambda k: -change[k] / max(size[k], 1e-12))},
+        "tensors": {
+            k: change[k] / max(size[k], 1e-12) for k in sorted(a, key=lambda k: -change[k] / max(size[k], 1e-12))
+        },
     }
 
 
@@ -172,8 +181,12 @@ def _export(args: argparse.Namespace) -> int:
     path = find(args.file)
     header, state = read_weights(path)
     if args.out.suffix == ".safetensors":
-        write_weights(args.out, header.matcher, state, header.version, {**header.provenance, "exported_from": path.name})
-        print(f"{args.out}: {header.matcher} version {header.version}, {header.hash}; load it with --weights {args.out}")
+        write_weights(
+            args.out, header.matcher, state, header.version, {**header.provenance, "exported_from": path.name}
+        )
+        print(
+            f"{args.out}: {header.matcher} version {header.version}, {header.hash}; load it with --weights {args.out}"
+        )
         return 0
     if args.out.suffix != ".onnx":
         raise WeightsError(f"{args.out} ends in '{args.out.suffix}', expected .safetensors or .onnx")

@@ -127,7 +127,9 @@ def _ate(run: Run, narrow: bool) -> Figure | None:
     seconds = run.seconds(run.score.estimate.stamps_ns)
     axes.fill_between(seconds, run.score.error_m, color=BLUE, alpha=0.18, linewidth=0)
     axes.plot(seconds, run.score.error_m, color=BLUE)
-    axes.axhline(run.score.ate["rmse"], color=ORANGE, linestyle="--", linewidth=1.2, label=f"rmse {run.score.ate['rmse']:.4g} m")
+    axes.axhline(
+        run.score.ate["rmse"], color=ORANGE, linestyle="--", linewidth=1.2, label=f"rmse {run.score.ate['rmse']:.4g} m"
+    )
     axes.set(xlabel="time [s]", ylabel="position error [m]", ylim=(0, None))
     axes.legend(fontsize=8.5)
     return figure
@@ -164,7 +166,12 @@ def _learning(run: Run, narrow: bool) -> Figure | None:
         values = [(e["stamp_ns"], e[key]) for e in trials if e.get(key) is not None]
         if values:
             bottom.plot(
-                run.seconds([v[0] for v in values]), [v[1] for v in values], "o-", color=colour, markersize=4, label=label
+                run.seconds([v[0] for v in values]),
+                [v[1] for v in values],
+                "o-",
+                color=colour,
+                markersize=4,
+                label=label,
             )
     bottom.set(xlabel="time [s]", ylabel="held-out residual [px]", title="trials on later windows")
     for kind, colour, name in (("promotion", GREEN, "promoted"), ("rollback", RED, "rolled back")):
@@ -233,7 +240,9 @@ def _tracking(run: Run, narrow: bool) -> Figure | None:
     for state, colour in (("lost", RED), ("degraded", ORANGE), ("initializing", GREY)):
         at = seconds[run.frames["state"] == state]
         for k, s in enumerate(at):
-            axes.axvspan(s - step / 2, s + step / 2, color=colour, alpha=0.25, linewidth=0, label=state if k == 0 else None)
+            axes.axvspan(
+                s - step / 2, s + step / 2, color=colour, alpha=0.25, linewidth=0, label=state if k == 0 else None
+            )
     axes.set(xlabel="time [s]", ylabel="points", ylim=(0, None))
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8.5, ncols=3 if narrow else 5, loc="outside upper center")
     return figure

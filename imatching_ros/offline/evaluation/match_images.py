@@ -20,7 +20,9 @@ from .pairs import PairTruth, find_truth, sample_queries
 _GOOD, _FAIR, _BAD, _UNKNOWN = (178, 114, 0), (66, 228, 240), (0, 94, 213), (170, 170, 170)
 
 
-def draw_matches(i: Frame, j: Frame, uv_i: Tensor, uv_j: Tensor, error_px: Tensor, title: str, most: int = 150) -> np.ndarray:
+def draw_matches(
+    i: Frame, j: Frame, uv_i: Tensor, uv_j: Tensor, error_px: Tensor, title: str, most: int = 150
+) -> np.ndarray:
     """Both images above each other, a line per match: blue within 1 px, yellow within 3, vermilion beyond, grey unknown (NaN).
 
     Args:
@@ -48,7 +50,9 @@ def draw_matches(i: Frame, j: Frame, uv_i: Tensor, uv_j: Tensor, error_px: Tenso
 # What each matcher finds on one pair of a recording, as images.
 
 
-def write_match_images(folder: Path, contestants: Sequence[Contestant], source: Source, gaps: Sequence[int]) -> list[Path]:
+def write_match_images(
+    folder: Path, contestants: Sequence[Contestant], source: Source, gaps: Sequence[int]
+) -> list[Path]:
     """Draws every contestant on the middle pair of each gap; returns the files."""
     files = []
     names = _file_names([contestant.name for contestant in contestants])
@@ -62,9 +66,7 @@ def write_match_images(folder: Path, contestants: Sequence[Contestant], source: 
             used = answer.score >= MIN_SCORE
             known = used & error.isfinite()
             within = float((error[known] <= 3).float().mean()) if known.any() else float("nan")
-            title = (
-                f"{contestant.name}, gap {len(frames) - 1}: {int(used.sum())} matches, {100 * within:.0f} % within 3 px ({kind})"
-            )
+            title = f"{contestant.name}, gap {len(frames) - 1}: {int(used.sum())} matches, {100 * within:.0f} % within 3 px ({kind})"
             image = draw_matches(frames[0], frames[-1], answer.uv_i[used], answer.uv_j[used], error[used], title)
             files.append(folder / f"gap{len(frames) - 1:02d}_{name}.jpg")
             cv2.imwrite(str(files[-1]), image, [cv2.IMWRITE_JPEG_QUALITY, 85])

@@ -47,7 +47,12 @@ class _Tally:
 
 
 def evaluate_matcher(
-    matcher: Matcher, source: Source, gaps: Sequence[int] = (1, 5, 10), max_pairs: int = 100, seed: int = 0, pose: bool = True
+    matcher: Matcher,
+    source: Source,
+    gaps: Sequence[int] = (1, 5, 10),
+    max_pairs: int = 100,
+    seed: int = 0,
+    pose: bool = True,
 ) -> dict[str, Any]:
     """Scores one matcher, queried directly; the same pairs and queries for every matcher. See `evaluate`."""
     return evaluate([Contestant(matcher.name, matcher)], source, gaps, max_pairs, seed, pose)[0]
@@ -174,7 +179,9 @@ def _score(
         tally.translation_scored += seen
         better = used & (answer.score >= answer.score[used].median()) if used.any() else used
         for name, chosen in (("all", used), ("better half", better)):
-            error_deg = pose_error_deg(i.camera, j.camera, answer.uv_i[chosen], answer.uv_j[chosen], truth.T_ij, seen, seed)
+            error_deg = pose_error_deg(
+                i.camera, j.camera, answer.uv_i[chosen], answer.uv_j[chosen], truth.T_ij, seen, seed
+            )
             tally.pose_deg[name].append(error_deg)
 
 
@@ -209,7 +216,9 @@ def _summarise(tally: _Tally, contestant: Contestant, rng: np.random.Generator) 
         "coverage": _mean(tally.coverage),
     }
     keys = [str(px) for px in MMA_PX]
-    result["mma"] = result["mma_interval"] = result["correct_per_pair"] = result["precision_3px"] = result["sigma"] = None
+    result["mma"] = result["mma_interval"] = result["correct_per_pair"] = result["precision_3px"] = result["sigma"] = (
+        None
+    )
     if tally.mma:
         mma = np.array(tally.mma)
         low, high = _bootstrap(mma, lambda rows: rows.mean(0), rng)

@@ -64,7 +64,9 @@ def find_truth(i: Frame, j: Frame, T_WC_i: Tensor | None, T_WC_j: Tensor | None,
     there, _ = sample_depth(j.depth, torch.where(inside[:, None], uv_j, 0.0))
     visible = inside & (there > 0) & ((there / points_j[:, 2] - 1).abs() < _DEPTH_TOLERANCE)
     known_depth = i.depth[i.depth > 0]
-    return PairTruth(T_ij, uv_j, visible, baseline / max(float(known_depth.median()), 1e-9) if len(known_depth) else 0.0, True)
+    return PairTruth(
+        T_ij, uv_j, visible, baseline / max(float(known_depth.median()), 1e-9) if len(known_depth) else 0.0, True
+    )
 
 
 def sample_depth(depth: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:

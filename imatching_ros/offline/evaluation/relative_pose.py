@@ -42,7 +42,9 @@ def essential(
     focal = (camera_i.fx + camera_i.fy + camera_j.fx + camera_j.fy) / 4
     cv2.setRNGSeed(seed)
     try:
-        E, mask = cv2.findEssentialMat(xy_i[known], xy_j[known], np.eye(3), cv2.USAC_MAGSAC, 0.9999, _THRESHOLD_PX / focal)
+        E, mask = cv2.findEssentialMat(
+            xy_i[known], xy_j[known], np.eye(3), cv2.USAC_MAGSAC, 0.9999, _THRESHOLD_PX / focal
+        )
     except cv2.error:  # OpenCV raises on degenerate sets instead of returning nothing
         return None
     if E is None or E.shape != (3, 3):
@@ -72,7 +74,9 @@ def pose_error_deg(
     _, R, t, _ = cv2.recoverPose(E, xy_i, xy_j, np.eye(3))
     T_ji = geometry.to_matrix(geometry.inverse(T_ij)).numpy()
     relative = R @ T_ji[:3, :3].T
-    rotation = np.degrees(np.arctan2(np.linalg.norm(relative - relative.T) / (2 * np.sqrt(2)), (np.trace(relative) - 1) / 2))
+    rotation = np.degrees(
+        np.arctan2(np.linalg.norm(relative - relative.T) / (2 * np.sqrt(2)), (np.trace(relative) - 1) / 2)
+    )
     if not score_translation:
         return float(rotation)
     translation = float(torch.rad2deg(geometry.angle(torch.from_numpy(t[:, 0]), torch.from_numpy(T_ji[:3, 3]))))

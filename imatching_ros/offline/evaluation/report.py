@@ -135,7 +135,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         tiles.append(("ATE", f"{ate['rmse']:.3g} m", f"{percent}; {ate['alignment']}, scale {ate['scale']:.3g}"))
         frame = (m.get("rpe") or {}).get("frame")
         if frame:
-            tiles.append(("RPE per frame", f"{100 * frame['trans_rmse_m']:.2g} cm", f"{frame['rot_rmse_deg']:.3f} degrees"))
+            tiles.append(
+                ("RPE per frame", f"{100 * frame['trans_rmse_m']:.2g} cm", f"{frame['rot_rmse_deg']:.3f} degrees")
+            )
     else:
         tiles.append(("ATE", "none", str(m.get("no_truth_because", "no truth"))))
     if latency.get("p95") is not None:
@@ -162,7 +164,11 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _where(run: Run) -> str:
-    return "Learning never saw these images." if (run.matches or {}).get("unseen") else "On the recording that learning saw."
+    return (
+        "Learning never saw these images."
+        if (run.matches or {}).get("unseen")
+        else "On the recording that learning saw."
+    )
 
 
 def _gain(run: Run) -> tuple[str, str, str] | None:
@@ -244,7 +250,11 @@ def _weights(run: Run) -> str:
         ]
         for e in run.events_of("promotion", "rollback")
     ]
-    table = _table(["time [s]", "what", "version", "hash", "before [px]", "after [px]", "why"], promotions) if promotions else ""
+    table = (
+        _table(["time [s]", "what", "version", "hash", "before [px]", "after [px]", "why"], promotions)
+        if promotions
+        else ""
+    )
     return _section("Weights and learning", "", _pairs(rows) + table)
 
 
@@ -256,7 +266,10 @@ def _details(run: Run) -> str:
     parts = [("Recording", _pairs({**source, **camera})), ("Versions", _pairs(m.get("versions") or {}))]
     if warnings:
         parts.append(
-            (f"Warnings ({len(warnings)})", "<ul>" + "".join(f"<li>{html.escape(w)}</li>" for w in warnings[:100]) + "</ul>")
+            (
+                f"Warnings ({len(warnings)})",
+                "<ul>" + "".join(f"<li>{html.escape(w)}</li>" for w in warnings[:100]) + "</ul>",
+            )
         )
     if run.config:
         parts.append(("Settings", f"<pre>{html.escape(run.config)}</pre>"))
@@ -276,13 +289,13 @@ def _section(title: str, caption: str, body: str, raw: bool = False) -> str:
 
 
 def _tile(label: str, value: str, note: str) -> str:
-    return (
-        f'<div class="tile"><span>{html.escape(label)}</span><b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>'
-    )
+    return f'<div class="tile"><span>{html.escape(label)}</span><b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>'
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(_number(v))}</td></tr>" for k, v in values.items())
+    rows = "".join(
+        f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(_number(v))}</td></tr>" for k, v in values.items()
+    )
     return f'<div class="scroll"><table>{rows}</table></div>'
 
 

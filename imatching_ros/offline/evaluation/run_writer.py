@@ -125,7 +125,9 @@ class RunWriter:
         """The poses so far, as published."""
         return Trajectory(np.array(self._stamps, np.int64), np.array(self._poses, float).reshape(-1, 7))
 
-    def finish(self, truth: Trajectory | None, keyframes: list[tuple[int, Any]], more: dict[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, truth: Trajectory | None, keyframes: list[tuple[int, Any]], more: dict[str, Any]
+    ) -> dict[str, Any]:
         """Writes keyframes.txt, groundtruth.txt and metrics.json, and returns the metrics.
 
         Args:
@@ -171,7 +173,9 @@ class RunWriter:
         return float(RESIDUAL_EDGES_PX[np.searchsorted(self._histogram.cumsum(), total / 2)] + RESIDUAL_EDGES_PX[1] / 2)
 
     def _counts(self) -> dict[str, Any]:
-        first = next((k for k, s in enumerate(self._states) if s in (TrackingState.TRACKING, TrackingState.DEGRADED)), None)
+        first = next(
+            (k for k, s in enumerate(self._states) if s in (TrackingState.TRACKING, TrackingState.DEGRADED)), None
+        )
         after = len(self._states) - first if first is not None else 0
         spent_s = sum(self._processing_ms) / 1e3
         return {
@@ -213,4 +217,9 @@ def _remove_earlier(folder: Path) -> None:
 
 def _percentiles(values: list[float]) -> dict[str, float]:
     array = np.array(values or [math.nan])
-    return {"p50": np.percentile(array, 50), "p95": np.percentile(array, 95), "p99": np.percentile(array, 99), "max": array.max()}
+    return {
+        "p50": np.percentile(array, 50),
+        "p95": np.percentile(array, 95),
+        "p99": np.percentile(array, 99),
+        "max": array.max(),
+    }

@@ -51,7 +51,9 @@ def score_trajectory(estimate: Trajectory, truth: Trajectory, metric: bool) -> T
         return f"{reference.num_poses} poses have a true one within {ASSOCIATION_S} s, {_LEAST_POSES} are needed"
     try:
         _, _, scale = aligned.align(reference, correct_scale=not metric)
-    except GeometryException:  # evo refuses motion along a line, about which the rotation is free; errors do not depend on it
+    except (
+        GeometryException
+    ):  # evo refuses motion along a line, about which the rotation is free; errors do not depend on it
         scale = _align_line(reference, aligned, with_scale=not metric)
         if scale is None:
             return "the camera stands still in the estimate or in the truth, which fixes no scale"
@@ -130,4 +132,6 @@ def _to_evo(trajectory: Trajectory) -> PoseTrajectory3D:
 
 
 def _from_evo(trajectory: PoseTrajectory3D) -> Trajectory:
-    return from_matrices(np.round(np.asarray(trajectory.timestamps) * 1e9).astype(np.int64), np.array(trajectory.poses_se3))
+    return from_matrices(
+        np.round(np.asarray(trajectory.timestamps) * 1e9).astype(np.int64), np.array(trajectory.poses_se3)
+    )

@@ -22,9 +22,21 @@ class SyntheticWindow:
     outlier: Tensor  # (O,) bool
 
 
-def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: ObservationKind = ObservationKind.MONO,
-                track: float = 4.4, shortest_track: int = 3, noise_px: float = 1.0, outliers: float = 0.0, pose_noise: float = 0.02,
-                point_noise: float = 0.05, motion: str = "sideways", step_m: float = 0.5) -> SyntheticWindow:
+def make_window(
+    keyframes: int,
+    landmarks: int,
+    *,
+    seed: int = 0,
+    kind: ObservationKind = ObservationKind.MONO,
+    track: float = 4.4,
+    shortest_track: int = 3,
+    noise_px: float = 1.0,
+    outliers: float = 0.0,
+    pose_noise: float = 0.02,
+    point_noise: float = 0.05,
+    motion: str = "sideways",
+    step_m: float = 0.5,
+) -> SyntheticWindow:
     """A window of a 640 x 480 camera with f = 500 px.
 
     Args:
@@ -86,5 +98,7 @@ def make_window(keyframes: int, landmarks: int, *, seed: int = 0, kind: Observat
     shake[0] = 0
     start_T = geometry.retract(T, shake)
     away = torch.randn(landmarks, 3, **real) * point_noise * depth[:, None]
-    window = WindowSnapshot(camera, start_T, points + away, kf_idx, pt_idx, obs, torch.full((count,), int(kind)), sigma, fixed)
+    window = WindowSnapshot(
+        camera, start_T, points + away, kf_idx, pt_idx, obs, torch.full((count,), int(kind)), sigma, fixed
+    )
     return SyntheticWindow(window, T, points, outlier)

@@ -33,8 +33,8 @@ def read_bal(path: str | Path) -> WindowSnapshot:
         raise SourceError(f"cannot read the BAL problem {path}: {error}") from None
     rows = numbers[: 4 * count].view(count, 4)
     kf_idx, pt_idx, measured = rows[:, 0].long(), rows[:, 1].long(), rows[:, 2:]
-    cameras = numbers[4 * count: 4 * count + 9 * M].view(M, 9)
-    points = numbers[4 * count + 9 * M:].view(P, 3)
+    cameras = numbers[4 * count : 4 * count + 9 * M].view(M, 9)
+    points = numbers[4 * count + 9 * M :].view(P, 3)
 
     f, k1, k2 = (cameras[kf_idx, i] for i in (6, 7, 8))
     distorted = measured / f[:, None]

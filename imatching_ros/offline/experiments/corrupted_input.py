@@ -43,7 +43,11 @@ def moving_object(frames: list[Frame]) -> list[Frame]:
 def out_of_order(frames: list[Frame]) -> list[Frame]:
     """Images change places within groups of five; the stamps still ascend."""
     generator = torch.Generator().manual_seed(0)
-    order = [k + int(j) for k in range(0, len(frames), 5) for j in torch.randperm(min(5, len(frames) - k), generator=generator)]
+    order = [
+        k + int(j)
+        for k in range(0, len(frames), 5)
+        for j in torch.randperm(min(5, len(frames) - k), generator=generator)
+    ]
     return [replace(frame, image=frames[k].image) for frame, k in zip(frames, order)]
 
 
@@ -64,14 +68,18 @@ def black_frames(frames: list[Frame]) -> list[Frame]:
 
 
 POISONS: dict[str, Callable[[list[Frame]], list[Frame]]] = {
-    "wrong_focal_length": wrong_focal_length, "moving_object": moving_object, "out_of_order": out_of_order,
-    "repeated_texture": repeated_texture, "black_frames": black_frames,
+    "wrong_focal_length": wrong_focal_length,
+    "moving_object": moving_object,
+    "out_of_order": out_of_order,
+    "repeated_texture": repeated_texture,
+    "black_frames": black_frames,
 }
 MOTIONS = {"pure_rotation": CLEAN_ROTATION, "still": CLEAN_STILL}
 
 
-def poison_cells(out: Path, config: Config, quick: bool, pairs: int, keep: Callable[..., dict[str, Any]],
-                 chosen: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def poison_cells(
+    out: Path, config: Config, quick: bool, pairs: int, keep: Callable[..., dict[str, Any]], chosen: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """One cell per poison, guarded and not, besides the frozen weights; all scored on the clean scene's unseen part.
 
     Args:
@@ -101,7 +109,11 @@ def poison_cells(out: Path, config: Config, quick: bool, pairs: int, keep: Calla
                 matcher, told = create_matcher(settings.matcher), {"steps": 0}
             else:
                 matcher, told = learn_in_turn(settings, [frames()])
-            return {"learning": told, "hash": save_weights(weights, matcher, told), **score_weights(matcher, settings, clean, pairs)}
+            return {
+                "learning": told,
+                "hash": save_weights(weights, matcher, told),
+                **score_weights(matcher, settings, clean, pairs),
+            }
 
         return keep(name, "repeated" if variant != "frozen" else "-", variant, settings, work)
 
@@ -113,6 +125,7 @@ def poison_cells(out: Path, config: Config, quick: bool, pairs: int, keep: Calla
         spoil = POISONS.get(name, list)
         for variant in ("guarded", "unguarded"):
             yield cell(name, variant, partial(spoilt, spoil))
+
     def learning_part(name: str, scene: RenderedScene) -> list[Frame]:
         return list(divide(recording(name, scene), extent.learning_frames, True).learning)
 

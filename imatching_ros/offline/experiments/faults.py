@@ -33,22 +33,33 @@ class Recovery:
 def make_faults(at: int) -> list[Fault]:
     """The catalogue, each fault beginning at frame `at`."""
     faults = [Fault(f"{n} dropped", _during(at, n, lambda i, f: None), at + n) for n in (5, 10, 20)]
-    faults.append(Fault("10 black", _during(at, 10, lambda i, f: _painted(f, lambda image: torch.zeros_like(image))), at + 10))
-    faults.append(Fault("10 covered", _during(at, 10, lambda i, f: _painted(f, lambda image: _grain(image, i))), at + 10))
-    faults.append(Fault("exposure x 0.4", _during(at, 10**9, lambda i, f: _painted(f, lambda image: _exposed(image, 0.4))), at))
-    faults.append(Fault("exposure x 1.8", _during(at, 10**9, lambda i, f: _painted(f, lambda image: _exposed(image, 1.8))), at))
+    faults.append(
+        Fault("10 black", _during(at, 10, lambda i, f: _painted(f, lambda image: torch.zeros_like(image))), at + 10)
+    )
+    faults.append(
+        Fault("10 covered", _during(at, 10, lambda i, f: _painted(f, lambda image: _grain(image, i))), at + 10)
+    )
+    faults.append(
+        Fault("exposure x 0.4", _during(at, 10**9, lambda i, f: _painted(f, lambda image: _exposed(image, 0.4))), at)
+    )
+    faults.append(
+        Fault("exposure x 1.8", _during(at, 10**9, lambda i, f: _painted(f, lambda image: _exposed(image, 1.8))), at)
+    )
     faults.append(Fault("kidnapped", _during(at, 40, lambda i, f: None), at + 40))
     return faults
 
 
 def judge(fault: Fault, outputs: list[OdometryOutput | None]) -> Recovery:
     """`outputs` has one entry per frame of the source, None for one that never arrived."""
-    after = [o for o in outputs[fault.end:] if o is not None]
+    after = [o for o in outputs[fault.end :] if o is not None]
     first = next((k for k, o in enumerate(after) if o.T_WC is not None), None)
-    blind = outputs[fault.end - 10:fault.end] if fault.name in ("10 black", "10 covered") else []
+    blind = outputs[fault.end - 10 : fault.end] if fault.name in ("10 black", "10 covered") else []
     return Recovery(
-        fault.name, None if first is None else first + 1, sum(o.T_WC is None for o in after),
-        1 + max((o.map_id for o in after), default=0), sum(o is not None and o.T_WC is not None for o in blind),
+        fault.name,
+        None if first is None else first + 1,
+        sum(o.T_WC is None for o in after),
+        1 + max((o.map_id for o in after), default=0),
+        sum(o is not None and o.T_WC is not None for o in blind),
     )
 
 

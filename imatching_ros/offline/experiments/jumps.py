@@ -39,13 +39,17 @@ def jump_about(source: Source, config: Config, jumps: int) -> dict[str, Any]:
     """
     frames, truth = list(source), source.groundtruth()
     if truth is None or len(frames) < WALK + FARTHEST // 4:
-        raise ConfigError(f"{source.name}: jumps need ground truth and at least {WALK + FARTHEST // 4} frames; it has {len(frames)} frames"
-                          f"{'' if truth is not None else ' and no ground truth'}")
+        raise ConfigError(
+            f"{source.name}: jumps need ground truth and at least {WALK + FARTHEST // 4} frames; it has {len(frames)} frames"
+            f"{'' if truth is not None else ' and no ground truth'}"
+        )
     matrices, known = truth.at(np.array([f.stamp_ns for f in frames]))
     T_true = torch.from_numpy(from_matrices(np.arange(len(frames)), matrices).T_WC)
     rng = np.random.default_rng(config.seed)
     odometry = Odometry(config, create_matcher(config.matcher))
-    counts: Counter[str] = Counter({name: 0 for name in ("right", "wrong", "right_degraded", "wrong_degraded", "lost", "not_started")})
+    counts: Counter[str] = Counter(
+        {name: 0 for name in ("right", "wrong", "right_degraded", "wrong_degraded", "lost", "not_started")}
+    )
     later: Counter[str] = Counter({name: 0 for name in ("ever_wrong", "in_the_end_right")})
     for _ in range(jumps):
         start = int(rng.integers(0, len(frames) - WALK - FARTHEST // 4))
@@ -60,7 +64,9 @@ def jump_about(source: Source, config: Config, jumps: int) -> dict[str, Any]:
     return {"jumps": sum(counts.values()), **counts, **later}
 
 
-def _walk(odometry: Odometry, frames: list[Frame], order: list[int]) -> tuple[list[OdometryOutput], list[OdometryOutput]]:
+def _walk(
+    odometry: Odometry, frames: list[Frame], order: list[int]
+) -> tuple[list[OdometryOutput], list[OdometryOutput]]:
     """What was said of the walk and of the frames after the jump."""
     odometry.reset()
     outputs = []

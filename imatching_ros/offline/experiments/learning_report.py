@@ -33,21 +33,50 @@ def _rows(cells: list[dict[str, Any]]) -> tuple[list[str], Rows]:
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for cell in cells:
         groups[cell["source"], cell["regime"], cell["variant"]].append(cell)
-    head = ["source", "regime", "variant", "seeds", "MMA 1/3/5 gap 1", "MMA 1/3/5 gap 5", "epi<1px", "AUC5/10/20", "ATE m", "RPE m", "tracked",
-            "steps", "prom.", "rollb.", "first s"]
+    head = [
+        "source",
+        "regime",
+        "variant",
+        "seeds",
+        "MMA 1/3/5 gap 1",
+        "MMA 1/3/5 gap 5",
+        "epi<1px",
+        "AUC5/10/20",
+        "ATE m",
+        "RPE m",
+        "tracked",
+        "steps",
+        "prom.",
+        "rollb.",
+        "first s",
+    ]
     own = any(_dig(cell, ("matching", "1", "held_out_px")) for cell in cells)
     head += ["own<1px gap 1/5"] if own else []
     rows = []
     for (source, regime, variant), members in groups.items():
+
         def mean(*keys: str, form: str = ".3f") -> str:
             return _spread([_dig(m, keys) for m in members], form)
 
-        rows.append([source, regime, variant, str(len(members)),
-                     " ".join(mean("matching", "1", "mma", px) for px in "135"), " ".join(mean("matching", "5", "mma", px) for px in "135"),
-                     mean("matching", "1", "sampson_within_1"), " ".join(mean("matching", "5", "pose_auc", d) for d in ("5", "10", "20")),
-                     mean("ate", "rmse"), mean("rpe", "frame", "trans_rmse_m", form=".4f"), mean("tracked", form=".2f"),
-                     mean("learning", "steps", form=".0f"), mean("learning", "promotions", form=".1f"), mean("learning", "rollbacks", form=".1f"),
-                     mean("learning", "first_promotion_s", form=".0f")])
+        rows.append(
+            [
+                source,
+                regime,
+                variant,
+                str(len(members)),
+                " ".join(mean("matching", "1", "mma", px) for px in "135"),
+                " ".join(mean("matching", "5", "mma", px) for px in "135"),
+                mean("matching", "1", "sampson_within_1"),
+                " ".join(mean("matching", "5", "pose_auc", d) for d in ("5", "10", "20")),
+                mean("ate", "rmse"),
+                mean("rpe", "frame", "trans_rmse_m", form=".4f"),
+                mean("tracked", form=".2f"),
+                mean("learning", "steps", form=".0f"),
+                mean("learning", "promotions", form=".1f"),
+                mean("learning", "rollbacks", form=".1f"),
+                mean("learning", "first_promotion_s", form=".0f"),
+            ]
+        )
         if own:
             rows[-1].append(" ".join(mean("matching", gap, "held_out_px", "within_1") for gap in "15"))
     return head, rows
@@ -92,27 +121,45 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
                 rival = _mma(value.get((source, regime, other, seed), {}), "1", gap)
                 if rival is not None:
                     sums[other].append(rival)
-        told = "; ".join(f"{', '.join(dict.fromkeys(sources))} left out, since {reason}" for reason, sources in left_out.items())
+        told = "; ".join(
+            f"{', '.join(dict.fromkeys(sources))} left out, since {reason}" for reason, sources in left_out.items()
+        )
         if not used:
-            lines.append(f"{regime}: no gain can be told; " + (told or "nothing was adapted: add adapted to --variants"))
+            lines.append(
+                f"{regime}: no gain can be told; " + (told or "nothing was adapted: add adapted to --variants")
+            )
             continue
         total = sum(sums["frozen"])
         complete = {k: sum(v) / total - 1 for k, v in sums.items() if len(v) == used}
         gains = ", ".join(f"{k} {100 * v:+.1f} %" for k, v in complete.items() if k != "frozen")
         claimed = complete["adapted"] - max(0.0, complete.get("control", 0.0))
-        share = f", {complete['adapted'] / complete['oracle']:.2f} of the oracle's gain" if complete.get("oracle", 0) > 0 else ""
-        claim = f"claimed {100 * claimed:+.1f} %" if "control" in complete else \
-            f"{100 * claimed:+.1f} % over frozen alone, for no control was run (add control to --variants)"
-        lines.append(f"{regime}: MMA at 1 px (gap {gap}) against frozen over {used} runs: {gains}; {claim}{share}; "
-                     f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %" + (f"; {told}" if told else ""))
+        share = (
+            f", {complete['adapted'] / complete['oracle']:.2f} of the oracle's gain"
+            if complete.get("oracle", 0) > 0
+            else ""
+        )
+        claim = (
+            f"claimed {100 * claimed:+.1f} %"
+            if "control" in complete
+            else f"{100 * claimed:+.1f} % over frozen alone, for no control was run (add control to --variants)"
+        )
+        lines.append(
+            f"{regime}: MMA at 1 px (gap {gap}) against frozen over {used} runs: {gains}; {claim}{share}; "
+            f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %" + (f"; {told}" if told else "")
+        )
     return lines + _summarise_without_depth(cells)
 
 
 def _summarise_without_depth(cells: list[dict[str, Any]]) -> list[str]:
     """Per regime, source and gap where there is no MMA: what there is instead, means over seeds."""
     lines = []
-    measures = {("sampson_within_1",): "of the true epipolar line",
-                ("held_out_px", "within_1"): "of the epipolar line that the other matches agree on (no truth: wrong and consistent ones count as right)"}
+    measures = {
+        ("sampson_within_1",): "of the true epipolar line",
+        (
+            "held_out_px",
+            "within_1",
+        ): "of the epipolar line that the other matches agree on (no truth: wrong and consistent ones count as right)",
+    }
     cases = dict.fromkeys((c["regime"], c["source"]) for c in cells if c["regime"] != "-")
     for (regime, source), gap in [(case, gap) for case in cases for gap in "15"]:
         mine = [c for c in cells if c["source"] == source and c["regime"] in ("-", regime)]
@@ -158,7 +205,13 @@ def _spread(values: list[float | None], form: str) -> str:
 
 def _curves(cells: list[dict[str, Any]]) -> str:
     """One small bar chart per source and regime: MMA at 1, 3 and 5 px of every variant."""
-    colours = {"frozen": "#8a8f98", "adapted": "#1f77b4", "unguarded": "#9ecae1", "control": "#d9a441", "oracle": "#4c9f70"}
+    colours = {
+        "frozen": "#8a8f98",
+        "adapted": "#1f77b4",
+        "unguarded": "#9ecae1",
+        "control": "#d9a441",
+        "oracle": "#4c9f70",
+    }
     charts = []
     for source in dict.fromkeys(c["source"] for c in cells):
         for regime in sorted({c["regime"] for c in cells if c["source"] == source} - {"-"}):
@@ -169,21 +222,31 @@ def _curves(cells: list[dict[str, Any]]) -> str:
                     values = [mma for c in shown if c["variant"] == variant and (mma := _mma(c, px)) is not None]
                     if values:
                         height, x = 120 * float(np.mean(values)), 20 + group * 110 + k * 18
-                        bars.append(f'<rect x="{x}" y="{130 - height:.1f}" width="15" height="{height:.1f}" fill="{colours[variant]}">'
-                                    f"<title>{variant}, {px} px: {np.mean(values):.3f}</title></rect>")
+                        bars.append(
+                            f'<rect x="{x}" y="{130 - height:.1f}" width="15" height="{height:.1f}" fill="{colours[variant]}">'
+                            f"<title>{variant}, {px} px: {np.mean(values):.3f}</title></rect>"
+                        )
                 bars.append(f'<text x="{50 + group * 110}" y="146">{px} px</text>')
-            charts.append(f'<figure><svg viewBox="0 0 350 150" role="img" aria-label="MMA of {html.escape(source)}">{"".join(bars)}</svg>'
-                          f"<figcaption>{html.escape(source)}, {regime}</figcaption></figure>")
+            charts.append(
+                f'<figure><svg viewBox="0 0 350 150" role="img" aria-label="MMA of {html.escape(source)}">{"".join(bars)}</svg>'
+                f"<figcaption>{html.escape(source)}, {regime}</figcaption></figure>"
+            )
     legend = " ".join(f'<span style="border-bottom:3px solid {c}">{v}</span>' for v, c in colours.items())
     return f"<p>{legend}</p><div class=charts>{''.join(charts)}</div>"
 
 
 def _page(head: list[str], rows: Rows, summary: list[str], curves: str, kind: str) -> str:
     title, note = {
-        "comparison": ("Frozen against adapted", "Scored on the unseen part of every source, after a gap of 10 frames, with learning off. "
-                       "Live and repeated runs are never mixed."),
+        "comparison": (
+            "Frozen against adapted",
+            "Scored on the unseen part of every source, after a gap of 10 frames, with learning off. "
+            "Live and repeated runs are never mixed.",
+        ),
         "poison": ("Learning from spoilt input", "Scored on a clean probe that learning never saw."),
-        "retention": ("Learning at one place after another", "Learned on A (the source named), then on B. Scored on the unseen part of A, with learning off."),
+        "retention": (
+            "Learning at one place after another",
+            "Learned on A (the source named), then on B. Scored on the unseen part of A, with learning off.",
+        ),
     }[kind]
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"""<!doctype html>

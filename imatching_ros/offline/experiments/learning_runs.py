@@ -73,19 +73,36 @@ def learn_live(config: Config, frames: Iterable[Frame]) -> tuple[Matcher, dict[s
     return matcher, told | {"frames_dropped": dropped, "frames": count}
 
 
-def _finish(pipeline: Pipeline, events: list[dict[str, Any]], first_ns: int, seconds: float) -> tuple[Matcher, dict[str, Any]]:
+def _finish(
+    pipeline: Pipeline, events: list[dict[str, Any]], first_ns: int, seconds: float
+) -> tuple[Matcher, dict[str, Any]]:
     pipeline.close()
     status = pipeline.learning_status()
     promoted = [e["stamp_ns"] for e in events if e["event"] == "promotion"]
-    trials = [{k: e[k] for k in ("outcome", "reason", "before_px", "after_px", "step")} for e in events if e["event"] == "trial"]
+    trials = [
+        {k: e[k] for k in ("outcome", "reason", "before_px", "after_px", "step")}
+        for e in events
+        if e["event"] == "trial"
+    ]
     return pipeline.matcher, {
-        "steps": status.step, "samples": status.samples, "promotions": status.promotions, "rollbacks": status.rollbacks,
-        "rejected": status.rejected, "dropped_windows": status.dropped, "state": status.state, "busy_s": status.busy_s, "seconds": seconds,
-        "first_promotion_s": (promoted[0] - first_ns) / 1e9 if promoted else None, "trials": trials,
-        "lost": sum(e["event"] == "lost" for e in events)}
+        "steps": status.step,
+        "samples": status.samples,
+        "promotions": status.promotions,
+        "rollbacks": status.rollbacks,
+        "rejected": status.rejected,
+        "dropped_windows": status.dropped,
+        "state": status.state,
+        "busy_s": status.busy_s,
+        "seconds": seconds,
+        "first_promotion_s": (promoted[0] - first_ns) / 1e9 if promoted else None,
+        "trials": trials,
+        "lost": sum(e["event"] == "lost" for e in events),
+    }
 
 
-def learn_offline(config: Config, steps: int, folder: Path, size: tuple[int, int] = (240, 320)) -> tuple[Matcher, dict[str, Any]]:
+def learn_offline(
+    config: Config, steps: int, folder: Path, size: tuple[int, int] = (240, 320)
+) -> tuple[Matcher, dict[str, Any]]:
     """The control: as many further steps of the offline training, at the learning rate of learning, and no live data.
 
     Args:
@@ -99,8 +116,15 @@ def learn_offline(config: Config, steps: int, folder: Path, size: tuple[int, int
     matcher = create_matcher(config.matcher)
     shutil.rmtree(folder / "control", ignore_errors=True)
     if steps > 0:
-        plan = TrainingPlan(matcher.name, steps, height=size[0], width=size[1], learning_rate=config.learning.learning_rate,
-                            seed=config.seed, init=str(resolve_weights(config.matcher)))
+        plan = TrainingPlan(
+            matcher.name,
+            steps,
+            height=size[0],
+            width=size[1],
+            learning_rate=config.learning.learning_rate,
+            seed=config.seed,
+            init=str(resolve_weights(config.matcher)),
+        )
         trainer = Trainer(plan, load_photographs([])[0], folder / "control", torch.device(config.matcher.device))
         trainer.train(lambda step, parts: None)
         matcher.load_state_dict(trainer.finished().state_dict())
@@ -112,7 +136,9 @@ def collect_windows(config: Config, frames: Iterable[Frame]) -> list[LearningSam
     return [sample for _, sample, refusal in solved_windows(config, frames) if sample is not None and refusal is None]
 
 
-def learn_from_windows(config: Config, samples: list[LearningSample], steps: int, oracle: Oracle | None = None) -> tuple[Matcher, dict[str, Any]]:
+def learn_from_windows(
+    config: Config, samples: list[LearningSample], steps: int, oracle: Oracle | None = None
+) -> tuple[Matcher, dict[str, Any]]:
     """Takes so many steps on windows drawn by lot, without a guard: on true correspondences when there is an oracle."""
     begin = time.perf_counter()
     matcher = create_matcher(config.matcher)
@@ -128,7 +154,9 @@ def learn_from_windows(config: Config, samples: list[LearningSample], steps: int
     return stepper.averaged(), {"steps": taken, "windows": len(samples), "seconds": time.perf_counter() - begin}
 
 
-def learn_from_truth(config: Config, division: Division, frames: Iterable[Frame], steps: int) -> tuple[Matcher, dict[str, Any]]:
+def learn_from_truth(
+    config: Config, division: Division, frames: Iterable[Frame], steps: int
+) -> tuple[Matcher, dict[str, Any]]:
     """The oracle: the same steps on the same kind of windows, with true poses and depths in the place of bundle adjustment."""
     # By stamp: where the first images have no depth, frames with depth have other numbers.
     ids: dict[int, int] = {}
@@ -149,9 +177,13 @@ def score_weights(matcher: Matcher, config: Config, division: Division, pairs: i
     result = evaluate_matcher(matcher, division.unseen_truth, GAPS, pairs, 0)
     out: dict[str, Any] = {}
     for gap, values in result["gaps"].items():
-        out[gap] = {"mma": values["mma"], "pose_auc": values["pose_auc"], "coverage": values["coverage"],
-                    "sampson_within_1": (values["sampson_px"] or {}).get("within_1"),
-                    "held_out_px": (values["self_consistency"] or {}).get("held_out_sampson_px")}
+        out[gap] = {
+            "mma": values["mma"],
+            "pose_auc": values["pose_auc"],
+            "coverage": values["coverage"],
+            "sampson_within_1": (values["sampson_px"] or {}).get("within_1"),
+            "held_out_px": (values["self_consistency"] or {}).get("held_out_sampson_px"),
+        }
     return {"matching": out, **_drive(matcher, config, division.unseen)}
 
 
@@ -172,12 +204,22 @@ def _drive(matcher: Matcher, config: Config, source: Source) -> dict[str, Any]:
     if truth is not None:
         score = score_trajectory(Trajectory(np.array(stamps, np.int64), np.array(poses).reshape(-1, 7)), truth, metric)
     known = score if isinstance(score, TrajectoryScore) else None
-    return {"tracked": len(stamps) / max(frames, 1), "ate": known.ate if known else None, "rpe": known.rpe if known else None}
+    return {
+        "tracked": len(stamps) / max(frames, 1),
+        "ate": known.ate if known else None,
+        "rpe": known.rpe if known else None,
+    }
 
 
 def save_weights(path: Path, matcher: Matcher, told: dict[str, Any]) -> str:
     """Writes the weights of a cell; returns their hash."""
-    write_weights(path, matcher.name, matcher.state_dict(), matcher.weights_version, {"kind": "comparison", "steps": told.get("steps", 0)})
+    write_weights(
+        path,
+        matcher.name,
+        matcher.state_dict(),
+        matcher.weights_version,
+        {"kind": "comparison", "steps": told.get("steps", 0)},
+    )
     return hash_state(matcher.state_dict())
 
 

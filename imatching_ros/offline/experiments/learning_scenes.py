@@ -35,8 +35,17 @@ class RenderedScene:
         """What is rendered of it."""
         from ..simulation.sequence import SimulatedSequence
 
-        return SimulatedSequence(kind=self.kind, frames=extent.frames, seed=self.seed, width=extent.width, height=extent.height,
-                                 rate_hz=RATE_HZ, shift=self.shift, motion=self.motion, supersample=extent.supersample)
+        return SimulatedSequence(
+            kind=self.kind,
+            frames=extent.frames,
+            seed=self.seed,
+            width=extent.width,
+            height=extent.height,
+            rate_hz=RATE_HZ,
+            shift=self.shift,
+            motion=self.motion,
+            supersample=extent.supersample,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,9 @@ class Part(Source):
     def __init__(self, whole: Source, start: int, stop: int, mono: bool = False) -> None:
         super().__init__()
         if stop <= start:
-            raise ConfigError(f"{whole.name}: frames {start} to {stop} are no part; the recording is too short to be divided")
+            raise ConfigError(
+                f"{whole.name}: frames {start} to {stop} are no part; the recording is too short to be divided"
+            )
         self._whole, self._start, self._stop, self._mono = whole, start, stop, mono
         self.name, self.camera, self.options = whole.name, whole.camera, SourceOptions()
         self.mode = "mono" if mono else whole.mode
@@ -138,4 +149,6 @@ def divide(whole: Source, learning_frames: int | None, mono: bool) -> Division:
     count = whole.count_frames()
     first = learning_frames if learning_frames is not None else round(0.6 * (count - GAP_FRAMES))
     start = first + GAP_FRAMES
-    return Division(Part(whole, 0, first, mono), Part(whole, 0, first), Part(whole, start, count, mono), Part(whole, start, count))
+    return Division(
+        Part(whole, 0, first, mono), Part(whole, 0, first), Part(whole, start, count, mono), Part(whole, start, count)
+    )

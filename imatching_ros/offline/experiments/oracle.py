@@ -60,7 +60,18 @@ class Oracle:
         # Wrong matches weigh as little as in bundle adjustment: the same step, with the truth in its place.
         error = (found.uv.detach().double() - uv).nan_to_num(1e6) / found.sigma_px[:, None].double().clamp_min(1e-2)
         weight = kernel_weight(bundle.kernel, (error**2).sum(1), bundle.kernel_width)
-        told = BAResult(T_WC, points_W, error * found.sigma_px[:, None], seen * weight, float("nan"), float("nan"), 0, BAStatus.CONVERGED, "the truth", None)
+        told = BAResult(
+            T_WC,
+            points_W,
+            error * found.sigma_px[:, None],
+            seen * weight,
+            float("nan"),
+            float("nan"),
+            0,
+            BAStatus.CONVERGED,
+            "the truth",
+            None,
+        )
         return Solution(T_WC, points_W, seen * weight, told)
 
 

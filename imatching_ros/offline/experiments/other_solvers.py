@@ -66,8 +66,14 @@ class Ceres:
     Ceres problem and its solution.
     """
 
-    def __init__(self, window: WindowSnapshot, kernel: str, width: float, threads: int = 1,
-                 clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        window: WindowSnapshot,
+        kernel: str,
+        width: float,
+        threads: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         import pycolmap
 
         self.sigmas = _sigmas(window)
@@ -77,9 +83,15 @@ class Ceres:
         # Pixels are measured in sigmas, so each sigma needs its camera.
         self.cameras = {sigma: n + 1 for n, sigma in enumerate(sorted(set(self.sigmas)))}
         for sigma, n in self.cameras.items():
-            r.add_camera_with_trivial_rig(pycolmap.Camera(
-                model="PINHOLE", width=c.width, height=c.height, camera_id=n,
-                params=[c.fx / sigma, c.fy / sigma, c.cx / sigma, c.cy / sigma]))
+            r.add_camera_with_trivial_rig(
+                pycolmap.Camera(
+                    model="PINHOLE",
+                    width=c.width,
+                    height=c.height,
+                    camera_id=n,
+                    params=[c.fx / sigma, c.fy / sigma, c.cx / sigma, c.cy / sigma],
+                )
+            )
         kf, pt = window.kf_idx.numpy(), window.pt_idx.numpy()
         uv = window.obs[:, :2].numpy() / np.array(self.sigmas)[kf][:, None]
         T_CW = geometry.inverse(window.T_WC).numpy()
@@ -87,7 +99,9 @@ class Ceres:
         for k in range(len(T_CW)):
             mine = np.nonzero(kf == k)[0]
             place[mine] = np.arange(len(mine))
-            image = pycolmap.Image(name=str(k), keypoints=uv[mine], camera_id=self.cameras[self.sigmas[k]], image_id=k + 1)
+            image = pycolmap.Image(
+                name=str(k), keypoints=uv[mine], camera_id=self.cameras[self.sigmas[k]], image_id=k + 1
+            )
             r.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pycolmap.Rotation3d(T_CW[k, 3:]), T_CW[k, :3]))
         tracks: list[list] = [[] for _ in range(len(window.points_W))]
         for o in range(len(kf)):
@@ -107,8 +121,9 @@ class Ceres:
         for i, X in zip(self.ids, window.points_W.numpy(), strict=True):
             if i is not None:
                 r.point3D(i).xyz = X
-        options = pycolmap.BundleAdjustmentOptions(print_summary=False, refine_focal_length=False, refine_extra_params=False,
-                                                   refine_sensor_from_rig=False)
+        options = pycolmap.BundleAdjustmentOptions(
+            print_summary=False, refine_focal_length=False, refine_extra_params=False, refine_sensor_from_rig=False
+        )
         o = options.ceres
         loss = {"none": "TRIVIAL", "huber": "HUBER", "cauchy": "CAUCHY"}[self.kernel]
         o.loss_function_type = getattr(pycolmap.LossFunctionType, loss)
@@ -135,9 +150,16 @@ class Ceres:
         summary = adjuster.solve()
         done = self.clock()
         summary = getattr(summary, "ceres_summary", summary)
-        T_CW = torch.tensor(np.stack([np.concatenate([r.image(k + 1).cam_from_world().translation,
-                                                      r.image(k + 1).cam_from_world().rotation.quat])
-                                      for k in range(len(self.start_T_CW))]))
+        T_CW = torch.tensor(
+            np.stack(
+                [
+                    np.concatenate(
+                        [r.image(k + 1).cam_from_world().translation, r.image(k + 1).cam_from_world().rotation.quat]
+                    )
+                    for k in range(len(self.start_T_CW))
+                ]
+            )
+        )
         start = window.points_W.numpy()
         X = torch.tensor(np.stack([start[n] if i is None else r.point3D(i).xyz for n, i in enumerate(self.ids)]))
         T_WC = geometry.inverse(T_CW)
@@ -149,7 +171,9 @@ class Ceres:
 class Gtsam:
     """GTSAM's Levenberg-Marquardt with its default elimination, first pose fixed; the graph is built in every solve."""
 
-    def __init__(self, window: WindowSnapshot, kernel: str, width: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, window: WindowSnapshot, kernel: str, width: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.sigmas = _sigmas(window)
         self.window, self.kernel, self.width, self.clock = window, kernel, width, clock
 
@@ -164,7 +188,10 @@ class Gtsam:
         estimator = gtsam.noiseModel.mEstimator
         if self.kernel != "none":
             robust = {"huber": estimator.Huber, "cauchy": estimator.Cauchy}[self.kernel]
-            noise = {sigma: gtsam.noiseModel.Robust.Create(robust.Create(self.width), plain) for sigma, plain in noise.items()}
+            noise = {
+                sigma: gtsam.noiseModel.Robust.Create(robust.Create(self.width), plain)
+                for sigma, plain in noise.items()
+            }
         noise = [noise[sigma] for sigma in self.sigmas]
         K = gtsam.Cal3_S2(c.fx, c.fy, 0.0, c.cx, c.cy)
         graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
@@ -191,5 +218,11 @@ class Gtsam:
         for p in seen:
             points[p] = result.atPoint3(M + p)
         points_W = torch.tensor(points)
-        return OtherResult(T_WC, points_W, measure_cost(window, T_WC, points_W, self.kernel, self.width), 1e3 * (built - begin),
-                           1e3 * (done - built), optimizer.iterations())
+        return OtherResult(
+            T_WC,
+            points_W,
+            measure_cost(window, T_WC, points_W, self.kernel, self.width),
+            1e3 * (built - begin),
+            1e3 * (done - built),
+            optimizer.iterations(),
+        )

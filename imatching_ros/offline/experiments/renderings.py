@@ -25,9 +25,19 @@ class Rendering:
 
 def _walk(kind: str, seed: int, modes: tuple[str, ...], width: int, height: int, frames: int) -> Rendering:
     baseline_m = 0.5 if kind == "outdoor" else 0.12
-    return Rendering(SimulatedSequence(
-        kind=kind, seed=seed, frames=frames, width=width, height=height, supersample=1, baseline_m=baseline_m if "stereo" in modes else 0.0,
-        depth_noise=0.003 if "rgbd" in modes else 0.0), modes)
+    return Rendering(
+        SimulatedSequence(
+            kind=kind,
+            seed=seed,
+            frames=frames,
+            width=width,
+            height=height,
+            supersample=1,
+            baseline_m=baseline_m if "stereo" in modes else 0.0,
+            depth_noise=0.003 if "rgbd" in modes else 0.0,
+        ),
+        modes,
+    )
 
 
 # For the accuracy of odometry.
@@ -42,12 +52,17 @@ ACCURACY = {
 
 def consistency(seed: int) -> dict[str, Rendering]:
     """For the truth of covariances: small recordings with the depth of a sensor and a right image."""
-    return {f"nees_{kind}_{seed}": _walk(kind, seed, ("rgbd", "stereo"), 320, 240, 80) for kind in ("room", "clutter", "corridor")}
+    return {
+        f"nees_{kind}_{seed}": _walk(kind, seed, ("rgbd", "stereo"), 320, 240, 80)
+        for kind in ("room", "clutter", "corridor")
+    }
 
 
 def written(folder: Path, name: str, rendering: Rendering, frames: int | None = None) -> Path:
     """The recording below `folder`, rendered unless it is there; `frames` shortens it (the path then is another one)."""
-    sequence = rendering.sequence if frames is None else SimulatedSequence(**vars(rendering.sequence) | {"frames": frames})
+    sequence = (
+        rendering.sequence if frames is None else SimulatedSequence(**vars(rendering.sequence) | {"frames": frames})
+    )
     path = folder / (name if frames is None else f"{name}_{frames}")
     complete = path / "complete"
     if not complete.is_file():

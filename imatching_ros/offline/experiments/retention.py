@@ -12,8 +12,13 @@ from .learning_runs import learn_in_turn, save_weights, score_weights
 from .learning_scenes import Division
 
 
-def retention_cells(first: tuple[str, Division], second: tuple[str, Division], config: Config, pairs: int,
-                    keep: Callable[..., dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def retention_cells(
+    first: tuple[str, Division],
+    second: tuple[str, Division],
+    config: Config,
+    pairs: int,
+    keep: Callable[..., dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
     """Frozen weights, those after A and those after A and then B, guarded and not; all scored on the unseen part of A.
 
     One learner lives through both places, with its replay buffer, as on a robot that drives on.
@@ -24,9 +29,16 @@ def retention_cells(first: tuple[str, Division], second: tuple[str, Division], c
         settings = config.with_values({"learning.guard": guard})
 
         def work(weights: Path) -> dict[str, Any]:
-            matcher, told = (learn_in_turn(settings, [part.learning for part in parts]) if parts else
-                             (create_matcher(settings.matcher), {"steps": 0}))
-            return {"learning": told, "hash": save_weights(weights, matcher, told), **score_weights(matcher, settings, place, pairs)}
+            matcher, told = (
+                learn_in_turn(settings, [part.learning for part in parts])
+                if parts
+                else (create_matcher(settings.matcher), {"steps": 0})
+            )
+            return {
+                "learning": told,
+                "hash": save_weights(weights, matcher, told),
+                **score_weights(matcher, settings, place, pairs),
+            }
 
         return keep(name, "repeated" if parts else "-", variant, settings, work)
 
@@ -44,7 +56,9 @@ def summarise_retention(cells: list[dict[str, Any]]) -> list[str]:
         seeds = [seed for variant, seed in found if variant == f"A+B{tag}" and (f"A{tag}", seed) in found]
         if not seeds:
             continue
-        if any(found[f"{place}{tag}", seed]["matching"]["1"]["mma"] is None for place in ("A", "A+B") for seed in seeds):
+        if any(
+            found[f"{place}{tag}", seed]["matching"]["1"]["mma"] is None for place in ("A", "A+B") for seed in seeds
+        ):
             lines.append(f"retention{tag}: not to be told; without depth truth there is no MMA on A")
             continue
 
@@ -53,6 +67,8 @@ def summarise_retention(cells: list[dict[str, Any]]) -> list[str]:
 
         kept = [100 * total(f"A+B{tag}", px) / total(f"A{tag}", px) for px in "13"]
         promotions = sum(found[f"A+B{tag}", seed]["learning"]["promotions"] for seed in seeds)
-        lines.append(f"retention{tag}: {kept[0]:.1f} % of MMA at 1 px and {kept[1]:.1f} % at 3 px are left on A after B; "
-                     f"{len(seeds)} seeds, {promotions} promotions")
+        lines.append(
+            f"retention{tag}: {kept[0]:.1f} % of MMA at 1 px and {kept[1]:.1f} % at 3 px are left on A after B; "
+            f"{len(seeds)} seeds, {promotions} promotions"
+        )
     return lines

@@ -46,7 +46,9 @@ class BagSource(Source):
         self.mode = choose_mode(options.mode, topics.right is not None, topics.depth is not None, self.name)
         infos = self._first_infos()
         self._rectification: Rectification | None = None
-        self._stored_camera = options.camera or camera_from_info(infos[topics.info or ""], rectified=is_rectified(topics.image))
+        self._stored_camera = options.camera or camera_from_info(
+            infos[topics.info or ""], rectified=is_rectified(topics.image)
+        )
         self.camera = self._stored_camera
         if self.mode == "stereo":
             self.camera = self._stereo_camera(infos)
@@ -95,7 +97,9 @@ class BagSource(Source):
         for topic, _, message in self._reader.messages([self.topics.image, partner_topic]):
             (pending if topic == self.topics.image else partners).append(message)
             # An image waits until a partner as late as itself has come, so that the nearest is known.
-            while pending and (len(pending) > _PENDING or (partners and stamp_of(partners[-1]) >= stamp_of(pending[0]))):
+            while pending and (
+                len(pending) > _PENDING or (partners and stamp_of(partners[-1]) >= stamp_of(pending[0]))
+            ):
                 yield from self._join(pending.popleft(), partners, tolerance)
         while pending:
             yield from self._join(pending.popleft(), partners, tolerance)
@@ -133,7 +137,9 @@ class BagSource(Source):
             if len(found) == len(wanted):
                 break
         if self.options.camera is None and self.topics.info not in found:
-            raise CameraError(f"{self.topics.info} in {self.name} holds no message; give a calibration with --camera FILE")
+            raise CameraError(
+                f"{self.topics.info} in {self.name} holds no message; give a calibration with --camera FILE"
+            )
         return found
 
     def _stereo_camera(self, infos: dict[str, Any]) -> Camera:

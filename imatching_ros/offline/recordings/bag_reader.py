@@ -71,7 +71,9 @@ class BagReader:
                     try:
                         message = self._deserialize(reader, connection.msgtype, raw)
                     except Exception as error:
-                        self._warn(f"a message of {connection.topic} cannot be read ({type(error).__name__} {error}): skipped")
+                        self._warn(
+                            f"a message of {connection.topic} cannot be read ({type(error).__name__} {error}): skipped"
+                        )
                         continue
                     yield connection.topic, stamp, message
         except GeneratorExit:
@@ -122,7 +124,9 @@ class BagReader:
     def _recovered_messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, Any]]:
         for topic, msgtype, _, stamp, raw in self._scan():
             if topic in topics:
-                with suppress(SerdeError, ValueError, struct.error, IndexError):  # the last row before the break may be half
+                with suppress(
+                    SerdeError, ValueError, struct.error, IndexError
+                ):  # the last row before the break may be half
                     yield topic, stamp, self._store.deserialize_cdr(raw, _modern(msgtype))
 
 

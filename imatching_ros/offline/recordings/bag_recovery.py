@@ -54,7 +54,9 @@ def scan_db3(path: Path) -> Iterator[tuple[str, str, str, int, bytes]]:
         try:
             topics = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT id, name, type FROM topics")}
             definitions = _definitions(connection)
-            for topic_id, stamp, data in connection.execute("SELECT topic_id, timestamp, data FROM messages ORDER BY rowid"):
+            for topic_id, stamp, data in connection.execute(
+                "SELECT topic_id, timestamp, data FROM messages ORDER BY rowid"
+            ):
                 if topic_id in topics:
                     seen = True
                     name, msgtype = topics[topic_id]

@@ -99,7 +99,9 @@ def _chain(tree: dict[str, tuple[str, np.ndarray]], parent: str, child: str) -> 
     return np.linalg.inv(T_a) @ T_b if root_a == root_b else None
 
 
-def _from_tf(reader: BagReader, topic: str, camera: str, static: dict[str, tuple[str, np.ndarray]]) -> Trajectory | None:
+def _from_tf(
+    reader: BagReader, topic: str, camera: str, static: dict[str, tuple[str, np.ndarray]]
+) -> Trajectory | None:
     tree = dict(static)
     moving: set[str] = set()
     stamps: list = []

@@ -76,7 +76,9 @@ class Source(ABC):
             SourceError: unreadable file, no such topic, or a topic whose frame is not connected to the camera's.
         """
         if self.options.odometry_topic is not None:
-            raise SourceError(f"{self.name} is no bag and has no topic {self.options.odometry_topic}; give the odometry as a file")
+            raise SourceError(
+                f"{self.name} is no bag and has no topic {self.options.odometry_topic}; give the odometry as a file"
+            )
         return None if self.options.odometry is None else read_trajectory(self.options.odometry)
 
     @property
@@ -121,7 +123,9 @@ class Source(ABC):
             yield Frame(count, frame.stamp_ns, frame.image, frame.camera, frame.depth, frame.right)
             count += 1
         if not count:
-            raise SourceError(f"{self.name} yields no frames" + (" in the time range asked for" if first is not None else ""))
+            raise SourceError(
+                f"{self.name} yields no frames" + (" in the time range asked for" if first is not None else "")
+            )
 
     def warn(self, text: str, stamp_ns: int | None = None) -> None:
         """Notes something survivable."""

@@ -49,7 +49,8 @@ def list_frames(path: Path) -> Listing:
             return Rectification(camera, right_camera, np.linalg.inv(T_B_left) @ T_B_right)
 
     file = next(
-        (p for p in (root / "state_groundtruth_estimate0" / "data.csv", root / "mocap0" / "data.csv") if p.is_file()), None
+        (p for p in (root / "state_groundtruth_estimate0" / "data.csv", root / "mocap0" / "data.csv") if p.is_file()),
+        None,
     )
 
     def truth() -> Trajectory | None:
@@ -62,10 +63,16 @@ def list_frames(path: Path) -> Listing:
 
 def _read_list(folder: Path) -> tuple[np.ndarray, list[Path]]:
     try:
-        rows = [line.split(",") for line in (folder / "data.csv").read_text().splitlines() if line.strip() and line[0] != "#"]
+        rows = [
+            line.split(",")
+            for line in (folder / "data.csv").read_text().splitlines()
+            if line.strip() and line[0] != "#"
+        ]
         return np.array([int(row[0]) for row in rows], np.int64), [folder / "data" / row[1].strip() for row in rows]
     except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
-        raise SourceError(f"cannot read {folder / 'data.csv'}: expected 'timestamp [ns],filename' per line ({error})") from None
+        raise SourceError(
+            f"cannot read {folder / 'data.csv'}: expected 'timestamp [ns],filename' per line ({error})"
+        ) from None
 
 
 def _read_sensor(path: Path) -> tuple[Camera, np.ndarray]:

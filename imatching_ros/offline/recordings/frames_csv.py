@@ -47,10 +47,13 @@ def list_frames(path: Path) -> Listing:
 
     try:
         entries = [
-            Entry(parse_stamp(row["timestamp"]), path / row[image], named(row, "depth"), named(row, "right")) for row in rows
+            Entry(parse_stamp(row["timestamp"]), path / row[image], named(row, "depth"), named(row, "right"))
+            for row in rows
         ]
     except (InvalidOperation, TypeError, AttributeError):
-        raise SourceError(f"{path / 'frames.csv'} has a line without a timestamp in seconds or without an image") from None
+        raise SourceError(
+            f"{path / 'frames.csv'} has a line without a timestamp in seconds or without an image"
+        ) from None
     camera, units = None, 1000.0
     if (path / "camera.json").is_file():
         try:

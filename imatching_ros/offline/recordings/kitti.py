@@ -54,7 +54,8 @@ def list_frames(path: Path) -> Listing:
     T_0_left = np.eye(4)
     T_0_left[:3, 3] = -np.linalg.solve(projection[:, :3], projection[:, 3])
     poses = next(
-        (p for p in (path / "poses.txt", path.parent.parent / "poses" / f"{path.resolve().name}.txt") if p.is_file()), None
+        (p for p in (path / "poses.txt", path.parent.parent / "poses" / f"{path.resolve().name}.txt") if p.is_file()),
+        None,
     )
 
     def truth():

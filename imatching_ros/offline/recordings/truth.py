@@ -97,7 +97,9 @@ def tum_line(stamp_ns: int, T_WC) -> str:
     return f"{format_stamp(int(stamp_ns))} " + " ".join(f"{float(x):.9g}" for x in T_WC) + "\n"
 
 
-def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None, T_body_camera: np.ndarray | None = None) -> Trajectory:
+def read_trajectory(
+    path: str | Path, stamps_ns: np.ndarray | None = None, T_body_camera: np.ndarray | None = None
+) -> Trajectory:
     """Reads a trajectory file of a camera; TUM (8 columns), EuRoC csv (8 or more, ns, qw first) and KITTI (12) tell themselves apart.
 
     Args:
@@ -113,7 +115,9 @@ def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None, T_bod
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot read the trajectory {path}: {error}") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "timestamp"))]
+    lines = [
+        line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "timestamp"))
+    ]
     rows = [line.replace(",", " ").split() for line in lines]
     if not rows:
         raise SourceError(f"the trajectory {path} holds no poses")
@@ -149,7 +153,9 @@ def read_trajectory(path: str | Path, stamps_ns: np.ndarray | None = None, T_bod
         raise SourceError(f"the trajectory {path} holds something that is not a number: {error}") from None
     norm = np.linalg.norm(result.T_WC[:, 3:], axis=1)
     if not np.isfinite(result.T_WC).all() or (norm < 0.5).any():
-        raise SourceError(f"the trajectory {path} holds a pose that is not finite or whose quaternion is not of unit length")
+        raise SourceError(
+            f"the trajectory {path} holds a pose that is not finite or whose quaternion is not of unit length"
+        )
     by_time = np.argsort(result.stamps_ns, kind="stable")
     T_WC = result.T_WC.copy()
     T_WC[:, 3:] /= norm[:, None]

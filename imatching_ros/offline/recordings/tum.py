@@ -38,9 +38,14 @@ def list_frames(path: Path) -> Listing:
         SourceError: a list that cannot be read.
     """
     stamps, images = _read_list(path / "rgb.txt")
-    depth_stamps, depths = _read_list(path / "depth.txt") if (path / "depth.txt").is_file() else (np.zeros(0, np.int64), [])
+    depth_stamps, depths = (
+        _read_list(path / "depth.txt") if (path / "depth.txt").is_file() else (np.zeros(0, np.int64), [])
+    )
     partner = associate(stamps, depth_stamps, _TOLERANCE_NS)
-    entries = [Entry(int(s), path / image, path / depths[p] if p >= 0 else None) for s, image, p in zip(stamps, images, partner)]
+    entries = [
+        Entry(int(s), path / image, path / depths[p] if p >= 0 else None)
+        for s, image, p in zip(stamps, images, partner)
+    ]
     calibration = next((path / name for name in ("camera.json", "camera.yaml") if (path / name).is_file()), None)
     if calibration is not None:
         camera: Camera | None = read_camera(calibration)
@@ -59,7 +64,11 @@ def list_frames(path: Path) -> Listing:
 
 def _read_list(path: Path) -> tuple[np.ndarray, list[str]]:
     try:
-        rows = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        rows = [
+            line.split(maxsplit=1)
+            for line in path.read_text().splitlines()
+            if line.strip() and not line.startswith("#")
+        ]
         return np.array([parse_stamp(row[0]) for row in rows], np.int64), [row[1].strip() for row in rows]
     except (OSError, UnicodeDecodeError, IndexError, InvalidOperation) as error:
         raise SourceError(f"cannot read {path}: expected 'timestamp file' per line ({error})") from None

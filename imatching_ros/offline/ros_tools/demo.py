@@ -23,13 +23,19 @@ _MARK = ".imatching_demo"  # what makes a folder ours to replace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for everything (default demo_output)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_output"), help="folder for everything (default demo_output)"
+    )
     parser.add_argument("--kind", default="room", help="scene: room, corridor, clutter, outdoor (default room)")
     parser.add_argument(
         "--shift", default="dark_noise", help="domain shift that the weights have to adapt to (default dark_noise)"
     )
-    parser.add_argument("--frames", type=int, default=450, help="length at 10 Hz (default 450: long enough for a candidate to be tried)")
-    parser.add_argument("--held-out", type=int, default=30, help="frames on another path, to score matching (default 30)")
+    parser.add_argument(
+        "--frames", type=int, default=450, help="length at 10 Hz (default 450: long enough for a candidate to be tried)"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=30, help="frames on another path, to score matching (default 30)"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("W", "H"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--matcher", default="expectation")
@@ -102,7 +108,13 @@ def play(scene: Path, out: Path, matcher: str) -> tuple[int, Path]:
     topics = [f"/{name}:{kind}" for name, kind in TOPICS.items()]
     with (
         process("imatching_ros", *online, log=out / "node.log", environment=environment) as node,
-        process("imatching_ros.offline.ros_tools.record", str(out / "published"), *topics, log=out / "recorder.log", environment=environment),
+        process(
+            "imatching_ros.offline.ros_tools.record",
+            str(out / "published"),
+            *topics,
+            log=out / "recorder.log",
+            environment=environment,
+        ),
     ):
         wait_for(node, out / "node.log", "active", 60.0)
         played = subprocess.run(
@@ -149,7 +161,9 @@ def save_weights(path: Path, environment: dict[str, str]) -> None:
         future = client.call_async(Weights.Request(name=str(path)))
         rclpy.spin_until_future_complete(node, future, executor, 30.0)
         if not future.done() or not future.result().success:
-            raise SourceError(f"the weights were not saved: {future.result().message if future.done() else 'no answer'}")
+            raise SourceError(
+                f"the weights were not saved: {future.result().message if future.done() else 'no answer'}"
+            )
     finally:
         rclpy.shutdown(context=context)
 
@@ -183,7 +197,14 @@ def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> di
     source, gaps, pairs = open_source(held_out, SourceOptions(mode="rgbd")), (1, 5), 20
     with Progress("matching", count_pairs(source, gaps, pairs), "pairs") as progress:
         data = compare_frozen_adapted(
-            out / "run", source, MatcherConfig(name=matcher), adapted, gaps, pairs, unseen=True, on_progress=progress.update
+            out / "run",
+            source,
+            MatcherConfig(name=matcher),
+            adapted,
+            gaps,
+            pairs,
+            unseen=True,
+            on_progress=progress.update,
         )
     return {result["matcher"]: {gap: v["mma"] for gap, v in result["gaps"].items()} for result in data["results"]}
 
@@ -207,7 +228,10 @@ def table(metrics: dict[str, Any], accuracy: dict[str, Any]) -> str:
         *(
             (
                 f"matching, {name}",
-                "; ".join(f"gap {gap}: " + " ".join(f"{100 * share:.1f}" for share in mma.values()) for gap, mma in gaps.items())
+                "; ".join(
+                    f"gap {gap}: " + " ".join(f"{100 * share:.1f}" for share in mma.values())
+                    for gap, mma in gaps.items()
+                )
                 + " % within 1/3/5 px",
             )
             for name, gaps in accuracy.items()
@@ -219,7 +243,8 @@ def table(metrics: dict[str, Any], accuracy: dict[str, Any]) -> str:
         ),
         (
             "latency",
-            " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99")) + " ms p50/p95/p99, from the image's stamp",
+            " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99"))
+            + " ms p50/p95/p99, from the image's stamp",
         ),
     ]
     return "\n" + "\n".join(f"{name:<20}{text}" for name, text in rows)

@@ -71,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--matcher", default="expectation")
     parser.add_argument("--learning", choices=("off", "thread"), default="off")
     parser.add_argument("--mode", choices=("mono", "rgbd"), default="mono")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME:=VALUE", dest="values", help="a parameter of the node")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME:=VALUE", dest="values", help="a parameter of the node"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
 
 
@@ -83,8 +85,11 @@ def run(args: argparse.Namespace) -> int:
     """
     use_shipped_profile()
     rows = []
-    print(f"{'size':<10}{'rate':>6}{'latency p50':>13}{'p95':>7}{'p99':>7}{'max':>7} ms{'images':>10}{'answered':>10}{'dropped':>9}"
-          f"{'idle CPU':>11}{'MB':>6}{'working CPU':>13}{'MB':>6}", flush=True)
+    print(
+        f"{'size':<10}{'rate':>6}{'latency p50':>13}{'p95':>7}{'p99':>7}{'max':>7} ms{'images':>10}{'answered':>10}{'dropped':>9}"
+        f"{'idle CPU':>11}{'MB':>6}{'working CPU':>13}{'MB':>6}",
+        flush=True,
+    )
     for size in args.sizes:
         width, _, height = size.partition("x")
         if not (width.isdigit() and height.isdigit()):
@@ -94,9 +99,12 @@ def run(args: argparse.Namespace) -> int:
             row = _measure(frames, size, rate, args)
             rows.append(row)
             p = row.latency_ms
-            print(f"{size:<10}{rate:>6g}{p['p50']:>13.1f}{p['p95']:>7.1f}{p['p99']:>7.1f}{p['max']:>7.1f}   {row.images:>10}{row.answered:>10}"
-                  f"{row.dropped:>9}{row.idle.cpu_percent:>10.1f}%{row.idle.memory_mb:>6.0f}{row.working.cpu_percent:>12.1f}%"
-                  f"{row.working.memory_mb:>6.0f}", flush=True)
+            print(
+                f"{size:<10}{rate:>6g}{p['p50']:>13.1f}{p['p95']:>7.1f}{p['p99']:>7.1f}{p['max']:>7.1f}   {row.images:>10}{row.answered:>10}"
+                f"{row.dropped:>9}{row.idle.cpu_percent:>10.1f}%{row.idle.memory_mb:>6.0f}{row.working.cpu_percent:>12.1f}%"
+                f"{row.working.memory_mb:>6.0f}",
+                flush=True,
+            )
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     return 0
@@ -105,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
 def _render(width: int, height: int) -> list[Frame]:
     from ..simulation.sequence import SimulatedSequence
 
-    sequence = SimulatedSequence(kind="room", frames=40, width=width, height=height, supersample=1, workers=os.cpu_count() or 1)
+    sequence = SimulatedSequence(
+        kind="room", frames=40, width=width, height=height, supersample=1, workers=os.cpu_count() or 1
+    )
     frames = [frame for frame, _ in sequence.read()]
     return frames + frames[-2:0:-1]
 
@@ -116,8 +126,14 @@ def _measure(frames: list[Frame], size: str, rate: float, args: argparse.Namespa
     environment = os.environ | {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "node.log"
-        given = ["mode:=" + args.mode, "matcher.name:=" + args.matcher, "learning.mode:=" + args.learning,
-                 "base_frame:=camera", f"weights_dir:={folder}", *args.values]
+        given = [
+            "mode:=" + args.mode,
+            "matcher.name:=" + args.matcher,
+            "learning.mode:=" + args.learning,
+            "base_frame:=camera",
+            f"weights_dir:={folder}",
+            *args.values,
+        ]
         online = ["online", "--ros-args", *(part for value in given for part in ("-p", value))]
         with process("imatching_ros", *online, log=log, environment=environment) as node:
             wait_for(node, log, "active", 60.0)
@@ -149,7 +165,9 @@ class _Camera:
         self._node = rclpy.create_node("camera", context=self._context)
         self._infos = self._node.create_publisher(CameraInfo, "/camera_info", qos_profile_sensor_data)
         self._images = self._node.create_publisher(Image, "/image", qos_profile_sensor_data)
-        self._depths = self._node.create_publisher(Image, "/depth/image", qos_profile_sensor_data) if with_depth else None
+        self._depths = (
+            self._node.create_publisher(Image, "/depth/image", qos_profile_sensor_data) if with_depth else None
+        )
         self.sent: set[int] = set()
         self.heard: list[tuple[int, int]] = []  # stamp of the image, time of arrival
         self.dropped = 0
@@ -173,7 +191,10 @@ class _Camera:
 
     def play(self, frames: list[Frame], rate: float, count: int) -> None:
         """Publishes `count` images at a steady rate; an image's stamp is the moment of its publication."""
-        messages = [_message(frame.image.permute(1, 2, 0).numpy(), "rgb8" if len(frame.image) == 3 else "mono8") for frame in frames]
+        messages = [
+            _message(frame.image.permute(1, 2, 0).numpy(), "rgb8" if len(frame.image) == 3 else "mono8")
+            for frame in frames
+        ]
         depths = [_message(frame.depth.numpy(), "32FC1") for frame in frames] if self._depths is not None else []
         begin = time.monotonic()
         for k in range(count):
@@ -227,8 +248,13 @@ class _Meter:
 
 def _message(pixels: np.ndarray, encoding: str) -> Image:
     pixels = np.ascontiguousarray(pixels)
-    return Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=pixels.strides[0],
-                 data=array("B", pixels.tobytes()))
+    return Image(
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        step=pixels.strides[0],
+        data=array("B", pixels.tobytes()),
+    )
 
 
 def _info(frame: Frame, header: Header) -> CameraInfo:

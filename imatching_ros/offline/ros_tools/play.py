@@ -106,7 +106,9 @@ def find_qos(connections: list[Connection], topic: str) -> QoSProfile:
     )
 
 
-def _play(node: Node, reader: AnyReader, wanted: list[Connection], kinds: dict[str, type], args: argparse.Namespace) -> None:
+def _play(
+    node: Node, reader: AnyReader, wanted: list[Connection], kinds: dict[str, type], args: argparse.Namespace
+) -> None:
     publishers = {topic: node.create_publisher(kind, topic, find_qos(wanted, topic)) for topic, kind in kinds.items()}
     clock = node.create_publisher(Clock, "/clock", 10) if args.clock else None
     wait_for_subscribers(node, publishers, args.wait_for, args.wait_s)
@@ -127,7 +129,11 @@ def _play(node: Node, reader: AnyReader, wanted: list[Connection], kinds: dict[s
                 if clock is not None and (last_clock_s is None or now_s - last_clock_s >= _CLOCK_PERIOD_S):
                     last_clock_s = now_s
                     clock.publish(
-                        Clock(clock=make_stamp(min(first_ns + round((now_s - start_s) * 1e9 * args.rate), stamp_ns) + shift_ns))
+                        Clock(
+                            clock=make_stamp(
+                                min(first_ns + round((now_s - start_s) * 1e9 * args.rate), stamp_ns) + shift_ns
+                            )
+                        )
                     )
                 if now_s >= due_s:
                     break

@@ -13,7 +13,10 @@ from ...ros.transport import use_shipped_profile
 
 
 def run_program(
-    module: str, doc: str | None, add_arguments: Callable[[argparse.ArgumentParser], None], run: Callable[[argparse.Namespace], int]
+    module: str,
+    doc: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
 ) -> int:
     """Runs `python -m module` with the arguments of the process, ROS arguments among them; exit codes as `python -m imatching_ros`."""
     use_shipped_profile()

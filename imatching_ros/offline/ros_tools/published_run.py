@@ -74,7 +74,12 @@ def write_run(
             event["stamp_ns"] -= shift_ns
         writer.add_event(event)
     last = statuses[-1]
-    more = {**(more or {}), "frames_dropped": last.frames_dropped, "frames_rejected": last.frames_rejected, "seed": config.seed}
+    more = {
+        **(more or {}),
+        "frames_dropped": last.frames_dropped,
+        "frames_rejected": last.frames_rejected,
+        "seed": config.seed,
+    }
     if messages["imatching/learning/status"]:
         more |= _learning(messages["imatching/learning/status"][-1])
     return writer.finish(truth, [], more)

@@ -28,7 +28,13 @@ def _inputs() -> str:
     rows = [("mode", "topic", "type")]
     for mode, images in inputs.TOPICS.items():
         for image, info in images.items():
-            rows.append((mode, f"`{image}`", f"sensor_msgs/msg/Image (or CompressedImage on `{image}/{inputs.compressed_name(image)}`)"))
+            rows.append(
+                (
+                    mode,
+                    f"`{image}`",
+                    f"sensor_msgs/msg/Image (or CompressedImage on `{image}/{inputs.compressed_name(image)}`)",
+                )
+            )
             rows += [(mode, f"`{info}`", "sensor_msgs/msg/CameraInfo")] if info else []
     rows.append(("any, with `external_odometry.use`", f"`{inputs.ODOMETRY}`", "nav_msgs/msg/Odometry"))
     return _markdown(rows)
@@ -55,7 +61,10 @@ def _outputs() -> str:
 
 def _services() -> str:
     return _markdown(
-        [("service", "type", "what it does"), *((f"`{name}`", _name(kind), text) for name, (kind, text) in node.SERVICES.items())]
+        [
+            ("service", "type", "what it does"),
+            *((f"`{name}`", _name(kind), text) for name, (kind, text) in node.SERVICES.items()),
+        ]
     )
 
 
@@ -63,7 +72,9 @@ def _parameters() -> str:
     rows = [("parameter", "default", "range", "at run time", "what it is")]
     for name, default, meta in params.settings():
         unit = f" [{meta['unit']}]" if meta["unit"] else ""
-        rows.append((f"`{name}`", f"`{_value(default)}`", _range(meta), "yes" if meta["live"] else "", meta["doc"] + unit))
+        rows.append(
+            (f"`{name}`", f"`{_value(default)}`", _range(meta), "yes" if meta["live"] else "", meta["doc"] + unit)
+        )
     return _markdown(rows)
 
 

@@ -21,7 +21,9 @@ def find_type(name: str) -> type:
     try:
         return getattr(import_module(f"{package}.msg"), message)
     except (ImportError, AttributeError):
-        raise SourceError(f"messages of type {name} are not installed; source the workspace that builds {package}") from None
+        raise SourceError(
+            f"messages of type {name} are not installed; source the workspace that builds {package}"
+        ) from None
 
 
 def starts_with_header(kind: Any) -> bool:

@@ -62,12 +62,28 @@ def outdoor(b: SceneBuilder) -> Scene:
             for _ in range(rng.integers(4, 9)):  # many small crowns make an uneven outline
                 move = rng.normal(0, 0.45, 3) * r
                 half = r * rng.uniform(0.25, 0.6, 3)
-                b.add(Shape.ELLIPSOID, np.array([x, y, h + r * 0.9]) + move, half, "foliage", yaw=rng.uniform(0, 3), tint=tint)
+                b.add(
+                    Shape.ELLIPSOID,
+                    np.array([x, y, h + r * 0.9]) + move,
+                    half,
+                    "foliage",
+                    yaw=rng.uniform(0, 3),
+                    tint=tint,
+                )
         elif kind == "car":
             y = side * (road - 1.1)
             tint = rng.uniform(0.1, 1, 3) if rng.random() < 0.4 else np.full(3, rng.uniform(0.1, 1))
             b.add(Shape.BOX, (x, y, 0.62), (2.1, 0.85, 0.38), "plaster", tint=tint, gloss=0.5)
-            b.add(Shape.BOX, (x - 0.2, y, 1.2), (1.2, 0.75, 0.27), "window", fit=True, top="plaster", tint=tint * 0.4, gloss=0.5)
+            b.add(
+                Shape.BOX,
+                (x - 0.2, y, 1.2),
+                (1.2, 0.75, 0.27),
+                "window",
+                fit=True,
+                top="plaster",
+                tint=tint * 0.4,
+                gloss=0.5,
+            )
             for dx in (-1.3, 1.3):
                 b.add(Shape.BOX, (x + dx, y, 0.3), (0.3, 0.87, 0.3), "plaster", tint=0.12)
             b.add(Shape.BOX, (x, y, 0.7), (2.12, 0.6, 0.08), "plaster", tint=rng.uniform(0.2, 1), gloss=0.5)
@@ -120,7 +136,13 @@ def clutter(b: SceneBuilder) -> Scene:
         if rng.random() < 0.5:
             centre[2] = half[2]
         b.add(
-            shape, centre, half, choose(rng, *ANY), yaw=rng.uniform(0, np.pi), fit=rng.random() < 0.5, gloss=rng.uniform(0, 0.3)
+            shape,
+            centre,
+            half,
+            choose(rng, *ANY),
+            yaw=rng.uniform(0, np.pi),
+            fit=rng.random() < 0.5,
+            gloss=rng.uniform(0, 0.3),
         )
     for _ in range(rng.integers(1, 4)):
         b.light(rng.uniform(-0.9, 0.9, 3) * size + (0, 0, size[2]), rng.uniform(0.3, 1.0, 3), rng.uniform(2, 8))

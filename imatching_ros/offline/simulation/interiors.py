@@ -95,14 +95,20 @@ def _furniture(b: SceneBuilder, size: np.ndarray, count: int) -> None:
                 b.add(Shape.BOX, (x, y, h[2]), h, choose(rng, *ANY), yaw=yaw)
 
 
-def _on_walls(b: SceneBuilder, size: np.ndarray, height: float, count: int, walls: tuple[int, ...], low_texture: bool) -> None:
+def _on_walls(
+    b: SceneBuilder, size: np.ndarray, height: float, count: int, walls: tuple[int, ...], low_texture: bool
+) -> None:
     """Doors, windows, images, boards, signs, switches, cupboards against the walls."""
     rng = b.rng
     # Evenly spread with a jitter, so that they seldom overlap.
-    slots = rng.permutation(np.linspace(-0.95, 0.95, max(count, 2))) + rng.uniform(-0.5, 0.5, max(count, 2)) / max(count, 2)
+    slots = rng.permutation(np.linspace(-0.95, 0.95, max(count, 2))) + rng.uniform(-0.5, 0.5, max(count, 2)) / max(
+        count, 2
+    )
     for i in range(count):
         wall, along = int(walls[rng.integers(len(walls))]), float(np.clip(slots[i], -1, 1))
-        kind = rng.choice(["door", "window", "image", "sign", "cupboard", "lamp"], p=[0.22, 0.12, 0.22, 0.18, 0.2, 0.06])
+        kind = rng.choice(
+            ["door", "window", "image", "sign", "cupboard", "lamp"], p=[0.22, 0.12, 0.22, 0.18, 0.2, 0.06]
+        )
         if kind == "door":
             w, h = rng.uniform(0.8, 1.5), rng.uniform(1.95, 2.25)
             frame = rng.uniform(0.3, 1.0, 3)
@@ -134,7 +140,9 @@ def _on_walls(b: SceneBuilder, size: np.ndarray, height: float, count: int, wall
         elif kind == "image":
             w, h = rng.uniform(0.25, 1.3), rng.uniform(0.25, 1.1)
             family = (
-                "poster" if low_texture and rng.random() < 0.5 else choose(rng, "poster", "photo", "photo", "glyphs", "noise")
+                "poster"
+                if low_texture and rng.random() < 0.5
+                else choose(rng, "poster", "photo", "photo", "glyphs", "noise")
             )
             _wall_box(
                 b,
@@ -186,15 +194,33 @@ def _on_walls(b: SceneBuilder, size: np.ndarray, height: float, count: int, wall
             )
         else:
             _wall_box(
-                b, size, wall, along, rng.uniform(1.5, 2.2), 0.2, 0.15, 0.12, "plaster", tint=1.0, glow=rng.uniform(0.8, 1.5)
+                b,
+                size,
+                wall,
+                along,
+                rng.uniform(1.5, 2.2),
+                0.2,
+                0.15,
+                0.12,
+                "plaster",
+                tint=1.0,
+                glow=rng.uniform(0.8, 1.5),
             )
 
 
 def _interior(
-    b: SceneBuilder, size: np.ndarray, height: float, low_texture: bool, things: int, furniture: int, walls: tuple[int, ...]
+    b: SceneBuilder,
+    size: np.ndarray,
+    height: float,
+    low_texture: bool,
+    things: int,
+    furniture: int,
+    walls: tuple[int, ...],
 ) -> Scene:
     rng = b.rng
-    wall = choose(rng, "plaster", "plaster", "panels", "panels", "panels", "tiles") if low_texture else choose(rng, *ANY)
+    wall = (
+        choose(rng, "plaster", "plaster", "panels", "panels", "panels", "tiles") if low_texture else choose(rng, *ANY)
+    )
     floor = (
         choose(rng, "tiles", "tiles", "tiles", "speckle", "plaster", "carpet", "planks", "concrete")
         if low_texture
@@ -231,11 +257,20 @@ def _interior(
         x, y = rng.uniform(-0.9, 0.9, 2) * size[:2]
         half = rng.uniform(0.1, 0.3)
         shape = Shape.BOX if rng.random() < 0.6 else Shape.CYLINDER
-        b.add(shape, (x, y, height / 2), (half, half, height / 2), wall if rng.random() < 0.6 else "concrete", tint=paint)
+        b.add(
+            shape, (x, y, height / 2), (half, half, height / 2), wall if rng.random() < 0.6 else "concrete", tint=paint
+        )
     for _ in range(rng.integers(0, 3)):  # beams or pipes under the ceiling
         z = height - rng.uniform(0.1, 0.3)
         x = rng.uniform(-0.8, 0.8) * size[0]
-        b.add(Shape.BOX, (x, 0, z), (rng.uniform(0.04, 0.15), size[1], 0.06), "plaster", tint=rng.uniform(0.4, 1, 3), gloss=0.2)
+        b.add(
+            Shape.BOX,
+            (x, 0, z),
+            (rng.uniform(0.04, 0.15), size[1], 0.06),
+            "plaster",
+            tint=rng.uniform(0.4, 1, 3),
+            gloss=0.2,
+        )
     bright = rng.uniform(0.5, 1.0)
     rows = 1 if size.min() < 1.6 else 2
     columns = int(np.clip(2 * size.max() / 4, 1, 5))
@@ -261,12 +296,20 @@ def _interior(
 def room(b: SceneBuilder, low_texture: bool) -> Scene:
     rng = b.rng
     size = np.array([rng.uniform(1.8, 4.5), rng.uniform(1.8, 6.0)])
-    return _interior(b, size, rng.uniform(2.4, 3.6), low_texture, int(rng.integers(5, 14)), int(rng.integers(2, 8)), (0, 1, 2, 3))
+    return _interior(
+        b, size, rng.uniform(2.4, 3.6), low_texture, int(rng.integers(5, 14)), int(rng.integers(2, 8)), (0, 1, 2, 3)
+    )
 
 
 def corridor(b: SceneBuilder, low_texture: bool) -> Scene:
     rng = b.rng
     size = np.array([rng.uniform(7, 18), rng.uniform(0.9, 2.0)])
     return _interior(
-        b, size, rng.uniform(2.3, 3.3), low_texture, int(rng.integers(10, 19)), int(rng.integers(1, 5)), (2, 3, 2, 3, 2, 3, 0, 1)
+        b,
+        size,
+        rng.uniform(2.3, 3.3),
+        low_texture,
+        int(rng.integers(10, 19)),
+        int(rng.integers(1, 5)),
+        (2, 3, 2, 3, 2, 3, 0, 1),
     )

@@ -72,7 +72,9 @@ class PairRenderer:
         scenes, is_outdoor = self._scenes(rng, max(1, -(-count // pairs_per_scene)))
         K, T_WA, T_WB, scene, difficulty = self._views(rng, scenes, is_outdoor, count, size)
         T = torch.cat([T_WA, T_WB])
-        views = list(zip(*(x.split(64 if self.device.type == "cuda" else 4) for x in (T, K.repeat(2, 1), scene.repeat(2)))))
+        views = list(
+            zip(*(x.split(64 if self.device.type == "cuda" else 4) for x in (T, K.repeat(2, 1), scene.repeat(2))))
+        )
         images, depths = zip(*(render_views(scenes, (k, size), t, s, supersample) for t, k, s in views))
         grey = (torch.cat(images) * torch.tensor(_LUMA, device=self.device).view(3, 1, 1)).sum(1, keepdim=True)
         # An automatic exposure common to both, so that what the effects add is the only difference.
@@ -282,7 +284,9 @@ def _rotation_z(a: np.ndarray) -> np.ndarray:
 
 def _depth_in_parts(scenes: Scene, camera: tuple[Tensor, tuple[int, int]], T: Tensor, scene: Tensor) -> Tensor:
     K, size = camera
-    return torch.cat([render_depth(scenes, (k, size), t, s) for k, t, s in zip(K.split(512), T.split(512), scene.split(512))])
+    return torch.cat(
+        [render_depth(scenes, (k, size), t, s) for k, t, s in zip(K.split(512), T.split(512), scene.split(512))]
+    )
 
 
 def _overlap(depth_A: Tensor, depth_B: Tensor, K: Tensor, T_A: Tensor, T_B: Tensor) -> Tensor:

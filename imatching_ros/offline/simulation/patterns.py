@@ -77,7 +77,10 @@ def plaster(rng, size):
     for _ in range(rng.integers(0, 12)):
         x, y = rng.integers(8, size - 8, 2)
         angle, length = rng.uniform(0, np.pi), rng.uniform(2, 30)
-        end = (int(np.clip(x + length * np.cos(angle), 2, size - 3)), int(np.clip(y + length * np.sin(angle), 2, size - 3)))
+        end = (
+            int(np.clip(x + length * np.cos(angle), 2, size - 3)),
+            int(np.clip(y + length * np.sin(angle), 2, size - 3)),
+        )
         cv2.line(marks, (int(x), int(y)), end, float(rng.uniform(0.05, 0.4)), int(rng.integers(1, 3)), cv2.LINE_AA)
     return finish(blend(marks, image, colour(rng, 0.1, 0.5, 0.2)))
 
@@ -173,7 +176,9 @@ def speckle(rng, size):
 
 def glyphs(rng, size):
     """Lines of writing in several sizes."""
-    return finish(_write(rng, np.ones((size, size, 3), np.float32) * colour(rng, 0.5, 1.0, 0.3), int(rng.integers(6, 30))))
+    return finish(
+        _write(rng, np.ones((size, size, 3), np.float32) * colour(rng, 0.5, 1.0, 0.3), int(rng.integers(6, 30)))
+    )
 
 
 def _write(rng, image, lines):
@@ -186,7 +191,14 @@ def _write(rng, image, lines):
         ink = [float(c) for c in colour(rng, 0.0, 0.45, 0.8)]
         where = (int(rng.integers(0, size * 3 // 4)), int(rng.integers(10, size)))
         cv2.putText(
-            image, text, where, int(rng.integers(0, 8)), height, ink, max(1, int(height * rng.uniform(1, 3))), cv2.LINE_AA
+            image,
+            text,
+            where,
+            int(rng.integers(0, 8)),
+            height,
+            ink,
+            max(1, int(height * rng.uniform(1, 3))),
+            cv2.LINE_AA,
         )
     return image
 
@@ -250,7 +262,10 @@ def grass(rng, size):
 def asphalt(rng, size):
     base = colour(rng, 0.2, 0.5, 0.05)
     image = (
-        base * (1 + rng.uniform(0.08, 0.2) * fractal(rng, size, 0.1, low=30) + 0.08 * fractal(rng, size, 1.3, high=40))[..., None]
+        base
+        * (1 + rng.uniform(0.08, 0.2) * fractal(rng, size, 0.1, low=30) + 0.08 * fractal(rng, size, 1.3, high=40))[
+            ..., None
+        ]
     )
     for thickness in (rng.uniform(25, 60), rng.uniform(8, 20)):  # cracks, and seams of tar
         cracks = np.clip(1.3 - np.abs(fractal(rng, size, 1.7)) * thickness, 0, 1) * (
@@ -278,7 +293,10 @@ def foliage(rng, size):
 def carpet(rng, size):
     base = colour(rng, 0.15, 0.75, 0.6)
     return finish(
-        base * (1 + 0.15 * fractal(rng, size, 0.0, low=40) + rng.uniform(0, 0.12) * fractal(rng, size, 1.2, high=30))[..., None]
+        base
+        * (1 + 0.15 * fractal(rng, size, 0.0, low=40) + rng.uniform(0, 0.12) * fractal(rng, size, 1.2, high=30))[
+            ..., None
+        ]
     )
 
 
@@ -304,7 +322,9 @@ def door(rng, size):
     for _ in range(rng.integers(0, 4)):
         x0, y0 = rng.uniform(0.12, 0.4, 2) * size
         x1, y1 = rng.uniform(0.55, 0.88, 2) * size
-        _panel(image, x0, y0, x1, y1, base * rng.uniform(0.5, 1.2), -1 if rng.random() < 0.4 else int(rng.integers(2, 8)))
+        _panel(
+            image, x0, y0, x1, y1, base * rng.uniform(0.5, 1.2), -1 if rng.random() < 0.4 else int(rng.integers(2, 8))
+        )
     x = rng.choice([0.14, 0.86]) * size
     _panel(image, x - 14, size * 0.5, x + 14, size * 0.53, colour(rng, 0.1, 0.9, 0.1), -1)
     _panel(image, x - 7, size * 0.47, x + 7, size * 0.57, colour(rng, 0.1, 0.9, 0.1), 2)
@@ -338,7 +358,15 @@ def shelf(rng, size):
             top = row * pitch + int(pitch * rng.uniform(0.05, 0.45))
             _panel(image, x, top, x + width - 1, (row + 1) * pitch, colour(rng, 0.1, 0.9, 1.0), -1)
             if rng.random() < 0.6:
-                _panel(image, x + 2, top + 8, x + width - 3, top + 8 + int(rng.uniform(4, 25)), colour(rng, 0.1, 1, 0.8), -1)
+                _panel(
+                    image,
+                    x + 2,
+                    top + 8,
+                    x + width - 3,
+                    top + 8 + int(rng.uniform(4, 25)),
+                    colour(rng, 0.1, 1, 0.8),
+                    -1,
+                )
             x += width + int(rng.random() < 0.2) * 6
         _panel(image, 0, (row + 1) * pitch - 10, size, (row + 1) * pitch, colour(rng, 0.3, 0.9, 0.2), -1)
     return finish(image)

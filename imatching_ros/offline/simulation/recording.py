@@ -56,7 +56,9 @@ def write_recording(
     if depth not in DEPTHS:
         raise ConfigError(f"unknown depth encoding '{depth}'; known are {', '.join(DEPTHS)}")
     if format == "mcap" and sequence.baseline_m > 0:
-        raise ConfigError("a stereo pair is written in the tum format only; choose it (--format tum) or leave the baseline out")
+        raise ConfigError(
+            "a stereo pair is written in the tum format only; choose it (--format tum) or leave the baseline out"
+        )
     if path.exists():
         if not overwrite:
             raise SourceError(f"{path} exists; choose another name or overwrite it (--overwrite)")
@@ -188,7 +190,9 @@ def _write_tum(path: Path, sequence: SimulatedSequence, progress: Callable[[int]
     ):
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(["index", "timestamp", *kinds])
-        truth.write("# camera to world, OpenCV optical axes (x right, y down, z forward)\n# timestamp tx ty tz qx qy qz qw\n")
+        truth.write(
+            "# camera to world, OpenCV optical axes (x right, y down, z forward)\n# timestamp tx ty tz qx qy qz qw\n"
+        )
         for done, (frame, T_WC) in enumerate(sequence.read(), 1):
             stamp = f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d}"
             image_name, depth_name, *others = (f"{kind}/{frame.id:06d}.png" for kind in kinds)
@@ -239,7 +243,16 @@ def _camera_json(sequence: SimulatedSequence, units: float) -> dict:
         **({"baseline_m": sequence.baseline_m} if sequence.baseline_m > 0 else {}),
         "depth_scale": units,
         "depth_note": f"uint16 PNG, metres = value/{units:g} along the optical axis, "
-        + (f"standard deviation {sequence.depth_noise:g} of 1/m; " if sequence.depth_noise else "exact up to rounding; ")
+        + (
+            f"standard deviation {sequence.depth_noise:g} of 1/m; "
+            if sequence.depth_noise
+            else "exact up to rounding; "
+        )
         + f"0 = sky or beyond {65535 / units:.0f} m",
-        "simulation": {"kind": sequence.kind, "seed": sequence.seed, "shift": sequence.shift, "motion": sequence.motion},
+        "simulation": {
+            "kind": sequence.kind,
+            "seed": sequence.seed,
+            "shift": sequence.shift,
+            "motion": sequence.motion,
+        },
     }

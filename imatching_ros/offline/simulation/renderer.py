@@ -25,7 +25,12 @@ _EDGE_GROUP = 64  # pixels
 
 
 def render(
-    scene: Scene, camera: Camera, T_WC: Tensor, device: torch.device | str = "cpu", supersample: int = 1, shadows: int = 1
+    scene: Scene,
+    camera: Camera,
+    T_WC: Tensor,
+    device: torch.device | str = "cpu",
+    supersample: int = 1,
+    shadows: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Images of one scene.
 
@@ -43,7 +48,9 @@ def render(
     scene = scene.to(device)
     images, depths = [], []
     for pose in T_WC.to(device).split(1):  # one view at a time bounds the memory
-        image, depth = render_views(scene, camera, pose, torch.zeros(1, dtype=torch.int64, device=device), supersample, shadows)
+        image, depth = render_views(
+            scene, camera, pose, torch.zeros(1, dtype=torch.int64, device=device), supersample, shadows
+        )
         images.append(image)
         depths.append(depth)
     return torch.cat(images), torch.cat(depths)
@@ -78,7 +85,9 @@ def render_views(
     colour, surface = _shade(scenes, hits, pixel_size[view], shadows)
     image = _from_tiles(colour, shape)
     if supersample > 1:
-        _smooth_edges(image, _from_tiles(surface, shape), scenes, camera, scene_index, origin, rotation, supersample, shadows)
+        _smooth_edges(
+            image, _from_tiles(surface, shape), scenes, camera, scene_index, origin, rotation, supersample, shadows
+        )
     image = torch.where(inside[..., None], image, 0.0).permute(0, 3, 1, 2).clamp(0, 1).contiguous()
     return image, _masked(_from_tiles(hits.t, shape), inside)
 
@@ -130,10 +139,14 @@ def _smooth_edges(
             rays.append(_rotate(rotation, rays_C).view(B, -1, 3)[view[:, None], pixel])
     hits = _cast(scenes, scene_index[view], origin[view], torch.cat(rays, 1))
     colour, _ = _shade(scenes, hits, pixel_size[view] / supersample, shadows)
-    image.view(B, -1, 3)[view[:, None], pixel] = colour.clamp(0, 1).view(len(view), supersample**2, _EDGE_GROUP, 3).mean(1)
+    image.view(B, -1, 3)[view[:, None], pixel] = (
+        colour.clamp(0, 1).view(len(view), supersample**2, _EDGE_GROUP, 3).mean(1)
+    )
 
 
-def render_depth(scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]], T_WC: Tensor, scene_index: Tensor) -> Tensor:
+def render_depth(
+    scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]], T_WC: Tensor, scene_index: Tensor
+) -> Tensor:
     """Depth alone, (B, H, W) float32; arguments as in `render_views`."""
     rotation = quaternion_to_matrix(T_WC[:, 3:].double())
     rays_C, inside, _ = camera_rays(camera, len(T_WC), 0.0, 0.0, T_WC.device)
@@ -175,7 +188,11 @@ def camera_rays(
     inside = torch.isfinite(xy).all(-1)
     rays = torch.cat([xy.nan_to_num(0.0), torch.ones_like(xy[..., :1])], -1)
     pixel_size = 1 / K[:, 0, 0, :2].mean(-1).float()
-    return rays.expand(views, *rays.shape[1:]), inside.expand(views, *inside.shape[1:]), pixel_size.expand(views, *pixel_size.shape[1:])
+    return (
+        rays.expand(views, *rays.shape[1:]),
+        inside.expand(views, *inside.shape[1:]),
+        pixel_size.expand(views, *pixel_size.shape[1:]),
+    )
 
 
 def _cast(scenes: Scene, scene: Tensor, origin: Tensor, rays_W: Tensor) -> Hits:
@@ -247,7 +264,9 @@ def _culled(
     radius = scenes.half[:, columns].norm(dim=-1)[scene_of_group]
     angle = torch.acos(((away * axis[:, None]).sum(-1) / distance.clamp_min(1e-9)).clamp(-1, 1))
     reach = torch.asin((radius / distance.clamp_min(1e-9)).clamp(0, 1))
-    visible = ((distance <= radius) | (angle <= half_angle[:, None] + reach + 2e-3)) & member[:, columns][scene_of_group]
+    visible = ((distance <= radius) | (angle <= half_angle[:, None] + reach + 2e-3)) & member[:, columns][
+        scene_of_group
+    ]
     counts, order = visible.sum(1).sort()
     # Visible primitives first, in their own order: the same winner of a tie on every device.
     ranking = torch.argsort((~visible).to(torch.uint8), dim=1, stable=True)
@@ -266,7 +285,9 @@ def _culled(
         start = stop
 
 
-def _intersect(scenes: Scene, scene: Tensor, primitives: Tensor, origin: Tensor, directions: Tensor, boxes: bool) -> Tensor:
+def _intersect(
+    scenes: Scene, scene: Tensor, primitives: Tensor, origin: Tensor, directions: Tensor, boxes: bool
+) -> Tensor:
     """(m, p, n) ray parameter of the hit, inf without. scene (m,), primitives (m, p), origin (m, 3), directions (m, n, 3)."""
     scene = scene[:, None]
     half = scenes.half[scene, primitives].double()

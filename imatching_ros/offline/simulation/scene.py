@@ -62,7 +62,8 @@ class Scene:
     def with_values(self, **values) -> Scene:
         """A copy with some fields replaced (numbers or tensors that broadcast to the field)."""
         tensors: dict[str, Any] = {
-            name: torch.as_tensor(v).to(getattr(self, name)).expand_as(getattr(self, name)).clone() for name, v in values.items()
+            name: torch.as_tensor(v).to(getattr(self, name)).expand_as(getattr(self, name)).clone()
+            for name, v in values.items()
         }
         return replace(self, **tensors)
 
@@ -80,7 +81,9 @@ def stack(scenes: list[Scene]) -> Scene:
         if values[0].ndim > 1 and f.name not in ("ambient", "sky_tint", "fog_colour", "low", "high"):
             width = max(v.shape[1] for v in values)
             fill = _PADDING.get(f.name, 1.0 if f.name == "light_range" else 0.0)
-            values = [torch.cat([v, v.new_full((v.shape[0], width - v.shape[1], *v.shape[2:]), fill)], 1) for v in values]
+            values = [
+                torch.cat([v, v.new_full((v.shape[0], width - v.shape[1], *v.shape[2:]), fill)], 1) for v in values
+            ]
         columns[f.name] = torch.cat(values)
     return Scene(bank=scenes[0].bank, **columns)
 
@@ -145,7 +148,9 @@ class SceneBuilder:
         if tint is None:
             tint = rng.uniform(0.75, 1.0) * (1 + rng.uniform(-0.08, 0.08, 3))
         tint = np.broadcast_to(np.asarray(tint, float), (3,))
-        self._rows.append((int(shape), np.asarray(centre, float), rotation, half, texture, repeat, offset, tint, glow, gloss))
+        self._rows.append(
+            (int(shape), np.asarray(centre, float), rotation, half, texture, repeat, offset, tint, glow, gloss)
+        )
 
     def light(self, position, colour, reach: float) -> None:
         """A lamp at `position` (3,), of a colour (3,) or number, whose light falls to one half at `reach` metres."""

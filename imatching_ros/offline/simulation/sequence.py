@@ -50,7 +50,9 @@ class SimulatedSequence:
     device: str = "cpu"
     speed_mps: float | None = None
     baseline_m: float = 0.0  # above 0: a second camera so far to the right, rectified
-    depth_noise: float = 0.0  # standard deviation of the inverse depth that frames carry, 1/m: independent from pixel to pixel
+    depth_noise: float = (
+        0.0  # standard deviation of the inverse depth that frames carry, 1/m: independent from pixel to pixel
+    )
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -129,15 +131,20 @@ class SimulatedSequence:
                 lit = scene.with_values(light_colour=scene.light_colour * factor[None, :, None])
             shake = np.random.default_rng((self.seed, 37, i)).integers(2**31)
             before, after = (
-                shaken(pose[i], shift, share, np.random.default_rng(shake)) for pose, share in ((opened, -0.5), (closed, 0.5))
+                shaken(pose[i], shift, share, np.random.default_rng(shake))
+                for pose, share in ((opened, -0.5), (closed, 0.5))
             )
             exposure = float(np.exp(shift.exposure_drift * drift[i]))
             noise = self.seed * 100_003 + i
 
             def take(T_offset: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-                first, middle, last = (T if T_offset is None else geometry.compose(T, T_offset) for T in (before, mid[i], after))
+                first, middle, last = (
+                    T if T_offset is None else geometry.compose(T, T_offset) for T in (before, mid[i], after)
+                )
                 image, depth = render(lit, camera, middle[None], self.device, self.supersample)
-                return take_image(image[0], depth[0], camera, first, middle, last, shift, exposure, seed=seed).cpu(), depth[0].cpu()
+                return take_image(
+                    image[0], depth[0], camera, first, middle, last, shift, exposure, seed=seed
+                ).cpu(), depth[0].cpu()
 
             view, depth = take(None, noise)
             right = take(beside, noise + 50_000)[0] if beside is not None else None

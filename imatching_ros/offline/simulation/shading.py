@@ -52,7 +52,14 @@ def shade(scenes: Scene, hits: Hits, pixel_size: Tensor, lit: list[Tensor | None
 
 
 def _shade_flat(
-    scenes: Scene, s: Tensor, origin: Tensor, t: Tensor, index: Tensor, ray: Tensor, pixel_size: Tensor, lit: list[Tensor | None]
+    scenes: Scene,
+    s: Tensor,
+    origin: Tensor,
+    t: Tensor,
+    index: Tensor,
+    ray: Tensor,
+    pixel_size: Tensor,
+    lit: list[Tensor | None],
 ) -> tuple[Tensor, Tensor]:
     hit = torch.isfinite(t)
     depth = torch.where(hit, t, 1.0)

@@ -39,7 +39,9 @@ class Recording:
         return self.folder / f"{self.windows[window][-1]:06d}.safetensors"
 
 
-def solved_windows(config: Config, frames: Iterable[Frame]) -> Iterator[tuple[Frame, LearningSample | None, str | None]]:
+def solved_windows(
+    config: Config, frames: Iterable[Frame]
+) -> Iterator[tuple[Frame, LearningSample | None, str | None]]:
     """Odometry with the weights of the settings: per frame, the window that it solved, if any, and why the gate refuses it, if it does."""
     odometry = Odometry(config, create_matcher(config.matcher))
     for frame in frames:
@@ -71,8 +73,13 @@ def collect(source: Source, config: Config, folder: Path, on_frame: Callable[[in
             write_window(folder, sample)
             windows.append(sample.keyframe_ids)
         on_frame(frames, len(windows))
-    told: dict[str, Any] = {"name": Path(source.name).name, "frames": frames, "windows": windows, "refused": dict(refused),
-                            "identity": identify(source)}
+    told: dict[str, Any] = {
+        "name": Path(source.name).name,
+        "frames": frames,
+        "windows": windows,
+        "refused": dict(refused),
+        "identity": identify(source),
+    }
     write_json(folder / DONE, told)
     return Recording(folder, told["name"], tuple(windows), frames, told["refused"], told["identity"])
 
@@ -85,8 +92,14 @@ def read_recording(folder: Path) -> Recording | None:
     told = json.loads(path.read_text())
     if "identity" not in told:  # of a version that did not say which recording it was; collected again
         return None
-    return Recording(folder, told["name"], tuple(tuple(w) for w in told["windows"]), told["frames"], told["refused"],
-                     told["identity"])
+    return Recording(
+        folder,
+        told["name"],
+        tuple(tuple(w) for w in told["windows"]),
+        told["frames"],
+        told["refused"],
+        told["identity"],
+    )
 
 
 def hold_back(recording: Recording, share: float) -> tuple[list[int], list[int]]:

@@ -42,9 +42,13 @@ class Plan:
     def check(self) -> None:
         """Raises ConfigError for what cannot be."""
         if (self.steps is not None and self.steps < 1) or not self.epochs > 0 or self.batch < 1:
-            raise ConfigError(f"--steps {self.steps}, --epochs {self.epochs:g}, --batch {self.batch}: expected numbers above zero")
+            raise ConfigError(
+                f"--steps {self.steps}, --epochs {self.epochs:g}, --batch {self.batch}: expected numbers above zero"
+            )
         if not 0 <= self.hold_back <= 0.9:
-            raise ConfigError(f"--hold-back {self.hold_back:g}: expected 0 to 0.9, the part of every recording that judges")
+            raise ConfigError(
+                f"--hold-back {self.hold_back:g}: expected 0 to 0.9, the part of every recording that judges"
+            )
         if not self.save_every_s >= 0 or not self.timeout_s > 0:
             raise ConfigError(f"--save-every {self.save_every_s:g}, --timeout {self.timeout_s:g}: expected seconds")
 
@@ -60,8 +64,19 @@ FINISHED = "finetuned.safetensors"
 RESULT = "result.json"
 _PLAN = "plan.json"
 # Settings of a process that runs beside odometry, or of this machine: they decide nothing here.
-_WITHOUT_EFFECT = {"matcher": ("weights", "device", "threads"), "learning": ("mode", "guard", "budget", "queue", "replay_windows", "replay_share",
-                                                                             "candidate_steps", "probation_windows")}
+_WITHOUT_EFFECT = {
+    "matcher": ("weights", "device", "threads"),
+    "learning": (
+        "mode",
+        "guard",
+        "budget",
+        "queue",
+        "replay_windows",
+        "replay_share",
+        "candidate_steps",
+        "probation_windows",
+    ),
+}
 
 
 class Bar(Protocol):
@@ -74,7 +89,9 @@ class Bar(Protocol):
 MakeBar = Callable[[str, "int | None", str, int], AbstractContextManager[Bar]]
 
 
-def finetune(sources: list[Path], out: Path, config: Config, options: SourceOptions, plan: Plan, bar: MakeBar) -> dict[str, Any] | None:
+def finetune(
+    sources: list[Path], out: Path, config: Config, options: SourceOptions, plan: Plan, bar: MakeBar
+) -> dict[str, Any] | None:
     """Runs, or goes on with, a fine-tuning; what is finished is only told again.
 
     Returns:
@@ -87,17 +104,25 @@ def finetune(sources: list[Path], out: Path, config: Config, options: SourceOpti
     torch.set_num_threads(config.matcher.threads)
     torch.manual_seed(config.seed)
     if plan.batch < process_count():
-        raise ConfigError(f"--batch is {plan.batch} and there are {process_count()} processes; give at least one window to each")
-    matcher = create_matcher(replace(config.matcher, device="cpu"))  # which GPU is this process's own is not settled yet
+        raise ConfigError(
+            f"--batch is {plan.batch} and there are {process_count()} processes; give at least one window to each"
+        )
+    matcher = create_matcher(
+        replace(config.matcher, device="cpu")
+    )  # which GPU is this process's own is not settled yet
     if not matcher.trainable:
-        raise WeightsError(f"matcher '{matcher.name}' has no weights that could learn; use one that has, for example expectation")
+        raise WeightsError(
+            f"matcher '{matcher.name}' has no weights that could learn; use one that has, for example expectation"
+        )
     with Interruption().listening() as interruption, Ranks(config.matcher.device, plan.timeout_s).membership() as ranks:
         if not ranks.leads:
             if ranks.follow(interruption) == "finished":
                 return None
             return _learn_and_judge(out, config, plan, _recordings(sources, out), ranks, interruption, bar)
         with _locked(out):
-            _compare_with_earlier(out / _PLAN, _describe(sources, hash_state(matcher.state_dict()), config, options, plan))
+            _compare_with_earlier(
+                out / _PLAN, _describe(sources, hash_state(matcher.state_dict()), config, options, plan)
+            )
             recordings = _collect(sources, out, config, options, ranks, interruption, bar)
             if recordings is None:
                 ranks.announce("finished")
@@ -107,24 +132,37 @@ def finetune(sources: list[Path], out: Path, config: Config, options: SourceOpti
             return known or _learn_and_judge(out, config, plan, recordings, ranks, interruption, bar)
 
 
-def _collect(sources: list[Path], out: Path, config: Config, options: SourceOptions, ranks: Ranks, interruption: Interruption,
-             bar: MakeBar) -> list[Recording] | None:
+def _collect(
+    sources: list[Path],
+    out: Path,
+    config: Config,
+    options: SourceOptions,
+    ranks: Ranks,
+    interruption: Interruption,
+    bar: MakeBar,
+) -> list[Recording] | None:
     """The first pass over every source; None when it was asked to stop."""
     folders = _folders(sources, out)
     # All are opened before the first is played: what is wrong with the last is not to be found out after an hour.
     # One whose windows are there already may be away by now.
-    opened = [None if read_recording(folder) and not path.exists() else open_source(path, options) for path, folder in zip(sources, folders)]
+    opened = [
+        None if read_recording(folder) and not path.exists() else open_source(path, options)
+        for path, folder in zip(sources, folders)
+    ]
     recordings = []
     for path, folder, source in zip(sources, folders, opened):
         known = read_recording(folder)
         if known is not None and source is not None and known.identity != identify(source):
-            raise ConfigError(f"{folder} holds windows of another recording than {path}, which has the same name; give another --out")
+            raise ConfigError(
+                f"{folder} holds windows of another recording than {path}, which has the same name; give another --out"
+            )
         if source is None or known is not None:
             assert known is not None
             recordings.append(known)
             continue
         try:
             with bar(f"collect {path.resolve().name}", source.length, "frames", 0) as shown:
+
                 def on_frame(frames: int, windows: int) -> None:
                     shown.update(frames, f"{windows} windows")
                     ranks.beat()
@@ -136,20 +174,37 @@ def _collect(sources: list[Path], out: Path, config: Config, options: SourceOpti
     return recordings
 
 
-def _learn_and_judge(out: Path, config: Config, plan: Plan, recordings: list[Recording], ranks: Ranks, interruption: Interruption,
-                     bar: MakeBar) -> dict[str, Any] | None:
+def _learn_and_judge(
+    out: Path,
+    config: Config,
+    plan: Plan,
+    recordings: list[Recording],
+    ranks: Ranks,
+    interruption: Interruption,
+    bar: MakeBar,
+) -> dict[str, Any] | None:
     parts = [_part(recording, plan) for recording in recordings]
     windows = [StoredWindow(r.path(k), len(r.windows[k])) for r, (teach, _) in zip(recordings, parts) for k in teach]
     if not windows:
-        raise SourceError(f"no window of {', '.join(r.name for r in recordings)} may teach ({_tell_refused(recordings)}); "
-                          "record a drive that moves sideways through a scene with texture")
+        raise SourceError(
+            f"no window of {', '.join(r.name for r in recordings)} may teach ({_tell_refused(recordings)}); "
+            "record a drive that moves sideways through a scene with texture"
+        )
     steps = plan.steps_on(len(windows))
     tuner = Tuner(config, windows, plan.batch, ranks)
     tuner.resume(out)
     size = ranks.size
-    about = {"kind": "fine-tuning", "sources": [r.name for r in recordings], "windows": len(windows), "batch": plan.batch, "seed": config.seed,
-             "learning_rate": config.learning.learning_rate, "processes": size, "origin": hash_state(tuner.origin.state_dict()),
-             "torch": torch.__version__}
+    about = {
+        "kind": "fine-tuning",
+        "sources": [r.name for r in recordings],
+        "windows": len(windows),
+        "batch": plan.batch,
+        "seed": config.seed,
+        "learning_rate": config.learning.learning_rate,
+        "processes": size,
+        "origin": hash_state(tuner.origin.state_dict()),
+        "torch": torch.__version__,
+    }
     begin, first = time.perf_counter(), tuner.step
     finished = _learn(tuner, steps, out, plan.save_every_s, about, ranks, interruption, bar)
     seconds = time.perf_counter() - begin
@@ -157,32 +212,86 @@ def _learn_and_judge(out: Path, config: Config, plan: Plan, recordings: list[Rec
     if not ranks.leads:
         return None
     counts = {"taught": len(windows), "judged": 0}
-    told = {"steps": tuner.step, "updates": tuner.stepper.taken, "refused_in_steps": dict(tuner.refused), "processes": size,
-            "steps_per_s": (tuner.step - first) / max(seconds, 1e-9),
-            "windows": counts,
-            "sources": [{"name": r.name, "frames": r.frames, "windows": len(r.windows), "refused": r.refused} for r in recordings]}
+    told = {
+        "steps": tuner.step,
+        "updates": tuner.stepper.taken,
+        "refused_in_steps": dict(tuner.refused),
+        "processes": size,
+        "steps_per_s": (tuner.step - first) / max(seconds, 1e-9),
+        "windows": counts,
+        "sources": [
+            {"name": r.name, "frames": r.frames, "windows": len(r.windows), "refused": r.refused} for r in recordings
+        ],
+    }
     if not finished:
-        return {"interrupted": True, "finished": False, "stage": "learning", "steps_wanted": steps, "weights": CANDIDATE, **told}
+        return {
+            "interrupted": True,
+            "finished": False,
+            "stage": "learning",
+            "steps_wanted": steps,
+            "weights": CANDIDATE,
+            **told,
+        }
     looks = 1 + _looks(out)
     try:
         judgement = _judge(tuner, config, recordings, [judging for _, judging in parts], looks, interruption, bar)
     except KeyboardInterrupt:
-        return {"interrupted": True, "finished": False, "stage": "judging", "steps_wanted": steps, "weights": CANDIDATE, **told}
+        return {
+            "interrupted": True,
+            "finished": False,
+            "stage": "judging",
+            "steps_wanted": steps,
+            "weights": CANDIDATE,
+            **told,
+        }
     counts["judged"] = judgement.verdict.windows
     matcher = tuner.tuned()
-    header = write_weights(out / FINISHED, matcher.name, matcher.state_dict(), matcher.weights_version + 1, about | {
-        "steps": tuner.step, "updates": tuner.stepper.taken, "verdict": judgement.verdict.outcome, "reason": judgement.verdict.reason,
-        "judged_windows": judgement.verdict.windows, "probe_before_px": judgement.verdict.before_px, "probe_after_px": judgement.verdict.after_px})
-    result = plain({"interrupted": False, "finished": True, "better": judgement.better, "verdict": asdict(judgement.verdict),
-                    "checks": judgement.checks, "by_source": judgement.by_source, "weights": FINISHED, "hash": header.hash,
-                    "origin": about["origin"], "looks": looks, **told})
+    header = write_weights(
+        out / FINISHED,
+        matcher.name,
+        matcher.state_dict(),
+        matcher.weights_version + 1,
+        about
+        | {
+            "steps": tuner.step,
+            "updates": tuner.stepper.taken,
+            "verdict": judgement.verdict.outcome,
+            "reason": judgement.verdict.reason,
+            "judged_windows": judgement.verdict.windows,
+            "probe_before_px": judgement.verdict.before_px,
+            "probe_after_px": judgement.verdict.after_px,
+        },
+    )
+    result = plain(
+        {
+            "interrupted": False,
+            "finished": True,
+            "better": judgement.better,
+            "verdict": asdict(judgement.verdict),
+            "checks": judgement.checks,
+            "by_source": judgement.by_source,
+            "weights": FINISHED,
+            "hash": header.hash,
+            "origin": about["origin"],
+            "looks": looks,
+            **told,
+        }
+    )
     write_json(out / RESULT, result)
     (out / CANDIDATE).unlink(missing_ok=True)
     return result
 
 
-def _learn(tuner: Tuner, steps: int, out: Path, save_every_s: float, about: dict[str, Any], ranks: Ranks, interruption: Interruption,
-           bar: MakeBar) -> bool:
+def _learn(
+    tuner: Tuner,
+    steps: int,
+    out: Path,
+    save_every_s: float,
+    about: dict[str, Any],
+    ranks: Ranks,
+    interruption: Interruption,
+    bar: MakeBar,
+) -> bool:
     """The second pass; whatever ends it, the state of the last whole step is on disk."""
     saved = time.monotonic()
     shown_residual = float("nan")
@@ -193,10 +302,13 @@ def _learn(tuner: Tuner, steps: int, out: Path, save_every_s: float, about: dict
 
     try:
         with bar("learn", steps, "steps", tuner.step) if ranks.leads else contextlib.nullcontext() as shown:
+
             def on_step(told: Told) -> None:
                 nonlocal saved, shown_residual
                 if math.isfinite(told.residual):
-                    shown_residual = told.residual if math.isnan(shown_residual) else 0.9 * shown_residual + 0.1 * told.residual
+                    shown_residual = (
+                        told.residual if math.isnan(shown_residual) else 0.9 * shown_residual + 0.1 * told.residual
+                    )
                 if shown is not None:
                     shown.update(told.step, f"residual {shown_residual:.3f}")
                 if time.monotonic() - saved > save_every_s:
@@ -208,10 +320,18 @@ def _learn(tuner: Tuner, steps: int, out: Path, save_every_s: float, about: dict
         save()
 
 
-def _judge(tuner: Tuner, config: Config, recordings: list[Recording], judging: list[list[int]], looks: int, interruption: Interruption,
-           bar: MakeBar) -> Judgement:
+def _judge(
+    tuner: Tuner,
+    config: Config,
+    recordings: list[Recording],
+    judging: list[list[int]],
+    looks: int,
+    interruption: Interruption,
+    bar: MakeBar,
+) -> Judgement:
     windows = [(r.name, r.path(k)) for r, indices in zip(recordings, judging) for k in indices]
     with bar("judge", len(windows), "windows", 0) as shown:
+
         def on_window(done: int) -> None:
             shown.update(done)
             interruption.check()
@@ -232,7 +352,9 @@ def _recordings(sources: list[Path], out: Path) -> list[Recording]:
     found = [read_recording(folder) for folder in _folders(sources, out)]
     missing = [str(path) for path, recording in zip(sources, found) if recording is None]
     if missing:
-        raise SourceError(f"the windows of {', '.join(missing)} are not in {out}; all processes must see the same folder")
+        raise SourceError(
+            f"the windows of {', '.join(missing)} are not in {out}; all processes must see the same folder"
+        )
     return [r for r in found if r is not None]
 
 
@@ -251,8 +373,16 @@ def _describe(sources: list[Path], origin: str, config: Config, options: SourceO
         for name in names:
             del settings[section][name]
     told = {name: value for name, value in asdict(options).items() if value is not None and name != "groundtruth"}
-    return plain({"sources": [path.resolve().name for path in sources], "weights": origin, "batch": plan.batch,
-                  "hold_back": plan.hold_back, "recording": told, "settings": settings})
+    return plain(
+        {
+            "sources": [path.resolve().name for path in sources],
+            "weights": origin,
+            "batch": plan.batch,
+            "hold_back": plan.hold_back,
+            "recording": told,
+            "settings": settings,
+        }
+    )
 
 
 def _compare_with_earlier(path: Path, described: dict[str, Any]) -> None:
@@ -265,13 +395,19 @@ def _compare_with_earlier(path: Path, described: dict[str, Any]) -> None:
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         key = changed[0]
-        raise ConfigError(f"{path.parent} holds a run that was started with {key} = {before.get(key)}, now it is {now.get(key)}"
-                          f"{f' ({len(changed) - 1} more differ)' if len(changed) > 1 else ''}; give the same again, or another --out")
+        raise ConfigError(
+            f"{path.parent} holds a run that was started with {key} = {before.get(key)}, now it is {now.get(key)}"
+            f"{f' ({len(changed) - 1} more differ)' if len(changed) > 1 else ''}; give the same again, or another --out"
+        )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()}
+        return {
+            k: v
+            for key, item in value.items()
+            for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
     return {prefix: value}
 
 

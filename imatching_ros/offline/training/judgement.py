@@ -28,8 +28,14 @@ class Judgement:
         return self.verdict.outcome == "better"
 
 
-def judge_windows(before: Matcher, after: Matcher, windows: list[tuple[str, Path]], config: Config, looks: int,
-                  on_window: Callable[[int], None]) -> Judgement:
+def judge_windows(
+    before: Matcher,
+    after: Matcher,
+    windows: list[tuple[str, Path]],
+    config: Config,
+    looks: int,
+    on_window: Callable[[int], None],
+) -> Judgement:
     """Both weights match the same queries of the same windows, each with its own bundle adjustment.
 
     Args:
@@ -53,7 +59,9 @@ def judge_windows(before: Matcher, after: Matcher, windows: list[tuple[str, Path
     for name in dict.fromkeys(sources):
         own = [pair for source, pair in zip(sources, scores) if source == name]
         by_source[name] = (*_means(own, "held_out_px"), len(own))
-    return Judgement(decide(scores, config.learning, looks), {name: _means(scores, name) for name in _CHECKS}, by_source)
+    return Judgement(
+        decide(scores, config.learning, looks), {name: _means(scores, name) for name in _CHECKS}, by_source
+    )
 
 
 def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: int) -> Verdict:
@@ -64,9 +72,19 @@ def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: i
     count, least = len(scores), settings.trial_windows
     if count < least:
         old, new = _means(scores, "held_out_px")
-        return Verdict("undecided", f"{count} windows were held back, a verdict needs {least}: give more or longer recordings, or hold back more", old,
-                       new, count)
-    return judge([a for a, _ in scores], [c for _, c in scores], replace(settings, trial_windows=count, trial_windows_max=count), looks * (looks + 1))
+        return Verdict(
+            "undecided",
+            f"{count} windows were held back, a verdict needs {least}: give more or longer recordings, or hold back more",
+            old,
+            new,
+            count,
+        )
+    return judge(
+        [a for a, _ in scores],
+        [c for _, c in scores],
+        replace(settings, trial_windows=count, trial_windows_max=count),
+        looks * (looks + 1),
+    )
 
 
 def _means(scores: list[tuple[Score, Score]], name: str) -> tuple[float, float]:

@@ -14,9 +14,21 @@ from torch import Tensor
 # Photographs in the wheels of scikit-image (BSD-3-Clause; most images public domain or CC0) and scikit-learn
 # (BSD-3-Clause; the two images CC BY 2.0). Drawings, fonts and medical plates are left out.
 SHIPPED = {
-    "skimage": ["data/astronaut.png", "data/brick.png", "data/camera.png", "data/chelsea.png", "data/coffee.png", "data/coins.png",
-                "data/grass.png", "data/gravel.png", "data/hubble_deep_field.jpg", "data/motorcycle_left.png", "data/page.png",
-                "data/rocket.jpg", "data/text.png"],
+    "skimage": [
+        "data/astronaut.png",
+        "data/brick.png",
+        "data/camera.png",
+        "data/chelsea.png",
+        "data/coffee.png",
+        "data/coins.png",
+        "data/grass.png",
+        "data/gravel.png",
+        "data/hubble_deep_field.jpg",
+        "data/motorcycle_left.png",
+        "data/page.png",
+        "data/rocket.jpg",
+        "data/text.png",
+    ],
     "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
 }
 
@@ -54,7 +66,9 @@ class HomographyPairs:
         for photograph in photographs:
             grey = (photograph * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)[None]
             sizes = [s for s in (1.5, 1.0, 0.7, 0.5, 0.35) if min(grey.shape[-2:]) * s >= 160]
-            self.levels.append([F.interpolate(grey, scale_factor=s, mode="bilinear", antialias=True)[0].to(device) for s in sizes])
+            self.levels.append(
+                [F.interpolate(grey, scale_factor=s, mode="bilinear", antialias=True)[0].to(device) for s in sizes]
+            )
         self.device = device
 
     def draw(self, count: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +99,9 @@ class HomographyPairs:
 
     def _sample(self, image: Tensor, H_PV: np.ndarray, size: tuple[int, int]) -> Tensor:
         height, width = size
-        y, x = torch.meshgrid(torch.arange(height, device=self.device), torch.arange(width, device=self.device), indexing="ij")
+        y, x = torch.meshgrid(
+            torch.arange(height, device=self.device), torch.arange(width, device=self.device), indexing="ij"
+        )
         pixels = torch.stack([x, y, torch.ones_like(x)], -1).float()
         mapped = pixels @ torch.from_numpy(H_PV).float().to(self.device).T
         xy = mapped[..., :2] / mapped[..., 2:].clamp_min(1e-3)

@@ -83,11 +83,18 @@ class Ranks:
         try:
             store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=limit))
             store.set_timeout(limit)
-            dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.PrefixStore("group", store), rank=self.rank,
-                                    world_size=self.size, timeout=limit)
+            dist.init_process_group(
+                "nccl" if device == "cuda" else "gloo",
+                store=dist.PrefixStore("group", store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=limit,
+            )
         except (ValueError, RuntimeError) as error:
-            raise RankError(f"process {self.rank} of {self.size} did not find the others within {timeout_s:g} s "
-                            f"({_first_line(error)}); start them with torchrun") from None
+            raise RankError(
+                f"process {self.rank} of {self.size} did not find the others within {timeout_s:g} s "
+                f"({_first_line(error)}); start them with torchrun"
+            ) from None
         self.store = dist.PrefixStore("run", store)
 
     @property
@@ -151,7 +158,9 @@ class Ranks:
             return module
         if any(True for _ in module.buffers()):
             # Buffers would be synchronised in forward passes, of which processes make different numbers.
-            raise ConfigError("this matcher keeps statistics in buffers, which several processes cannot share; run finetune on one")
+            raise ConfigError(
+                "this matcher keeps statistics in buffers, which several processes cannot share; run finetune on one"
+            )
         with self.meeting():
             return DistributedDataParallel(module)
 
@@ -169,7 +178,9 @@ class Ranks:
                 raise
             with contextlib.suppress(RuntimeError):  # rank 0 keeps the store, and may be the one that is gone
                 self._look_for_failure()
-            raise RankError(f"another process is gone or did not answer within {self.timeout_s:g} s ({_first_line(error)}); {_AGAIN}") from None
+            raise RankError(
+                f"another process is gone or did not answer within {self.timeout_s:g} s ({_first_line(error)}); {_AGAIN}"
+            ) from None
 
     @contextmanager
     def membership(self) -> Iterator[Ranks]:
@@ -180,7 +191,9 @@ class Ranks:
             if self.store is not None and not isinstance(error, RankError):
                 # The others need not be there any more.
                 with contextlib.suppress(RuntimeError):
-                    self.store.set("failed", f"process {self.rank} ended with {type(error).__name__}: {_first_line(error)}")
+                    self.store.set(
+                        "failed", f"process {self.rank} ended with {type(error).__name__}: {_first_line(error)}"
+                    )
             raise
         finally:
             self.leave()
@@ -209,14 +222,17 @@ def _number(name: str, default: int) -> int:
     try:
         return int(os.environ.get(name, default))
     except ValueError:
-        raise ConfigError(f"the environment variable {name} is {os.environ[name]!r}, expected a whole number; unset it or use torchrun") from None
+        raise ConfigError(
+            f"the environment variable {name} is {os.environ[name]!r}, expected a whole number; unset it or use torchrun"
+        ) from None
 
 
 def _of_network(error: RuntimeError) -> bool:
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection", "timed out", "broken pipe"))
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection", "timed out", "broken pipe")
+    )
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-

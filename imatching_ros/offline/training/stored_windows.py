@@ -59,7 +59,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             told = json.loads((file.metadata() or {})["told"])
             return {name: file.get_tensor(name) for name in file.keys()}, told
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read ({type(error).__name__}: {error}); remove the folder it lies in and run again") from None
+        raise SourceError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); remove the folder it lies in and run again"
+        ) from None
 
 
 def write_window(folder: Path, sample: LearningSample) -> Path:
@@ -88,14 +90,18 @@ def read_window(path: Path) -> LearningSample:
     """
     tensors, told = read_tensors(path)
     if told.get("format") != FORMAT:
-        raise SourceError(f"{path} is of format {told.get('format')!r}, expected {FORMAT!r}; remove the folder it lies in and run again")
+        raise SourceError(
+            f"{path} is of format {told.get('format')!r}, expected {FORMAT!r}; remove the folder it lies in and run again"
+        )
     camera = Camera(**{**told["camera"], "distortion": tuple(told["camera"]["distortion"])})
     window = _put_together(WindowSnapshot, "window", tensors, told["window"], camera=camera)
     told["result"]["status"] = BAStatus(told["result"]["status"])
     result = _put_together(BAResult, "result", tensors, told["result"])
     ids = tuple(told["sample"].pop("keyframe_ids"))
     images = tuple(_read_image(path.parent / "images" / f"{frame_id:06d}.png") for frame_id in ids)
-    return _put_together(LearningSample, "sample", tensors, told["sample"], keyframe_ids=ids, images=images, window=window, result=result)
+    return _put_together(
+        LearningSample, "sample", tensors, told["sample"], keyframe_ids=ids, images=images, window=window, result=result
+    )
 
 
 def _read_image(path: Path) -> Tensor:

@@ -36,8 +36,15 @@ def sample_queries(images: Tensor, count: int, generator: torch.Generator) -> Te
     return torch.cat([uv + jitter * subpixel, anywhere], 1)
 
 
-def matching_loss(matcher: CoarseToFine, image_a: Tensor, image_b: Tensor, uv_a: Tensor, uv_b: Tensor, visible: Tensor,
-                  generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def matching_loss(
+    matcher: CoarseToFine,
+    image_a: Tensor,
+    image_b: Tensor,
+    uv_a: Tensor,
+    uv_b: Tensor,
+    visible: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss of B pairs with Q true correspondences each.
 
     Args:

@@ -87,7 +87,9 @@ class Trainer:
     def checkpoint(self) -> Path:
         return self.out / "checkpoint.safetensors"
 
-    def train(self, report: Callable[[int, dict[str, float]], None], save_every: int = 500, until: int | None = None) -> None:
+    def train(
+        self, report: Callable[[int, dict[str, float]], None], save_every: int = 500, until: int | None = None
+    ) -> None:
         """Runs to the plan's last step (or to `until`); KeyboardInterrupt saves and is raised again."""
         last = min(self.plan.steps, until if until is not None else self.plan.steps)
         try:
@@ -146,11 +148,15 @@ class Trainer:
         for block in wanted:
             if block not in self.pool:
                 seed = self.plan.seed * 1_000_003 + block
-                self.pool[block] = self.renderer.pairs(seed, BLOCK_STEPS * self.plan.batch, (self.plan.height, self.plan.width),
-                                                       effects=False)
+                self.pool[block] = self.renderer.pairs(
+                    seed, BLOCK_STEPS * self.plan.batch, (self.plan.height, self.plan.width), effects=False
+                )
         for block in [b for b in self.pool if b not in wanted]:
             del self.pool[block]
-        chosen = [(int(rng.integers(wanted.start, wanted.stop)), int(rng.integers(BLOCK_STEPS * self.plan.batch))) for _ in range(count)]
+        chosen = [
+            (int(rng.integers(wanted.start, wanted.stop)), int(rng.integers(BLOCK_STEPS * self.plan.batch)))
+            for _ in range(count)
+        ]
         return {key: torch.stack([self.pool[block][key][i] for block, i in chosen]) for key in self.pool[newest]}
 
     def finished(self) -> CoarseToFine:
@@ -178,7 +184,9 @@ class Trainer:
     def _compare_plans(self) -> None:
         with safe_open(str(self.checkpoint), "pt") as file:
             before = json.loads(file.metadata()["plan"])
-        changed = [key for key, value in asdict(self.plan).items() if key != "steps" and before.get(key, value) != value]
+        changed = [
+            key for key, value in asdict(self.plan).items() if key != "steps" and before.get(key, value) != value
+        ]
         if changed:
             told = ", ".join(f"{key} = {before[key]!r}, now {getattr(self.plan, key)!r}" for key in changed)
             raise ConfigError(f"{self.checkpoint} was begun with {told}; give the same again, or another --out")

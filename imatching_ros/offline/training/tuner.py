@@ -132,7 +132,14 @@ class Tuner:
         if accepted and norm is None:
             self.refused[NOT_FINITE] += 1
         share = 1 / accepted if accepted else float("nan")
-        return Told(self.step, int(accepted), residual * share, auxiliary * share, float("nan") if norm is None else norm, stops > 0)
+        return Told(
+            self.step,
+            int(accepted),
+            residual * share,
+            auxiliary * share,
+            float("nan") if norm is None else norm,
+            stops > 0,
+        )
 
     def _move(self, accepted: int) -> float | None:
         """Moves the weights along the mean gradient of the windows that taught, whichever process had them; without any, not at all,
@@ -153,7 +160,9 @@ class Tuner:
             epoch, place = divmod(position, count)
             window = int(torch.randperm(count, generator=self._generator(epoch, 1))[place])
             windows.append(window)
-            live.append(draw_keyframes(self.windows[window].keyframes, self.config.learning, self._generator(position, 2)))
+            live.append(
+                draw_keyframes(self.windows[window].keyframes, self.config.learning, self._generator(position, 2))
+            )
         return Batch(tuple(windows), tuple(live))
 
     def _generator(self, number: int, stream: int) -> torch.Generator:
@@ -166,7 +175,13 @@ class Tuner:
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """All that is needed to go on, and the weights as they are, for use."""
         matcher = self.tuned()
-        write_weights(folder / CANDIDATE, matcher.name, matcher.state_dict(), matcher.weights_version + 1, provenance | {"steps": self.step})
+        write_weights(
+            folder / CANDIDATE,
+            matcher.name,
+            matcher.state_dict(),
+            matcher.weights_version + 1,
+            provenance | {"steps": self.step},
+        )
         write_tensors(folder / STATE, self.stepper.state(), {"step": self.step, "refused": dict(self.refused)})
 
     def resume(self, folder: Path) -> bool:

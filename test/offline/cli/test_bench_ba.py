@@ -36,8 +36,20 @@ def test_every_solver_is_stopped_at_the_same_cost(tmp_path, capsys):
 
 
 def test_solvers_can_be_left_out(tmp_path):
-    found = run(tmp_path, "--keyframes", "3", "--landmarks", "30", "--threads", "1", "--repeats", "1", "--no-memory",
-                "--without", "gtsam,ceres")
+    found = run(
+        tmp_path,
+        "--keyframes",
+        "3",
+        "--landmarks",
+        "30",
+        "--threads",
+        "1",
+        "--repeats",
+        "1",
+        "--no-memory",
+        "--without",
+        "gtsam,ceres",
+    )
     assert set(found["rows"][0]["ms"]) == {"ours float64", "ours float32"}
 
 

@@ -21,7 +21,20 @@ from odometry_scenes import CAMERA, configure, rotating, speckle
 def output(i: int, tracked: bool, map_id: int = 0) -> OdometryOutput:
     state = TrackingState.TRACKING if tracked else TrackingState.LOST
     pose = torch.tensor([0, 0, 0, 0, 0, 0, 1.0], dtype=torch.float64) if tracked else None
-    return OdometryOutput(i, i, state, "", pose, None, 20 * tracked, False, True, map_id, None, timings_ms={"match": 1.0 + i, "keyframe": 5.0})
+    return OdometryOutput(
+        i,
+        i,
+        state,
+        "",
+        pose,
+        None,
+        20 * tracked,
+        False,
+        True,
+        map_id,
+        None,
+        timings_ms={"match": 1.0 + i, "keyframe": 5.0},
+    )
 
 
 def test_faults_change_exactly_their_frames():
@@ -37,7 +50,12 @@ def test_faults_change_exactly_their_frames():
 
 def test_verdicts():
     faults = {fault.name: fault for fault in make_faults(2)}
-    outputs = [output(i, True) for i in range(2)] + [None] * 5 + [output(7, False), output(8, False)] + [output(i, True, 1) for i in range(9, 12)]
+    outputs = (
+        [output(i, True) for i in range(2)]
+        + [None] * 5
+        + [output(7, False), output(8, False)]
+        + [output(i, True, 1) for i in range(9, 12)]
+    )
     verdict = judge(faults["5 dropped"], outputs)
     assert (verdict.frames, verdict.lost_after, verdict.maps) == (3, 2, 2)
     never = judge(faults["5 dropped"], outputs[:7] + [output(7, False)])
@@ -53,14 +71,38 @@ def test_front_end_time_leaves_keyframe_work_out():
 
 def test_ratios_are_taken_case_by_case():
     def row(source: str, matcher: str, ate_m: float | None, tracked: int = 100) -> dict:
-        told = {"source": source, "mode": "mono", "learning": "off", "seed": 0, "matcher": matcher, "frames": 100, "tracked": tracked}
+        told = {
+            "source": source,
+            "mode": "mono",
+            "learning": "off",
+            "seed": 0,
+            "matcher": matcher,
+            "frames": 100,
+            "tracked": tracked,
+        }
         return told | ({} if ate_m is None else {"ate_m": ate_m})
 
-    rows = [row("a", "mine", 1.0), row("a", "klt", 2.0), row("b", "mine", 8.0), row("b", "klt", 1.0), row("c", "mine", 1.0), row("c", "klt", None)]
+    rows = [
+        row("a", "mine", 1.0),
+        row("a", "klt", 2.0),
+        row("b", "mine", 8.0),
+        row("b", "klt", 1.0),
+        row("c", "mine", 1.0),
+        row("c", "klt", None),
+    ]
     (line,) = compare(rows, ["mine", "klt"])
     assert "2 of 3 cases: 2.000" in line  # the geometric mean of 1/2 and 8
     assert compare(rows, ["mine"]) == []
-    (line,) = compare([*rows, row("d", "mine", 9.0), row("d", "klt", 1.0, tracked=50), row("e", "mine", 2.0), row("e", "klt", 2.0, tracked=91)], ["mine", "klt"])
+    (line,) = compare(
+        [
+            *rows,
+            row("d", "mine", 9.0),
+            row("d", "klt", 1.0, tracked=50),
+            row("e", "mine", 2.0),
+            row("e", "klt", 2.0, tracked=91),
+        ],
+        ["mine", "klt"],
+    )
     assert "3 of 5 cases: 1.587; left out, since they tracked different shares of the frames: d (mono)" in line
 
 
@@ -72,7 +114,9 @@ def test_percent_is_of_the_path_that_was_tracked(tmp_path):
     row = measure(source, configure("klt", odometry__mode="rgbd"))
     truth = source.groundtruth()
     steps = np.linalg.norm(np.diff(truth.T_WC[:, :3], axis=0), axis=1)
-    assert row["tracked"] < len(truth) and row["ate_percent"] == pytest.approx(100 * row["ate_m"] / steps[: row["tracked"] - 1].sum(), rel=1e-6)
+    assert row["tracked"] < len(truth) and row["ate_percent"] == pytest.approx(
+        100 * row["ate_m"] / steps[: row["tracked"] - 1].sum(), rel=1e-6
+    )
 
 
 def test_a_camera_that_is_played_loses_none_or_says_how_many():
@@ -115,7 +159,9 @@ def test_jumps_need_truth_and_are_the_same_every_time(tmp_path):
     write_recording(tmp_path / "clip", sequence, format="tum")
     source = open_source(tmp_path / "clip")
     found = jump_about(source, configure("klt", odometry__mode="rgbd"), 3)
-    assert found["jumps"] == 3 == sum(v for k, v in found.items() if k not in ("jumps", "ever_wrong", "in_the_end_right"))
+    assert (
+        found["jumps"] == 3 == sum(v for k, v in found.items() if k not in ("jumps", "ever_wrong", "in_the_end_right"))
+    )
     assert found["not_started"] == 0 and found["wrong"] <= found["ever_wrong"] <= 3 and found["in_the_end_right"] <= 3
     assert jump_about(source, configure("klt", odometry__mode="rgbd"), 3) == found
     (tmp_path / "clip/groundtruth.txt").unlink()

@@ -29,7 +29,9 @@ def wall(tmp_path_factory):
     height, width, focal, step = 120, 160, 120.0, 0.05
     walls = [
         cv2.GaussianBlur(
-            cv2.resize(rng.integers(0, 256, (90, 300), dtype=np.uint8), (900, 270), interpolation=cv2.INTER_NEAREST), (0, 0), 1.0
+            cv2.resize(rng.integers(0, 256, (90, 300), dtype=np.uint8), (900, 270), interpolation=cv2.INTER_NEAREST),
+            (0, 0),
+            1.0,
         )
         for _ in range(2)
     ]
@@ -47,7 +49,9 @@ def wall(tmp_path_factory):
     (folder / "frames.csv").write_text("\n".join(lines))
     (folder / "groundtruth.txt").write_text("\n".join(truth))
     (folder / "camera.json").write_text(
-        json.dumps({"cameras": [dict(width=width, height=height, fx=focal, fy=focal, cx=79.5, cy=59.5)], "depth_scale": 1000})
+        json.dumps(
+            {"cameras": [dict(width=width, height=height, fx=focal, fy=focal, cx=79.5, cy=59.5)], "depth_scale": 1000}
+        )
     )
     return folder
 
@@ -72,11 +76,20 @@ def test_replay_leaves_everything_and_is_right(wall, tmp_path, capsys):
     metrics = json.loads(capsys.readouterr().out)
     run = tmp_path / "run"
     assert code == 0 and metrics == json.loads((run / "metrics.json").read_text())
-    assert metrics["frames"] == 14 and metrics["seed"] == 3 and metrics["metric"] and metrics["ate"]["alignment"] == "se3"
+    assert (
+        metrics["frames"] == 14 and metrics["seed"] == 3 and metrics["metric"] and metrics["ate"]["alignment"] == "se3"
+    )
     assert metrics["ate"]["rmse"] < 0.01 and metrics["tracked_frames"] >= 13
-    assert {"mode", "steps", "samples", "rejected", "promotions", "rollbacks", "probe_before", "probe_after"} <= metrics[
-        "learning"
-    ].keys()
+    assert {
+        "mode",
+        "steps",
+        "samples",
+        "rejected",
+        "promotions",
+        "rollbacks",
+        "probe_before",
+        "probe_after",
+    } <= metrics["learning"].keys()
     assert {"matcher", "version", "hash"} <= metrics["weights"].keys()
     assert {"p50", "p95", "p99", "max"} <= metrics["latency_ms"].keys()
     assert len(read_trajectory(run / "trajectory.txt")) == metrics["tracked_frames"]
@@ -93,14 +106,31 @@ def test_mono_ignores_depth(wall, tmp_path, capsys):
 
 def test_runs_are_repeatable(wall, tmp_path):
     for name in ("a", "b"):
-        assert main(["replay", str(wall), "--out", str(tmp_path / name), "--matcher", "klt", "--learning", "off", "--quiet"]) == 0
+        assert (
+            main(
+                ["replay", str(wall), "--out", str(tmp_path / name), "--matcher", "klt", "--learning", "off", "--quiet"]
+            )
+            == 0
+        )
     assert (tmp_path / "a/trajectory.txt").read_text() == (tmp_path / "b/trajectory.txt").read_text()
 
 
 def test_several_recordings_at_once(wall, tmp_path, capsys):
     assert (
         main(
-            ["replay", str(wall), str(wall), "--out", str(tmp_path), "--matcher", "klt", "--duration", "0.5", "--json", "--quiet"]
+            [
+                "replay",
+                str(wall),
+                str(wall),
+                "--out",
+                str(tmp_path),
+                "--matcher",
+                "klt",
+                "--duration",
+                "0.5",
+                "--json",
+                "--quiet",
+            ]
         )
         == 0
     )
@@ -132,7 +162,9 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_whole(wall, tmp_path, ca
 
 def test_a_run_may_begin_with_the_weights_of_the_one_before(wall, tmp_path, capsys):
     out = tmp_path / "run"
-    write_weights(out / "weights/current.safetensors", "expectation", create_matcher(MatcherConfig()).state_dict(), 7, {})
+    write_weights(
+        out / "weights/current.safetensors", "expectation", create_matcher(MatcherConfig()).state_dict(), 7, {}
+    )
     command = ["replay", str(wall), "--out", str(out), "--learning", "off", "--duration", "0.3", "--quiet", "--json"]
     assert main([*command, "--weights", str(out / "weights/current.safetensors")]) == 0
     assert json.loads(capsys.readouterr().out)["weights"]["version"] == 7
@@ -205,14 +237,40 @@ def test_match_eval_writes_table_json_and_images(wall, tmp_path, capsys):
 
 def test_images_of_two_weights_with_one_file_name_are_both_kept(wall, tmp_path):
     for folder in "ab":
-        write_weights(tmp_path / folder / "current.safetensors", "expectation", create_matcher(MatcherConfig()).state_dict(), 1, {})
-    matchers = [part for folder in "ab" for part in ("--matcher", f"expectation:{tmp_path / folder / 'current.safetensors'}")]
-    assert main(["match-eval", str(wall), *matchers, "--gap", "1", "--pairs", "1", "--out", str(tmp_path / "out"), "--quiet", "--no-pose"]) == 0
+        write_weights(
+            tmp_path / folder / "current.safetensors",
+            "expectation",
+            create_matcher(MatcherConfig()).state_dict(),
+            1,
+            {},
+        )
+    matchers = [
+        part for folder in "ab" for part in ("--matcher", f"expectation:{tmp_path / folder / 'current.safetensors'}")
+    ]
+    assert (
+        main(
+            [
+                "match-eval",
+                str(wall),
+                *matchers,
+                "--gap",
+                "1",
+                "--pairs",
+                "1",
+                "--out",
+                str(tmp_path / "out"),
+                "--quiet",
+                "--no-pose",
+            ]
+        )
+        == 0
+    )
     assert len(list((tmp_path / "out").glob("gap01_*.jpg"))) == 2
 
 
 @pytest.mark.parametrize(
-    "arguments, complaint", [(["--gap", "0"], "at least 1"), (["--gap", "a,b"], "whole numbers"), (["--matcher", "nope"], "nope")]
+    "arguments, complaint",
+    [(["--gap", "0"], "at least 1"), (["--gap", "a,b"], "whole numbers"), (["--matcher", "nope"], "nope")],
 )
 def test_match_eval_refuses_nonsense(wall, capsys, arguments, complaint):
     assert main(["match-eval", str(wall), "--quiet", *arguments]) == 1
@@ -250,8 +308,22 @@ def test_kitti_with_klt(data_folder, tmp_path, capsys):
 def test_replay_with_odometry_is_metric_in_mono(wall, tmp_path, capsys, file):
     """Poses in a frame of their own, ten times as often as images; without them the unit is arbitrary."""
     given = tmp_path / "wheels.txt"
-    given.write_text("\n".join(f"{k * 0.01:.2f} 7 {0.5 * k * 0.01} 1 0 0 0.70710678 0.70710678" for k in range(-5, 140)))
-    command = ["replay", str(wall), "--out", str(tmp_path / "run"), "--matcher", "klt", "--learning", "off", "--mode", "mono", "--quiet"]
+    given.write_text(
+        "\n".join(f"{k * 0.01:.2f} 7 {0.5 * k * 0.01} 1 0 0 0.70710678 0.70710678" for k in range(-5, 140))
+    )
+    command = [
+        "replay",
+        str(wall),
+        "--out",
+        str(tmp_path / "run"),
+        "--matcher",
+        "klt",
+        "--learning",
+        "off",
+        "--mode",
+        "mono",
+        "--quiet",
+    ]
     assert main([*command, *(["--odometry", str(given)] if file else [])]) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["metric"] is file and metrics["scale"] == ("odometry" if file else "unknown")

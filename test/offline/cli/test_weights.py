@@ -72,7 +72,9 @@ def test_export_keeps_weights_and_provenance(files, capsys):
     assert header.hash == read_weights(files / "two.safetensors")[0].hash
 
 
-@pytest.mark.parametrize("arguments", [("show", "nothing"), ("export", "one.safetensors", "x.txt"), ("list", "/nonexistent")])
+@pytest.mark.parametrize(
+    "arguments", [("show", "nothing"), ("export", "one.safetensors", "x.txt"), ("list", "/nonexistent")]
+)
 def test_errors_are_one_line(files, capsys, arguments):
     arguments = [files / a if a == "one.safetensors" else a for a in arguments]
     code, text = output(capsys, *arguments)

@@ -23,7 +23,9 @@ def write_sliding_wall(folder):
         truth.append(f"{k * 0.1:.1f} {4 * k * 2 / 100} 0 0 0 0 0 1")
     (folder / "frames.csv").write_text("\n".join(lines))
     (folder / "groundtruth.txt").write_text("\n".join(truth))
-    (folder / "camera.json").write_text(json.dumps({"cameras": [dict(width=160, height=120, fx=100, fy=100, cx=79.5, cy=59.5)]}))
+    (folder / "camera.json").write_text(
+        json.dumps({"cameras": [dict(width=160, height=120, fx=100, fy=100, cx=79.5, cy=59.5)]})
+    )
     return open_source(folder)
 
 

@@ -37,7 +37,9 @@ class SlidingWall(Source):
         self.name, self.mode, self.camera, self.options = "wall", "rgbd" if depth else "mono", CAMERA, SourceOptions()
         self.count, self.depth, self.truth = count, depth, truth
         noise = torch.rand(1, 1, H // 4, (W + 200) // 4, generator=torch.Generator().manual_seed(0))
-        self.wall = (torch.nn.functional.interpolate(noise, scale_factor=4, mode="bicubic")[0].clamp(0, 1) * 255).to(torch.uint8)
+        self.wall = (torch.nn.functional.interpolate(noise, scale_factor=4, mode="bicubic")[0].clamp(0, 1) * 255).to(
+            torch.uint8
+        )
 
     @property
     def length(self):
@@ -47,7 +49,7 @@ class SlidingWall(Source):
         for k in range(self.count):
             start = int(k * STEP_PX)
             depth = torch.full((H, W), DEPTH) if self.depth else None
-            yield Frame(k, k * 100_000_000, self.wall[:, :, start: start + W].contiguous(), CAMERA, depth)
+            yield Frame(k, k * 100_000_000, self.wall[:, :, start : start + W].contiguous(), CAMERA, depth)
 
     def groundtruth(self):
         if not self.truth:
@@ -96,7 +98,9 @@ def test_noise_and_missing_matches_cost_what_they_must():
     assert result["delivered"] == pytest.approx(0.75, abs=0.03)
     low, high = result["mma_interval"]["1"]
     assert low < result["mma"]["1"] < high < low + 0.1
-    assert result["sigma"]["within_1"] == pytest.approx(0.683, abs=0.03) and result["sigma"]["within_2"] == pytest.approx(0.954, abs=0.02)
+    assert result["sigma"]["within_1"] == pytest.approx(0.683, abs=0.03) and result["sigma"][
+        "within_2"
+    ] == pytest.approx(0.954, abs=0.02)
 
 
 def test_reliability_sees_overconfidence():
@@ -111,7 +115,12 @@ def test_reliability_sees_overconfidence():
 
 def test_klt_direct_and_chained_and_sift_on_the_wall():
     klt, sift = KltMatcher(), SiftMatcher()
-    contestants = [Contestant("klt", klt), Chained("klt-chained", klt), SiftCorners("sift-corners", sift), OwnKeypoints("sift-own", sift, 200)]
+    contestants = [
+        Contestant("klt", klt),
+        Chained("klt-chained", klt),
+        SiftCorners("sift-corners", sift),
+        OwnKeypoints("sift-own", sift, 200),
+    ]
     results = {r["matcher"]: r["gaps"] for r in evaluate(contestants, SlidingWall(), (1, 5), pose=False)}
     assert results["klt"]["1"]["mma"]["1"] > 0.9 and results["klt-chained"]["5"]["mma"]["3"] > 0.8
     assert results["sift-corners"]["1"]["mma"]["3"] > 0.5
@@ -145,7 +154,9 @@ def test_pairs_are_spread_also_where_the_length_is_not_known_before():
 
 def scene(count=300, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    points = torch.rand(count, 3, generator=generator, dtype=torch.float64) * torch.tensor([4.0, 3.0, 4.0]) - torch.tensor([2, 1.5, -3])
+    points = torch.rand(count, 3, generator=generator, dtype=torch.float64) * torch.tensor(
+        [4.0, 3.0, 4.0]
+    ) - torch.tensor([2, 1.5, -3])
     T_ij = torch.cat([torch.tensor([0.4, 0.1, 0.2]), geometry.exp_so3(torch.tensor([0.02, 0.05, -0.03]))]).double()
     uv_i, uv_j = CAMERA.project(points), CAMERA.project(geometry.act(geometry.inverse(T_ij), points))
     return T_ij, uv_i, uv_j
@@ -171,5 +182,7 @@ def test_klt_on_real_depth(data_folder):
     """The tracker's accuracy on this sequence is known: a wrong truth would ruin it."""
     from imatching_ros.offline.recordings.opening import open_source
 
-    result = evaluate_matcher(KltMatcher(), open_source(data_folder / "tartanair_hospital"), (1,), 8, pose=False)["gaps"]["1"]
+    result = evaluate_matcher(KltMatcher(), open_source(data_folder / "tartanair_hospital"), (1,), 8, pose=False)[
+        "gaps"
+    ]["1"]
     assert 0.35 < result["mma"]["1"] < 0.65 and result["sampson_px"]["median"] < 0.3

@@ -19,11 +19,34 @@ def output(k, state=TrackingState.TRACKING):
     T = geometry.identity()
     T[0], T[1] = 0.1 * k, 0.01 * k * k
     n = 20
-    matches = Matches(k - 1, k, 0, 0, torch.zeros(n, 2), torch.zeros(n, 2), torch.ones(n), torch.ones(n), torch.full((n,), 0.25),
-                      torch.arange(n) < 15, torch.arange(n), 0)
+    matches = Matches(
+        k - 1,
+        k,
+        0,
+        0,
+        torch.zeros(n, 2),
+        torch.zeros(n, 2),
+        torch.ones(n),
+        torch.ones(n),
+        torch.full((n,), 0.25),
+        torch.arange(n) < 15,
+        torch.arange(n),
+        0,
+    )
     tracked = state is TrackingState.TRACKING
-    return OdometryOutput(k, k * STEP, state, "", T if tracked else None, None, 15 if tracked else 0, k % 3 == 0, False, 0,
-                          matches if tracked else None)
+    return OdometryOutput(
+        k,
+        k * STEP,
+        state,
+        "",
+        T if tracked else None,
+        None,
+        15 if tracked else 0,
+        k % 3 == 0,
+        False,
+        0,
+        matches if tracked else None,
+    )
 
 
 def write(folder, truth):
@@ -42,20 +65,37 @@ def test_everything_is_there_and_counts(tmp_path):
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["frames"], metrics["tracked_frames"], metrics["lost_frames"], metrics["keyframes"]) == (10, 7, 1, 4)
     assert metrics["initialized_at_frame"] == 2 and metrics["tracked_share_after_initialization"] == 7 / 8
-    assert metrics["ate"]["rmse"] < 1e-6 and abs(metrics["ate"]["scale"] - 4) < 1e-6 and metrics["ate"]["alignment"] == "sim3"
+    assert (
+        metrics["ate"]["rmse"] < 1e-6
+        and abs(metrics["ate"]["scale"] - 4) < 1e-6
+        and metrics["ate"]["alignment"] == "sim3"
+    )
     assert metrics["latency_ms"]["max"] == 19 and metrics["fps"] == 50 and metrics["seed"] == 3
     consistency = metrics["self_consistency"]
     assert abs(consistency["median_residual_px"] - 0.25) < 1e-9 and consistency["mean_track_length_frames"] == 7
-    assert sum(metrics["residual_histogram"]["counts"]) == 7 * 15 and metrics["residual_histogram"]["counts"][2] == 7 * 15
-    assert len(read_trajectory(tmp_path / "trajectory.txt")) == 7 and len(read_trajectory(tmp_path / "keyframes.txt")) == 1
+    assert (
+        sum(metrics["residual_histogram"]["counts"]) == 7 * 15 and metrics["residual_histogram"]["counts"][2] == 7 * 15
+    )
+    assert (
+        len(read_trajectory(tmp_path / "trajectory.txt")) == 7 and len(read_trajectory(tmp_path / "keyframes.txt")) == 1
+    )
     assert (tmp_path / "frames.csv").read_text().splitlines()[0] == ",".join(FRAME_COLUMNS)
-    assert json.loads((tmp_path / "events.jsonl").read_text()) == {"stamp_ns": 5, "event": "test", "value": None, "array": [0, 1]}
+    assert json.loads((tmp_path / "events.jsonl").read_text()) == {
+        "stamp_ns": 5,
+        "event": "test",
+        "value": None,
+        "array": [0, 1],
+    }
     assert Config.from_file(tmp_path / "config.yaml") == Config()
 
 
 def test_no_truth_is_said(tmp_path):
     metrics = write(tmp_path, None)
-    assert metrics["ate"] is None and "no truth" in metrics["no_truth_because"] and metrics["path_length_is"].startswith("estimated")
+    assert (
+        metrics["ate"] is None
+        and "no truth" in metrics["no_truth_because"]
+        and metrics["path_length_is"].startswith("estimated")
+    )
 
 
 def test_lines_are_on_disk_before_the_end(tmp_path):
@@ -69,4 +109,8 @@ def test_lines_are_on_disk_before_the_end(tmp_path):
 
 
 def test_plain_has_only_what_json_knows():
-    assert plain({"a": torch.tensor([1.0, math.inf]), 2: TrackingState.LOST, "p": (1, None)}) == {"a": [1.0, None], "2": "lost", "p": [1, None]}
+    assert plain({"a": torch.tensor([1.0, math.inf]), 2: TrackingState.LOST, "p": (1, None)}) == {
+        "a": [1.0, None],
+        "2": "lost",
+        "p": [1, None],
+    }

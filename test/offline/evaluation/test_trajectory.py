@@ -29,7 +29,11 @@ def moved(trajectory, scale=1.0):
 @pytest.mark.parametrize("metric, scale", [(True, 1.0), (False, 0.2)])
 def test_another_world_is_no_error(metric, scale):
     score = score_trajectory(moved(helix(), scale), helix(), metric)
-    assert score.ate["rmse"] < 1e-9 and score.rpe["frame"]["trans_rmse_m"] < 1e-9 and score.rpe["frame"]["rot_rmse_deg"] < 1e-5
+    assert (
+        score.ate["rmse"] < 1e-9
+        and score.rpe["frame"]["trans_rmse_m"] < 1e-9
+        and score.rpe["frame"]["rot_rmse_deg"] < 1e-5
+    )
     assert score.scale == pytest.approx(1 / scale) and score.alignment == ("se3" if metric else "sim3")
 
 
@@ -56,10 +60,13 @@ def test_only_common_times_count():
     assert score.ate["poses"] == 10
 
 
-@pytest.mark.parametrize("estimate, reason", [
-    (Trajectory(np.zeros(0, np.int64), np.zeros((0, 7))), "0 poses"),
-    (Trajectory(helix().stamps_ns + 10**12, helix().T_WC), "clock"),
-])
+@pytest.mark.parametrize(
+    "estimate, reason",
+    [
+        (Trajectory(np.zeros(0, np.int64), np.zeros((0, 7))), "0 poses"),
+        (Trajectory(helix().stamps_ns + 10**12, helix().T_WC), "clock"),
+    ],
+)
 def test_no_score_says_why(estimate, reason):
     score = score_trajectory(estimate, helix(), False)
     assert not isinstance(score, TrajectoryScore) and reason in score

@@ -59,9 +59,23 @@ class Wall(Source):
 
 
 def cell(variant, mma, seed=0, regime="repeated", source="fog", ate=0.1):
-    return {"source": source, "regime": "-" if variant == "frozen" else regime, "variant": variant, "seed": seed,
-            "matching": {"1": {"mma": None if mma is None else {"1": mma, "3": 2 * mma, "5": 3 * mma}, "pose_auc": None, "sampson_within_1": 0.5}}, "tracked": 1.0,
-            "ate": {"rmse": ate}, "rpe": None, "learning": {"steps": 10, "promotions": 1, "rollbacks": 0, "first_promotion_s": 12.0}}
+    return {
+        "source": source,
+        "regime": "-" if variant == "frozen" else regime,
+        "variant": variant,
+        "seed": seed,
+        "matching": {
+            "1": {
+                "mma": None if mma is None else {"1": mma, "3": 2 * mma, "5": 3 * mma},
+                "pose_auc": None,
+                "sampson_within_1": 0.5,
+            }
+        },
+        "tracked": 1.0,
+        "ate": {"rmse": ate},
+        "rpe": None,
+        "learning": {"steps": 10, "promotions": 1, "rollbacks": 0, "first_promotion_s": 12.0},
+    }
 
 
 def test_parts_do_not_overlap_and_leave_a_gap():
@@ -95,8 +109,17 @@ def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path
         assert result["value"] is None  # not a number has no place in JSON
     assert len(calls) == 2
     keep = partial(work_out, work=work, config=config)
-    for count, changed in ((3, {}), (3, {"passes": 3}), (4, {"pairs": 10}), (5, {"quick": True}), (6, {"then": "dark_noise"})):
-        keep(argparse.Namespace(**{**vars(asked), **{k: v for k, v in changed.items() if k != "then"}}), changed.get("then"))
+    for count, changed in (
+        (3, {}),
+        (3, {"passes": 3}),
+        (4, {"pairs": 10}),
+        (5, {"quick": True}),
+        (6, {"then": "dark_noise"}),
+    ):
+        keep(
+            argparse.Namespace(**{**vars(asked), **{k: v for k, v in changed.items() if k != "then"}}),
+            changed.get("then"),
+        )
         assert len(calls) == count, changed
     keep(asked, None, config=config.with_values({"bundle.kernel": "cauchy"}))
     assert len(calls) == 7
@@ -107,19 +130,31 @@ def work_out(asked, then, config, work):
 
 
 def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
-    cells = [cell("frozen", 0.2), cell("adapted", 0.3), cell("control", 0.24), cell("oracle", 0.32),
-             cell("frozen", 0.05, source="dark"), cell("adapted", 0.5, source="dark")]
+    cells = [
+        cell("frozen", 0.2),
+        cell("adapted", 0.3),
+        cell("control", 0.24),
+        cell("oracle", 0.32),
+        cell("frozen", 0.05, source="dark"),
+        cell("adapted", 0.5, source="dark"),
+    ]
     (line,) = summarise(cells)
     assert "adapted +50.0 %" in line and "control +20.0 %" in line and "claimed +30.0 %" in line
     assert "over 1 runs" in line and "0.83 of the oracle's gain" in line and "dark left out" in line
 
 
-@pytest.mark.parametrize(("cells", "says"), [
-    ([cell("adapted", 0.3), cell("control", 0.24)], "fog left out, since there is nothing frozen to compare with: add frozen to --variants"),
-    ([cell("frozen", 0.2), cell("oracle", 0.3)], "nothing was adapted: add adapted to --variants"),
-    ([cell("frozen", None), cell("adapted", None)], "fog left out, since without depth truth there is no MMA"),
-    ([cell("frozen", 0.09), cell("adapted", 0.3)], "fog left out, since the frozen MMA at 1 px is below 0.1"),
-])
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        (
+            [cell("adapted", 0.3), cell("control", 0.24)],
+            "fog left out, since there is nothing frozen to compare with: add frozen to --variants",
+        ),
+        ([cell("frozen", 0.2), cell("oracle", 0.3)], "nothing was adapted: add adapted to --variants"),
+        ([cell("frozen", None), cell("adapted", None)], "fog left out, since without depth truth there is no MMA"),
+        ([cell("frozen", 0.09), cell("adapted", 0.3)], "fog left out, since the frozen MMA at 1 px is below 0.1"),
+    ],
+)
 def test_what_a_summary_lacks_is_said(cells, says):
     line = summarise(cells)[0]
     assert line.startswith("repeated: no gain can be told; ") and line.endswith(says)
@@ -127,10 +162,16 @@ def test_what_a_summary_lacks_is_said(cells, says):
 
 def test_without_mma_a_summary_says_what_there_is():
     lines = summarise([cell("frozen", None), cell("adapted", None)])
-    assert lines[1] == "repeated: fog, gap 1, share of matches within 1 px of the true epipolar line: frozen 0.500, adapted 0.500"
+    assert (
+        lines[1]
+        == "repeated: fog, gap 1, share of matches within 1 px of the true epipolar line: frozen 0.500, adapted 0.500"
+    )
     cells = [cell("frozen", None), cell("adapted", None)]
     for share, c in zip((0.6, 0.7), cells):
-        c["matching"]["1"] |= {"sampson_within_1": None, "held_out_px": {"median": 0.5, "within_1": share, "within_3": 0.9}}
+        c["matching"]["1"] |= {
+            "sampson_within_1": None,
+            "held_out_px": {"median": 0.5, "within_1": share, "within_3": 0.9},
+        }
     lines = summarise(cells)
     assert "the other matches agree on (no truth" in lines[1] and lines[1].endswith("frozen 0.600, adapted 0.700")
 
@@ -156,8 +197,15 @@ def test_report_has_table_page_and_numbers(tmp_path):
 
 @pytest.mark.parametrize("name", corrupted_input.POISONS)
 def test_poison_changes_what_it_should_and_nothing_else(name):
-    frames = [Frame(k, k, torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(k)), CAMERA)
-              for k in range(12)]
+    frames = [
+        Frame(
+            k,
+            k,
+            torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(k)),
+            CAMERA,
+        )
+        for k in range(12)
+    ]
     spoilt = corrupted_input.POISONS[name](frames)
     assert [f.stamp_ns for f in spoilt] == [f.stamp_ns for f in frames]
     assert all(f.image.shape == g.image.shape for f, g in zip(frames, spoilt))
@@ -173,7 +221,9 @@ def test_oracle_knows_where_landmarks_truly_are(make_sample_of_wall):
     found = Rematch(sample.window.obs[:, :2].float(), torch.ones(9), torch.ones(9))
     solution = oracle.solve(sample, found, LearningConfig(), BundleConfig())
     assert torch.allclose(solution.points_W, points, atol=1e-9)
-    inside = torch.tensor([bool(((uv >= -0.5) & (uv <= uv.new_tensor([95.5, 63.5]))).all()) for uv in sample.window.obs[:, :2]])
+    inside = torch.tensor(
+        [bool(((uv >= -0.5) & (uv <= uv.new_tensor([95.5, 63.5]))).all()) for uv in sample.window.obs[:, :2]]
+    )
     assert torch.equal(solution.weight.bool(), inside)
 
 
@@ -185,7 +235,13 @@ def make_sample_of_wall():
     points = torch.tensor([[0.2, 0.1, 2.0], [0.5, -0.2, 2.0], [-0.7, 0.0, 2.0]], dtype=torch.float64)
     kf, pt = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
     uv = geometry.project(CAMERA, geometry.act(geometry.inverse(T)[kf], points[pt]))
-    window = SimpleNamespace(camera=CAMERA, points_W=points, kf_idx=kf, pt_idx=pt, obs=torch.cat([uv, torch.zeros(9, 1, dtype=torch.float64)], 1))
+    window = SimpleNamespace(
+        camera=CAMERA,
+        points_W=points,
+        kf_idx=kf,
+        pt_idx=pt,
+        obs=torch.cat([uv, torch.zeros(9, 1, dtype=torch.float64)], 1),
+    )
     sample = SimpleNamespace(window=window, keyframe_ids=(0, 10, 20), host_obs=torch.arange(3), uv_px=uv)
     return sample, points
 
@@ -208,7 +264,9 @@ def test_retention_refuses_other_than_two_sources(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     """A walk of 26 frames with depth and true poses."""
-    sequence = SimulatedSequence(kind="clutter", frames=26, seed=7, width=160, height=120, supersample=1, texture_size=128, speed_mps=0.9)
+    sequence = SimulatedSequence(
+        kind="clutter", frames=26, seed=7, width=160, height=120, supersample=1, texture_size=128, speed_mps=0.9
+    )
     return write_recording(tmp_path_factory.mktemp("monday") / "walk", sequence, format="tum")
 
 
@@ -223,9 +281,15 @@ def test_recording_without_truth_is_compared_by_its_own_consistency(recording, t
     if not depth:
         index = (robot / "frames.csv").read_text().splitlines()
         (robot / "frames.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in index))
-    assert main(["compare", str(robot), "--out", str(tmp_path / "out"), *SMALL, "--variants", "frozen,adapted,oracle"]) == 0
+    assert (
+        main(["compare", str(robot), "--out", str(tmp_path / "out"), *SMALL, "--variants", "frozen,adapted,oracle"])
+        == 0
+    )
     told = capsys.readouterr().out
-    assert "no oracle, which needs depth and true poses" in told and "repeated: robot, gap 1, share of matches within 1 px of the" in told
+    assert (
+        "no oracle, which needs depth and true poses" in told
+        and "repeated: robot, gap 1, share of matches within 1 px of the" in told
+    )
     assert "own<1px" in told and ("scored without depth" in told) is not depth
     cells = json.loads((tmp_path / "out/comparison.json").read_text())["cells"]
     assert [c["variant"] for c in cells] == ["frozen", "adapted"]
@@ -234,13 +298,20 @@ def test_recording_without_truth_is_compared_by_its_own_consistency(recording, t
 
 def test_recordings_of_one_name_are_told_apart(recording, tmp_path, capsys):
     other = tmp_path / "tuesday" / "walk"
-    sequence = SimulatedSequence(kind="clutter", frames=26, seed=8, width=160, height=120, supersample=1, texture_size=128, speed_mps=0.9)
+    sequence = SimulatedSequence(
+        kind="clutter", frames=26, seed=8, width=160, height=120, supersample=1, texture_size=128, speed_mps=0.9
+    )
     write_recording(other, sequence, format="tum")
     command = ["compare", "--out", str(tmp_path / "out"), *SMALL, "--variants", "frozen"]
     found = []
     for path, more in ((recording, []), (other, []), (other, []), (other, ["--duration", "2.4"])):
         assert main([*command, str(path), *more]) == 0
-        found.append((json.loads((tmp_path / "out/comparison.json").read_text())["cells"][0], "worked out again" in capsys.readouterr().out))
+        found.append(
+            (
+                json.loads((tmp_path / "out/comparison.json").read_text())["cells"][0],
+                "worked out again" in capsys.readouterr().out,
+            )
+        )
     assert found[0][0]["matching"] != found[1][0]["matching"] and found[1][0] == found[2][0]
     assert [again for _, again in found] == [False, True, False, True]
     assert main([*command, str(recording), str(other)]) == 1
@@ -252,7 +323,9 @@ def test_part_keeps_to_the_time_range_of_its_recording(recording):
     whole = open_source(recording, SourceOptions(start_s=0.5, duration_s=1.7))
     division = divide(whole, 4, mono=False)
     stamps = [f.stamp_ns for f in whole]
-    assert [f.stamp_ns for f in division.learning] == stamps[:4] and [f.stamp_ns for f in division.unseen] == stamps[4 + GAP_FRAMES:]
+    assert [f.stamp_ns for f in division.learning] == stamps[:4] and [f.stamp_ns for f in division.unseen] == stamps[
+        4 + GAP_FRAMES :
+    ]
 
 
 def test_frames_are_played_as_they_are_read(recording):

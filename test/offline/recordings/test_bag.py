@@ -100,17 +100,28 @@ class Bag:
     def pose(self, topic, stamp, x):
         point = self.type("geometry_msgs/msg/Point")(x=x, y=0.0, z=0.0)
         pose = self.type("geometry_msgs/msg/Pose")(position=point, orientation=self.quaternion())
-        self.write(topic, stamp, self.type("geometry_msgs/msg/PoseStamped")(header=self.header(stamp, "map"), pose=pose))
+        self.write(
+            topic, stamp, self.type("geometry_msgs/msg/PoseStamped")(header=self.header(stamp, "map"), pose=pose)
+        )
 
     def odometry(self, topic, stamp, child, x):
         kind, zero = self.type, np.zeros(36)
         vector = kind("geometry_msgs/msg/Vector3")(x=0.0, y=0.0, z=0.0)
-        pose = kind("geometry_msgs/msg/Pose")(position=kind("geometry_msgs/msg/Point")(x=x, y=0.0, z=0.0), orientation=self.quaternion())
-        self.write(topic, stamp, kind("nav_msgs/msg/Odometry")(
-            header=self.header(stamp, "odom"), child_frame_id=child,
-            pose=kind("geometry_msgs/msg/PoseWithCovariance")(pose=pose, covariance=zero),
-            twist=kind("geometry_msgs/msg/TwistWithCovariance")(
-                twist=kind("geometry_msgs/msg/Twist")(linear=vector, angular=vector), covariance=zero)))
+        pose = kind("geometry_msgs/msg/Pose")(
+            position=kind("geometry_msgs/msg/Point")(x=x, y=0.0, z=0.0), orientation=self.quaternion()
+        )
+        self.write(
+            topic,
+            stamp,
+            kind("nav_msgs/msg/Odometry")(
+                header=self.header(stamp, "odom"),
+                child_frame_id=child,
+                pose=kind("geometry_msgs/msg/PoseWithCovariance")(pose=pose, covariance=zero),
+                twist=kind("geometry_msgs/msg/TwistWithCovariance")(
+                    twist=kind("geometry_msgs/msg/Twist")(linear=vector, angular=vector), covariance=zero
+                ),
+            ),
+        )
 
     def quaternion(self, z=0.0):
         return self.type("geometry_msgs/msg/Quaternion")(x=0.0, y=0.0, z=float(np.sin(z / 2)), w=float(np.cos(z / 2)))
@@ -145,7 +156,9 @@ def test_every_kind_of_bag(tmp_path, kind):
     source = open_source(path)
     frames = list(source)
     assert source.mode == "mono" and source.length == N and source.warnings == []
-    assert [f.stamp_ns for f in frames] == [(k + 1) * STEP for k in range(N)] and frames[3].image.unique().tolist() == [30]
+    assert [f.stamp_ns for f in frames] == [(k + 1) * STEP for k in range(N)] and frames[3].image.unique().tolist() == [
+        30
+    ]
     assert source.camera == CAMERA
     assert source.groundtruth().path_length_m == pytest.approx(2.5)
 
@@ -198,7 +211,9 @@ def test_recordings_are_told_apart_by_what_they_hold(tmp_path):
     other = open_source(tmp_path / "tuesday" / "run")
     assert one.name == moved.name == other.name
     found = identify(moved)
-    assert found != identify(other) and found == identify(open_source(next((tmp_path / "moved" / "run").glob("*.mcap"))))
+    assert found != identify(other) and found == identify(
+        open_source(next((tmp_path / "moved" / "run").glob("*.mcap")))
+    )
 
 
 def test_an_empty_bag(tmp_path):
@@ -304,7 +319,9 @@ def test_stereo_pairs_with_the_baseline_of_p(tmp_path):
     assert source.mode == "stereo" and source.camera.baseline_m == pytest.approx(0.2)
     # A map cannot begin with the first, but the fifth can be tracked.
     assert [int(f.image[0, 0, 0]) for f in frames] == list(range(1, N)) and "no right image" in source.warnings[0]
-    assert [None if f.right is None else int(f.right[0, 0, 0]) for f in frames] == [None if k == 4 else 100 + k for k in range(1, N)]
+    assert [None if f.right is None else int(f.right[0, 0, 0]) for f in frames] == [
+        None if k == 4 else 100 + k for k in range(1, N)
+    ]
     assert open_source(tmp_path / "bag", SourceOptions(mode="mono")).camera.baseline_m is None
 
 
@@ -346,7 +363,10 @@ def test_odometry_of_a_frame_without_a_transform_is_refused(tmp_path):
             bag.image("/image", (k + 1) * STEP, grey(k))
             bag.odometry("/wheels", (k + 1) * STEP, "base", 1.0 * k)
     source = open_source(tmp_path / "bag", SourceOptions(odometry_topic="/wheels"))
-    with pytest.raises(SourceError, match="poses of 'base', and no static transform of the bag connects it to the camera's frame 'camera'"):
+    with pytest.raises(
+        SourceError,
+        match="poses of 'base', and no static transform of the bag connects it to the camera's frame 'camera'",
+    ):
         source.odometry()
 
 

@@ -82,13 +82,19 @@ def test_a_corrupt_image_is_skipped_with_a_warning(tmp_path):
 def test_time_range(tmp_path):
     source = open_source(write_frames_csv(tmp_path), SourceOptions(start_s=0.1, duration_s=0.2))
     frames = list(source)
-    assert [f.stamp_ns for f in frames] == [100_000_000, 200_000_000, 300_000_000] and frames[0].id == 0 and source.length == 3
+    assert (
+        [f.stamp_ns for f in frames] == [100_000_000, 200_000_000, 300_000_000]
+        and frames[0].id == 0
+        and source.length == 3
+    )
     with pytest.raises(SourceError, match="time range"):
         list(open_source(tmp_path, SourceOptions(start_s=9)))
 
 
 def test_sizes_must_agree_with_the_camera(tmp_path):
-    source = open_source(write_frames_csv(tmp_path), SourceOptions(mode="mono", camera=Camera(W, H + 1, 50, 50, 31, 23)))
+    source = open_source(
+        write_frames_csv(tmp_path), SourceOptions(mode="mono", camera=Camera(W, H + 1, 50, 50, 31, 23))
+    )
     with pytest.raises(CameraError, match=f"{W} x {H}.*{W} x {H + 1}"):
         list(source)
 
@@ -172,14 +178,21 @@ def test_euroc_is_rectified_for_stereo_only(tmp_path):
     left[0, 3], right[:2, 3] = 0.3, (0.41, 0.01)
     root = write_euroc(tmp_path, right, left)
     stereo = open_source(root)
-    assert stereo.mode == "stereo" and stereo.camera.baseline_m == pytest.approx(np.hypot(0.11, 0.01)) and not stereo.camera.is_distorted
+    assert (
+        stereo.mode == "stereo"
+        and stereo.camera.baseline_m == pytest.approx(np.hypot(0.11, 0.01))
+        and not stereo.camera.is_distorted
+    )
     assert len(list(stereo)) == N
     lines = [f"{1_403_636_579_763_555_584 + k * 50_000_000},{k},0,0,1,0,0,0,0,0,0" for k in range(N)]
     (tmp_path / "elsewhere.csv").write_text("\n".join(lines))
     (root / "mav0/state_groundtruth_estimate0").mkdir()
     (root / "mav0/state_groundtruth_estimate0/data.csv").write_text("\n".join(lines))
     for mode in ("stereo", "mono"):
-        own, given = (open_source(root, SourceOptions(mode, groundtruth=file)).groundtruth() for file in (None, tmp_path / "elsewhere.csv"))
+        own, given = (
+            open_source(root, SourceOptions(mode, groundtruth=file)).groundtruth()
+            for file in (None, tmp_path / "elsewhere.csv")
+        )
         np.testing.assert_allclose(given.matrices(), own.matrices(), atol=1e-12)
         np.testing.assert_allclose(own.matrices()[0, :3, 3], [0.3, 0, 0], atol=1e-12)  # of the camera, not of the body
     mono = open_source(root / "mav0", SourceOptions(mode="mono"))

@@ -18,7 +18,9 @@ from imatching_ros.offline.recordings.truth import (
 def spiral(count=20, step_ns=100_000_000, start_ns=1_305_031_237_193_641_901):
     k = np.arange(count)
     rotation = Rotation.from_rotvec(np.stack([0.01 * k, 0.05 * k, -0.02 * k], 1)).as_quat()
-    return Trajectory(start_ns + k * step_ns, np.concatenate([np.stack([np.cos(k / 5), np.sin(k / 5), 0.1 * k], 1), rotation], 1))
+    return Trajectory(
+        start_ns + k * step_ns, np.concatenate([np.stack([np.cos(k / 5), np.sin(k / 5), 0.1 * k], 1), rotation], 1)
+    )
 
 
 def test_stamps_keep_every_nanosecond():

@@ -12,8 +12,26 @@ pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 
 def test_the_running_node_is_timed(tmp_path, capsys):
-    command = ["bench", "latency", "--sizes", "160x120", "--rates", "5", "--seconds", "4", "--idle-seconds", "0.5", "--matcher", "klt"]
-    assert main([*command, "--mode", "rgbd", "--json", str(tmp_path / "rows.json"), "--set", "odometry.start_landmarks:=20"]) == 0
+    command = [
+        "bench",
+        "latency",
+        "--sizes",
+        "160x120",
+        "--rates",
+        "5",
+        "--seconds",
+        "4",
+        "--idle-seconds",
+        "0.5",
+        "--matcher",
+        "klt",
+    ]
+    assert (
+        main(
+            [*command, "--mode", "rgbd", "--json", str(tmp_path / "rows.json"), "--set", "odometry.start_landmarks:=20"]
+        )
+        == 0
+    )
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["images"] == 20 and 10 <= row["answered"] and row["answered"] + row["dropped"] <= 20
     p = row["latency_ms"]

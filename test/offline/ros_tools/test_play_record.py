@@ -39,11 +39,29 @@ def test_a_bag_is_played_and_recorded(domain, tmp_path):
     recorder = NodeProcess(
         domain,
         tmp_path / "recorder.txt",
-        program=("-m", "imatching_ros.offline.ros_tools.record", str(tmp_path / "second"), "/cam/image:sensor_msgs/msg/Image"),
+        program=(
+            "-m",
+            "imatching_ros.offline.ros_tools.record",
+            str(tmp_path / "second"),
+            "/cam/image:sensor_msgs/msg/Image",
+        ),
     )
-    command = [sys.executable, "-m", "imatching_ros.offline.ros_tools.play", str(tmp_path / "first"), "--wait-for", "/cam/image"]
+    command = [
+        sys.executable,
+        "-m",
+        "imatching_ros.offline.ros_tools.play",
+        str(tmp_path / "first"),
+        "--wait-for",
+        "/cam/image",
+    ]
     played = subprocess.run(
-        command, env=NodeProcess.environment(domain), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+        command,
+        env=NodeProcess.environment(domain),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert json.loads(played.stdout.splitlines()[-1]) == {"messages": {"/cam/image": 5}, "shift_ns": 0}
     assert recorder.stop() == 0 and "/cam/image: 5" in recorder.output
@@ -69,8 +87,12 @@ def robot_bag(tmp_path):
     with Writer(tmp_path / "robot", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         strange = writer.add_connection("/strange", "nowhere_msgs/msg/Strange", typestore=store)
         static = writer.add_connection("/tf_static", "tf2_msgs/msg/TFMessage", typestore=store)  # without QoS
-        latched = writer.add_connection("/description", "std_msgs/msg/String", typestore=store, offered_qos_profiles=[LATCHED])
-        image = writer.add_connection("/cam/image", "sensor_msgs/msg/Image", typestore=store, offered_qos_profiles=[SENSOR])
+        latched = writer.add_connection(
+            "/description", "std_msgs/msg/String", typestore=store, offered_qos_profiles=[LATCHED]
+        )
+        image = writer.add_connection(
+            "/cam/image", "sensor_msgs/msg/Image", typestore=store, offered_qos_profiles=[SENSOR]
+        )
         writer.write(strange, STAMPS[0], serialize_message(String(data="x")))
         for parent, child, x in (("base_link", "mast", 1.0), ("mast", "optical", 2.0)):
             link = TransformStamped(child_frame_id=child)
@@ -87,15 +109,22 @@ def robot_bag(tmp_path):
 def test_who_listens_late_gets_what_was_latched(peer, robot_bag, tmp_path):
     """As tf2 does: a node that starts after the bag must still learn where the camera sits. Topics of unknown types are left out."""
     log = tmp_path / "player.txt"
-    player = NodeProcess(peer.context.get_domain_id(), log, program=("-m", "imatching_ros.offline.ros_tools.play", str(robot_bag)))
+    player = NodeProcess(
+        peer.context.get_domain_id(), log, program=("-m", "imatching_ros.offline.ros_tools.play", str(robot_bag))
+    )
     images = peer.collect(Image, "/cam/image", QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT))
     wait_until(lambda: images, what=f"the first image:\n{player.output}")
     tree = TransformTree(peer.node)
-    descriptions = peer.collect(String, "/description", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    descriptions = peer.collect(
+        String, "/description", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    )
     wait_until(lambda: tree.lookup("base_link", "optical") is not None and descriptions, what=f"TF:\n{player.output}")
     assert tree.lookup("base_link", "optical")[0, 3] == 3.0 and descriptions == [String(data="a robot")]
     player.stop()
-    assert player.output.count("warning") == 1 and "for want of their message types: /strange (nowhere_msgs/msg/Strange)" in player.output
+    assert (
+        player.output.count("warning") == 1
+        and "for want of their message types: /strange (nowhere_msgs/msg/Strange)" in player.output
+    )
 
 
 def test_qos_is_that_of_the_bag(robot_bag):
@@ -113,10 +142,15 @@ def test_qos_is_that_of_the_bag(robot_bag):
 
 @pytest.mark.parametrize(
     ("module", "arguments", "reason"),
-    [("player", ["nowhere.mcap"], "cannot read the bag nowhere.mcap"), ("recorder", [".", "/x:std_msgs/msg/String"], "exists already")],
+    [
+        ("player", ["nowhere.mcap"], "cannot read the bag nowhere.mcap"),
+        ("recorder", [".", "/x:std_msgs/msg/String"], "exists already"),
+    ],
 )
 def test_a_known_error_is_one_line(domain, tmp_path, module, arguments, reason):
     command = [sys.executable, "-m", f"imatching_ros.ros.{module}", *arguments]
-    ended = subprocess.run(command, env=NodeProcess.environment(domain), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        command, env=NodeProcess.environment(domain), cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert ended.returncode == 1 and ended.stderr.startswith("error: ") and reason in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1

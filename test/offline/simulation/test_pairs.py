@@ -43,7 +43,9 @@ def test_a_wall_is_interpolated_exactly_and_an_edge_is_refused():
     assert smooth.all()
     assert torch.allclose(z, 1 / (0.2 + 0.01 * uv[..., 0]), atol=1e-6)
     depth[:, :, 10:] = 20.0
-    assert sample_depth(depth, torch.tensor([[[9.5, 4.0], [8.5, 4.0], [12.5, 4.0]]]))[1].tolist() == [[False, True, True]]
+    assert sample_depth(depth, torch.tensor([[[9.5, 4.0], [8.5, 4.0], [12.5, 4.0]]]))[1].tolist() == [
+        [False, True, True]
+    ]
     depth[:, :, 10:] = 0.0
     assert sample_depth(depth, torch.tensor([[[9.5, 4.0], [15.0, 4.0]]]))[1].tolist() == [[False, False]]
 

@@ -78,10 +78,15 @@ def test_the_right_image_is_the_left_one_moved_by_the_disparity(tmp_path):
     ((rendered, _),) = sequence.read()
     assert source.camera.baseline_m == 0.1 and frame.camera.baseline_m == 0.1
     assert torch.equal(frame.right, rendered.right) and not torch.equal(frame.right, frame.image)
-    left, right = (cv2.GaussianBlur(as_grey(image)[0].float().numpy(), (0, 0), 1.0) for image in (rendered.image, rendered.right))
+    left, right = (
+        cv2.GaussianBlur(as_grey(image)[0].float().numpy(), (0, 0), 1.0) for image in (rendered.image, rendered.right)
+    )
     u, v = np.meshgrid(np.arange(160, dtype=np.float32), np.arange(120, dtype=np.float32))
     disparity = frame.camera.fx * 0.1 / rendered.depth.numpy()
-    errors = {shift: np.median(np.abs(cv2.remap(right, u - disparity + shift, v, cv2.INTER_LINEAR) - left)[:, 40:]) for shift in (-1, 0, 1)}
+    errors = {
+        shift: np.median(np.abs(cv2.remap(right, u - disparity + shift, v, cv2.INTER_LINEAR) - left)[:, 40:])
+        for shift in (-1, 0, 1)
+    }
     assert errors[0] < 0.5 * min(errors[-1], errors[1])
     with pytest.raises(ConfigError, match="tum format only"):
         write_recording(tmp_path / "pair.mcap", sequence)
@@ -123,7 +128,20 @@ def test_bad_input_is_named(tmp_path):
 
 def test_the_command_writes_a_bag(tmp_path, capsys):
     assert (
-        main(["simulate", str(tmp_path / "a.mcap"), "--frames", "2", "--width", "64", "--height", "48", "--kind", "corridor"])
+        main(
+            [
+                "simulate",
+                str(tmp_path / "a.mcap"),
+                "--frames",
+                "2",
+                "--width",
+                "64",
+                "--height",
+                "48",
+                "--kind",
+                "corridor",
+            ]
+        )
         == 0
     )
     assert len(list(open_source(tmp_path / "a.mcap"))) == 2
@@ -145,7 +163,9 @@ def test_every_shift_changes_what_it_says(name, truth):
     elif name == "vignette":
         assert frames[0].camera.fx == pytest.approx(1.5 * truth[0][0].camera.fx)
     elif name == "motion_blur":
-        assert (image[:, :, 1:] - image[:, :, :-1]).abs().mean() < 0.95 * (plain[:, :, 1:] - plain[:, :, :-1]).abs().mean()
+        assert (image[:, :, 1:] - image[:, :, :-1]).abs().mean() < 0.95 * (
+            plain[:, :, 1:] - plain[:, :, :-1]
+        ).abs().mean()
     else:
         assert (image - plain).abs().mean() > 1
 

@@ -56,7 +56,8 @@ def test_depth_of_a_wall_is_its_distance_along_the_axis(bank):
 
 
 @pytest.mark.parametrize(
-    "model, distortion", [("none", ()), ("plumb_bob", (-0.25, 0.08, 0.001, -0.002)), ("equidistant", (0.01, 0.002, 0.0, 0.0))]
+    "model, distortion",
+    [("none", ()), ("plumb_bob", (-0.25, 0.08, 0.001, -0.002)), ("equidistant", (0.01, 0.002, 0.0, 0.0))],
 )
 def test_depth_lies_on_the_ray_through_the_pixel_centre(bank, model, distortion):
     camera = Camera(160, 120, 130.0, 128.0, 70.0, 62.0, model, distortion)

@@ -30,7 +30,9 @@ def bank_of(image):
     """A bank of one texture (S, S, 3)."""
     from imatching_ros.offline.simulation.textures import _mip_levels
 
-    return TextureBank(_mip_levels(torch.as_tensor(image).permute(2, 0, 1)), image.shape[0], {"one": (0,)}, ((1.0, 1.0),))
+    return TextureBank(
+        _mip_levels(torch.as_tensor(image).permute(2, 0, 1)), image.shape[0], {"one": (0,)}, ((1.0, 1.0),)
+    )
 
 
 def test_lookup_hits_texel_centres_blends_between_and_repeats():

@@ -26,7 +26,9 @@ def test_run_leaves_weights_that_tell_where_they_come_from(straight, scene):
     load_weights(matcher, straight / "finetuned.safetensors")
     assert header.hash == hash_state(matcher.state_dict()) != read_header(DEFAULT_DIR / "expectation.safetensors").hash
     told = header.provenance
-    assert told["kind"] == "fine-tuning" and told["sources"] == [scene.name] and told["steps"] == 4 and told["seed"] == 3
+    assert (
+        told["kind"] == "fine-tuning" and told["sources"] == [scene.name] and told["steps"] == 4 and told["seed"] == 3
+    )
     assert told["origin"] == read_header(DEFAULT_DIR / "expectation.safetensors").hash
     for path in (straight / "finetuned.safetensors", straight / "result.json", straight / "plan.json"):
         assert str(scene.parent).encode() not in path.read_bytes(), "paths of this computer are nobody's business"
@@ -53,7 +55,11 @@ def test_more_steps_go_on_and_end_where_a_straight_run_does(collected, straight,
     assert call(scene, collected, "--steps", "2") == 0
     first = read_header(collected / "finetuned.safetensors").hash
     assert call(scene, collected, "--steps", "4") == 0
-    assert first != read_header(collected / "finetuned.safetensors").hash == read_header(straight / "finetuned.safetensors").hash
+    assert (
+        first
+        != read_header(collected / "finetuned.safetensors").hash
+        == read_header(straight / "finetuned.safetensors").hash
+    )
     assert json.loads((collected / "result.json").read_text())["looks"] == 2
 
 
@@ -95,14 +101,20 @@ def test_interrupted_collection_keeps_complete_recordings(collected, scene, tmp_
     assert (collected / "windows" / "00_scene" / "recording.json").is_file() and not (half / "recording.json").exists()
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--set", "learning.learning_rate=0.001"], "started with settings.learning.learning_rate = 0.0003, now it is 0.001"),
-    (["--batch", "5"], "started with batch = 3, now it is 5"),
-    (["--steps", "0"], "expected numbers above zero"),
-    (["--hold-back", "1"], "expected 0 to 0.9"),
-    (["--matcher", "regression"], "started with weights"),
-    (["--matcher", "klt"], "has no weights that could learn"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["--set", "learning.learning_rate=0.001"],
+            "started with settings.learning.learning_rate = 0.0003, now it is 0.001",
+        ),
+        (["--batch", "5"], "started with batch = 3, now it is 5"),
+        (["--steps", "0"], "expected numbers above zero"),
+        (["--hold-back", "1"], "expected 0 to 0.9"),
+        (["--matcher", "regression"], "started with weights"),
+        (["--matcher", "klt"], "has no weights that could learn"),
+    ],
+)
 def test_what_cannot_be_is_one_line(collected, scene, capsys, arguments, says):
     assert call(scene, collected, *arguments) == 1
     error = capsys.readouterr().err

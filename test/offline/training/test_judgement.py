@@ -24,7 +24,9 @@ def pairs(gain, count, seed=0, shared=False, **after):
     noise = (noise[:, 1:] + noise[:, :-1]) / 2**0.5 if shared else noise[:, 1:]
     base = Score(1.0, 0.5, 0.4, 1000, 0.6, 0.68)
     old = [dataclasses.replace(base, held_out_px=1 + float(e)) for e in noise[0]]
-    return [(s, dataclasses.replace(s, held_out_px=s.held_out_px - gain + float(e), **after)) for s, e in zip(old, noise[1])]
+    return [
+        (s, dataclasses.replace(s, held_out_px=s.held_out_px - gain + float(e), **after)) for s, e in zip(old, noise[1])
+    ]
 
 
 @pytest.mark.parametrize("share", (0.1, 0.3, 0.6))
@@ -68,6 +70,12 @@ def test_looking_often_raises_the_bar():
 @pytest.mark.parametrize("shared", (False, True), ids=("apart", "sharing half"))
 def test_noise_is_called_better_no_more_often_than_the_confidence_says(shared):
     runs, looks = 400, 5
-    fooled = sum(any(decide(pairs(0.0, 8, 100 * k + look, shared), SETTINGS, look + 1).outcome == "better" for look in range(looks)) for k in range(runs))
+    fooled = sum(
+        any(
+            decide(pairs(0.0, 8, 100 * k + look, shared), SETTINGS, look + 1).outcome == "better"
+            for look in range(looks)
+        )
+        for k in range(runs)
+    )
     limit = 1 - SETTINGS.confidence
     assert fooled / runs <= limit + 1.65 * np.sqrt(limit * (1 - limit) / runs)

@@ -25,7 +25,19 @@ def pair(scene, out, *more):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [start(scene, out, *more, RANK=str(k), LOCAL_RANK=str(k), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for k in (0, 1)]
+    return [
+        start(
+            scene,
+            out,
+            *more,
+            RANK=str(k),
+            LOCAL_RANK=str(k),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        for k in (0, 1)
+    ]
 
 
 def wait(processes, seconds=120):
@@ -50,9 +62,22 @@ def distance(a, b):
 
 def test_two_processes_end_where_one_does(collected, straight, scene):
     """Under torchrun. Batches of three windows: one process has two of them, the other one, and some are refused."""
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                          *arguments(scene, collected, "--steps", "4", "--json")], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                         capture_output=True, text=True, timeout=240)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            *arguments(scene, collected, "--steps", "4", "--json"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert run.returncode == 0, run.stderr
     result, alone = json.loads(run.stdout), json.loads((straight / "result.json").read_text())
     assert result["processes"] == 2 and alone["processes"] == 1
@@ -73,7 +98,10 @@ def test_gradient_of_a_step_does_not_depend_on_the_processes(collected, scene, t
     assert main(arguments(scene, collected, "--steps", "1")[2:]) == 0
     codes, printed = wait(pair(scene, other, "--steps", "1"))
     assert codes == [0, 0], printed
-    one, two = ({k: v for k, v in load_file(out / "state.safetensors").items() if k.startswith("adam.exp_avg.")} for out in (collected, other))
+    one, two = (
+        {k: v for k, v in load_file(out / "state.safetensors").items() if k.startswith("adam.exp_avg.")}
+        for out in (collected, other)
+    )
     assert sum(float(v.norm() ** 2) for v in one.values()) > 0
     assert distance(one, two) < 1e-5 * sum(float(v.double().norm() ** 2) for v in one.values()) ** 0.5
     assert printed[1][0] == "", "the first process alone speaks"

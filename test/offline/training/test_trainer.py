@@ -20,7 +20,11 @@ CPU = torch.device("cpu")
 
 
 def tiny(matcher="expectation", steps=6, **more):
-    return TrainingPlan(matcher, steps, **{"batch": 2, "height": 64, "width": 96, "queries": 32, "photograph_share": 0.5, "seed": 3, **more})
+    return TrainingPlan(
+        matcher,
+        steps,
+        **{"batch": 2, "height": 64, "width": 96, "queries": 32, "photograph_share": 0.5, "seed": 3, **more},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +68,17 @@ def test_a_stopped_training_resumes_with_the_very_same_steps(tmp_path, photograp
 
 def test_another_plan_does_not_go_on_from_a_checkpoint(tmp_path, photographs):
     run(Trainer(tiny(steps=2), photographs, tmp_path, CPU), until=1)
-    with pytest.raises(ConfigError, match="was begun with queries = 32, now 16, seed = 3, now 4; give the same again, or another --out"):
+    with pytest.raises(
+        ConfigError, match="was begun with queries = 32, now 16, seed = 3, now 4; give the same again, or another --out"
+    ):
         Trainer(tiny(steps=2, queries=16, seed=4), photographs, tmp_path, CPU)
     assert Trainer(tiny(steps=3), photographs, tmp_path, CPU).step == 1
 
 
 def test_a_seed_decides_everything(tmp_path, photographs):
-    one, two, other = (run(Trainer(tiny(steps=2, seed=s), photographs, tmp_path / str(i), CPU)) for i, s in enumerate((3, 3, 4)))
+    one, two, other = (
+        run(Trainer(tiny(steps=2, seed=s), photographs, tmp_path / str(i), CPU)) for i, s in enumerate((3, 3, 4))
+    )
     assert one == two and one != other
 
 
@@ -120,7 +128,19 @@ def test_queries_lie_in_the_image_and_mostly_on_corners():
 def test_the_command_trains_writes_and_resumes(tmp_path, capsys):
     from imatching_ros.__main__ import main
 
-    arguments = ["train", "--matcher", "regression", "--out", str(tmp_path), "--steps", "2", "--batch", "2", "--size", "96x64"]
+    arguments = [
+        "train",
+        "--matcher",
+        "regression",
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--size",
+        "96x64",
+    ]
     assert main(arguments) == 0
     header, state = read_weights(tmp_path / "regression.safetensors")
     assert header.matcher == "regression" and header.provenance["steps_taken"] == 2 and header.provenance["photographs"]

@@ -50,7 +50,14 @@ def test_gradient_of_a_step_is_the_mean_over_the_windows_that_taught(windows):
         lesson = tuner.stepper.read(read_window(windows[window].path), live)
         if not isinstance(lesson, str):
             found = torch.autograd.grad(lesson.loss, tuner.stepper.parameters, allow_unused=True)
-            gradients.append(torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(tuner.stepper.parameters, found)]))
+            gradients.append(
+                torch.cat(
+                    [
+                        torch.zeros(p.numel()) if g is None else g.flatten()
+                        for p, g in zip(tuner.stepper.parameters, found)
+                    ]
+                )
+            )
     assert 2 <= len(gradients) < len(batch.windows), "one is to be refused and several are to teach"
     seen = []
     tuner.stepper.update = lambda: seen.append(torch.cat([p.grad.flatten() for p in tuner.stepper.parameters])) or 1.0
@@ -78,7 +85,12 @@ def test_step_without_a_lesson_moves_nothing(windows, monkeypatch):
 @pytest.mark.slow
 def test_step_on_one_window_is_the_step_of_the_robot(windows):
     tuner = make(windows, batch=1)
-    online = Stepper(copy.deepcopy(tuner.origin), {k: v.clone() for k, v in tuner.origin.state_dict().items()}, CONFIG.learning, CONFIG.bundle)
+    online = Stepper(
+        copy.deepcopy(tuner.origin),
+        {k: v.clone() for k, v in tuner.origin.state_dict().items()},
+        CONFIG.learning,
+        CONFIG.bundle,
+    )
     taken = 0
     for number in range(4):
         batch = tuner.draw(number)

@@ -15,7 +15,11 @@ def assert_same(a, b):
     """Bit for bit, also inside."""
     assert type(a) is type(b)
     if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) and torch.equal(a.isnan(), b.isnan())
+        assert (
+            a.dtype == b.dtype
+            and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+            and torch.equal(a.isnan(), b.isnan())
+        )
     elif dataclasses.is_dataclass(a):
         for f in dataclasses.fields(a):
             assert_same(getattr(a, f.name), getattr(b, f.name))
@@ -34,8 +38,12 @@ def sample(make_sample):
     camera = Camera(96, 64, 80.0, 80.0, 47.5, 31.5, "plumb_bob", (0.1, -0.05, 0.001, 0.0), 0.12)
     residual = plain.result.residual_px.clone()
     residual[3] = torch.nan
-    result = dataclasses.replace(plain.result, residual_px=residual, status=BAStatus.MAX_ITER, reason="for the test", covariance_newest=None)
-    return dataclasses.replace(plain, window=dataclasses.replace(plain.window, camera=camera), result=result, tracking_healthy=False)
+    result = dataclasses.replace(
+        plain.result, residual_px=residual, status=BAStatus.MAX_ITER, reason="for the test", covariance_newest=None
+    )
+    return dataclasses.replace(
+        plain, window=dataclasses.replace(plain.window, camera=camera), result=result, tracking_healthy=False
+    )
 
 
 def test_what_is_written_is_read(sample, tmp_path):
@@ -44,7 +52,9 @@ def test_what_is_written_is_read(sample, tmp_path):
 
 def test_images_that_windows_share_are_kept_once(make_sample, tmp_path):
     first = make_sample(first_id=0)
-    second = dataclasses.replace(first, keyframe_ids=tuple(k + 1 for k in first.keyframe_ids), images=(*first.images[1:], first.images[0]))
+    second = dataclasses.replace(
+        first, keyframe_ids=tuple(k + 1 for k in first.keyframe_ids), images=(*first.images[1:], first.images[0])
+    )
     paths = [write_window(tmp_path, s) for s in (first, second)]
     assert len(list((tmp_path / "images").iterdir())) == len(first.images) + 1
     for path, sample in zip(paths, (first, second)):
