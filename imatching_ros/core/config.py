@@ -22,35 +22,60 @@ def setting(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     live: bool = False,
+    expose: bool = False,
 ) -> Any:
-    """A dataclass field with what a person must know of it. `live`: may be changed while the node runs."""
+    """A dataclass field with its documentation.
+
+    Args:
+        live: may be changed while the node runs.
+        expose: also a ROS parameter of the node; the others are set by a configuration file or --set of the offline commands.
+    """
     return field(
-        default=default, metadata={"doc": doc, "unit": unit, "low": low, "high": high, "choices": choices, "live": live}
+        default=default,
+        metadata={
+            "doc": doc,
+            "unit": unit,
+            "low": low,
+            "high": high,
+            "choices": choices,
+            "live": live,
+            "expose": expose,
+        },
     )
 
 
 @dataclass(frozen=True)
 class MatcherConfig:
     name: str = setting(
-        "expectation", "matcher: expectation, regression, klt, sift, xfeat, loftr, or the name of an entry point"
+        "expectation",
+        "matcher: expectation, regression, klt, sift, xfeat, loftr, or the name of an entry point",
+        expose=True,
     )
     weights: str = setting(
-        "default", "'default' for the shipped weights, or a .safetensors file; xfeat and loftr: the authors' file"
+        "default",
+        "'default' for the shipped weights, or a .safetensors file; xfeat and loftr: the authors' file",
+        expose=True,
     )
-    device: str = setting("cpu", "where the network runs", choices=("cpu", "cuda"))
+    device: str = setting("cpu", "where the network runs", choices=("cpu", "cuda"), expose=True)
     precision: str = setting(
         "auto",
         "number type of the network: bfloat16 is twice as fast on processors that have it, and slow on others; "
         "auto: bfloat16 where the CPU has it, else float32",
         choices=("auto", "float32", "bfloat16"),
+        expose=True,
     )
-    threads: int = setting(1, "torch threads of the odometry; more than 1 stalls on a busy CPU", low=1, high=64)
+    threads: int = setting(
+        1, "torch threads of the odometry; more than 1 stalls on a busy CPU", low=1, high=64, expose=True
+    )
 
 
 @dataclass(frozen=True)
 class BundleConfig:
     kernel: str = setting(
-        "huber", "robust kernel of the reprojection residual", choices=("huber", "cauchy", "geman_mcclure", "none")
+        "huber",
+        "robust kernel of the reprojection residual",
+        choices=("huber", "cauchy", "geman_mcclure", "none"),
+        expose=True,
     )
     kernel_width: float = setting(2.0, "where the kernel starts to bend", unit="sigma", low=0.1, high=100.0)
     max_iterations: int = setting(20, "accepted and rejected Levenberg-Marquardt steps", low=1, high=1000, live=True)
@@ -99,33 +124,37 @@ class OdometryConfig:
     mode: str = setting(
         "auto", "mono, stereo, rgbd, or auto: what the first frame carries", choices=("auto", "mono", "stereo", "rgbd")
     )
-    window_keyframes: int = setting(8, "keyframes in bundle adjustment", low=3, high=30, live=True)
+    window_keyframes: int = setting(8, "keyframes in bundle adjustment", low=3, high=30, live=True, expose=True)
     stored_keyframes: int = setting(
         20, "older keyframes kept to recognise a place when lost", low=0, high=200, live=True
     )
     landmarks_per_frame: int = setting(
-        400, "landmarks searched in a frame, and corners kept in a keyframe", low=50, high=5000, live=True
+        400, "landmarks searched in a frame, and corners kept in a keyframe", low=50, high=5000, live=True, expose=True
     )
-    corner_quality: float = setting(0.005, "weakest corner, relative to the strongest", low=1e-5, high=1.0, live=True)
+    corner_quality: float = setting(
+        0.005, "weakest corner, relative to the strongest", low=1e-5, high=1.0, live=True, expose=True
+    )
     corner_distance: float = setting(
-        0.016, "least distance between two landmarks", unit="image widths", low=0.001, high=0.2, live=True
+        0.016, "least distance between two landmarks", unit="image widths", low=0.001, high=0.2, live=True, expose=True
     )
     corner_sigma_px: float = setting(
         0.5, "standard deviation of a corner where it was detected", unit="px", low=0.01, high=10.0, live=True
     )
     min_score: float = setting(0.3, "matches below this score are not used", low=0.0, high=1.0, live=True)
     search_radius: float = setting(
-        0.05, "search around the predicted place", unit="image widths", low=0.005, high=1.0, live=True
+        0.05, "search around the predicted place", unit="image widths", low=0.005, high=1.0, live=True, expose=True
     )
     new_search_radius: float = setting(
         0.12, "search for a point whose depth is not known yet", unit="image widths", low=0.005, high=2.0, live=True
     )
     inlier_px: float = setting(3.0, "reprojection error of an inlier", unit="px", low=0.5, high=20.0, live=True)
     min_inliers: int = setting(
-        15, "a pose needs so many inliers among the frame's own matches", low=6, high=1000, live=True
+        15, "a pose needs so many inliers among the frame's own matches", low=6, high=1000, live=True, expose=True
     )
     min_inlier_share: float = setting(0.15, "and so large a share of the frame's matches", low=0.0, high=1.0, live=True)
-    degraded_inliers: int = setting(30, "TRACKING becomes DEGRADED below so many inliers", low=6, high=1000, live=True)
+    degraded_inliers: int = setting(
+        30, "TRACKING becomes DEGRADED below so many inliers", low=6, high=1000, live=True, expose=True
+    )
     min_parallax_px: float = setting(
         3.0,
         "a landmark is triangulated from so much parallax where its surroundings say nothing of its depth",
@@ -153,7 +182,7 @@ class OdometryConfig:
         live=True,
     )
     keyframe_parallax: float = setting(
-        0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0, live=True
+        0.03, "new keyframe at this median parallax", unit="image widths", low=0.001, high=1.0, live=True, expose=True
     )
     keyframe_interval_s: float = setting(
         1.0, "new keyframe after this time, if the camera has moved", unit="s", low=0.05, high=60.0, live=True
@@ -161,13 +190,29 @@ class OdometryConfig:
     restart_frames: int = setting(
         3, "lost for so many usable frames, a new map is started", low=1, high=1000, live=True
     )
-    depth_min_m: float = setting(0.2, "nearer depths are not used", unit="m", low=0.0, high=100.0, live=True)
-    depth_max_m: float = setting(20.0, "farther depths are not used", unit="m", low=0.1, high=1000.0, live=True)
+    depth_min_m: float = setting(
+        0.2, "nearer depths are not used", unit="m", low=0.0, high=100.0, live=True, expose=True
+    )
+    depth_max_m: float = setting(
+        20.0, "farther depths are not used", unit="m", low=0.1, high=1000.0, live=True, expose=True
+    )
     depth_sigma: float = setting(
-        0.003, "standard deviation of inverse depth from an RGB-D camera", unit="1/m", low=1e-6, high=1.0, live=True
+        0.003,
+        "standard deviation of inverse depth from an RGB-D camera",
+        unit="1/m",
+        low=1e-6,
+        high=1.0,
+        live=True,
+        expose=True,
     )
     max_disparity: float = setting(
-        0.15, "largest disparity searched in a stereo pair", unit="image widths", low=0.01, high=0.5, live=True
+        0.15,
+        "largest disparity searched in a stereo pair",
+        unit="image widths",
+        low=0.01,
+        high=0.5,
+        live=True,
+        expose=True,
     )
     stereo_far: float = setting(
         35.0, "stereo depth is used up to this distance", unit="baselines", low=1.0, high=1e6, live=True
@@ -178,6 +223,7 @@ class OdometryConfig:
         unit="m",
         low=0.0,
         high=1000.0,
+        expose=True,
     )
 
 
@@ -190,6 +236,7 @@ class ExternalOdometryConfig:
         "what external odometry (wheels, inertial) is used for: to predict the motion between images, to give "
         "one camera its scale, or both",
         choices=("off", "prediction", "scale", "both"),
+        expose=True,
     )
     min_translation_m: float = setting(
         0.1,
@@ -198,6 +245,7 @@ class ExternalOdometryConfig:
         low=1e-3,
         high=1000.0,
         live=True,
+        expose=True,
     )
     max_gap_s: float = setting(
         0.25,
@@ -207,20 +255,24 @@ class ExternalOdometryConfig:
         low=1e-3,
         high=10.0,
         live=True,
+        expose=True,
     )
 
 
 @dataclass(frozen=True)
 class LearningConfig:
     mode: str = setting(
-        "thread", "off, sync (in line, deterministic) or thread (in the background)", choices=("off", "sync", "thread")
+        "thread",
+        "off, sync (in line, deterministic) or thread (in the background)",
+        choices=("off", "sync", "thread"),
+        expose=True,
     )
     guard: bool = setting(True, "try candidates before use; false promotes every candidate, for experiments only")
     budget: float = setting(
-        0.5, "largest share of time that the background thread works", low=0.01, high=1.0, live=True
+        0.5, "largest share of time that the background thread works", low=0.01, high=1.0, live=True, expose=True
     )
     queue: int = setting(4, "windows waiting for the background thread; the oldest is dropped", low=1, high=100)
-    learning_rate: float = setting(3e-4, "step size of Adam", low=1e-7, high=1e-1, live=True)
+    learning_rate: float = setting(3e-4, "step size of Adam", low=1e-7, high=1e-1, live=True, expose=True)
     clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3, live=True)
     anchor: float = setting(
         0.02,
@@ -228,6 +280,7 @@ class LearningConfig:
         low=0.0,
         high=1.0,
         live=True,
+        expose=True,
     )
     averaging: float = setting(
         0.95,
@@ -250,16 +303,16 @@ class LearningConfig:
     keyframes_per_step: int = setting(
         4, "keyframes of a window between which matches carry the gradient of a step", low=2, high=30, live=True
     )
-    replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000)
+    replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000, expose=True)
     replay_share: float = setting(0.5, "share of steps on replayed windows", low=0.0, high=1.0, live=True)
     candidate_steps: int = setting(32, "steps of a candidate before it is tried", low=1, high=100000, live=True)
-    trial_windows: int = setting(6, "fewest windows of a trial", low=3, high=100)
+    trial_windows: int = setting(6, "fewest windows of a trial", low=3, high=100, expose=True)
     trial_windows_max: int = setting(10, "a trial without a verdict ends after so many windows", low=3, high=1000)
     probation_windows: int = setting(
         6, "windows after a promotion in which the previous weights may come back", low=3, high=1000, live=True
     )
     confidence: float = setting(
-        0.95, "one-sided confidence of the paired t-test that a candidate must pass", low=0.5, high=0.9999
+        0.95, "one-sided confidence of the paired t-test that a candidate must pass", low=0.5, high=0.9999, expose=True
     )
     search_radius: float = setting(
         0.05, "search around the reprojected landmark", unit="image widths", low=0.005, high=1.0

@@ -1,4 +1,4 @@
-"""ROS parameters made from the settings of the core and of the node: name, type, default, range and description, each once."""
+"""ROS parameters, made from the node's settings and from those of the core that are exposed: each declared once, in its config."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class NodeConfig:
 
 
 def declare(node: Node) -> list[str]:
-    """Declares every setting of the core and of the node as a parameter; returns a warning for each name that nothing reads.
+    """Declares every parameter; returns a warning for each given name that is none.
 
     Raises:
         ConfigError: a value given at start that has the wrong type or is out of bounds.
@@ -112,9 +112,14 @@ def declare(node: Node) -> list[str]:
                 f"parameter {name} is {overrides[name].value!r}, expected {describe_type(default)}"
                 f"{' (written with a decimal point)' if isinstance(default, float) else ''} {bounds}".rstrip()
             ) from None
-    known = [name for name, _, _ in settings()]
     unknown = [name for name in overrides if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
-    return [f"parameter '{name}' is not known and changes nothing{suggest(name, known)}" for name in unknown]
+    return [f"parameter '{name}' {describe_unknown(name)}" for name in unknown]
+
+
+def describe_unknown(name: str) -> str:
+    if any(name == other for other, _, _ in walk(Config())):
+        return "is a setting of the offline commands only and changes nothing in the node"
+    return f"is unknown and changes nothing{suggest(name, [known for known, _, _ in settings()])}"
 
 
 def find_word(value: Any, choices: tuple[str, ...]) -> str | None:
@@ -126,8 +131,7 @@ def find_word(value: Any, choices: tuple[str, ...]) -> str | None:
 def settings() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """(name, default, metadata) of every parameter; those of the node first."""
     yield from walk(NodeConfig())
-    # Which cameras there are is decided by the node's `mode`, before the first image.
-    yield from (entry for entry in walk(Config()) if entry[0] != "odometry.mode")
+    yield from (entry for entry in walk(Config()) if entry[2]["expose"])
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -136,7 +140,7 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 def make_descriptor(default: Any, meta: dict[str, Any]) -> ParameterDescriptor:
-    """What `ros2 param describe` tells of a setting."""
+    """The content of `ros2 param describe`."""
     descriptor = ParameterDescriptor()
     descriptor.description = meta["doc"] + (f" [{meta['unit']}]" if meta["unit"] else "")
     descriptor.additional_constraints = "one of " + ", ".join(meta["choices"]) if meta["choices"] else ""

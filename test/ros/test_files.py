@@ -231,6 +231,20 @@ def test_bad_values_are_refused(name, value, reason):
         params.make_configs({k: default for k, (default, _) in KNOWN.items()} | {name: value})
 
 
+def test_settings_that_are_no_parameters_are_refused_with_a_hint():
+    assert len(KNOWN) < 50 and not {"learning.guard", "bundle.precision", "seed"} & set(KNOWN)
+    assert params.describe_unknown("bundle.precision") == (
+        "is a setting of the offline commands only and changes nothing in the node"
+    )
+    assert params.describe_unknown("learning.budgt").endswith("did you mean 'learning.budget'?")
+
+
+def test_the_tuning_guide_names_parameters_of_the_node():
+    text = (ROOT / "docs" / "tuning.md").read_text()
+    named = set(re.findall(r"`((?:matcher|bundle|odometry|external_odometry|learning)\.\w+)", text))
+    assert named and named <= set(KNOWN), named - set(KNOWN)
+
+
 def test_every_dependency_of_the_code_is_in_package_xml():
     named = set(re.findall(r"<(?:exec_|build_|buildtool_)?depend>([\w-]+)<", (ROOT / "package.xml").read_text()))
     imported, started = set(), set()

@@ -69,13 +69,15 @@ def _services() -> str:
 
 
 def _parameters() -> str:
-    rows = [("parameter", "default", "range", "at run time", "what it is")]
+    """A table for each group: the settings of the node, then those of the core by prefix."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
     for name, default, meta in params.settings():
+        prefix = name.rpartition(".")[0]
         unit = f" [{meta['unit']}]" if meta["unit"] else ""
-        rows.append(
-            (f"`{name}`", f"`{_value(default)}`", _range(meta), "yes" if meta["live"] else "", meta["doc"] + unit)
-        )
-    return _markdown(rows)
+        row = (f"`{name}`", f"`{_value(default)}`", _range(meta), "yes" if meta["live"] else "", meta["doc"] + unit)
+        groups.setdefault(f"`{prefix}.*`" if prefix else "Node", []).append(row)
+    head = ("parameter", "default", "range", "at run time", "meaning")
+    return "\n\n".join(f"### {title}\n\n{_markdown([head, *rows])}" for title, rows in groups.items())
 
 
 def _range(meta: dict[str, Any]) -> str:

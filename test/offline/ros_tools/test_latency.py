@@ -28,7 +28,15 @@ def test_the_running_node_is_timed(tmp_path, capsys):
     ]
     assert (
         main(
-            [*command, "--mode", "rgbd", "--json", str(tmp_path / "rows.json"), "--set", "odometry.start_landmarks:=20"]
+            [
+                *command,
+                "--mode",
+                "rgbd",
+                "--json",
+                str(tmp_path / "rows.json"),
+                "--set",
+                "odometry.corner_distance:=0.01",
+            ]
         )
         == 0
     )
