@@ -28,7 +28,6 @@ COMMANDS = {
     "train": ("imatching_ros.offline.cli.train", "train default weights"),
     "bench ba": ("imatching_ros.offline.cli.bench_ba", "time bundle adjustment"),
     "bench matcher": ("imatching_ros.offline.cli.bench_matcher", "time matchers"),
-    "bench leaving": ("imatching_ros.offline.cli.bench_leaving", "compare ways to let keyframes leave the window"),
     "bench nees": ("imatching_ros.offline.cli.bench_nees", "compare covariances with errors on rendered scenes"),
     "bench odometry": ("imatching_ros.offline.cli.bench_odometry", "time odometry frame by frame"),
     "bench interference": ("imatching_ros.offline.cli.bench_interference", "time odometry beside the learner"),

@@ -20,7 +20,6 @@ LONG = {
     "bench ba": "minutes; run smaller in test/bench/test_ba.py",
     "bench nees": "minutes; run smaller in test/bench/test_nees.py",
     "bench interference": "ten minutes; run smaller in test/bench/test_interference.py",
-    "bench leaving": "an hour; run smaller in test/bench/test_leaving.py",
     "bench odometry": "minutes; run smaller in test/bench/test_odometry_bench.py",
     "bench latency": "minutes; run smaller in test/ros/test_latency.py",
     "bench matcher": "minutes; run smaller in test/bench/test_matcher_bench.py",

@@ -78,11 +78,6 @@ def evaluate(problem: Problem, R: Tensor, t: Tensor, X: Tensor, kernel: str, wid
     residual = (problem.observed - ratio) * problem.inv_sigma
     s = (residual * residual).sum(0)
     cost = 0.5 * kernel_cost(kernel, s, width).sum()
-    for prior in problem.point_priors:
-        e = X.T[prior.points] - prior.points_W.to(X)
-        cost = cost + 0.5 * (e * (prior.information.to(X) @ e[..., None]).squeeze(-1)).sum()
-    if problem.pose_priors:
-        cost = cost + problem.pose_priors.cost(R, t)
     return State(R, t, X, Y, depth, inv_depth, ratio, residual, s, cost)
 
 
@@ -163,12 +158,6 @@ def linearise(
     dense = work.dense.zero_()
     dense.view(-1).index_add_(0, problem.cell, sums.view(-1))
     landmark, landmark_rhs = dense.sum(0).split((6, 3))
-    for prior in problem.point_priors:
-        info, k = prior.information.to(sums), prior.points
-        for n, (i, j) in enumerate(_PAIRS):
-            landmark[n].index_add_(0, k, info[:, i, j])
-        e = prior.points_W.to(sums) - state.X.T[k]
-        landmark_rhs.index_add_(1, k, (info @ e[..., None]).squeeze(-1).T)
 
     # Pose blocks.
     Y = state.Y
@@ -182,8 +171,6 @@ def linearise(
     pose = Y.new_zeros(M, 6, M, 6)
     pose.diagonal(dim1=0, dim2=2).copy_(moments[:, :36].view(M, 6, 6).permute(1, 2, 0))
     pose_rhs = moments[:, 36:].clone()
-    if problem.pose_priors:
-        problem.pose_priors.add(pose, pose_rhs, state.R, state.t)
     free = slice(M - F, M)
     dense_Y = state.X[None] - state.t[free, :, None]
     return Linearisation(pose[free, :, free], pose_rhs[free], landmark, landmark_rhs, dense[free, :6], dense_Y)

@@ -15,7 +15,6 @@ from ..core.types import BAStatus, ObservationKind
 from ..core.errors import BundleError
 from ..core.residuals import MIN_DEPTH, kernel_cost, kernel_weight, third_number
 from .covariance import design_effect, image_parts
-from .priors import PosePrior, pose_error
 from .linearization import rotate_small
 from .covariance import measure_spread
 
@@ -30,7 +29,6 @@ class PoseResult:
     )  # (6, 6) float64 of T_WC * Exp([rho, phi]), from the residuals as they are; None when degenerate
     residual_px: Tensor  # (N, 2) float64, observed minus reprojected, ideal px; NaN where the landmark is not in front
     weight: Tensor  # (N,) float64, the kernel's weight; 0 where the observation cannot be used
-    inlier: Tensor  # (N,) bool: whitened residual within config.inlier_gate
     cost_before: float
     cost_after: float
     iterations: int
@@ -47,15 +45,13 @@ def refine_pose(
     kind: Tensor,
     sigma: Tensor,
     config: BundleConfig,
-    prior: PosePrior | None = None,
 ) -> PoseResult:
     """The pose that minimises the robust reprojection cost of `bundle.solve` with the landmarks held.
 
     Args:
         T_WC: (7,) start. points_W: (N, 3). obs, sigma: (N, 3) as in WindowSnapshot, ideal px. kind: (N,) int64.
-        prior: knowledge of this pose; its `keyframe` is ignored.
 
-    Observations that are not finite or behind the camera at the start are set aside. Fewer than 3 usable ones without a prior,
+    Observations that are not finite or behind the camera at the start are set aside. Fewer than 3 usable ones,
     or a singular system, come back DEGENERATE with the start pose.
 
     Raises:
@@ -91,8 +87,6 @@ def refine_pose(
     observed = torch.where(usable, observed, 0.0)
     X = torch.where(usable, X, 0.0)
     kernel, width = config.kernel, config.kernel_width
-    if prior is not None:
-        T_prior, information = prior.T_WC.double()[None], prior.information.double()
 
     def evaluate(R: Tensor, t: Tensor):
         P = R.T @ (X - t)
@@ -104,9 +98,6 @@ def refine_pose(
         r = (observed - predicted) * inv_sigma
         s = (r * r).sum(0)
         cost = 0.5 * kernel_cost(kernel, s, width).sum()
-        if prior is not None:
-            e = pose_error(R[None], t.T, T_prior)[0]
-            cost = cost + 0.5 * e @ (information @ e)
         return P, iz, h, r, s, cost
 
     def jacobian(P: Tensor, iz: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,17 +125,13 @@ def refine_pose(
         J, root = jacobian(P, iz, h, s)
         J = J.flatten(1)
         H, g = J @ J.T, J @ (r * root).flatten()
-        if prior is not None:
-            B = torch.block_diag(R, R)
-            H = H + B.T @ information @ B
-            g = g - B.T @ (information @ pose_error(R[None], t.T, T_prior)[0])
         return H, g
 
     current = evaluate(R, t)
     cost_before = cost = float(current[-1])
     status, reason, iteration = BAStatus.MAX_ITER, f"{config.max_iterations} iterations were not enough", 0
     covariance = None
-    if num_usable < 3 and prior is None:
+    if num_usable < 3:
         status, reason = BAStatus.DEGENERATE, f"{num_usable} usable observations, a pose needs at least 3"
     else:
         damping = 1e-6
@@ -183,18 +170,16 @@ def refine_pose(
     weight = torch.where(usable, kernel_weight(kernel, s, width), 0.0)
     if covariance is not None:
         size = torch.where(mono, 2.0, 3.0)[usable]
-        covariance = covariance * measure_spread(s[usable], weight[usable], size, 6 if prior is None else 0, config)
-        if prior is None:
-            P, iz, h, r = current[:4]
-            J, root = jacobian(P, iz, h, s)
-            influence = torch.where(usable, inverse_H @ (J * (r * root)).sum(1), 0.0).T
-            parts = image_parts(camera, obs[:, :2])
-            covariance = covariance * config.shared_error * design_effect(influence, parts, covariance)
+        covariance = covariance * measure_spread(s[usable], weight[usable], size, 6, config)
+        P, iz, h, r = current[:4]
+        J, root = jacobian(P, iz, h, s)
+        influence = torch.where(usable, inverse_H @ (J * (r * root)).sum(1), 0.0).T
+        parts = image_parts(camera, obs[:, :2])
+        covariance = covariance * config.shared_error * design_effect(influence, parts, covariance)
     residual = torch.where(usable, current[3][:2] / inv_sigma[:2], torch.nan).T
     if status is BAStatus.DEGENERATE:
         pose = T
     else:
         pose = geometry.from_matrix(torch.cat([R, t], 1))
         pose[3:] = torch.where((pose[3:] * T[3:]).sum() < 0, -pose[3:], pose[3:])
-    inlier = usable & (s <= config.inlier_gate**2)
-    return PoseResult(pose, covariance, residual, weight, inlier, cost_before, cost, iteration, status, reason)
+    return PoseResult(pose, covariance, residual, weight, cost_before, cost, iteration, status, reason)

@@ -11,7 +11,6 @@ from ..core import geometry
 from ..core.types import ObservationKind, WindowSnapshot
 from ..core.errors import BundleError
 from ..core.residuals import MIN_DEPTH
-from .priors import MarginalPrior, PointPrior, PosePrior, PosePriors
 
 
 @dataclass
@@ -32,8 +31,6 @@ class Problem:
     slot: Tensor  # (O,) int64 of each observation of the snapshot
     used: Tensor  # (O,) bool: not set aside
     num_points: int
-    pose_priors: PosePriors
-    point_priors: list[PointPrior]
     R: Tensor  # (M, 3, 3) start
     t: Tensor  # (M, 3)
     X: Tensor  # (3, P)
@@ -41,7 +38,7 @@ class Problem:
     gauge: Tensor | None  # (6F,) unit vector over the free poses' steps that must stay zero: the scale of a mono window
     set_aside: str  # what was left out and why, for people
     degenerate: str  # why there is nothing to solve; empty if there is
-    mono: bool  # nothing measures depth: no observation and no prior knows the metric scale
+    mono: bool  # nothing measures depth: no observation measures the metric scale
     rounding: float  # cost below which residuals are rounding errors
 
     def double(self) -> Problem:
@@ -53,7 +50,7 @@ class Problem:
             for f in fields(self)
             if isinstance(getattr(self, f.name), Tensor) and getattr(self, f.name).is_floating_point()
         }
-        return replace(self, **wide, pose_priors=self.pose_priors.double())
+        return replace(self, **wide)
 
 
 def check(window: WindowSnapshot) -> None:
@@ -97,11 +94,6 @@ def check(window: WindowSnapshot) -> None:
         )
     if bool((window.kind == ObservationKind.STEREO).any()) and window.camera.baseline_m is None:
         raise BundleError("the window holds stereo observations but its camera has no baseline_m; set it in metres")
-    if not all(isinstance(p, (PosePrior, PointPrior, MarginalPrior)) for p in window.priors):
-        raise BundleError(
-            f"window.priors holds {[type(p).__name__ for p in window.priors]}, expected PosePrior, PointPrior or "
-            "MarginalPrior"
-        )
 
 
 def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
@@ -161,7 +153,6 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     cell = (block + point.view(M, 1, N)).flatten()
     views = torch.zeros(P, dtype=torch.float64, device=device).index_add_(0, pt, used.double()).clamp_min(1)
     centre_sum = torch.zeros(P, 3, dtype=torch.float64, device=device).index_add_(0, pt, t[kf] * used[:, None])
-    priors = [p for p in window.priors if not isinstance(p, PointPrior)]
     # A pixel on the plane z = 1 is near 1, so it is rounded by eps and its whitened residual by eps * inv_sigma.
     rounding = 10 * float(((torch.finfo(dtype).eps * weights) ** 2).sum())
     gauge = None
@@ -180,8 +171,6 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
         slot,
         used,
         P,
-        PosePriors(priors, row_of, dtype),
-        [p for p in window.priors if isinstance(p, PointPrior)],
         R[order].to(dtype),
         t[order].to(dtype),
         X.T.contiguous().to(dtype),
@@ -204,12 +193,8 @@ def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Te
     finite &= ((window.sigma > 0) & window.sigma.isfinite() | unused_number).all(1)
     z = (R[:, :, 2][kf] * (X[pt] - t[kf])).sum(1)
     front = finite & (z > MIN_DEPTH)
-    held = torch.zeros(P, dtype=torch.bool, device=kf.device)
-    for prior in window.priors:
-        if isinstance(prior, PointPrior):
-            held[prior.points] = True
     score = torch.zeros(P, dtype=torch.int64, device=kf.device).index_add_(0, pt, torch.where(mono, 1, 2) * front)
-    supported = front & ((score >= 2) | held)[pt]
+    supported = front & (score >= 2)[pt]
     counts = torch.stack([(~finite).sum(), (finite & ~front).sum(), (front & ~supported).sum()]).tolist()
     reasons = ("not finite or sigma not above zero", "behind the camera", "the only ray to their landmark")
     return supported, "; ".join(
@@ -220,7 +205,7 @@ def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Te
 def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tensor, Tensor | None, bool, str]:
     """(fixed poses (M,), scale gauge (M, 6) or None, mono, why degenerate).
 
-    Poses: those the caller fixed; without any, and without priors, the first. Scale: nothing in a mono window knows it, and
+    Poses: those the caller fixed; without any, the first. Scale: nothing in a mono window knows it, and
     scaling about the anchor changes no residual. The step may then not change the distance, along the line between them,
     of the anchor and the keyframe farthest from it: a plane through the solutions that meets each of them once and never
     touches one, forward motion included, so the optimum is the same as without it.
@@ -228,36 +213,22 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
     M = len(window.T_WC)
     kf, pt = window.kf_idx[used], window.pt_idx[used]
     t = window.T_WC[:, :3].double()
-    pose_priors = [p for p in window.priors if isinstance(p, PosePrior)]
-    marginals = [p for p in window.priors if isinstance(p, MarginalPrior)]
-    known_points = [p.points for p in window.priors if isinstance(p, PointPrior)]
     fixed = window.fixed.clone()
-    anchored = fixed.clone()
-    for p in pose_priors:
-        anchored[p.keyframe] = True
-    for p in marginals:
-        anchored[p.keyframes] = True
-    if known_points:
-        known = torch.zeros(len(X), dtype=torch.bool, device=kf.device).index_fill(
-            0, torch.cat(known_points).to(kf.device), True
-        )
-        anchored[kf[known[pt]]] = True
-    if not bool(anchored.any()):
-        fixed[0] = anchored[0] = True
+    if not bool(fixed.any()):
+        fixed[0] = True
     # A depth that is only expected gives no parallax: without this, a turn on the spot would pass for a window with measured depth.
-    mono = (window.expected_depth or not bool((window.kind[used] != ObservationKind.MONO).any())) and not known_points
+    mono = window.expected_depth or not bool((window.kind[used] != ObservationKind.MONO).any())
     if bool(fixed.all()):
         return fixed, None, mono, ""
 
-    why = _find_loose_ends(M, len(window.points_W), kf, pt, anchored)
+    why = _check_connectivity(M, len(window.points_W), kf, pt, fixed)
     if why or not mono:
         return fixed, None, mono, why
-    first = int(torch.nonzero(fixed)[0]) if bool(fixed.any()) else 0
-    known = [first] + [p.keyframe for p in pose_priors] + torch.nonzero(fixed).flatten().tolist()
+    first = int(torch.nonzero(fixed)[0])
     distance = (t - t[first]).norm(dim=1)
     depth = (X[pt] - t[kf]).norm(dim=1).median() if len(kf) else t.new_tensor(1.0)
     least = 1e-6 * depth
-    if bool((distance[known] > least).any()) or any(p.anchors_scale for p in marginals):
+    if bool((distance[fixed] > least).any()):
         return fixed, None, mono, ""
     far = int(distance.argmax())
     if not bool(distance[far] > least):
@@ -270,22 +241,20 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
     direction = (t[far] - t[first]) / distance[far]
     vector = t.new_zeros(M, 6)
     vector[far, :3] = direction
-    if not bool(fixed[first]):
-        vector[first, :3] = -direction
     return fixed, vector, mono, ""
 
 
-def _find_loose_ends(M: int, P: int, kf: Tensor, pt: Tensor, anchored: Tensor) -> str:
-    """Why the window falls apart: a keyframe with too few observations, or a group without an anchored keyframe."""
+def _check_connectivity(M: int, P: int, kf: Tensor, pt: Tensor, fixed: Tensor) -> str:
+    """Why the window falls apart: a keyframe with too few observations, or a group without a fixed keyframe."""
     counts = torch.bincount(kf, minlength=M)
-    few = (~anchored) & (counts < 3)
+    few = (~fixed) & (counts < 3)
     if bool(few.any()):
         rows = few.nonzero().flatten().tolist()
         return f"keyframes {rows} have {counts[few].tolist()} usable observations, a pose needs at least 3"
     seen = torch.zeros(M, P, dtype=torch.float32, device=kf.device)
     seen[kf, pt] = 1
     linked = ((seen @ seen.T) > 0).float()
-    reached = anchored.float()
+    reached = fixed.float()
     for _ in range(M):
         reached = ((linked @ reached) + reached > 0).float()
     loose = (reached == 0).nonzero().flatten().tolist()

@@ -40,7 +40,7 @@ _WORST_CONDITIONING = 1e14
 
 @torch.no_grad()
 def solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
-    """Poses and landmarks that minimise sum(rho(|whitened residual|^2)) / 2 plus the priors' costs.
+    """Poses and landmarks that minimise sum(rho(|whitened residual|^2)) / 2.
 
     Levenberg-Marquardt with analytic Jacobians, iteratively reweighted least squares and the Schur complement over the
     landmarks. Same code on CPU and CUDA; one host synchronisation per iteration, where a step is accepted or not.

@@ -83,14 +83,6 @@ class BundleConfig:
         1e-4, "relative decrease of the cost below which BA has converged", low=0.0, high=1.0, live=True
     )
     precision: str = setting("float64", "number type of the solver", choices=("float32", "float64"))
-    inlier_gate: float = setting(
-        3.0,
-        "whitened residual up to which an observation counts as an inlier of a refined pose",
-        unit="sigma",
-        low=0.1,
-        high=100.0,
-        live=True,
-    )
     shared_error: float = setting(
         5.0,
         "factor on the covariance of poses for what all matches of an image err alike, which no residual "

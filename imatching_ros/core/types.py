@@ -98,7 +98,6 @@ class WindowSnapshot:
     kind: Tensor  # (O,) int64, ObservationKind
     sigma: Tensor  # (O, 3) float64, standard deviation of each number of obs
     fixed: Tensor  # (M,) bool, poses held constant
-    priors: tuple = ()  # bundle.PosePrior, bundle.PointPrior, bundle.MarginalPrior
     expected_depth: bool = (
         False  # its depths are what their surroundings suggest, no measurements: the window is mono (depth_prior)
     )

@@ -1,7 +1,5 @@
 """Motion-only refinement of one frame."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -30,55 +28,31 @@ def test_exact_observations_give_the_exact_pose(kind):
     arguments = (*arguments[:-1], torch.ones_like(arguments[-1]))
     result = bundle.refine_pose(*arguments, BundleConfig(cost_tolerance=1e-12))
     assert result.status is BAStatus.CONVERGED and result.reason == ""
-    assert geometry.local(T, result.T_WC).norm() < 1e-9 and result.inlier.all()
+    assert geometry.local(T, result.T_WC).norm() < 1e-9
 
 
 @pytest.mark.parametrize("kernel", ("huber", "cauchy", "none"))
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_pose_as_solve_with_the_landmarks_held(kind, kernel):
-    made, (camera, T0, X, obs, k, sigma), T = view(kind, outliers=0.1)
-    config = BundleConfig(kernel=kernel, cost_tolerance=1e-12, max_iterations=100, min_support=0.0)
-    mine = made.window.kf_idx == 1
-    hold = bundle.PointPrior(torch.arange(len(X)), X, 1e11 * torch.eye(3, dtype=torch.float64).expand(len(X), 3, 3))
-    window = dataclasses.replace(
-        made.window,
-        T_WC=T0[None],
-        fixed=torch.zeros(1, dtype=torch.bool),
-        points_W=X,
-        obs=obs,
-        kind=k,
-        sigma=sigma,
-        kf_idx=torch.zeros(len(X), dtype=torch.int64),
-        pt_idx=torch.arange(len(X)),
-        priors=(hold,),
-    )
-    full = bundle.solve(window, config)
-    alone = bundle.refine_pose(camera, T0, X, obs, k, sigma, config)
-    assert geometry.local(full.T_WC[0], alone.T_WC).norm() < 1e-5
-    assert abs(alone.cost_after / full.cost_after - 1) < 1e-6
-    assert (alone.weight - full.weight).abs().max() < 1e-3 and int(mine.sum()) == len(alone.weight)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_vanishes_at_the_result(kind):
+def test_gradient_vanishes_at_the_result(kind, kernel):
     _, (camera, T0, X, obs, k, sigma), _ = view(kind, outliers=0.1)
-    result = bundle.refine_pose(camera, T0, X, obs, k, sigma, BundleConfig(cost_tolerance=1e-12))
+    config = BundleConfig(kernel=kernel, cost_tolerance=1e-12, max_iterations=100)
+    result = bundle.refine_pose(camera, T0, X, obs, k, sigma, config)
 
     def gradient(T):
         step = torch.zeros(6, dtype=torch.float64, requires_grad=True)
         i = torch.arange(len(X))
         s = residuals.squared(camera, geometry.retract(T, step)[None], X, i * 0, i, obs, k, sigma)
-        return torch.autograd.grad(residuals.kernel_cost("huber", s, 2.0).sum() / 2, step)[0]
+        return torch.autograd.grad(residuals.kernel_cost(kernel, s, 2.0).sum() / 2, step)[0]
 
     assert gradient(result.T_WC).norm() < 1e-5 * gradient(T0).norm()
 
 
-def test_outliers_are_told_from_inliers():
-    made, arguments, T = view(outliers=0.3)
+def test_outliers_get_little_weight():
+    _, arguments, T = view(outliers=0.3)
     result = bundle.refine_pose(*arguments, BundleConfig(kernel="cauchy"))
     error = result.residual_px.norm(dim=1)
-    assert (error[~result.inlier].min() > error[result.inlier].max() - 1e-9) and (error[result.inlier] <= 3.0).all()
-    assert 0.6 < result.inlier.double().mean() < 0.8
+    assert result.weight[error > 10].max() < 0.3 < 0.7 < result.weight[error < 3].median()
+    assert 0.6 < (error < 3).double().mean() < 0.8
     assert geometry.local(T, result.T_WC).norm() < 0.02
 
 
@@ -95,36 +69,13 @@ def test_covariance_is_consistent_even_with_wrong_sigmas(kind):
     assert 5.0 < total / n < 7.2  # 99 % interval of chi2(360) / 60 is 4.9 to 7.2
 
 
-def test_prior_pulls_and_stands_in_for_missing_observations():
-    _, (camera, T0, X, obs, k, sigma), T = view()
-    strong = bundle.PosePrior(0, T0, 1e12 * torch.eye(6, dtype=torch.float64))
-    result = bundle.refine_pose(camera, T0, X, obs, k, sigma, BundleConfig(), strong)
-    assert geometry.local(T0, result.T_WC).norm() < 1e-6
-    few = bundle.refine_pose(camera, T0, X[:1], obs[:1], k[:1], sigma[:1], BundleConfig(), strong)
-    assert few.status is BAStatus.CONVERGED and few.covariance.isfinite().all()
-
-
-def test_prior_is_in_world_axes():
-    """A prior that knows only the world's x pulls only along it."""
-    _, (camera, T0, X, obs, k, sigma), T = view()
-    turned = geometry.compose(geometry.exp(torch.tensor([0, 0, 0, 0, 1.2, 0.3], dtype=torch.float64)), T)
-    information = torch.zeros(6, 6, dtype=torch.float64)
-    information[0, 0] = 1e10
-    target = turned.clone()
-    target[0] += 0.5
-    rest = bundle.PosePrior(0, turned, torch.diag(torch.tensor([0, 1, 1, 1, 1, 1], dtype=torch.float64)))
-    for prior, expected in ((bundle.PosePrior(0, target, information + rest.information), target),):
-        result = bundle.refine_pose(camera, turned, X[:0], obs[:0], k[:0], sigma[:0], BundleConfig(), prior)
-        assert geometry.local(expected, result.T_WC).norm() < 1e-6
-
-
 def test_unusable_observations_are_set_aside():
     _, (camera, T0, X, obs, k, sigma), T = view()
     obs, X = obs.clone(), X.clone()
     obs[3, 0], X[5] = float("nan"), -X[5]
     result = bundle.refine_pose(camera, T0, X, obs, k, sigma, BundleConfig())
     bad = torch.tensor([3, 5])
-    assert result.status is BAStatus.CONVERGED and (result.weight[bad] == 0).all() and not result.inlier[bad].any()
+    assert result.status is BAStatus.CONVERGED and (result.weight[bad] == 0).all()
     assert result.residual_px[bad].isnan().all() and geometry.local(T, result.T_WC).norm() < 0.02
 
 

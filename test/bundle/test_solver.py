@@ -300,40 +300,6 @@ def test_outliers_get_little_weight_and_do_little_harm():
     assert error(robust) < 0.5 * error(plain)
 
 
-@pytest.mark.parametrize("kind", (ObservationKind.MONO, ObservationKind.DEPTH))
-def test_pose_prior_pulls(kind):
-    made = make_window(4, 100, kind=kind)
-    target = geometry.retract(made.T_WC[3], torch.tensor([0.3, 0, 0, 0, 0.1, 0], dtype=torch.float64))
-    weak = bundle.PosePrior(3, target, 1e-6 * torch.eye(6, dtype=torch.float64))
-    strong = bundle.PosePrior(3, target, 1e12 * torch.eye(6, dtype=torch.float64))
-    free = bundle.solve(made.window, BundleConfig(**EXACT))
-    for prior, near in ((weak, free.T_WC[3]), (strong, target)):
-        if kind == ObservationKind.MONO and prior is weak:
-            continue  # the weak prior is what chooses the scale
-        result = bundle.solve(dataclasses.replace(made.window, priors=(prior,)), BundleConfig(min_support=0.0, **EXACT))
-        assert geometry.local(near, result.T_WC[3]).norm() < 1e-4
-
-
-def test_pose_prior_alone_can_hold_the_window():
-    made = make_window(4, 100, kind=ObservationKind.STEREO)
-    free = dataclasses.replace(made.window, fixed=torch.zeros(4, dtype=torch.bool))
-    prior = bundle.PosePrior(0, made.T_WC[0], 1e8 * torch.eye(6, dtype=torch.float64))
-    held = bundle.solve(made.window, BundleConfig(**EXACT))  # its first pose is the true one
-    result = bundle.solve(dataclasses.replace(free, priors=(prior,)), BundleConfig(**EXACT))
-    assert result.status is BAStatus.CONVERGED
-    assert geometry.local(held.T_WC, result.T_WC).norm(dim=1).max() < 1e-5
-
-
-def test_point_prior_pulls():
-    made = make_window(4, 100, kind=ObservationKind.STEREO)
-    points = torch.tensor([3, 50])
-    prior = bundle.PointPrior(
-        points, made.points_W[points] + 0.5, 1e12 * torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
-    )
-    result = bundle.solve(dataclasses.replace(made.window, priors=(prior,)), BundleConfig(min_support=0.0, **EXACT))
-    assert (result.points_W[points] - made.points_W[points] - 0.5).abs().max() < 1e-4
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ("float64", "float32"))
 @pytest.mark.parametrize("kind", KINDS)

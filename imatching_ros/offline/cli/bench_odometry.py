@@ -174,12 +174,9 @@ def drive(
     source: Iterable[Frame],
     config: Config,
     change: Callable[[int, Frame], Frame | None] | None = None,
-    prepare: Callable[[Pipeline], None] | None = None,
 ) -> list[OdometryOutput | None]:
-    """Every frame through a fresh pipeline, which `prepare` may alter first; None for frames that `change` makes vanish."""
+    """Every frame through a fresh pipeline; None for frames that `change` makes vanish."""
     pipeline = Pipeline(config)
-    if prepare is not None:
-        prepare(pipeline)
     outputs: list[OdometryOutput | None] = []
     try:
         with Progress(
@@ -194,11 +191,11 @@ def drive(
     return outputs
 
 
-def measure(source: Source, config: Config, prepare: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:
-    """One run, scored against the truth and timed; `prepare` as in `drive`."""
+def measure(source: Source, config: Config) -> dict[str, Any]:
+    """One run, scored against the truth and timed."""
     from ..evaluation.trajectory import score_trajectory
 
-    outputs = [o for o in drive(source, config, prepare=prepare) if o is not None]
+    outputs = [o for o in drive(source, config) if o is not None]
     tracked = [o for o in outputs if o.T_WC is not None]
     first = next((i for i, o in enumerate(outputs) if o.T_WC is not None), None)
     row: dict[str, Any] = {

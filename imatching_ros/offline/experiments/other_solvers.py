@@ -54,8 +54,8 @@ def _sigmas(window: WindowSnapshot) -> list[float]:
     per_keyframe = torch.ones(len(window.T_WC), dtype=torch.float64)
     per_keyframe[kf] = sigma[:, 0]
     mixed = bool(((sigma - per_keyframe[kf][:, None]).abs() > 1e-9).any())
-    if mixed or window.priors or bool((window.kind != ObservationKind.MONO).any()):
-        raise BundleError("the comparison takes mono windows with one sigma for all pixels of a keyframe and no priors")
+    if mixed or bool((window.kind != ObservationKind.MONO).any()):
+        raise BundleError("the comparison takes mono windows with one sigma for all pixels of a keyframe")
     return per_keyframe.tolist()
 
 

@@ -1,6 +1,6 @@
 """The rendered recordings that benchmarks share: fixed scenes, seeds and paths, none of which training has seen.
 
-Choices of odometry were made on those of `ACCURACY`: how many poses are held (`bench leaving`), and how much must agree before a pose is believed
+Choices of odometry were made on those of `ACCURACY`: how many poses are held, and how much must agree before a pose is believed
 (`bench odometry --jumps`). So they compare versions and matchers, and are no test on scenes that nothing was fitted to.
 They are written once, in the frames.csv layout, below a folder of the caller's choice, and used again from there.
 """

@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_window(folder: Path, sample: LearningSample) -> Path:
-    """Writes a window of odometry, which has no priors, and those of its images that are not there yet."""
+    """Writes a window of odometry and those of its images that are not there yet."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for frame_id, image in zip(sample.keyframe_ids, sample.images):
@@ -75,7 +75,7 @@ def write_window(folder: Path, sample: LearningSample) -> Path:
     tensors: dict[str, Tensor] = {}
     told: dict[str, Any] = {"format": FORMAT, "camera": dataclasses.asdict(sample.window.camera)}
     told["sample"] = _take_apart(sample, "sample", tensors, leave=("images", "window", "result"))
-    told["window"] = _take_apart(sample.window, "window", tensors, leave=("camera", "priors"))
+    told["window"] = _take_apart(sample.window, "window", tensors, leave=("camera",))
     told["result"] = _take_apart(sample.result, "result", tensors)
     path = folder / f"{sample.keyframe_ids[-1]:06d}.safetensors"
     write_tensors(path, tensors, told)
