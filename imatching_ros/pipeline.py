@@ -54,7 +54,7 @@ class Pipeline:
             weights_dir: promoted weights are written here; None keeps nothing.
             profile: name under which the weights in use are kept, for example of a site.
             named: the user chose that name: the profile is resumed even when it was adapted from other weights than
-                `matcher.weights` now gives. Otherwise such a profile is set aside under another name, with a warning.
+                `matcher.weights` now gives. Otherwise such a profile is renamed, with a warning.
         """
         torch.set_num_threads(config.matcher.threads)
         torch.manual_seed(config.seed)
@@ -76,7 +76,9 @@ class Pipeline:
         self._learning_events: deque[Event] = deque(maxlen=10_000)
         self._learning = self._start_learning()
         self._previous: WeightsSnapshot | None = None
-        self._unproven: tuple[WeightsSnapshot, Event] | None = None  # adopted, not yet the profile; where it comes from
+        self._unconfirmed: tuple[WeightsSnapshot, Event] | None = (
+            None  # adopted, not yet the profile; where it comes from
+        )
         self._state: TrackingState | None = None
         self._map_id = 0
         self._stamp_ns: int | None = None
@@ -106,9 +108,9 @@ class Pipeline:
             self._learning.begin_frame(behind)
         output = self.odometry.track(frame)
         if self._learning is not None and self.odometry.faltered:
-            self._learning.tell_loss(self.matcher.weights_version, frame.stamp_ns)
+            self._learning.notify_tracking_lost(self.matcher.weights_version, frame.stamp_ns)
         output = replace(output, timings_ms={**output.timings_ms, **clock.laps})
-        self._tell_state(output)
+        self._report_state(output)
         if on_tracked is not None:
             on_tracked(output)
         clock = Clock()
@@ -116,7 +118,7 @@ class Pipeline:
         if output.is_keyframe:
             clock.lap("keyframe")
             self._rescale_keyframes(frame.stamp_ns)
-            self._tell(
+            self._report(
                 frame.stamp_ns,
                 "keyframe",
                 frame_id=frame.id,
@@ -125,7 +127,7 @@ class Pipeline:
             )
             output = replace(output, bundle=result, timings_ms={**output.timings_ms, **clock.laps})
             self._remember_keyframes()
-            self._teach()
+            self._submit_window()
         if self._learning is not None:
             self._learning.end_frame()
         return output
@@ -148,7 +150,7 @@ class Pipeline:
         factor, centre = self.odometry.rescaled
         for key, (stamp, T_WC) in self._refined.items():
             self._refined[key] = stamp, torch.cat([centre + (T_WC[:3] - centre) * factor, T_WC[3:]])
-        self._tell(stamp_ns, "scale", factor=factor, centre_m=centre)
+        self._report(stamp_ns, "scale", factor=factor, centre_m=centre)
 
     def _remember_keyframes(self) -> None:
         for keyframe, T_WC in zip(self.window.keyframes, self.window.T_WC):
@@ -191,13 +193,13 @@ class Pipeline:
         return replace(status, weights_version=self.matcher.weights_version, weights_hash=self._hash)
 
     def set_learning(self, on: bool) -> None:
-        """Starts learning, from the weights in use, or ends it; weights on probation go then, for nobody would watch them.
+        """Starts learning, from the weights in use, or ends it; weights in post-deployment validation are rolled back then.
 
         Raises:
             ConfigError: the settings or the matcher rule learning out.
         """
         if not on:
-            self._end_learning(unwatched=True)
+            self._end_learning(roll_back=True)
         elif self._learning is None:
             self._learning = self._start_learning()
             if self._learning is None:
@@ -262,12 +264,12 @@ class Pipeline:
         self._writer.shutdown()
         self._pass_events_on()
 
-    def _teach(self) -> None:
+    def _submit_window(self) -> None:
         """Hands the newest converged window to the learner."""
         sample = next_sample(self.odometry)
         if self._learning is not None and sample is not None:
             self._learning.submit(sample)
-        self._keep_proven()
+        self._keep_confirmed()
         self._pass_events_on()
 
     def _adopt_update(self) -> bool:
@@ -279,9 +281,9 @@ class Pipeline:
         return True
 
     def _adopt(self, update: WeightsUpdate) -> None:
-        self._keep_proven()  # those before may have stood their probation with the very window that brought these
+        self._keep_confirmed()  # those before may have passed post-deployment validation with the very window that brought these
         self._take(update)
-        self._unproven = (
+        self._unconfirmed = (
             update.snapshot,
             {
                 "kind": "rollback" if update.rollback else "promotion",
@@ -290,25 +292,25 @@ class Pipeline:
                 "seed": self.config.seed,
             },
         )
-        self._write(*self._unproven, proven=False)
-        self._keep_proven()
+        self._write(*self._unconfirmed, confirmed=False)
+        self._keep_confirmed()
 
-    def _keep_proven(self) -> None:
-        """Weights become the profile, which a restart resumes, only once they have stood their probation."""
-        if self._unproven is None or self._learning is None:
+    def _keep_confirmed(self) -> None:
+        """Weights become the profile, which a restart resumes, only once they have passed post-deployment validation."""
+        if self._unconfirmed is None or self._learning is None:
             return
-        if self._learning.status().proven_version == self._unproven[0].version:
-            self._write(*self._unproven, proven=True)
-            self._unproven = None
+        if self._learning.status().confirmed_version == self._unconfirmed[0].version:
+            self._write(*self._unconfirmed, confirmed=True)
+            self._unconfirmed = None
 
-    def _write(self, snapshot: WeightsSnapshot, provenance: Event, proven: bool) -> None:
+    def _write(self, snapshot: WeightsSnapshot, provenance: Event, confirmed: bool) -> None:
         if self._store is not None:
-            self._writer.submit(self._write_now, self._store, snapshot, provenance, proven)
+            self._writer.submit(self._write_now, self._store, snapshot, provenance, confirmed)
 
-    def _write_now(self, store: WeightsStore, snapshot: WeightsSnapshot, provenance: Event, proven: bool) -> None:
+    def _write_now(self, store: WeightsStore, snapshot: WeightsSnapshot, provenance: Event, confirmed: bool) -> None:
         """In a thread of its own: odometry does not wait for a disk, nor end when it is full."""
         try:
-            store.write(self.matcher.name, snapshot, provenance, proven)
+            store.write(self.matcher.name, snapshot, provenance, confirmed)
         except OSError as error:
             log.warning(f"weights version {snapshot.version} are in use, but could not be written: {error}")
             self._learning_events.append(
@@ -324,22 +326,26 @@ class Pipeline:
         self.odometry.adopt(update.snapshot, update.features)
         self._hash = update.snapshot.hash
 
-    def _end_learning(self, unwatched: bool = False) -> None:
-        """`unwatched`: odometry goes on without learning."""
+    def _end_learning(self, roll_back: bool = False) -> None:
+        """`roll_back`: odometry goes on without learning."""
         if self._learning is not None:
             self._learning.close()
             update = self._learning.poll()
-            if unwatched and update is None:  # else it never came into use, or is the way back itself
-                update = self._learning.end_probation(self._stamp_ns or 0, "learning was switched off on probation")
-            if update is not None and update.rollback:  # a promotion that nobody would watch any more is left
+            if roll_back and update is None:  # else it never came into use, or is the way back itself
+                update = self._learning.roll_back_unconfirmed(
+                    self._stamp_ns or 0, "learning was switched off in post-deployment validation"
+                )
+            if (
+                update is not None and update.rollback
+            ):  # a promotion is not adopted any more, as nothing would validate it
                 self._adopt(update)
-            self._keep_proven()
-            if self._unproven is not None:
+            self._keep_confirmed()
+            if self._unconfirmed is not None:
                 log.info(
-                    f"weights version {self._unproven[0].version} are still on probation as learning ends: the profile stays what it was"
+                    f"weights version {self._unconfirmed[0].version} are still in post-deployment validation as learning ends: the profile stays what it was"
                 )
             self._ended = replace(self._learning.status(), state="off")
-            self._learning = self._unproven = None
+            self._learning = self._unconfirmed = None
 
     def _path(self, name: str) -> Path:
         if name.endswith(".safetensors"):
@@ -356,15 +362,15 @@ class Pipeline:
             if self._on_event is not None:
                 self._on_event({"stamp_ns": self._stamp_ns, **event})
 
-    # -- what is told -------------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------
 
-    def _tell_state(self, output: OdometryOutput) -> None:
+    def _report_state(self, output: OdometryOutput) -> None:
         if output.map_id != self._map_id:
             self._map_id = output.map_id
-            self._tell(output.stamp_ns, "restart", frame_id=output.frame_id, map_id=output.map_id)
+            self._report(output.stamp_ns, "restart", frame_id=output.frame_id, map_id=output.map_id)
         if output.state is not self._state:
             before, self._state = self._state, output.state
-            self._tell(
+            self._report(
                 output.stamp_ns,
                 output.state.value,
                 frame_id=output.frame_id,
@@ -372,6 +378,6 @@ class Pipeline:
                 reason=output.reason,
             )
 
-    def _tell(self, stamp_ns: int, event: str, **values: Any) -> None:
+    def _report(self, stamp_ns: int, event: str, **values: Any) -> None:
         if self._on_event is not None:
             self._on_event({"stamp_ns": stamp_ns, "event": event, **values})

@@ -133,9 +133,9 @@ def test_names_in_the_method_exist():
 
     text = (ROOT / "docs" / "method.md").read_text()
     for module, names in (
-        (imatching_ros.learning.step, ("residual_loss", "auxiliary_loss", "teaching_observations", "Stepper")),
+        (imatching_ros.learning.step, ("residual_loss", "auxiliary_loss", "training_observations", "Stepper")),
         (imatching_ros.learning.rematching, ("rematch", "solve_again")),
-        (imatching_ros.learning.validation, ("judge",)),
+        (imatching_ros.learning.validation, ("paired_test",)),
     ):
         for name in names:
             assert name in text and hasattr(module, name)

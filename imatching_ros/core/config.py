@@ -259,24 +259,26 @@ class LearningConfig:
         choices=("off", "sync", "thread"),
         expose=True,
     )
-    guard: bool = setting(True, "try candidates before use; false promotes every candidate, for experiments only")
+    guard: bool = setting(
+        True, "validate candidates before and after deployment; false promotes every candidate, for experiments only"
+    )
     budget: float = setting(
         0.5, "largest share of time that the background thread works", low=0.01, high=1.0, live=True, expose=True
     )
     queue: int = setting(4, "windows waiting for the background thread; the oldest is dropped", low=1, high=100)
     learning_rate: float = setting(3e-4, "step size of Adam", low=1e-7, high=1e-1, live=True, expose=True)
     clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3, live=True)
-    anchor: float = setting(
+    l2_sp: float = setting(
         0.02,
-        "part of the way back to the shipped weights taken with each step, times the learning rate / 1e-3",
+        "decay to the pretrained weights (L2-SP) with each step, times the learning rate / 1e-3",
         low=0.0,
         high=1.0,
         live=True,
         expose=True,
     )
-    averaging: float = setting(
+    ema_decay: float = setting(
         0.95,
-        "what is tried and used is the running mean of the weights over the steps, with this decay a step",
+        "decay per step of the exponential moving average of the weights, which is what is validated and deployed",
         low=0.0,
         high=0.9999,
         live=True,
@@ -297,14 +299,16 @@ class LearningConfig:
     )
     replay_windows: int = setting(24, "windows kept for replay", low=1, high=1000, expose=True)
     replay_share: float = setting(0.5, "share of steps on replayed windows", low=0.0, high=1.0, live=True)
-    candidate_steps: int = setting(32, "steps of a candidate before it is tried", low=1, high=100000, live=True)
-    trial_windows: int = setting(6, "fewest windows of a trial", low=3, high=100, expose=True)
-    trial_windows_max: int = setting(10, "a trial without a verdict ends after so many windows", low=3, high=1000)
-    probation_windows: int = setting(
-        6, "windows after a promotion in which the previous weights may come back", low=3, high=1000, live=True
+    candidate_steps: int = setting(32, "steps of a candidate before its validation", low=1, high=100000, live=True)
+    validation_windows: int = setting(6, "fewest windows of a validation", low=3, high=100, expose=True)
+    validation_windows_max: int = setting(
+        10, "a validation that is still undecided ends after so many windows", low=3, high=1000
+    )
+    post_deployment_windows: int = setting(
+        6, "windows of post-deployment validation, in which a promotion may be rolled back", low=3, high=1000, live=True
     )
     confidence: float = setting(
-        0.95, "one-sided confidence of the paired t-test that a candidate must pass", low=0.5, high=0.9999, expose=True
+        0.95, "one-sided confidence of the paired t-test that promotes a candidate", low=0.5, high=0.9999, expose=True
     )
     search_radius: float = setting(
         0.05, "search around the reprojected landmark", unit="image widths", low=0.005, high=1.0
@@ -347,15 +351,15 @@ class Config:
     def __post_init__(self) -> None:
         for path, value, meta in walk(self):
             check(path, value, meta)
-        if self.learning.probation_windows > self.learning.trial_windows:
+        if self.learning.post_deployment_windows > self.learning.validation_windows:
             raise ConfigError(
-                f"learning.probation_windows is {self.learning.probation_windows}, expected learning.trial_windows "
-                f"({self.learning.trial_windows}) or less, so that it ends before the next candidate can be promoted; raise both"
+                f"learning.post_deployment_windows is {self.learning.post_deployment_windows}, expected learning.validation_windows "
+                f"({self.learning.validation_windows}) or less, so that it ends before the next candidate can be promoted; raise both"
             )
-        if self.learning.trial_windows_max < self.learning.trial_windows:
+        if self.learning.validation_windows_max < self.learning.validation_windows:
             raise ConfigError(
-                f"learning.trial_windows_max is {self.learning.trial_windows_max}, expected learning.trial_windows "
-                f"({self.learning.trial_windows}) or more"
+                f"learning.validation_windows_max is {self.learning.validation_windows_max}, expected learning.validation_windows "
+                f"({self.learning.validation_windows}) or more"
             )
 
     @classmethod

@@ -135,7 +135,7 @@ class LearningSample:
     result: BAResult
     uv_px: Tensor  # (O, 2) float32 raw px: what the matcher (or, at an anchor, the detector) said
     host_obs: Tensor  # (P,) int64: index of the observation at which the landmark was detected, the matcher's query
-    held_out: Tensor  # (O,) bool: never trained on, used to judge a candidate
+    held_out: Tensor  # (O,) bool: never trained on, used to validate a candidate
     weights_version: int
     tracking_healthy: bool = True  # False while lost or just recovered
 
@@ -147,8 +147,8 @@ class WeightsSnapshot:
     version: int
     hash: str
     state: dict[str, Tensor]  # cloned
-    probe_before: float = float("nan")  # held-out score of the weights it replaces
-    probe_after: float = float("nan")
+    validation_before: float = float("nan")  # held-out score of the weights it replaces
+    validation_after: float = float("nan")
     steps: int = 0
 
 

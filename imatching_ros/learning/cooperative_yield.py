@@ -1,4 +1,4 @@
-"""Between two pieces of its work the learner lets odometry go first; who runs it beside odometry says how."""
+"""Cooperative yield: between two pieces of its work the learner lets odometry run; the worker decides for how long."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-GIVE_WAY: ContextVar[Callable[[], None]] = ContextVar(
-    "give_way", default=lambda: None
+YIELD: ContextVar[Callable[[], None]] = ContextVar(
+    "cooperative_yield", default=lambda: None
 )  # a new thread starts with the default
 
 
-def give_way() -> None:
-    """Called where the learner can wait; in line with odometry it returns at once."""
-    GIVE_WAY.get()()
+def cooperative_yield() -> None:
+    """Called where the learner can wait; in sync mode it returns at once."""
+    YIELD.get()()
 
 
-def give_way_backwards(at: Tensor) -> None:
-    """Has the backward pass give way before it goes on from here. (Autograd works in the calling thread on a CPU; on CUDA in
-    another one, which does not wait.)"""
-    at.register_hook(_give_way_before)
+def yield_in_backward(at: Tensor) -> None:
+    """Yields in the backward pass before it continues from `at`. (On CUDA, autograd runs in a thread of its own, which does not
+    wait.)"""
+    at.register_hook(_yield_before)
 
 
-def give_way_in_layers(matcher: nn.Module) -> None:
-    """Has a learner's own matcher give way after each of its layers, and before each in the backward pass."""
+def yield_in_layers(matcher: nn.Module) -> None:
+    """Makes a matcher of the learner yield after each of its layers, and before each in the backward pass."""
     for layer in matcher.modules():
         if not any(True for _ in layer.children()):
-            layer.register_forward_hook(_give_way_after)
+            layer.register_forward_hook(_yield_after)
 
 
-def _give_way_after(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-    give_way()
+def _yield_after(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+    cooperative_yield()
     if isinstance(output, Tensor) and output.requires_grad:
-        give_way_backwards(output)
+        yield_in_backward(output)
 
 
-def _give_way_before(gradient: Tensor) -> None:
-    give_way()
+def _yield_before(gradient: Tensor) -> None:
+    cooperative_yield()

@@ -1,4 +1,4 @@
-"""Which windows may teach: a wrong or empty geometry teaches a wrong or empty lesson."""
+"""Which windows are trained on: wrong or degenerate geometry gives wrong or empty gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..core.types import BAStatus, LearningSample
 
 
 def refuse(sample: LearningSample, config: LearningConfig) -> str | None:
-    """The reason why a window is not learned from, or None. Pure."""
+    """The reason why a window is not trained on, or None. Pure."""
     window, result = sample.window, sample.result
     if not sample.tracking_healthy:
         return "tracking not healthy"

@@ -13,13 +13,13 @@ from ..bundle import solve
 from ..core.config import BundleConfig, LearningConfig
 from ..core.types import BAResult, LearningSample, ObservationKind, WindowSnapshot
 from ..matching.base import Features, Matcher, Prediction, Queries
-from .cooperative_yield import give_way, give_way_backwards
+from .cooperative_yield import cooperative_yield, yield_in_backward
 
 MARGIN_PX = 8.0  # nearer to the image's edge a landmark may be outside
 
 
 @dataclass(frozen=True)
-class LiveMatches:
+class GradientMatches:
     """What was matched into one keyframe with gradients: its observations, then landmarks that were not observed there but should be."""
 
     keyframe: int
@@ -30,12 +30,12 @@ class LiveMatches:
 
 @dataclass(frozen=True)
 class Rematch:
-    """What a set of weights says of every observation of a window; anchors keep the detector's word."""
+    """The matches of a set of weights for every observation of a window; host observations are not re-matched."""
 
     uv: Tensor  # (O, 2) float32 raw px; with gradients when asked for
     score: Tensor  # (O,)
     sigma_px: Tensor  # (O,)
-    live: tuple[LiveMatches, ...] = ()
+    gradient_matches: tuple[GradientMatches, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def extract(matcher: Matcher, sample: LearningSample) -> list[Features]:
 
 def observe(matcher: Matcher, image: Tensor) -> Features:
     """Features of one keyframe, without gradients."""
-    give_way()
+    cooperative_yield()
     return matcher.observe(image)
 
 
@@ -72,26 +72,28 @@ def rematch(
     sample: LearningSample,
     features: list[Features],
     config: LearningConfig,
-    live: Collection[int] = (),
+    gradient_keyframes: Collection[int] = (),
 ) -> Rematch:
-    """Matches every landmark from its anchor into the keyframes that observed it, searching around its reprojection.
+    """Matches every landmark from its host keyframe into the keyframes that observed it, searching around its reprojection.
 
-    Matches between two keyframes of `live` keep gradients and distributions: from both images, for with gradients from one
+    Matches between two keyframes of `gradient_keyframes` keep gradients and distributions: from both images, for with gradients from one
     of them alone a network would chase itself.
     """
     window = sample.window
     queries, order = describe(matcher, sample, features)
     expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
-    at_anchor = torch.zeros(len(window.obs), dtype=torch.bool)
-    at_anchor[sample.host_obs] = True
-    from_live = torch.isin(window.kf_idx[sample.host_obs], torch.tensor(sorted(live), dtype=torch.long))
+    is_host = torch.zeros(len(window.obs), dtype=torch.bool)
+    is_host[sample.host_obs] = True
+    host_has_gradient = torch.isin(
+        window.kf_idx[sample.host_obs], torch.tensor(sorted(gradient_keyframes), dtype=torch.long)
+    )
     # In raw px again: `measurements` turns all of them into ideal px.
     uv, sigma = sample.uv_px.clone(), (window.sigma[:, 0] / window.camera.stretch(window.obs[:, :2])).float()
     score = torch.ones(len(uv))
     parts = []
 
     def match(k: int, points: Tensor, differentiable: bool) -> Prediction:
-        give_way()
+        cooperative_yield()
         with torch.set_grad_enabled(differentiable):
             return matcher.match(
                 queries.select(order[points].to(matcher.device)),
@@ -102,19 +104,19 @@ def rematch(
             )
 
     for k in range(len(features)):
-        inside = torch.nonzero((window.kf_idx == k) & ~at_anchor)[:, 0]
-        taught = from_live[window.pt_idx[inside]] & (k in live)
-        for observations, differentiable in ((inside[taught], True), (inside[~taught], False)):
+        inside = torch.nonzero((window.kf_idx == k) & ~is_host)[:, 0]
+        has_gradient = host_has_gradient[window.pt_idx[inside]] & (k in gradient_keyframes)
+        for observations, differentiable in ((inside[has_gradient], True), (inside[~has_gradient], False)):
             points = window.pt_idx[observations]
-            if differentiable and k in live:
-                missed = missed_landmarks(sample, k, expected[k])
-                points = torch.cat([points, missed[from_live[missed]]])
+            if differentiable and k in gradient_keyframes:
+                unmatched = unmatched_landmarks(sample, k, expected[k])
+                points = torch.cat([points, unmatched[host_has_gradient[unmatched]]])
             if len(points) == 0:
                 continue
             prediction = match(k, points, differentiable)
             if differentiable:
-                give_way_backwards(prediction.uv)
-                parts.append(LiveMatches(k, observations, points, prediction))
+                yield_in_backward(prediction.uv)
+                parts.append(GradientMatches(k, observations, points, prediction))
             count = len(observations)
             uv = uv.index_put((observations,), prediction.uv[0, :count].cpu())
             score[observations] = prediction.score[0, :count].detach().cpu()
@@ -122,7 +124,7 @@ def rematch(
     return Rematch(uv, score, sigma, tuple(parts))
 
 
-def missed_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor:
+def unmatched_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor:
     """Landmarks (e,) int64 that keyframe k should show and in which they were not found: hard cases, which observations leave out.
 
     They lie within the image and were observed in a neighbouring keyframe, so that they are hardly hidden.
@@ -142,20 +144,20 @@ def missed_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor
 
 
 def describe(matcher: Matcher, sample: LearningSample, features: list[Features]) -> tuple[Queries, Tensor]:
-    """Every landmark at its anchor, and for each landmark its row among the queries."""
-    anchor_kf = sample.window.kf_idx[sample.host_obs]
+    """Every landmark at its host observation, and for each landmark its row among the queries."""
+    host_kf = sample.window.kf_idx[sample.host_obs]
     parts, points = [], []
-    for k in anchor_kf.unique().tolist():
-        mine = torch.nonzero(anchor_kf == k)[:, 0]
+    for k in host_kf.unique().tolist():
+        mine = torch.nonzero(host_kf == k)[:, 0]
         parts.append(matcher.describe(features[k], sample.uv_px[sample.host_obs[mine]]))
         points.append(mine)
-    order = torch.empty(len(anchor_kf), dtype=torch.long)
-    order[torch.cat(points)] = torch.arange(len(anchor_kf))
+    order = torch.empty(len(host_kf), dtype=torch.long)
+    order[torch.cat(points)] = torch.arange(len(host_kf))
     return Queries.cat(parts), order
 
 
 def measurements(sample: LearningSample, found: Rematch, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-    """What both levels see of a rematch: the observations (O, 3) `rows`, differentiable in the matches, and their sigmas (O, 3).
+    """The measurements of a rematch, for both levels: the observations (O, 3) `rows`, differentiable in the matches, and their sigmas (O, 3).
 
     The third number stays as measured: the depth of a depth image, and in stereo the disparity, so that u in the right image
     moves with u.
@@ -194,7 +196,7 @@ def window_of(sample: LearningSample, found: Rematch, config: LearningConfig) ->
 
 def solve_again(sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
     """The lower level's optimum for a rematch."""
-    give_way()
+    cooperative_yield()
     window, keep = window_of(sample, found, config)
     used, index = window.pt_idx.unique(return_inverse=True)
     result = solve(replace(window, points_W=window.points_W[used], pt_idx=index), bundle)

@@ -1,4 +1,4 @@
-"""From a solved window to what the learner gets: cloned, anchored, with observations held out."""
+"""From a solved window to what the learner gets: cloned, host keyframes in the window, with observations held out."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def next_sample(odometry: Odometry) -> LearningSample | None:
 
 
 def take_sample(solved: Solved, seed: int, weights_version: int, healthy: bool) -> LearningSample | None:
-    """The landmarks whose anchor is in the window, and their observations, cloned; None when nothing remains."""
+    """The landmarks whose host keyframe is in the window, and their observations, cloned; None when nothing remains."""
     w, r = solved.snapshot, solved.result
     count = len(w.points_W)
-    anchored = torch.bincount(w.pt_idx[solved.at_anchor], minlength=count) == 1
-    points = anchored.nonzero()[:, 0]
-    used = anchored[w.pt_idx].nonzero()[:, 0]
+    has_host = torch.bincount(w.pt_idx[solved.at_anchor], minlength=count) == 1
+    points = has_host.nonzero()[:, 0]
+    used = has_host[w.pt_idx].nonzero()[:, 0]
     if len(points) == 0:
         return None
     index = torch.full((count,), -1)
     index[points] = torch.arange(len(points))
-    pt_idx, at_anchor = index[w.pt_idx[used]], solved.at_anchor[used]
+    pt_idx, is_host = index[w.pt_idx[used]], solved.at_anchor[used]
     host_obs = torch.zeros(len(points), dtype=torch.int64)
-    host_obs[pt_idx[at_anchor]] = at_anchor.nonzero()[:, 0]
+    host_obs[pt_idx[is_host]] = is_host.nonzero()[:, 0]
     views = torch.bincount(pt_idx, minlength=len(points))
     generator = torch.Generator().manual_seed(seed * 1_000_003 + solved.keyframes[-1].id)
-    held_out = (torch.rand(len(used), generator=generator) < _HELD_OUT) & ~at_anchor & (views[pt_idx] >= _MIN_VIEWS)
+    held_out = (torch.rand(len(used), generator=generator) < _HELD_OUT) & ~is_host & (views[pt_idx] >= _MIN_VIEWS)
     # At most one per landmark, so that three views always remain.
     order = torch.where(held_out, torch.arange(len(used)), len(used))
     first = torch.full((len(points),), len(used)).scatter_reduce(0, pt_idx, order, "amin")

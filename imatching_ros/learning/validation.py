@@ -1,6 +1,6 @@
-"""The trial of a candidate: both sets of weights match the same queries of windows that neither has learned from.
+"""Validation of a candidate: both sets of weights match the same queries of windows that neither was trained on.
 
-Held-out observations are judged against landmarks that come from the other views, each set of weights with its own bundle
+Held-out observations are compared with landmarks that come from the other views, each set of weights with its own bundle
 adjustment. Since wrong geometry improves its own held-out points, two checks do not pass through bundle adjustment: known
 synthetic warps of the live image, and forward-backward consistency.
 """
@@ -26,7 +26,7 @@ from .rematching import (
     describe,
     expected_uv,
     extract,
-    missed_landmarks,
+    unmatched_landmarks,
     observe,
     rematch,
     solve_again,
@@ -34,17 +34,17 @@ from .rematching import (
 
 CHECK_QUERIES = 200
 HELD_OUT_ONE_IN = 5  # the share that `samples` holds out of the observations
-MIN_VIEWS = 4  # as there: a landmark must be well determined without the view that is judged
+MIN_VIEWS = 4  # as there: a landmark must be well determined without the view that is held out
 COVERAGE_GRID = (6, 8)
 SMOOTHING_PX = 1.0
 LOOK_EVERY = 2  # windows; fewer looks leave more of the confidence to each
-NEIGHBOURS = 0.5  # greatest correlation of two judging windows in a row, which share at most half of their keyframes
+NEIGHBOURS = 0.5  # greatest correlation of two validation windows in a row, which share at most half of their keyframes
 WARP = 0.02  # of the image's size; corners move by about as much between neighbouring keyframes
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one set of weights did on one window. Errors are means in px, capped; lower is better; NaN where there is nothing to judge by."""
+    """How one set of weights did on one window. Errors are means in px, capped; lower is better; NaN where nothing is held out."""
 
     held_out_px: float
     warp_px: float
@@ -54,14 +54,14 @@ class Score:
     within_sigma: float  # share of held-out coordinate errors below one sigma; 0.683 is calibrated
 
     @property
-    def judges(self) -> bool:
-        """Whether anything was held out to judge by: a short window may have no landmark with views enough."""
+    def has_held_out(self) -> bool:
+        """Whether anything was held out: a short window may have no landmark with views enough."""
         return isfinite(self.held_out_px)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """PENDING asks for more windows."""
+    """The outcome of a paired test; `pending` needs more windows."""
 
     outcome: str  # better, worse, no_better, pending
     reason: str
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bundle: BundleConfig, seed: int) -> Score:
-    """Scores one set of weights on one window. The seed chooses the synthetic warp: give both contestants the same."""
+    """Scores one set of weights on one window. The seed chooses the synthetic warp: give both sets of weights the same."""
     features = extract(matcher, sample)
     found = rematch(matcher, sample, features, config)
     solution = solve_again(sample, found, config, bundle)
@@ -85,7 +85,7 @@ def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bund
     error = seen - reprojected
     matched = (found.score[held] >= config.min_score) & error.isfinite().all(-1)
     distance = torch.where(matched, error.norm(dim=-1).clamp_max(cap), cap)
-    distance = torch.cat([distance, _missed_errors(matcher, sample, features, solution, config)])
+    distance = torch.cat([distance, _unmatched_errors(matcher, sample, features, solution, config)])
     sigma = found.sigma_px[held] * window.camera.stretch(seen)
     calibrated = (error[matched].abs() < sigma[matched, None]).double().mean()
     return Score(
@@ -98,11 +98,12 @@ def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bund
     )
 
 
-def judge(active: list[Score], candidate: list[Score], config: LearningConfig, looks: int | None = None) -> Verdict:
+def paired_test(
+    active: list[Score], candidate: list[Score], config: LearningConfig, looks: int | None = None
+) -> Verdict:
     """Paired comparison over windows in a row: better by a one-sided t-test, and nothing else lost. Pure.
 
-    The confidence holds for the whole trial, which looks again after every second window from the fewest to the most, or for
-    `looks` looks in all.
+    The confidence holds for the whole sequence of looks: after every second window from the fewest to the most, or `looks` in all.
     """
     n = len(active)
     gain = np.array([a.held_out_px - c.held_out_px for a, c in zip(active, candidate)])
@@ -111,14 +112,14 @@ def judge(active: list[Score], candidate: list[Score], config: LearningConfig, l
     def verdict(outcome: str, reason: str) -> Verdict:
         return Verdict(outcome, reason, before, after, n)
 
-    least, most = config.trial_windows, config.trial_windows_max
+    least, most = config.validation_windows, config.validation_windows_max
     if n < least or (n < most and (n - least) % LOOK_EVERY):
         return verdict("pending", "too few windows")
 
     def mean(scores: list[Score], name: str) -> float:
         return float(np.mean([getattr(s, name) for s in scores]))
 
-    # Every look at the growing trial is a chance to be fooled; together they share what the confidence leaves (Bonferroni).
+    # Every look at the growing sample may give a false positive; together they share the error rate (Bonferroni).
     looks = looks or 1 + ceil((most - least) / LOOK_EVERY)
     limit = float(stats.t.ppf(1 - (1 - config.confidence) / looks, n - 1))
     for name in ("warp_px", "forward_backward_px"):
@@ -154,12 +155,12 @@ def _t(values: np.ndarray) -> float:
     return float(values.mean()) / max(float(values.std(ddof=1)) * sqrt(excess / n), 1e-9)
 
 
-def _missed_errors(
+def _unmatched_errors(
     matcher: Matcher, sample: LearningSample, features: list[Features], solution: Solution, config: LearningConfig
 ) -> Tensor:
     """Capped errors (n,) at landmarks that a keyframe should show and in which odometry did not find them.
 
-    All observations of a window are successes of the active weights; judged by these alone, others could only lose. One
+    All observations of a window are successes of the active weights; on these alone, other weights could only lose. One
     in five counts, as many as are held out of the observations.
     """
     window, cap = sample.window, config.error_cap_px
@@ -170,7 +171,7 @@ def _missed_errors(
     queries, order = describe(matcher, sample, features)
     parts = [torch.zeros(0, dtype=torch.float64)]
     for k, target in enumerate(features):
-        points = missed_landmarks(sample, k, expected[k])
+        points = unmatched_landmarks(sample, k, expected[k])
         points = points[known[points] & ((points + k) % HELD_OUT_ONE_IN == 0)]
         if len(points) == 0:
             continue

@@ -1,4 +1,4 @@
-"""Learned weights on disk: promotions are kept, and the last that stood their probation are found again after a restart."""
+"""Learned weights on disk: promotions are kept, and the last ones that passed post-deployment validation are resumed after a restart."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class WeightsStore:
             )
         return self.directory / f"{profile}.safetensors"
 
-    def write(self, matcher: str, snapshot: WeightsSnapshot, provenance: dict, proven: bool) -> None:
-        """Writes the snapshot, atomically: once it is proven as the profile, until then under its version."""
+    def write(self, matcher: str, snapshot: WeightsSnapshot, provenance: dict, confirmed: bool) -> None:
+        """Writes the snapshot, atomically: as the profile once it is confirmed, until then under its version."""
         provenance = {
             **provenance,
             "steps": snapshot.steps,
-            "probe_before_px": snapshot.probe_before,
-            "probe_after_px": snapshot.probe_after,
+            "validation_before_px": snapshot.validation_before,
+            "validation_after_px": snapshot.validation_after,
         }
         path = (
             self.path(self.profile)
-            if proven
+            if confirmed
             else self.directory / f"{self.profile}.v{snapshot.version:05d}.safetensors"
         )
         write_weights(path, matcher, snapshot.state, snapshot.version, provenance)
@@ -67,7 +67,7 @@ class WeightsStore:
         Args:
             base: hash of the weights that the matcher was made with.
             named: the user chose the profile, say for a site: it is resumed whatever it was adapted from. Otherwise weights adapted
-                from others than the base are set aside under another name.
+                from others than the base are renamed.
 
         Raises:
             WeightsError: damaged weights, or those of another network.
@@ -78,12 +78,12 @@ class WeightsStore:
         header = read_header(path)
         if named or header.provenance.get("base") == base:
             return load_weights(matcher, path)
-        aside = f"{self.profile}_{header.hash}"
+        other_name = f"{self.profile}_{header.hash}"
         for file in (path, *self._promoted()):
-            file.rename(file.with_name(aside + file.name[len(self.profile) :]))
+            file.rename(file.with_name(other_name + file.name[len(self.profile) :]))
         log.warning(
             f"{path} is not resumed, for it was adapted from other weights ({header.provenance.get('base', 'unknown')}) than "
-            f"those given now ({base}); it is kept as profile '{aside}', which can be loaded or named"
+            f"those given now ({base}); it is kept as profile '{other_name}', which can be loaded or named"
         )
         return None
 

@@ -20,7 +20,7 @@ from ..matching.base import Matcher
 from ..odometry.local_map import Keyframe
 from .learner import Learner, LearningStatus, WeightsUpdate
 from .rematching import observe
-from .cooperative_yield import GIVE_WAY
+from .cooperative_yield import YIELD
 
 LONGEST_REST_S = 5.0
 LEAST_SHARE = 0.5  # of the budget: what odometry cannot keep it from on a computer that is never idle
@@ -39,18 +39,18 @@ class InlineLearning:
         matcher: Matcher,
         config: Config,
         on_event: Callable[[dict], None],
-        shipped: dict[str, Tensor] | None = None,
+        pretrained: dict[str, Tensor] | None = None,
         newest_version: int = 0,
     ) -> None:
-        self._learner = Learner(matcher, config, on_event, shipped, newest_version)
+        self._learner = Learner(matcher, config, on_event, pretrained, newest_version)
         self._update: WeightsUpdate | None = None
 
     def submit(self, sample: LearningSample) -> None:
         self._update = self._learner.consume(sample) or self._update
 
-    def tell_loss(self, version: int, stamp_ns: int) -> None:
-        """Odometry lost its way with weights `version`: on probation they do not stay."""
-        self._update = self._learner.lose_tracking(version, stamp_ns) or self._update
+    def notify_tracking_lost(self, version: int, stamp_ns: int) -> None:
+        """Tracking was lost with weights `version`; they are rolled back while in post-deployment validation."""
+        self._update = self._learner.tracking_lost(version, stamp_ns) or self._update
 
     def poll(self, keyframes: Sequence[Keyframe] = ()) -> WeightsUpdate | None:
         """The newest update that was not handed out yet; the features of `keyframes` by it are left to odometry."""
@@ -73,9 +73,9 @@ class InlineLearning:
     def close(self) -> None:
         """Nothing runs."""
 
-    def end_probation(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
-        """After `close`: what to go back to, for nobody will watch the weights on probation any more."""
-        return self._learner.end_probation(stamp_ns, reason)
+    def roll_back_unconfirmed(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
+        """After `close`: the weights to roll back to, as nothing validates the deployed ones any more."""
+        return self._learner.roll_back_unconfirmed(stamp_ns, reason)
 
 
 class _Closed(Exception):
@@ -97,11 +97,11 @@ class LearningWorker:
         matcher: Matcher,
         config: Config,
         on_event: Callable[[dict], None],
-        shipped: dict[str, Tensor] | None = None,
+        pretrained: dict[str, Tensor] | None = None,
         newest_version: int = 0,
     ) -> None:
         self._config, self._on_event = config, on_event
-        self._learner = Learner(matcher, config, on_event, shipped, newest_version)
+        self._learner = Learner(matcher, config, on_event, pretrained, newest_version)
         self._device = matcher.device
         self._waiting: deque[LearningSample] = deque(maxlen=config.learning.queue)
         self._changed = threading.Condition()
@@ -109,7 +109,7 @@ class LearningWorker:
         self._wanted: list[Keyframe] = []  # whose features odometry waits for
         self._asked = 0  # times, for the update at hand
         self._status = replace(self._learner.status)
-        self._loss: tuple[int, int] | None = None  # weights version and stamp
+        self._tracking_lost: tuple[int, int] | None = None  # weights version and stamp
         self._dropped = 0
         self._behind = False
         self._in_frame = False
@@ -127,10 +127,10 @@ class LearningWorker:
             self._waiting.append(sample)
             self._changed.notify()
 
-    def tell_loss(self, version: int, stamp_ns: int) -> None:
-        """Odometry lost its way with weights `version`: on probation they do not stay."""
+    def notify_tracking_lost(self, version: int, stamp_ns: int) -> None:
+        """Tracking was lost with weights `version`; they are rolled back while in post-deployment validation."""
         with self._changed:
-            self._loss = version, stamp_ns
+            self._tracking_lost = version, stamp_ns
             self._changed.notify()
 
     def poll(self, keyframes: Sequence[Keyframe] = ()) -> WeightsUpdate | None:
@@ -163,28 +163,28 @@ class LearningWorker:
         self._learner.configure(config)
 
     def begin_frame(self, behind: bool) -> None:
-        """Told before every frame, and whether odometry is late; the thread does nothing while it is."""
+        """Called before every frame. `behind`: odometry is late; the thread does nothing meanwhile."""
         with self._changed:
             self._in_frame, self._behind = True, behind
             self._changed.notify()
 
     def end_frame(self) -> None:
-        """Told after every frame."""
+        """Called after every frame."""
         with self._changed:
             self._in_frame = False
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the thread, within the window at hand: what it would have taught is lost."""
+        """Ends the thread, within the window at hand: its loss is discarded."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
             self._changed.notify()
         self._thread.join()
 
-    def end_probation(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
-        """After `close`: what to go back to, for nobody will watch the weights on probation any more."""
-        update = self._learner.end_probation(stamp_ns, reason)
+    def roll_back_unconfirmed(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
+        """After `close`: the weights to roll back to, as nothing validates the deployed ones any more."""
+        update = self._learner.roll_back_unconfirmed(stamp_ns, reason)
         self._status = replace(self._learner.status, busy_s=self._status.busy_s)
         return update
 
@@ -193,7 +193,7 @@ class LearningWorker:
         torch.set_num_threads(1)
         # With Python's 5 ms a thread that comes back from a tensor operation waits long for its turn: odometry's median rises by a tenth.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
-        GIVE_WAY.set(self._give_way)
+        YIELD.set(self._yield_to_odometry)
         on_cuda = self._device.type == "cuda"
         # A stream of its own, or odometry's work would queue behind that of learning.
         stream = torch.cuda.Stream(self._device) if on_cuda else None
@@ -204,7 +204,7 @@ class LearningWorker:
                     update = (
                         self._learner.consume(news)
                         if isinstance(news, LearningSample)
-                        else self._learner.lose_tracking(*news)
+                        else self._learner.tracking_lost(*news)
                     )
                     if stream is not None:
                         stream.synchronize()  # what is handed over must be finished
@@ -227,13 +227,13 @@ class LearningWorker:
             self._take_back()
 
     def _take_back(self) -> None:
-        """Weights on probation go with the learner that watched them; where even that fails, odometry keeps those that it has."""
+        """Rolls back weights in post-deployment validation, which ends with the learner; if that fails too, odometry keeps its weights."""
         with self._changed:
             if self._update is not None and not self._update.rollback:
                 self._update = None  # never came into use
                 return
         try:
-            update = self._learner.end_probation(0, "learning failed")
+            update = self._learner.roll_back_unconfirmed(0, "learning failed")
         except Exception as error:
             self._on_event({"event": "rollback_failed", "error": f"{type(error).__name__}: {error}"})
             return
@@ -244,14 +244,14 @@ class LearningWorker:
     def _next(self) -> LearningSample | tuple[int, int] | None:
         """Waits for a loss, or for a window: the oldest of the newest ones that were kept."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._loss or (self._waiting and not self._behind))
+            self._changed.wait_for(lambda: self._closed or self._tracking_lost or (self._waiting and not self._behind))
             if self._closed:
                 return None
-            loss, self._loss = self._loss, None
+            loss, self._tracking_lost = self._tracking_lost, None
             return loss or self._waiting.popleft()
 
-    def _give_way(self) -> None:
-        """Called by the learner between two pieces of work: takes rest that is owed anyway while odometry works on a frame.
+    def _yield_to_odometry(self) -> None:
+        """Cooperative yield: rests, within what the budget demands anyway, while odometry processes a frame.
 
         Raises:
             _Closed: nobody waits for the rest of the work.
@@ -317,12 +317,12 @@ def start_learning(
     matcher: Matcher,
     config: Config,
     on_event: Callable[[dict], None],
-    shipped: dict[str, Tensor] | None = None,
+    pretrained: dict[str, Tensor] | None = None,
     newest_version: int = 0,
 ) -> Learning | None:
-    """What the settings ask for: None when learning is off or the matcher cannot learn. For the last two arguments see `Learner`."""
+    """The learner of `learning.mode`; None when learning is off or the matcher cannot learn. See `Learner` for the arguments."""
     if config.learning.mode == "off" or not matcher.trainable:
         return None
     return (InlineLearning if config.learning.mode == "sync" else LearningWorker)(
-        matcher, config, on_event, shipped, newest_version
+        matcher, config, on_event, pretrained, newest_version
     )

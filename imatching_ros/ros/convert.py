@@ -162,7 +162,7 @@ def make_learning_status(stamp: int, status: Any, mode: str, matcher: str) -> Le
         header=make_header(stamp, ""), mode=mode, state=str(status.state), step=int(status.step), matcher=matcher
     )
     msg.samples, msg.loss = int(status.samples), float(status.loss)
-    msg.probe_before, msg.probe_after = float(status.probe_before), float(status.probe_after)
+    msg.validation_before, msg.validation_after = float(status.validation_before), float(status.validation_after)
     msg.rejected_reason = [str(reason) for reason in status.rejected]
     msg.rejected_count = array("Q", [int(count) for count in status.rejected.values()])
     msg.promotions, msg.rollbacks = int(status.promotions), int(status.rollbacks)

@@ -86,7 +86,7 @@ class NodeConfig:
     )
     weights_profile: str = setting(
         "",
-        "name of a site's weights: resumed at start when they exist, written when promoted ones stood their probation; empty: named "
+        "name of a site's weights: resumed at start when they exist, written when promoted ones passed post-deployment validation; empty: named "
         "after the node's namespace and the matcher",
     )
     autostart: bool = setting(True, "configure and activate at start; false waits for a lifecycle manager")

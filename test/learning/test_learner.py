@@ -17,16 +17,16 @@ from imatching_ros.matching.weights import hash_state
 CONFIG = Config().with_values(
     {
         "learning.candidate_steps": 2,
-        "learning.trial_windows": 3,
-        "learning.trial_windows_max": 4,
+        "learning.validation_windows": 3,
+        "learning.validation_windows_max": 4,
         "learning.replay_share": 0.0,
-        "learning.probation_windows": 3,
+        "learning.post_deployment_windows": 3,
     }
 )
 
 
 class Story:
-    """A learner whose steps only shake a weight, and whose scores come from `judge_as`: the error of every version of the weights."""
+    """A learner whose steps only shake a weight, and whose scores come from `better`: the error of every version of the weights."""
 
     def __init__(self, monkeypatch, sample, better: float):
         self.sample, self.now, self.events, self.scored = sample, 0, [], []
@@ -35,7 +35,7 @@ class Story:
         def step(stepper: Stepper, window, generator):
             with torch.no_grad():
                 stepper.parameters[0].add_(0.01)
-                stepper._average[0].copy_(stepper.parameters[0])
+                stepper._ema[0].copy_(stepper.parameters[0])
             return StepResult(1.0, 1.0, 100, 1.0)
 
         def score(matcher, window, settings, bundle, seed):
@@ -64,39 +64,39 @@ class Story:
 
 
 @pytest.fixture
-def tell(monkeypatch, make_sample):
+def story_of(monkeypatch, make_sample):
     return lambda better: Story(monkeypatch, make_sample(), better)
 
 
-def test_better_weights_are_promoted_on_windows_that_never_taught_them(tell):
-    story = tell(better=0.5)
+def test_better_weights_are_promoted_on_windows_that_they_were_not_trained_on(story_of):
+    story = story_of(better=0.5)
     updates = [u for _ in range(5) if (u := story.feed()) is not None]
     assert len(updates) == 1 and story.learner.status.promotions == 1
-    judged = [ids for ids, value in story.scored if value != story.home]
-    # Two windows taught it, the three after them judged it.
-    assert judged[:3] == [tuple(range(k, k + 6)) for k in (18, 24, 30)]
+    validated = [ids for ids, value in story.scored if value != story.home]
+    # Trained on two windows, validated on the next three.
+    assert validated[:3] == [tuple(range(k, k + 6)) for k in (18, 24, 30)]
 
 
-def test_learning_goes_on_during_the_trial_and_leaves_the_contender_alone(tell):
-    story = tell(better=0.5)
+def test_learning_goes_on_during_validation_and_leaves_the_candidate_alone(story_of):
+    story = story_of(better=0.5)
     for _ in range(4):
         story.feed()
-    contender = hash_state(story.learner.contender.state_dict())
-    assert contender != hash_state(story.learner.stepper.averaged().state_dict())
+    candidate = hash_state(story.learner.candidate.state_dict())
+    assert candidate != hash_state(story.learner.stepper.ema_matcher().state_dict())
     update = story.feed()
-    assert update.snapshot.hash == contender
+    assert update.snapshot.hash == candidate
 
 
-def test_worse_weights_are_dropped_and_learning_starts_again(tell):
-    story = tell(better=1.5)
+def test_worse_weights_are_dropped_and_learning_starts_again(story_of):
+    story = story_of(better=1.5)
     assert all(story.feed() is None for _ in range(5))
-    assert [e["outcome"] for e in story.events if e["event"] == "trial"] == ["worse"]
+    assert [e["outcome"] for e in story.events if e["event"] == "validation"] == ["worse"]
     assert hash_state(story.learner.active.state_dict()) == story.home
-    assert story.learner.contender is None and story.learner.steps == 1
+    assert story.learner.candidate is None and story.learner.steps == 1
 
 
-def test_windows_that_share_most_keyframes_do_not_judge_again(tell):
-    story = tell(better=0.5)
+def test_windows_that_share_most_keyframes_do_not_validate_again(story_of):
+    story = story_of(better=0.5)
     for _ in range(3):
         story.feed()
     count = len(story.scored)
@@ -107,8 +107,8 @@ def test_windows_that_share_most_keyframes_do_not_judge_again(tell):
     assert len(story.scored) == count + 2
 
 
-def test_weights_that_turn_out_worse_come_back(tell, monkeypatch):
-    story = tell(better=0.5)
+def test_weights_that_turn_out_worse_come_back(story_of, monkeypatch):
+    story = story_of(better=0.5)
     while story.learner.status.promotions == 0:
         story.feed()
     promoted = hash_state(story.learner.active.state_dict())
@@ -128,23 +128,23 @@ def test_weights_that_turn_out_worse_come_back(tell, monkeypatch):
     assert update.rollback and update.snapshot.hash == story.home
 
 
-def test_promoted_weights_are_proven_once_they_stood_their_probation(tell):
-    story = tell(better=0.5)
+def test_promoted_weights_are_confirmed_by_post_deployment_validation(story_of):
+    story = story_of(better=0.5)
     while story.learner.status.promotions == 0:
         story.feed()
-    status, home = story.learner.status, story.learner.status.proven_version
+    status, home = story.learner.status, story.learner.status.confirmed_version
     assert home == 0 and status.weights_version == 1
-    for _ in range(CONFIG.learning.probation_windows):
-        assert status.proven_version == home
+    for _ in range(CONFIG.learning.post_deployment_windows):
+        assert status.confirmed_version == home
         story.feed()
-    assert status.proven_version == 1
-    passed = [e for e in story.events if e["event"] == "probation_passed"]
+    assert status.confirmed_version == 1
+    passed = [e for e in story.events if e["event"] == "promotion_confirmed"]
     assert [(e["version"], e["hash"], e["windows"]) for e in passed] == [(1, status.weights_hash, 3)]
 
 
-def test_an_update_is_handed_over_before_more_is_learned(tell):
+def test_an_update_is_handed_over_before_more_is_learned(story_of):
     """Its features are of the window as it is; while learning went on, the window would move on."""
-    story = tell(better=0.5)
+    story = story_of(better=0.5)
     for _ in range(20):
         steps = story.learner.status.step
         if story.feed() is not None:
@@ -152,26 +152,26 @@ def test_an_update_is_handed_over_before_more_is_learned(tell):
     assert story.learner.status.promotions == 1 and story.learner.status.step == steps
 
 
-def test_windows_from_before_the_promotion_do_not_count_as_probation(tell):
-    story = tell(better=0.5)
+def test_windows_from_before_the_promotion_do_not_count_after_deployment(story_of):
+    story = story_of(better=0.5)
     while story.learner.status.promotions == 0:
         story.feed()
-    for k in range(CONFIG.learning.probation_windows + 2):
+    for k in range(CONFIG.learning.post_deployment_windows + 2):
         ids = tuple(range(100 + 6 * k, 106 + 6 * k))
         story.learner.consume(dataclasses.replace(story.sample, keyframe_ids=ids, weights_version=0))
-    assert story.learner.probation == [] and story.learner.status.proven_version == 0
+    assert story.learner.post_deployment_scores == [] and story.learner.status.confirmed_version == 0
 
 
-def test_windows_from_before_a_promotion_bring_no_second_one(tell):
-    story = tell(better=0.5)
+def test_windows_from_before_a_promotion_bring_no_second_one(story_of):
+    story = story_of(better=0.5)
     while story.learner.status.promotions == 0:
         story.feed()
     story.home = hash_state(story.learner.active.state_dict())  # what is learned from here on is better still
     for k in range(20):
         ids = tuple(range(1000 + 6 * k, 1006 + 6 * k))
         story.learner.consume(dataclasses.replace(story.sample, keyframe_ids=ids, weights_version=0))
-    assert story.learner.status.promotions == 1 and story.learner.status.proven_version == 0
-    assert story.learner.status.step > 20, "they teach all the same"
+    assert story.learner.status.promotions == 1 and story.learner.status.confirmed_version == 0
+    assert story.learner.status.step > 20, "they are trained on all the same"
 
 
 def test_versions_of_earlier_runs_are_not_given_again(monkeypatch, make_sample):
@@ -182,19 +182,19 @@ def test_versions_of_earlier_runs_are_not_given_again(monkeypatch, make_sample):
     assert (update.snapshot.version, update.previous_version) == (8, 0)
 
 
-def test_weights_that_came_back_are_proven(tell, monkeypatch):
-    story = tell(better=0.5)
+def test_weights_rolled_back_to_are_confirmed(story_of, monkeypatch):
+    story = story_of(better=0.5)
     while story.learner.status.promotions == 0:
         story.feed()
-    story.learner.lose_tracking(1, story.now)
+    story.learner.tracking_lost(1, story.now)
     assert story.learner.status.rollbacks == 1
-    assert story.learner.status.proven_version == story.learner.status.weights_version == 2
+    assert story.learner.status.confirmed_version == story.learner.status.weights_version == 2
 
 
-def test_windows_that_share_keyframes_with_the_lesson_do_not_judge(tell):
-    story = tell(better=0.5)
+def test_windows_that_share_keyframes_with_training_do_not_validate(story_of):
+    story = story_of(better=0.5)
     for _ in range(2):
-        story.feed(fresh=6)  # these taught the contender
+        story.feed(fresh=6)  # the candidate is trained on these
     for _ in range(5):
         story.feed(fresh=1)
     assert not story.scored
@@ -202,17 +202,19 @@ def test_windows_that_share_keyframes_with_the_lesson_do_not_judge(tell):
     assert len(story.scored) == 2
 
 
-def test_a_window_that_cannot_judge_is_counted_and_left_out(tell):
-    story = tell(better=0.5)
+def test_a_window_without_held_out_observations_is_counted_and_left_out(story_of):
+    story = story_of(better=0.5)
     noise = story.noise
     story.noise = lambda window: float("nan") if window.keyframe_ids[0] == 24 else noise(window)
     updates = [u for _ in range(6) if (u := story.feed()) is not None]
-    assert len(updates) == 1 and story.learner.rejected == {"nothing held out to judge by": 1}
+    assert len(updates) == 1 and story.learner.rejected == {"nothing held out to validate with": 1}
 
 
-def test_probation_shorter_than_a_trial_still_brings_old_weights_back(tell, monkeypatch):
-    story = tell(better=0.5)
-    story.learner.configure(CONFIG.with_values({"learning.trial_windows": 6, "learning.trial_windows_max": 6}))
+def test_post_deployment_validation_shorter_than_validation_still_rolls_back(story_of, monkeypatch):
+    story = story_of(better=0.5)
+    story.learner.configure(
+        CONFIG.with_values({"learning.validation_windows": 6, "learning.validation_windows_max": 6})
+    )
     while story.learner.status.promotions == 0:
         story.feed()
     promoted = hash_state(story.learner.active.state_dict())
@@ -232,18 +234,18 @@ def test_probation_shorter_than_a_trial_still_brings_old_weights_back(tell, monk
     assert [u.rollback for u in updates][:1] == [True]
 
 
-def test_refused_windows_are_counted_and_teach_nothing(tell):
-    story = tell(better=0.5)
+def test_refused_windows_are_counted_and_not_trained_on(story_of):
+    story = story_of(better=0.5)
     story.learner.consume(dataclasses.replace(story.sample, tracking_healthy=False))
     assert story.learner.status.rejected == {"tracking not healthy": 1}
     assert story.learner.status.step == 0
 
 
-def test_memory_held_is_counted_and_bounded(tell):
-    story = tell(better=1.0)
+def test_memory_held_is_counted_and_bounded(story_of):
+    story = story_of(better=1.0)
     weights = sum(p.numel() * 4 for p in story.learner.active.state_dict().values()) / 2**20
     begun = story.learner.status.memory_mb
-    assert 3 * weights < begun < 6 * weights  # shipped, active, the candidate, its mean
+    assert 3 * weights < begun < 6 * weights  # pretrained, active, the candidate, its mean
     window = sum(image.numel() for image in story.sample.images) / 2**20
     story.feed()
     grown = story.learner.status.memory_mb - begun

@@ -102,18 +102,18 @@ def test_weights_change_between_frames_and_tracking_goes_on(promoted):
     assert all(o.T_WC is not None for o in promoted.outputs[first:])
 
 
-def test_promotions_are_told_and_on_disk(promoted):
-    told = [e for e in promoted.events if e["event"] == "promotion"]
-    assert len(told) == promoted.promotions
+def test_promotions_are_reported_and_on_disk(promoted):
+    reported = [e for e in promoted.events if e["event"] == "promotion"]
+    assert len(reported) == promoted.promotions
     current = read_header(promoted.weights / "current.safetensors")
     adopted = max(o.weights_version for o in promoted.outputs)
     assert current.version == adopted
-    assert current.hash == next(e["hash"] for e in told if e["version"] == adopted)
+    assert current.hash == next(e["hash"] for e in reported if e["version"] == adopted)
     assert current.provenance["kind"] == "promotion" and current.provenance["steps"] >= 2
 
 
-@pytest.mark.parametrize("proven", [True, False])
-def test_only_weights_that_stood_their_probation_become_the_profile(frames, tmp_path, proven):
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_only_confirmed_weights_become_the_profile(frames, tmp_path, confirmed):
     pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)
     assert pipeline.matcher.weights_version == 1
     state = {k: v + 0.01 for k, v in pipeline.matcher.state_dict().items()}
@@ -121,12 +121,12 @@ def test_only_weights_that_stood_their_probation_become_the_profile(frames, tmp_
     pipeline.process(frames[0])
     pipeline._writer.submit(print).result()
     assert [p.name for p in tmp_path.iterdir()] == ["current.v00002.safetensors"]
-    if proven:
-        pipeline._learning._learner.status.proven_version = 2
+    if confirmed:
+        pipeline._learning._learner.status.confirmed_version = 2
     pipeline.close()
     assert hash_state(pipeline.matcher.state_dict()) == hash_state(state)
-    assert (tmp_path / "current.safetensors").is_file() == proven
-    assert not proven or read_header(tmp_path / "current.safetensors").hash == hash_state(state)
+    assert (tmp_path / "current.safetensors").is_file() == confirmed
+    assert not confirmed or read_header(tmp_path / "current.safetensors").hash == hash_state(state)
 
 
 def test_weights_that_wait_for_their_features_are_not_in_use(frames):
@@ -136,7 +136,7 @@ def test_weights_that_wait_for_their_features_are_not_in_use(frames):
     for frame in frames[:6]:
         pipeline.process(frame)
     learner = pipeline._learning._learner
-    learner.previous, learner.active = learner.active, learner.stepper.averaged()
+    learner.previous, learner.active = learner.active, learner.stepper.ema_matcher()
     with torch.no_grad():
         next(learner.active.parameters()).add_(0.01)
     with pipeline._learning._changed:
@@ -156,7 +156,7 @@ def test_weights_that_wait_for_their_features_are_not_in_use(frames):
     pipeline.close()
 
 
-def test_weights_that_lost_on_probation_never_become_the_profile(frames, tmp_path):
+def test_weights_that_were_rolled_back_never_become_the_profile(frames, tmp_path):
     """They are rolled back by the very last window, with no frame after it."""
     pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)
     home = {k: v.clone() for k, v in pipeline.matcher.state_dict().items()}
@@ -165,8 +165,8 @@ def test_weights_that_lost_on_probation_never_become_the_profile(frames, tmp_pat
     pipeline.process(frames[0])
     assert hash_state(pipeline.matcher.state_dict()) == hash_state(worse)
     pipeline._learning._update = WeightsUpdate(WeightsSnapshot(3, hash_state(home), home), {}, 2, rollback=True)
-    pipeline._learning._learner.status.proven_version = 3
-    pipeline._teach()
+    pipeline._learning._learner.status.confirmed_version = 3
+    pipeline._submit_window()
     pipeline._writer.submit(print).result()
     assert not (tmp_path / "current.safetensors").exists()
     pipeline.close()
@@ -182,13 +182,13 @@ def test_restart_resumes_from_the_last_good_weights(promoted):
     pipeline.close()
 
 
-def test_the_anchor_stays_at_the_shipped_weights_after_a_restart(promoted):
-    shipped = create_matcher(CONFIG.matcher).state_dict()
+def test_l2_sp_decays_to_the_shipped_weights_after_a_restart(promoted):
+    pretrained = create_matcher(CONFIG.matcher).state_dict()
     pipeline = Pipeline(CONFIG, weights_dir=promoted.weights)
     for _ in range(2):
         learner = pipeline._learning._learner
-        assert hash_state(learner.shipped) == hash_state(shipped) != hash_state(learner.active.state_dict())
-        assert all(torch.equal(a, shipped[n]) for n, a in zip(learner.stepper.names, learner.stepper.shipped))
+        assert hash_state(learner.pretrained) == hash_state(pretrained) != hash_state(learner.active.state_dict())
+        assert all(torch.equal(a, pretrained[n]) for n, a in zip(learner.stepper.names, learner.stepper.pretrained))
         pipeline.set_learning(False)
         pipeline.set_learning(True)
     pipeline.close()
@@ -201,8 +201,8 @@ def test_a_disk_that_refuses_weights_costs_no_frame(frames, tmp_path, monkeypatc
     monkeypatch.setattr("imatching_ros.learning.weights_store.write_weights", refuse)
     run = drive(frames, weights_dir=tmp_path)
     assert run.hash == promoted.hash and run.promotions == promoted.promotions
-    told = [e for e in run.events if e["event"] == "weights_not_written"]
-    assert told and "No space left" in told[0]["error"] and not list(tmp_path.glob("*.safetensors"))
+    reported = [e for e in run.events if e["event"] == "weights_not_written"]
+    assert reported and "No space left" in reported[0]["error"] and not list(tmp_path.glob("*.safetensors"))
 
 
 def test_damaged_weights_are_an_error_that_says_so(promoted, tmp_path):
@@ -238,39 +238,39 @@ def test_save_and_load_by_name(frames, tmp_path):
     pipeline.close()
 
 
-def test_lost_tracking_on_probation_brings_the_old_weights_back(make_sample):
+def test_lost_tracking_after_deployment_rolls_back(make_sample):
     from imatching_ros.learning.learner import Learner
     from imatching_ros.learning.validation import Verdict
 
     events = []
     learner = Learner(create_matcher(CONFIG.matcher), CONFIG.with_values({"learning.guard": True}), events.append)
     home, sample = hash_state(learner.active.state_dict()), make_sample(landmarks=40)
-    learner.contender = learner.stepper.averaged()
+    learner.candidate = learner.stepper.ema_matcher()
     with torch.no_grad():
-        next(learner.contender.parameters()).add_(0.01)
+        next(learner.candidate.parameters()).add_(0.01)
     promotion = learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
     assert promotion.snapshot.hash != home and not promotion.rollback
-    assert learner.lose_tracking(0, 7) is None, "what happened before the promotion says nothing of the new weights"
-    rollback = learner.lose_tracking(promotion.snapshot.version, 7)
+    assert learner.tracking_lost(0, 7) is None, "what happened before the promotion says nothing of the new weights"
+    rollback = learner.tracking_lost(promotion.snapshot.version, 7)
     assert rollback.rollback and rollback.snapshot.hash == home
     assert rollback.snapshot.version > promotion.snapshot.version
     assert [e["event"] for e in events] == ["promotion", "rollback"] and "tracking" in events[-1]["reason"]
     assert learner.status.rollbacks == 1
-    assert learner.lose_tracking(learner.version, 8) is None  # only once
+    assert learner.tracking_lost(learner.version, 8) is None  # only once
 
 
 @pytest.mark.parametrize("mode", ["sync", "thread"])
 @pytest.mark.parametrize("ended_by", ["switched off", "lost"])
-def test_weights_on_probation_leave_with_what_watched_them(frames, make_sample, mode, ended_by):
+def test_unconfirmed_weights_leave_with_their_validation(frames, make_sample, mode, ended_by):
     from imatching_ros.learning.validation import Verdict
 
     events = []
     pipeline = Pipeline(CONFIG.with_values({"learning.mode": mode, "learning.guard": True}), events.append)
     home = hash_state(pipeline.matcher.state_dict())
     learner = pipeline._learning._learner
-    learner.contender = learner.stepper.averaged()
+    learner.candidate = learner.stepper.ema_matcher()
     with torch.no_grad():
-        next(learner.contender.parameters()).add_(0.01)
+        next(learner.candidate.parameters()).add_(0.01)
     pipeline._learning._update = learner._promote(
         make_sample(landmarks=40), Verdict("better", "for the test", 1.0, 0.9, 5)
     )

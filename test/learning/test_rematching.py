@@ -1,4 +1,4 @@
-"""What bundle adjustment is told of a rematch."""
+"""The bundle adjustment problem of a rematch."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from imatching_ros.learning.rematching import extract, measurements, rematch
 from imatching_ros.matching.expectation import ExpectationMatcher
 
 
-def test_anchors_keep_their_sigma_under_distortion(make_sample):
+def test_host_observations_keep_their_sigma_under_distortion(make_sample):
     sample = make_sample(landmarks=40)
     c = sample.window.camera
     fisheye = Camera(c.width, c.height, c.fx, c.fy, c.cx, c.cy, "equidistant", (0.01, 0.0, 0.0, 0.0))

@@ -16,7 +16,7 @@ CONFIG = LearningConfig(error_cap_px=8.0)
 BLIND = 0.4  # part of the queries that a blind matcher does not find
 
 
-class Told(Matcher):
+class KnownMatcher(Matcher):
     """Finds every point where it is predicted, or where it stays, and errs by a given distance."""
 
     name = "told"
@@ -39,7 +39,7 @@ class Told(Matcher):
         return Prediction(uv, seen.float(), torch.full(uv.shape[:-1], self.sigma_px))
 
 
-class Affine(Told):
+class Affine(KnownMatcher):
     """Estimates one homography between two images by ECC (OpenCV), then errs by a given distance along x."""
 
     def extract(self, images):
@@ -80,25 +80,25 @@ def scored(sample, matcher):
 
 
 def test_exact_matches_have_no_error(sample):
-    exact = scored(sample, Told())
-    assert exact.judges and exact.held_out_px < 0.05 and exact.forward_backward_px == 0
+    exact = scored(sample, KnownMatcher())
+    assert exact.has_held_out and exact.held_out_px < 0.05 and exact.forward_backward_px == 0
     assert exact.matches == len(sample.window.obs) and exact.within_sigma == 1
 
 
 @pytest.mark.parametrize("distance", (0.5, 1.5))
 def test_held_out_error_is_that_of_the_matches(sample, distance):
     # The landmark comes from other views, which err as well: not less than the distance, not much more.
-    assert distance < scored(sample, Told(distance)).held_out_px < 1.4 * distance
+    assert distance < scored(sample, KnownMatcher(distance)).held_out_px < 1.4 * distance
 
 
 def test_no_error_counts_for_more_than_the_cap(sample):
-    wild = scored(sample, Told(300.0))
+    wild = scored(sample, KnownMatcher(300.0))
     assert 0.9 * CONFIG.error_cap_px < wild.held_out_px <= CONFIG.error_cap_px
     assert wild.forward_backward_px <= CONFIG.error_cap_px
 
 
 def test_a_missing_match_counts_as_the_cap(sample):
-    seeing, blind = scored(sample, Told()), scored(sample, Told(blind=BLIND))
+    seeing, blind = scored(sample, KnownMatcher()), scored(sample, KnownMatcher(blind=BLIND))
     assert blind.held_out_px == pytest.approx(BLIND * CONFIG.error_cap_px, rel=0.25)
     detected = len(sample.host_obs)  # anchors are not matched
     assert blind.matches - detected == pytest.approx((1 - BLIND) * (seeing.matches - detected), rel=0.1)
@@ -106,7 +106,7 @@ def test_a_missing_match_counts_as_the_cap(sample):
 
 
 def test_forward_backward_error_is_both_ways(sample):
-    one_way = Told(1.0)
+    one_way = KnownMatcher(1.0)
     uv = torch.rand(1000, 2) * 200
     there = one_way.estimate(Queries(uv, {}, 0), [None]).uv[0]
     back = one_way.estimate(Queries(there, {}, 0), [None]).uv[0]
@@ -117,7 +117,7 @@ def test_forward_backward_error_is_both_ways(sample):
 
 @pytest.mark.parametrize("sigma, within", ((0.05, 0.05), (5.0, 1.0)))
 def test_calibration_is_the_share_of_errors_within_sigma(sample, sigma, within):
-    assert scored(sample, Told(1.0, sigma)).within_sigma == pytest.approx(within, abs=0.06)
+    assert scored(sample, KnownMatcher(1.0, sigma)).within_sigma == pytest.approx(within, abs=0.06)
 
 
 def test_warp_error_is_that_of_finding_a_known_warp_again(sample):
@@ -148,15 +148,15 @@ def test_landmarks_that_were_not_found_count_too(sample):
         host_obs=index[sample.host_obs],
     )
     assert lost.sum() > 20
-    finds, errs = scored(fewer, Told()), scored(fewer, Told(1.0))
-    assert finds.judges and finds.held_out_px < 0.05 and errs.held_out_px > 0.9
+    finds, errs = scored(fewer, KnownMatcher()), scored(fewer, KnownMatcher(1.0))
+    assert finds.has_held_out and finds.held_out_px < 0.05 and errs.held_out_px > 0.9
 
 
-def test_a_window_without_anything_held_out_judges_nothing(make_sample):
+def test_a_window_without_anything_held_out_has_no_held_out_error(make_sample):
     short = make_sample(3, 100, noise_px=0.02)  # no landmark has four views
     short = dataclasses.replace(
         short,
         held_out=torch.zeros_like(short.held_out),
         images=tuple(torch.zeros(1, 64, 96, dtype=torch.uint8) for _ in range(3)),
     )
-    assert not scored(short, Told()).judges
+    assert not scored(short, KnownMatcher()).has_held_out

@@ -9,7 +9,7 @@ from torch import nn
 from imatching_ros.core.config import BundleConfig, LearningConfig
 from imatching_ros.core.types import BAStatus, ObservationKind
 from imatching_ros.learning.rematching import Rematch, solve_again
-from imatching_ros.learning.step import residual_loss, teaching_observations
+from imatching_ros.learning.step import residual_loss, training_observations
 
 TIGHT = dict(cost_tolerance=0.0, max_iterations=60)
 
@@ -103,12 +103,12 @@ def test_default_tolerance_of_bundle_adjustment_is_enough(make_sample):
     assert float((used - exact).norm() / exact.norm()) < 0.02
 
 
-def test_held_out_anchors_and_distrusted_observations_teach_nothing(make_sample):
+def test_held_out_host_and_distrusted_observations_are_not_trained_on(make_sample):
     sample = make_sample()
     solution = solve_again(sample, Displacement(sample).rematch(), LearningConfig(), BundleConfig())
-    teach = teaching_observations(sample, solution)
-    assert teach.sum() > 100
-    assert not (teach & sample.held_out).any()
-    assert not teach[sample.host_obs].any()
+    train = training_observations(sample, solution)
+    assert train.sum() > 100
+    assert not (train & sample.held_out).any()
+    assert not train[sample.host_obs].any()
     assert (solution.weight[sample.held_out] == 0).all()
-    assert (solution.weight[teach] > 0).all()
+    assert (solution.weight[train] > 0).all()

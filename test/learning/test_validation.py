@@ -1,4 +1,4 @@
-"""The verdict on a candidate."""
+"""The paired test that promotes a candidate."""
 
 import dataclasses
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from imatching_ros.core.config import LearningConfig
-from imatching_ros.learning.validation import LOOK_EVERY, Score, _noise_level, judge
+from imatching_ros.learning.validation import LOOK_EVERY, Score, _noise_level, paired_test
 
 CONFIG = LearningConfig()
-FEW, MANY = CONFIG.trial_windows, CONFIG.trial_windows_max
+FEW, MANY = CONFIG.validation_windows, CONFIG.validation_windows_max
 
 
 def scores(held_out, **fields):
@@ -22,18 +22,18 @@ def noisy(mean, n, seed=0):
 
 
 def test_clear_gain_is_better_and_clear_loss_is_worse():
-    assert judge(scores(noisy(1.0, FEW)), scores(noisy(0.6, FEW, 1)), CONFIG).outcome == "better"
-    assert judge(scores(noisy(0.6, FEW)), scores(noisy(1.0, FEW, 1)), CONFIG).outcome == "worse"
+    assert paired_test(scores(noisy(1.0, FEW)), scores(noisy(0.6, FEW, 1)), CONFIG).outcome == "better"
+    assert paired_test(scores(noisy(0.6, FEW)), scores(noisy(1.0, FEW, 1)), CONFIG).outcome == "worse"
 
 
 def test_few_windows_are_never_enough():
-    assert judge(scores(noisy(1.0, FEW - 1)), scores(noisy(0.1, FEW - 1)), CONFIG).outcome == "pending"
+    assert paired_test(scores(noisy(1.0, FEW - 1)), scores(noisy(0.1, FEW - 1)), CONFIG).outcome == "pending"
 
 
-def test_undecided_asks_for_more_windows_and_ends():
+def test_an_undecided_test_continues_and_ends():
     gains = np.tile([0.1, -0.1], MANY)
-    assert judge(scores(1 + gains[:FEW]), scores(np.ones(FEW)), CONFIG).outcome == "pending"
-    assert judge(scores(1 + gains[:MANY]), scores(np.ones(MANY)), CONFIG).outcome == "no_better"
+    assert paired_test(scores(1 + gains[:FEW]), scores(np.ones(FEW)), CONFIG).outcome == "pending"
+    assert paired_test(scores(1 + gains[:MANY]), scores(np.ones(MANY)), CONFIG).outcome == "no_better"
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def test_undecided_asks_for_more_windows_and_ends():
     [("warp_px", 0.6), ("forward_backward_px", 0.5), ("matches", 900), ("coverage", 0.5), ("within_sigma", 0.5)],
 )
 def test_whatever_else_is_lost_outweighs_a_better_residual(name, value):
-    verdict = judge(scores(noisy(1.0, FEW)), scores(noisy(0.6, FEW, 1), **{name: value}), CONFIG)
+    verdict = paired_test(scores(noisy(1.0, FEW)), scores(noisy(0.6, FEW, 1), **{name: value}), CONFIG)
     assert verdict.outcome == "worse"
     assert name in verdict.reason or "calibration" in verdict.reason
 
 
-def test_between_two_looks_more_windows_are_asked_for():
+def test_outcomes_change_only_at_looks():
     clear = scores(noisy(1.0, MANY)), scores(noisy(0.1, MANY, 1))
-    looked = [n for n in range(1, MANY + 1) if judge(clear[0][:n], clear[1][:n], CONFIG).outcome != "pending"]
+    looked = [n for n in range(1, MANY + 1) if paired_test(clear[0][:n], clear[1][:n], CONFIG).outcome != "pending"]
     assert looked == sorted({*range(FEW, MANY + 1, LOOK_EVERY), MANY})
 
 
@@ -64,7 +64,7 @@ def test_noise_is_promoted_no_more_often_than_the_confidence_says(shared):
         outcome = next(
             v
             for n in range(FEW, MANY + 1)
-            if (v := judge(scores(active[:n]), scores(candidate[:n]), CONFIG).outcome) != "pending"
+            if (v := paired_test(scores(active[:n]), scores(candidate[:n]), CONFIG).outcome) != "pending"
         )
         promoted += outcome == "better"
     limit = 1 - CONFIG.confidence
@@ -72,7 +72,7 @@ def test_noise_is_promoted_no_more_often_than_the_confidence_says(shared):
 
 
 @pytest.mark.parametrize("sigma", (2.0, 8.0))
-def test_noise_of_a_image_is_measured_beside_its_edges(sigma):
+def test_noise_of_an_image_is_measured_beside_its_edges(sigma):
     rows, columns = np.mgrid[:120, :160]
     image = 80 + 60 * ((rows // 24 + columns // 24) % 2) + 0.2 * columns
     noisy = image + np.random.default_rng(0).normal(0, sigma, image.shape)

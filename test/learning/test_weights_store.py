@@ -36,8 +36,8 @@ def write_adapted(weights, folder, by, profile="mine_adapted") -> str:
     pipeline = start(weights, folder, profile)
     state = changed(by)
     snapshot = WeightsSnapshot(pipeline.matcher.weights_version + 1, hash_state(state), state)
-    for proven in (False, True):
-        pipeline._store.write("expectation", snapshot, {"kind": "promotion", "base": pipeline._base}, proven)
+    for confirmed in (False, True):
+        pipeline._store.write("expectation", snapshot, {"kind": "promotion", "base": pipeline._base}, confirmed)
     pipeline.close()
     return snapshot.hash
 
@@ -65,13 +65,13 @@ def test_adapted_weights_are_resumed_while_their_base_is_given(mine, tmp_path):
     assert read_header(tmp_path / "kept" / "mine_adapted.safetensors").provenance["base"] == read_header(mine).hash
 
 
-def test_a_promotion_on_probation_is_kept_and_not_resumed(mine, tmp_path):
+def test_an_unconfirmed_promotion_is_kept_and_not_resumed(mine, tmp_path):
     folder = tmp_path / "kept"
     adapted = write_adapted(mine, folder, 0.2)
     later = changed(0.4)
     pipeline = start(mine, folder)
     pipeline._store.write(
-        "expectation", WeightsSnapshot(3, hash_state(later), later), {"base": pipeline._base}, proven=False
+        "expectation", WeightsSnapshot(3, hash_state(later), later), {"base": pipeline._base}, confirmed=False
     )
     assert hash_of(start(mine, folder)) == adapted
     assert pipeline._store.newest_version() == 3 and WeightsStore(folder, "other").newest_version() == 0
@@ -79,19 +79,19 @@ def test_a_promotion_on_probation_is_kept_and_not_resumed(mine, tmp_path):
     assert hash_of(pipeline) == hash_state(later)
 
 
-def test_given_weights_that_have_changed_are_used_and_the_adapted_ones_set_aside(mine, tmp_path, caplog):
+def test_given_weights_that_have_changed_are_used_and_the_adapted_ones_renamed(mine, tmp_path, caplog):
     folder = tmp_path / "kept"
     adapted = write_adapted(mine, folder, 0.2)
     write_weights(mine, "expectation", changed(0.3), 1, {})
     with caplog.at_level(logging.WARNING):
         pipeline = start(mine, folder)
     assert hash_of(pipeline) == read_header(mine).hash and f"weights '{mine}'" in pipeline.origin
-    aside = f"mine_adapted_{adapted}"
+    renamed = f"mine_adapted_{adapted}"
     assert (
-        len(caplog.records) == 1 and aside in caplog.text and "mine_adapted.safetensors is not resumed" in caplog.text
+        len(caplog.records) == 1 and renamed in caplog.text and "mine_adapted.safetensors is not resumed" in caplog.text
     )
-    assert {p.name for p in folder.iterdir()} == {f"{aside}.safetensors", f"{aside}.v00002.safetensors"}
-    pipeline.load_weights(aside)
+    assert {p.name for p in folder.iterdir()} == {f"{renamed}.safetensors", f"{renamed}.v00002.safetensors"}
+    pipeline.load_weights(renamed)
     assert hash_of(pipeline) == adapted
 
 
@@ -117,7 +117,7 @@ def test_promotions_are_kept_and_pruned_by_profile(tmp_path):
     stores = {profile: WeightsStore(tmp_path, profile) for profile in ("front", "front_v00001", "rear")}
     for store, count in zip(stores.values(), (KEPT + 3, 2, 2)):
         for version in range(99_995, 99_995 + count):
-            store.write("expectation", WeightsSnapshot(version, "", state), {}, proven=False)
+            store.write("expectation", WeightsSnapshot(version, "", state), {}, confirmed=False)
     kept = {
         profile: sorted(int(p.name.split(".v")[1].split(".")[0]) for p in tmp_path.glob(f"{profile}.v*"))
         for profile in stores

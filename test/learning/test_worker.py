@@ -10,7 +10,7 @@ import torch
 from imatching_ros.core.config import Config
 from imatching_ros.learning import worker
 from imatching_ros.learning.validation import Verdict
-from imatching_ros.learning.cooperative_yield import give_way
+from imatching_ros.learning.cooperative_yield import cooperative_yield
 from imatching_ros.learning.worker import InlineLearning, LearningWorker, start_learning
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.matching.klt import KltMatcher
@@ -94,17 +94,17 @@ def test_error_ends_learning_and_nothing_else(matcher, samples, monkeypatch):
     learning.close()
 
 
-def test_a_loss_is_heard_though_the_queue_is_full_and_odometry_behind(matcher, samples, monkeypatch):
+def test_lost_tracking_is_handled_though_the_queue_is_full_and_odometry_behind(matcher, samples, monkeypatch):
     gate, heard = Gate(monkeypatch), threading.Event()
     monkeypatch.setattr(
         worker.Learner,
-        "lose_tracking",
+        "tracking_lost",
         lambda learner, version, stamp_ns: (version, stamp_ns) == (3, 7) and heard.set(),
     )
     learning = LearningWorker(matcher, CONFIG, lambda event: None)
     learning.submit(samples[0])
     gate.wait()
-    learning.tell_loss(3, 7)
+    learning.notify_tracking_lost(3, 7)
     for sample in samples[1:]:
         learning.submit(sample)
     learning.begin_frame(behind=True)
@@ -114,13 +114,13 @@ def test_a_loss_is_heard_though_the_queue_is_full_and_odometry_behind(matcher, s
     assert gate.seen == [0]
 
 
-def test_weights_on_probation_go_when_learning_fails(matcher, samples, monkeypatch):
+def test_unconfirmed_weights_are_rolled_back_when_learning_fails(matcher, samples, monkeypatch):
     failed, home = threading.Event(), hash_state(matcher.state_dict())
 
     def fail(learner, sample):
-        learner.contender = learner.stepper.averaged()
+        learner.candidate = learner.stepper.ema_matcher()
         with torch.no_grad():
-            next(learner.contender.parameters()).add_(0.01)
+            next(learner.candidate.parameters()).add_(0.01)
         learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
         raise MemoryError("no memory left")
 
@@ -131,7 +131,7 @@ def test_weights_on_probation_go_when_learning_fails(matcher, samples, monkeypat
     learning._thread.join(60)
     update = learning.poll()
     assert update.rollback and update.snapshot.hash == home
-    assert learning.status().proven_version == update.snapshot.version
+    assert learning.status().confirmed_version == update.snapshot.version
     learning.close()
 
 
@@ -140,7 +140,7 @@ def promoting(matcher, samples, monkeypatch):
     """A thread that has just promoted weights."""
 
     def promote(learner, sample):
-        learner.contender = learner.stepper.averaged()
+        learner.candidate = learner.stepper.ema_matcher()
         return learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
 
     monkeypatch.setattr(worker.Learner, "consume", promote)
@@ -240,7 +240,7 @@ class Turns:
     def consume(self):
         time.sleep(self.work_s)
         self.offered.set()
-        give_way()
+        cooperative_yield()
         self.went_on.set()
 
 

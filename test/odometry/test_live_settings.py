@@ -93,11 +93,11 @@ def test_most_settings_of_odometry_may_change():
     may = {path for path, _, meta in walk(Config()) if meta["live"]}
     odometry = {path for path, _, _ in walk(Config()) if path.startswith("odometry.")}
     assert odometry - may == {"odometry.mode", "odometry.first_baseline_m"}
-    # What defines the residual that both levels share, and the rules of a trial, stay for the whole run.
+    # What defines the residual that both levels share, and the rules of a validation, stay for the whole run.
     assert not may & {
         "bundle.kernel",
         "bundle.kernel_width",
         "bundle.precision",
-        "learning.trial_windows",
+        "learning.validation_windows",
         "learning.confidence",
     }

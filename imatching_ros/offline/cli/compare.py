@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=2,
         metavar="N",
-        help="repeated: how often the learning part is played (default 2); from the second time on trials judge by images that have taught",
+        help="repeated: how often the learning part is played (default 2); from the second time on validation uses images that were trained on",
     )
     parser.add_argument(
         "--variants", default=",".join(VARIANTS), metavar="V,V", help=f"of {', '.join(VARIANTS)} (default all)"

@@ -151,9 +151,7 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
             | {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]},
         )
         if pipeline.learning_status().promotions:
-            pipeline.save_weights(
-                CURRENT
-            )  # those in use at the end, whether or not their probation ended with the recording
+            pipeline.save_weights(CURRENT)  # those in use at the end, even while in post-deployment validation
         if len(source.warnings) > _WARNINGS_SHOWN:
             print(
                 f"warning: {len(source.warnings) - _WARNINGS_SHOWN} more are in {out / 'events.jsonl'}", file=sys.stderr
@@ -186,8 +184,8 @@ def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str
                     "dropped",
                     "promotions",
                     "rollbacks",
-                    "probe_before",
-                    "probe_after",
+                    "validation_before",
+                    "validation_after",
                     "busy_s",
                 )
             },

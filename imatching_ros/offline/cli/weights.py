@@ -113,7 +113,7 @@ def _list(args: argparse.Namespace) -> int:
         scores = {
             k: v
             for k, v in e["provenance"].items()
-            if k in ("kind", "steps", "verdict", "probe_before_px", "probe_after_px", "seed")
+            if k in ("kind", "steps", "verdict", "validation_before_px", "validation_after_px", "seed")
         }
         told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
         size = f"{e['bytes'] / 1e6:.2f} MB{'' if e['sound'] else ', DAMAGED'}"

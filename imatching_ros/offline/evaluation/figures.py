@@ -148,8 +148,8 @@ def _rpe(run: Run, narrow: bool) -> Figure | None:
 
 
 def _learning(run: Run, narrow: bool) -> Figure | None:
-    steps, trials = run.events_of("learning_step"), run.events_of("trial")
-    if not steps and not trials:
+    steps, validations = run.events_of("learning_step"), run.events_of("validation")
+    if not steps and not validations:
         return None
     figure, (top, bottom) = _figure(narrow, 2, 1, 4.4, sharex=True)
     if steps:
@@ -163,7 +163,7 @@ def _learning(run: Run, narrow: bool) -> Figure | None:
         top.legend(fontsize=8.5)
     top.set(ylabel="residual of a step", title="training residual")
     for key, colour, label in (("before_px", GREY, "active weights"), ("after_px", BLUE, "candidate")):
-        values = [(e["stamp_ns"], e[key]) for e in trials if e.get(key) is not None]
+        values = [(e["stamp_ns"], e[key]) for e in validations if e.get(key) is not None]
         if values:
             bottom.plot(
                 run.seconds([v[0] for v in values]),
@@ -173,7 +173,7 @@ def _learning(run: Run, narrow: bool) -> Figure | None:
                 markersize=4,
                 label=label,
             )
-    bottom.set(xlabel="time [s]", ylabel="held-out residual [px]", title="trials on later windows")
+    bottom.set(xlabel="time [s]", ylabel="held-out residual [px]", title="validation on later windows")
     for kind, colour, name in (("promotion", GREEN, "promoted"), ("rollback", RED, "rolled back")):
         for k, event in enumerate(run.events_of(kind)):
             for axes in (top, bottom):
@@ -186,7 +186,7 @@ def _learning(run: Run, narrow: bool) -> Figure | None:
     if bottom.get_legend_handles_labels()[0]:
         bottom.legend(fontsize=8.5)
     else:
-        bottom.text(0.5, 0.5, "no trial came to a verdict", transform=bottom.transAxes, ha="center", va="center")
+        bottom.text(0.5, 0.5, "no validation was decided", transform=bottom.transAxes, ha="center", va="center")
     return figure
 
 

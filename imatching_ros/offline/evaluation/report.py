@@ -24,7 +24,7 @@ _CAPTIONS = {
     ),
     "learning": (
         "Learning",
-        "Steps on the residual of bundle adjustment, and trials of the candidate on windows recorded after its last step.",
+        "Steps on the residual of bundle adjustment, and validation of the candidate on windows recorded after its last step.",
     ),
     "residuals": ("Residuals", "Of the matches that support the poses."),
     "latency": ("Latency", "From the image to its pose, and until the next image could be taken."),
@@ -225,8 +225,8 @@ def _weights(run: Run) -> str:
                 "samples",
                 "promotions",
                 "rollbacks",
-                "probe_before",
-                "probe_after",
+                "validation_before",
+                "validation_after",
                 "dropped",
                 "busy_s",
             )

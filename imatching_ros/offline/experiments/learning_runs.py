@@ -79,10 +79,10 @@ def _finish(
     pipeline.close()
     status = pipeline.learning_status()
     promoted = [e["stamp_ns"] for e in events if e["event"] == "promotion"]
-    trials = [
+    validations = [
         {k: e[k] for k in ("outcome", "reason", "before_px", "after_px", "step")}
         for e in events
-        if e["event"] == "trial"
+        if e["event"] == "validation"
     ]
     return pipeline.matcher, {
         "steps": status.step,
@@ -95,7 +95,7 @@ def _finish(
         "busy_s": status.busy_s,
         "seconds": seconds,
         "first_promotion_s": (promoted[0] - first_ns) / 1e9 if promoted else None,
-        "trials": trials,
+        "validations": validations,
         "lost": sum(e["event"] == "lost" for e in events),
     }
 
@@ -142,8 +142,8 @@ def learn_from_windows(
     """Takes so many steps on windows drawn by lot, without a guard: on true correspondences when there is an oracle."""
     begin = time.perf_counter()
     matcher = create_matcher(config.matcher)
-    shipped = {k: v.clone() for k, v in matcher.state_dict().items()}
-    stepper = Stepper(matcher, shipped, config.learning, config.bundle, *([] if oracle is None else [oracle.solve]))
+    pretrained = {k: v.clone() for k, v in matcher.state_dict().items()}
+    stepper = Stepper(matcher, pretrained, config.learning, config.bundle, *([] if oracle is None else [oracle.solve]))
     generator = torch.Generator().manual_seed(config.seed)
     samples = [s for s in samples if oracle is None or oracle.knows(s)]
     taken = refused = 0
@@ -151,7 +151,7 @@ def learn_from_windows(
         result = stepper.step(samples[int(torch.randint(len(samples), (1,), generator=generator))], generator)
         refused += isinstance(result, str)
         taken += not isinstance(result, str)
-    return stepper.averaged(), {"steps": taken, "windows": len(samples), "seconds": time.perf_counter() - begin}
+    return stepper.ema_matcher(), {"steps": taken, "windows": len(samples), "seconds": time.perf_counter() - begin}
 
 
 def learn_from_truth(

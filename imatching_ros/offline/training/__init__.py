@@ -1,1 +1,1 @@
-"""Offline training of the shipped weights: rendered scenes and photographs with exact correspondences."""
+"""Offline training of the pretrained weights: rendered scenes and photographs with exact correspondences."""

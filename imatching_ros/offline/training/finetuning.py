@@ -24,7 +24,7 @@ from ..recordings.opening import open_source
 from .collection import Recording, collect, hold_back, read_recording
 from .judgement import Judgement, judge_windows
 from .ranks import Interruption, Ranks, process_count
-from .tuner import CANDIDATE, StoredWindow, Told, Tuner
+from .tuner import CANDIDATE, StoredWindow, StepStatistics, Tuner
 from .stored_windows import write_json
 
 
@@ -74,7 +74,7 @@ _WITHOUT_EFFECT = {
         "replay_windows",
         "replay_share",
         "candidate_steps",
-        "probation_windows",
+        "post_deployment_windows",
     ),
 }
 
@@ -258,8 +258,8 @@ def _learn_and_judge(
             "verdict": judgement.verdict.outcome,
             "reason": judgement.verdict.reason,
             "judged_windows": judgement.verdict.windows,
-            "probe_before_px": judgement.verdict.before_px,
-            "probe_after_px": judgement.verdict.after_px,
+            "validation_before_px": judgement.verdict.before_px,
+            "validation_after_px": judgement.verdict.after_px,
         },
     )
     result = plain(
@@ -303,7 +303,7 @@ def _learn(
     try:
         with bar("learn", steps, "steps", tuner.step) if ranks.leads else contextlib.nullcontext() as shown:
 
-            def on_step(told: Told) -> None:
+            def on_step(told: StepStatistics) -> None:
                 nonlocal saved, shown_residual
                 if math.isfinite(told.residual):
                     shown_residual = (

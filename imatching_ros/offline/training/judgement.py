@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.config import Config, LearningConfig
-from ...learning.validation import Score, Verdict, judge, score
+from ...learning.validation import Score, Verdict, paired_test, score
 from ...matching.base import Matcher
 from .stored_windows import read_window
 
@@ -51,7 +51,7 @@ def judge_windows(
         sample = read_window(path)
         seed = config.seed + sample.stamp_ns % 1_000_003
         old, new = (score(m, sample, config.learning, config.bundle, seed) for m in (before, after))
-        if old.judges and new.judges:
+        if old.has_held_out and new.has_held_out:
             scores.append((old, new))
             sources.append(name)
         on_window(number + 1)
@@ -65,11 +65,11 @@ def judge_windows(
 
 
 def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: int) -> Verdict:
-    """`trial.judge` on a number of windows that is fixed beforehand. Pure; what is not shown to be better is not called so.
+    """`validation.paired_test` on a number of windows that is fixed beforehand. Pure; what is not shown to be better is not called so.
 
     Look k gets the part 1 / k(k + 1) of what the confidence leaves: however many follow, together they get no more than all of it.
     """
-    count, least = len(scores), settings.trial_windows
+    count, least = len(scores), settings.validation_windows
     if count < least:
         old, new = _means(scores, "held_out_px")
         return Verdict(
@@ -79,10 +79,10 @@ def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: i
             new,
             count,
         )
-    return judge(
+    return paired_test(
         [a for a, _ in scores],
         [c for _, c in scores],
-        replace(settings, trial_windows=count, trial_windows_max=count),
+        replace(settings, validation_windows=count, validation_windows_max=count),
         looks * (looks + 1),
     )
 

@@ -87,8 +87,8 @@ def test_replay_leaves_everything_and_is_right(wall, tmp_path, capsys):
         "rejected",
         "promotions",
         "rollbacks",
-        "probe_before",
-        "probe_after",
+        "validation_before",
+        "validation_after",
     } <= metrics["learning"].keys()
     assert {"matcher", "version", "hash"} <= metrics["weights"].keys()
     assert {"p50", "p95", "p99", "max"} <= metrics["latency_ms"].keys()

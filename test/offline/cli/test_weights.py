@@ -19,7 +19,7 @@ def files(tmp_path):
         "expectation",
         changed,
         2,
-        {"kind": "promotion", "probe_before_px": 1.5, "probe_after_px": 1.0},
+        {"kind": "promotion", "validation_before_px": 1.5, "validation_after_px": 1.0},
     )
     return tmp_path
 
@@ -35,7 +35,7 @@ def test_list_tells_where_each_came_from(files, capsys):
     assert (
         code == 0
         and "expectation version 2" in text.out
-        and "probe_before_px 1.5" in text.out
+        and "validation_before_px 1.5" in text.out
         and "broken.safetensors" in text.out
     )
     _, text = output(capsys, "list", files, "--json")

@@ -50,7 +50,7 @@ def write_run(folder, truth=True, learning=True):
     if learning:
         events = [dict(stamp_ns=i * STEP, event="learning_step", step=i, residual=1 / (i + 1)) for i in range(1, 30)]
         events += [
-            dict(stamp_ns=30 * STEP, event="trial", before_px=1.0, after_px=0.8),
+            dict(stamp_ns=30 * STEP, event="validation", before_px=1.0, after_px=0.8),
             dict(
                 stamp_ns=30 * STEP,
                 event="promotion",

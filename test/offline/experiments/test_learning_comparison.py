@@ -43,7 +43,7 @@ class Wall(Source):
         super().__init__()
         self.count = count
 
-    def read(self):
+    def window_loss(self):
         for k in range(self.count):
             image = torch.full((1, 64, 96), k, dtype=torch.uint8)
             yield Frame(k, 10**8 * (k + 1), image, CAMERA, torch.full((64, 96), 2.0))

@@ -55,7 +55,7 @@ def test_clear_gain_is_better_and_nothing_else_is():
     assert decide(pairs(0.4, 8, warp_px=0.7), SETTINGS, 1).outcome == "worse"
 
 
-@pytest.mark.parametrize("count", (0, 1, SETTINGS.trial_windows - 1))
+@pytest.mark.parametrize("count", (0, 1, SETTINGS.validation_windows - 1))
 def test_few_windows_decide_nothing(count):
     verdict = decide(pairs(0.9, count), SETTINGS, 1)
     assert verdict.outcome == "undecided" and f"{count} windows were held back" in verdict.reason

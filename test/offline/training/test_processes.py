@@ -86,9 +86,9 @@ def test_two_processes_end_where_one_does(collected, straight, scene):
     assert sum(alone["refused_in_steps"].values()) > 0, "the test is to show that refused windows are weighted right"
     _, one = read_weights(straight / "finetuned.safetensors")
     _, two = read_weights(collected / "finetuned.safetensors")
-    _, shipped = read_weights(DEFAULT_DIR / "expectation.safetensors")
-    assert distance(one, shipped) > 1e-3
-    assert distance(one, two) < 0.02 * distance(one, shipped)
+    _, pretrained = read_weights(DEFAULT_DIR / "expectation.safetensors")
+    assert distance(one, pretrained) > 1e-3
+    assert distance(one, two) < 0.02 * distance(one, pretrained)
 
 
 def test_gradient_of_a_step_does_not_depend_on_the_processes(collected, scene, tmp_path):

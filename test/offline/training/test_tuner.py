@@ -1,4 +1,4 @@
-"""The steps: which windows, which gradient, and that nothing moves without a lesson."""
+"""The steps: which windows, which gradient, and that nothing moves without a window_loss."""
 
 import copy
 
@@ -47,9 +47,9 @@ def test_gradient_of_a_step_is_the_mean_over_the_windows_that_taught(windows):
     batch = tuner.draw(0)
     gradients = []
     for window, live in zip(batch.windows, batch.live):
-        lesson = tuner.stepper.read(read_window(windows[window].path), live)
-        if not isinstance(lesson, str):
-            found = torch.autograd.grad(lesson.loss, tuner.stepper.parameters, allow_unused=True)
+        window_loss = tuner.stepper.window_loss(read_window(windows[window].path), live)
+        if not isinstance(window_loss, str):
+            found = torch.autograd.grad(window_loss.loss, tuner.stepper.parameters, allow_unused=True)
             gradients.append(
                 torch.cat(
                     [
@@ -101,5 +101,5 @@ def test_step_on_one_window_is_the_step_of_the_robot(windows):
         taken += told.accepted
         assert torch.equal(weights(tuner), torch.cat([p.detach().flatten() for p in online.parameters]))
     assert taken >= 2
-    for name, value in online.averaged().state_dict().items():
+    for name, value in online.ema_matcher().state_dict().items():
         assert torch.equal(value, tuner.tuned().state_dict()[name])
