@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import operator
 import re
 import shlex
 from importlib import import_module
@@ -30,7 +31,7 @@ NOT_RUN = {
     "./scripts/demo": "takes minutes; its parts are tested in test/ros",
     "./scripts/test": "runs these tests",
     "./scripts/lint": "run by continuous integration",
-    "torchrun": "starts processes of its own: run with two of them in test/finetuning/test_processes.py",
+    "torchrun": "starts processes of its own: run with two of them in test/offline/training/test_processes.py",
 }
 
 
@@ -120,26 +121,12 @@ def test_settings_that_the_documents_name_exist():
                 assert f"{section}.{name}" in known, f"{document.name} names {section}.{name}"
 
 
-def test_modules_that_the_documents_name_exist():
-    for document in (ROOT / "docs" / "architecture.md", ROOT / "docs" / "method.md"):
-        for path in re.findall(r"`((?:\w+/)+\w+\.py)", document.read_text()):
-            assert (ROOT / "imatching_ros" / path).exists() or (ROOT / path).exists(), f"{document.name} names {path}"
-
-
-def test_names_in_the_method_exist():
-    import imatching_ros.learning.rematching
-    import imatching_ros.learning.step
-    import imatching_ros.learning.validation
-
-    text = (ROOT / "docs" / "method.md").read_text()
-    for module, names in (
-        (imatching_ros.learning.step, ("residual_loss", "auxiliary_loss", "training_observations", "Stepper")),
-        (imatching_ros.learning.rematching, ("rematch", "solve_again")),
-        (imatching_ros.learning.validation, ("paired_test",)),
-    ):
-        for name in names:
-            assert name in text and hasattr(module, name)
-    import imatching_ros.core.residuals as residuals
-
-    for name in re.findall(r"`residuals\.(\w+)`", text):
-        assert name == "py" or hasattr(residuals, name), name
+def test_code_that_the_documents_name_exists():
+    """`room/file.py`, and `room/file.py: name` or `room/file.py: Class.name`, relative to the package or to the repository."""
+    for document in DOCUMENTS:
+        for path, names in re.findall(r"`((?:\w+/)*\w+\.py)(?:: ([\w., ]+))?`", document.read_text()):
+            file = next((folder / path for folder in (ROOT / "imatching_ros", ROOT) if (folder / path).is_file()), None)
+            assert file or path == "my_matcher.py", f"{document.name} names {path}"
+            for name in filter(None, names.split(", ")):
+                module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+                assert operator.attrgetter(name)(module) is not None
