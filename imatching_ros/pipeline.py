@@ -107,7 +107,7 @@ class Pipeline:
         if self._learning is not None:
             self._learning.begin_frame(behind)
         output = self.odometry.track(frame)
-        if self._learning is not None and self.odometry.faltered:
+        if self._learning is not None and self.odometry.tracking_failed:
             self._learning.notify_tracking_lost(self.matcher.weights_version, frame.stamp_ns)
         output = replace(output, timings_ms={**output.timings_ms, **clock.laps})
         self._report_state(output)

@@ -144,8 +144,8 @@ class OdometryConfig:
         15, "a pose needs so many inliers among the frame's own matches", low=6, high=1000, live=True, expose=True
     )
     min_inlier_share: float = setting(0.15, "and so large a share of the frame's matches", low=0.0, high=1.0, live=True)
-    degraded_inliers: int = setting(
-        30, "TRACKING becomes DEGRADED below so many inliers", low=6, high=1000, live=True, expose=True
+    verified_inliers: int = setting(
+        30, "TRACKING becomes UNVERIFIED below so many inliers", low=6, high=1000, live=True, expose=True
     )
     min_parallax_px: float = setting(
         3.0,

@@ -49,9 +49,9 @@ class BAStatus(Enum):
 
 
 class TrackingState(Enum):
-    INITIALIZING = "initializing"
+    UNINITIALIZED = "uninitialized"
     TRACKING = "tracking"
-    DEGRADED = "degraded"
+    UNVERIFIED = "unverified"
     LOST = "lost"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..core.types import LearningSample
-from ..odometry.mapper import Solved
+from ..odometry.mapper import SolvedWindow
 from ..odometry.odometry import Odometry
 
 _HELD_OUT = 0.2
@@ -22,18 +22,18 @@ def next_sample(odometry: Odometry) -> LearningSample | None:
     return take_sample(solved, odometry.config.seed, odometry.matcher.weights_version, odometry.healthy)
 
 
-def take_sample(solved: Solved, seed: int, weights_version: int, healthy: bool) -> LearningSample | None:
+def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: bool) -> LearningSample | None:
     """The landmarks whose host keyframe is in the window, and their observations, cloned; None when nothing remains."""
     w, r = solved.snapshot, solved.result
     count = len(w.points_W)
-    has_host = torch.bincount(w.pt_idx[solved.at_anchor], minlength=count) == 1
+    has_host = torch.bincount(w.pt_idx[solved.is_host], minlength=count) == 1
     points = has_host.nonzero()[:, 0]
     used = has_host[w.pt_idx].nonzero()[:, 0]
     if len(points) == 0:
         return None
     index = torch.full((count,), -1)
     index[points] = torch.arange(len(points))
-    pt_idx, is_host = index[w.pt_idx[used]], solved.at_anchor[used]
+    pt_idx, is_host = index[w.pt_idx[used]], solved.is_host[used]
     host_obs = torch.zeros(len(points), dtype=torch.int64)
     host_obs[pt_idx[is_host]] = is_host.nonzero()[:, 0]
     views = torch.bincount(pt_idx, minlength=len(points))

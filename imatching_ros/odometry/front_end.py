@@ -22,25 +22,25 @@ _RANSAC_ITERATIONS = 300
 
 
 @dataclass(frozen=True)
-class Sighting:
+class LandmarkMatches:
     """Landmarks of the window found in one frame."""
 
     rows: Tensor  # (N,) int64, rows of the window
     uv: Tensor  # (N, 2) float32 raw px
     score: Tensor  # (N,)
     sigma_px: Tensor  # (N,)
-    missed: Tensor  # (K,) int64, rows searched in vain
+    unmatched: Tensor  # (K,) int64, rows searched in vain
 
 
 @dataclass(frozen=True)
-class Located:
+class PoseEstimate:
     T_WC: Tensor  # (7,) float64
     inlier: Tensor  # (N,) bool
     residual_px: Tensor  # (N,) float64
     covariance: Tensor  # (6, 6) float64 of T_WC * Exp([rho, phi]), landmarks taken as exact
 
 
-def locate(
+def estimate_pose(
     camera: Camera,
     uv: Tensor,
     points_W: Tensor,
@@ -48,7 +48,7 @@ def locate(
     T_guess: Tensor | None,
     config: OdometryConfig,
     bundle: BundleConfig,
-) -> Located | None:
+) -> PoseEstimate | None:
     """Pose from N landmarks at ideal px `uv` (N, 2) float64; None when too few of them agree on one."""
     count = len(uv)
     if count < config.min_inliers:
@@ -92,7 +92,7 @@ def _refine(
     T_WC: Tensor,
     config: OdometryConfig,
     bundle: BundleConfig,
-) -> Located | None:
+) -> PoseEstimate | None:
     """Motion-only refinement on all matches, then on the inliers of that: the kernel bends outliers, it does not remove them."""
     obs = torch.cat([uv, torch.zeros_like(uv[:, :1])], 1)
     sigma = sigma_px.double()[:, None].expand(-1, 3)
@@ -109,7 +109,7 @@ def _refine(
         inlier = (residual < config.inlier_px) & (points_C[:, 2] > 0)
         used = inlier.nonzero()[:, 0]
     assert refined.covariance is not None, "what is not degenerate has one"
-    return Located(T_WC, inlier, residual, refined.covariance)
+    return PoseEstimate(T_WC, inlier, residual, refined.covariance)
 
 
 # Whether enough of what a frame looks for is where its pose has it.
@@ -119,38 +119,40 @@ def _refine(
 
 
 # In parts of the usual share:
-DOUBTED = 0.25  # below this a pose needs a second look,
-WHOLE = 0.8  # unless so much is found around what is found, and the rest of the image is hidden
-REFUSED = 0.25  # below this the second look's pose is not believed either,
-FIRM = 0.5  # and below this only right after the last pose, not once lost; it is neither called tracking then nor learned from
-PARTLY = 0.4  # so much around what is found lets the first pose pass in the same way, when the second look fails
+SECOND_LOOK_INLIER_RATIO = 0.25  # below this a pose needs a second look,
+OCCLUSION_INLIER_RATIO = 0.8  # unless so much is found around what is found, and the rest of the image is hidden
+MIN_INLIER_RATIO = 0.25  # below this the second look's pose is not believed either,
+CONFIRMED_INLIER_RATIO = 0.5  # and below this only right after the last pose, not once lost; it is neither called tracking then nor learned from
+PARTIAL_OCCLUSION_INLIER_RATIO = (
+    0.4  # so much around what is found lets the first pose pass in the same way, when the second look fails
+)
 
-BEYOND = 3.0  # the second look searches so many times farther than it counts: by chance alone less than a tenth lies where it counts
+SECOND_LOOK_RADIUS = 3.0  # the second look searches so many times farther than it counts: by chance alone less than a tenth lies where it counts
 _MEMORY = 0.9  # of the running mean, a frame
 
 
-class Agreement:
+class InlierRatio:
     """The usual share of a map, and how poses compare with it."""
 
     def __init__(self) -> None:
         self.usual = 0.0  # 0: not known yet
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """For a new map, perhaps of a darker place."""
         self.usual = 0.0
 
-    def note(self, sighting: Sighting, located: Located, within_px: float) -> None:
+    def update(self, matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> None:
         """Takes a pose that is beyond doubt into the running mean."""
-        share = _share(sighting, located, within_px)
+        share = _share(matches, estimate, within_px)
         self.usual = share if self.usual == 0 else _MEMORY * self.usual + (1 - _MEMORY) * share
 
-    def of(self, sighting: Sighting, located: Located, within_px: float) -> float:
+    def relative(self, matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> float:
         """Share of the landmarks looked for that were found within `within_px` of where the pose has them, in parts of what is usual."""
-        return _share(sighting, located, within_px) / self.usual if self.usual > 0 else 1.0
+        return _share(matches, estimate, within_px) / self.usual if self.usual > 0 else 1.0
 
 
-def _share(sighting: Sighting, located: Located, within_px: float) -> float:
-    return int((located.residual_px < within_px).sum()) / max(len(sighting.rows) + len(sighting.missed), 1)
+def _share(matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> float:
+    return int((estimate.residual_px < within_px).sum()) / max(len(matches.rows) + len(matches.unmatched), 1)
 
 
 # Finding the window's landmarks in an image, and the pose that they agree on.
@@ -161,7 +163,7 @@ _NEIGHBOURS = 8  # landmarks around an inlier that are asked whether they agree
 
 
 @dataclass(frozen=True)
-class Tracked:
+class TrackedFrame:
     """The last frame with a pose."""
 
     id: int
@@ -182,19 +184,19 @@ class LandmarkSearch:
     def near(
         self,
         window: Window,
-        last: Tracked,
+        last: TrackedFrame,
         camera: Camera,
         features: Features,
         T_WC: Tensor,
         radius_px: float,
         again: bool = False,
-    ) -> Sighting:
+    ) -> LandmarkMatches:
         """Looks for the window's landmarks where the predicted pose (7,) puts them, within a radius; `again`: also for those that were
         searched in vain too often. A matcher that only follows is asked from the last frame, and for what was seen there.
         """
         c, landmarks = self._config, window.landmarks
         if self._matcher.wide_baseline:
-            rows = (landmarks.resolved & ((landmarks.misses < _MISSES) | again)).nonzero()[:, 0]
+            rows = (landmarks.triangulated & ((landmarks.misses < _MISSES) | again)).nonzero()[:, 0]
             predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows]))
             rows, predicted = rows[inside], predicted[inside]
             rank = landmarks.misses[rows] * 100 - window.views()[rows]
@@ -208,62 +210,64 @@ class LandmarkSearch:
             nearest = torch.cdist(uv, last.uv).argmin(1)
             guess = geometry.back_project(camera, camera.undistort(uv.double()), last.depth[nearest])
             points_W = torch.where(
-                landmarks.resolved[rows, None], landmarks.points_W[rows], geometry.act(last.T_WC, guess)
+                landmarks.triangulated[rows, None], landmarks.points_W[rows], geometry.act(last.T_WC, guess)
             )
             predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), points_W))
             predicted, radius_px = torch.where(inside[:, None], predicted, uv), 3 * radius_px
         return self.look(rows, queries, features, predicted, radius_px)
 
-    def everywhere(self, window: Window, features: Features) -> Sighting:
+    def everywhere(self, window: Window, features: Features) -> LandmarkMatches:
         """Looks for landmarks in the whole image, the best supported first."""
-        rows = window.landmarks.resolved.nonzero()[:, 0]
+        rows = window.landmarks.triangulated.nonzero()[:, 0]
         rows = rows[window.views()[rows].argsort(descending=True, stable=True)][: self._config.landmarks_per_frame]
         return self.look(rows, window.queries.select(rows.to(self._matcher.device)), features, None, None)
 
     def look(
         self, rows: Tensor, queries: Queries, features: Features, predicted: Tensor | None, radius_px: float | None
-    ) -> Sighting:
+    ) -> LandmarkMatches:
         """Looks for landmarks `rows` (N,) by their queries, around `predicted` (N, 2) raw px or everywhere."""
         if len(rows) == 0:
-            return Sighting(rows, torch.zeros(0, 2), torch.zeros(0), torch.zeros(0), rows)
+            return LandmarkMatches(rows, torch.zeros(0, 2), torch.zeros(0), torch.zeros(0), rows)
         at = None if predicted is None else predicted[None].float().to(self._matcher.device)
         found: Prediction = self._matcher.estimate(queries, [features], at, radius_px)
         score = found.score[0].cpu()
         ok = score >= self._config.min_score
-        return Sighting(rows[ok], found.uv[0].cpu().float()[ok], score[ok], found.sigma_px[0].cpu()[ok], rows[~ok])
+        return LandmarkMatches(
+            rows[ok], found.uv[0].cpu().float()[ok], score[ok], found.sigma_px[0].cpu()[ok], rows[~ok]
+        )
 
-    def support(self, window: Window, camera: Camera, sighting: Sighting, located: Located) -> float:
+    def support(self, window: Window, camera: Camera, matches: LandmarkMatches, estimate: PoseEstimate) -> float:
         """Share of inliers among the landmarks looked for that lie next to inliers.
 
         It stays high where something hides a part of the image, and is low where a few things that look alike agree here and there.
         """
-        rows = torch.cat([sighting.rows, sighting.missed])
+        rows = torch.cat([matches.rows, matches.unmatched])
         right = torch.zeros(len(rows), dtype=torch.bool)
-        right[: len(sighting.rows)] = located.residual_px < self._config.inlier_px
+        right[: len(matches.rows)] = estimate.residual_px < self._config.inlier_px
         if len(rows) <= _NEIGHBOURS or not right.any():
             return 0.0
-        at, _ = geometry.see(camera, geometry.act(geometry.inverse(located.T_WC), window.landmarks.points_W[rows]))
+        at, _ = geometry.see(camera, geometry.act(geometry.inverse(estimate.T_WC), window.landmarks.points_W[rows]))
         distance = torch.cdist(at[right], at)
         distance[torch.arange(len(distance)), right.nonzero()[:, 0]] = torch.inf
         return float(right[distance.topk(_NEIGHBOURS, largest=False).indices].double().mean())
 
-    def locate(
-        self, window: Window, camera: Camera, sighting: Sighting, T_guess: Tensor | None, looser: float = 1.0
-    ) -> Located | None:
-        """The pose, inliers within `looser` times the usual; `inlier` and `residual_px` have one row per row of the sighting."""
+    def estimate_pose(
+        self, window: Window, camera: Camera, matches: LandmarkMatches, T_guess: Tensor | None, looser: float = 1.0
+    ) -> PoseEstimate | None:
+        """The pose, inliers within `looser` times the usual; `inlier` and `residual_px` have one row per row of the matches."""
         c = self._config
         c = c if looser == 1 else replace(c, inlier_px=c.inlier_px * looser)
-        uv = camera.undistort(sighting.uv.double())
-        sigma = (sighting.sigma_px * camera.stretch(uv)).to(sighting.sigma_px)
-        used = (window.landmarks.resolved[sighting.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
-        located = locate(
-            camera, uv[used], window.landmarks.points_W[sighting.rows[used]], sigma[used], T_guess, c, self._bundle
+        uv = camera.undistort(matches.uv.double())
+        sigma = (matches.sigma_px * camera.stretch(uv)).to(matches.sigma_px)
+        used = (window.landmarks.triangulated[matches.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
+        estimate = estimate_pose(
+            camera, uv[used], window.landmarks.points_W[matches.rows[used]], sigma[used], T_guess, c, self._bundle
         )
-        if located is None:
+        if estimate is None:
             return None
         inlier, residual = (
             torch.zeros(len(uv), dtype=torch.bool),
             torch.full((len(uv),), torch.nan, dtype=torch.float64),
         )
-        inlier[used], residual[used] = located.inlier, located.residual_px
-        return replace(located, inlier=inlier, residual_px=residual)
+        inlier[used], residual[used] = estimate.inlier, estimate.residual_px
+        return replace(estimate, inlier=inlier, residual_px=residual)

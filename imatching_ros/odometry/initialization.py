@@ -14,7 +14,7 @@ from ..core.config import BundleConfig, OdometryConfig
 from .measurements import detect
 from ..core.types import Frame, as_grey
 from ..matching.base import Features, Matcher
-from .front_end import locate
+from .front_end import estimate_pose
 
 _VIEWS = 6  # frames between reference and newest that are kept
 _THRESHOLD_PX = 1.0
@@ -38,7 +38,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialViews:
     """The first keyframes of a map, in the frame of the first one, up to scale."""
 
     views: tuple[View, ...]
@@ -47,7 +47,7 @@ class Start:
     patience: float  # 1 at first, 0 after a long wait: a camera that hardly moves would else never start
 
 
-class MonoStart:
+class MonoInitializer:
     """Collects frames until two of them, with parallax, agree on an essential matrix."""
 
     def __init__(self, config: OdometryConfig, bundle: BundleConfig, matcher: Matcher) -> None:
@@ -61,7 +61,7 @@ class MonoStart:
         """Takes other settings over; the views collected so far stay."""
         self._config, self._bundle = config, bundle
 
-    def offer(self, frame: Frame, features: Features) -> Start | str:
+    def add_frame(self, frame: Frame, features: Features) -> InitialViews | str:
         """Takes the next frame; returns the start, or why there is none yet."""
         image = as_grey(frame.image)
         if not self._views:
@@ -90,7 +90,7 @@ class MonoStart:
         if len(self._views) > _VIEWS + 1:
             # Every second one goes: the views stay spread over the whole time since the reference.
             self._views = [self._views[0], *self._views[2:-1:2], self._views[-1]]
-        if isinstance(result, Start):
+        if isinstance(result, InitialViews):
             return result
         if fading or count < self._config.start_landmarks:
             self._restart(frame, image, features)
@@ -116,7 +116,7 @@ class MonoStart:
         self._views = [View(frame, image, features, uv, torch.ones(len(uv), dtype=torch.bool), torch.ones(len(uv)))]
         return "waiting for parallax"
 
-    def _solve(self, share: float) -> Start | str:
+    def _solve(self, share: float) -> InitialViews | str:
         """Two-view geometry from the reference to the newest view, if it has that share of the wanted parallax."""
         c = self._config
         first, last = self._views[0], self._views[-1]
@@ -154,8 +154,8 @@ class MonoStart:
         T_last = geometry.inverse(geometry.from_matrix(torch.from_numpy(np.hstack([R, t]))))
         return self._with_between(rows[torch.from_numpy(in_front)], T_last)
 
-    def _with_between(self, rows: Tensor, T_last: Tensor) -> Start | str:
-        """Adds the frames between, located on the two-view points, so that the first bundle adjustment has more than two views."""
+    def _with_between(self, rows: Tensor, T_last: Tensor) -> InitialViews | str:
+        """Adds the frames between, with poses estimated from the two-view points, so that the first bundle adjustment has more than two views."""
         c = self._config
         first, last = self._views[0], self._views[-1]
         camera = last.frame.camera
@@ -171,7 +171,7 @@ class MonoStart:
         between, T_between = [], []
         for view in self._views[1:-1]:
             seen = view.ok[rows]
-            located = locate(
+            estimate = estimate_pose(
                 camera,
                 camera.undistort(view.uv[rows][seen].double()),
                 points[seen],
@@ -180,13 +180,13 @@ class MonoStart:
                 c,
                 self._bundle,
             )
-            if located is not None:
+            if estimate is not None:
                 between.append(view)
-                T_between.append(located.T_WC)
+                T_between.append(estimate.T_WC)
         inlier = torch.zeros(len(first.uv), dtype=torch.bool)
         inlier[rows] = True
         # A frame that is alike its neighbour adds nothing but work.
         chosen = list(range(len(between)))[:: max(1, len(between) // 3)][:4]
         views = (first, *(between[i] for i in chosen), last)
         patience = max(0.0, 1 - self._waited / _PATIENCE)
-        return Start(views, torch.stack([poses[0], *(T_between[i] for i in chosen), poses[1]]), inlier, patience)
+        return InitialViews(views, torch.stack([poses[0], *(T_between[i] for i in chosen), poses[1]]), inlier, patience)

@@ -2,7 +2,7 @@
 
 Without it only landmarks whose noisy parallax happens to come out large enough are ever triangulated. These come out too near,
 the next motion is measured against them, and the scale of the map shrinks by a part at every keyframe. So a landmark gets the
-median inverse depth of the nearest landmarks that its anchor image knows, with a wide standard deviation, as one more number
+median inverse depth of the nearest landmarks that its host image knows, with a wide standard deviation, as one more number
 of its first observation. It enters the map by the parallax it should have at that depth, whatever noise made of its own, and once
 that outweighs the noise for good the prior is left out. Depth filters of semi-direct odometry begin in the same way
 (Forster et al., SVO, ICRA 2014, sec. V).
@@ -30,12 +30,12 @@ MIN_KNOWN = 8  # fewer known landmarks in an image say nothing about its depth
 
 
 def suggest(window: Window) -> Tensor:
-    """Inverse depth (P,) at the anchor, taken from its surroundings once they are known and kept from then on; NaN without."""
+    """Inverse depth (P,) at the host, taken from its surroundings once they are known and kept from then on; NaN without."""
     o, table = window.observations, window.landmarks
     expected = table.expected_inv_depth.clone()
-    new = window.at_anchor() & ~table.resolved[o.lm] & expected[o.lm].isnan()
+    new = window.is_host() & ~table.triangulated[o.lm] & expected[o.lm].isnan()
     for kf in o.kf[new].unique().tolist():
-        known = ((o.kf == kf) & table.resolved[o.lm]).nonzero()[:, 0]
+        known = ((o.kf == kf) & table.triangulated[o.lm]).nonzero()[:, 0]
         if len(known) < MIN_KNOWN:
             continue
         depth = geometry.act(geometry.inverse(window.T_WC[kf]), table.points_W[o.lm[known]])[:, 2]
@@ -48,24 +48,22 @@ def suggest(window: Window) -> Tensor:
 def parallax_sigmas(window: Window, camera: Camera) -> Tensor:
     """The parallax (P,) that landmarks should have at their expected depth, in standard deviations of their observations.
 
-    NaN where no depth is expected or the anchor has left the window.
+    NaN where no depth is expected or the host has left the window.
     """
     o, table = window.observations, window.landmarks
-    anchors = (window.at_anchor() & table.expected_inv_depth[o.lm].isfinite()).nonzero()[:, 0]
-    depth = 1 / table.expected_inv_depth[o.lm[anchors]]
+    hosts = (window.is_host() & table.expected_inv_depth[o.lm].isfinite()).nonzero()[:, 0]
+    depth = 1 / table.expected_inv_depth[o.lm[hosts]]
     points = torch.zeros(len(table), 3, dtype=torch.float64)
-    points[o.lm[anchors]] = geometry.act(
-        window.T_WC[o.kf[anchors]], geometry.back_project(camera, o.obs[anchors, :2], depth)
-    )
+    points[o.lm[hosts]] = geometry.act(window.T_WC[o.kf[hosts]], geometry.back_project(camera, o.obs[hosts, :2], depth))
     angle = geometry.parallax(window.T_WC, points, o.kf, o.lm)
     sigma = torch.zeros(len(table), dtype=torch.float64).scatter_reduce(0, o.lm, o.sigma[:, 0], "amax")
     has = torch.zeros(len(table), dtype=torch.bool)
-    has[o.lm[anchors]] = True
+    has[o.lm[hosts]] = True
     return torch.where(has, angle * camera.fx / sigma, torch.nan)
 
 
 def with_prior(window: Window, camera: Camera) -> Observations:
-    """The window's observations (O,), those at the anchors of landmarks of little parallax with the inverse depth expected there.
+    """The window's observations (O,), those at the hosts of landmarks of little parallax with the inverse depth expected there.
 
     Landmarks that were found much nearer than expected, things in front of a background, are left alone.
     """
@@ -73,8 +71,8 @@ def with_prior(window: Window, camera: Camera) -> Observations:
     expected = table.expected_inv_depth[o.lm]
     weak = parallax_sigmas(window, camera)[o.lm] < LEAVE_SIGMA
     inv_depth = 1 / geometry.act(geometry.inverse(window.T_WC[o.kf]), table.points_W[o.lm])[:, 2]
-    in_front = table.resolved[o.lm] & (inv_depth > (1 + 2 * RELATIVE_SIGMA) * expected)
-    use = window.at_anchor() & weak & ~in_front
+    in_front = table.triangulated[o.lm] & (inv_depth > (1 + 2 * RELATIVE_SIGMA) * expected)
+    use = window.is_host() & weak & ~in_front
     obs, sigma = o.obs.clone(), o.sigma.clone()
     obs[use, 2], sigma[use, 2] = expected[use], RELATIVE_SIGMA * expected[use]
     return replace(o, obs=obs, kind=torch.where(use, int(ObservationKind.DEPTH), o.kind), sigma=sigma)
@@ -82,7 +80,7 @@ def with_prior(window: Window, camera: Camera) -> Observations:
 
 # The sliding window: keyframes, landmarks and observations as flat arrays (structure of arrays), on the CPU.
 #
-# A landmark is found as a corner of one keyframe, its anchor, where its query was described. It is `resolved` once its
+# A landmark is found as a corner of one keyframe, its host, where its query was described. It is `triangulated` once its
 # position is known. Rows are compacted when landmarks or keyframes leave; `id` names a landmark for good, also beyond its window.
 
 
@@ -99,14 +97,14 @@ class Landmarks:
     """P landmarks."""
 
     id: Tensor  # (P,) int64
-    points_W: Tensor  # (P, 3) float64, NaN until resolved
-    resolved: Tensor  # (P,) bool
-    anchor: Tensor  # (P,) int64, frame id of the keyframe where its query was described
-    uv_anchor: Tensor  # (P, 2) float32 raw px there
+    points_W: Tensor  # (P, 3) float64, NaN until triangulated
+    triangulated: Tensor  # (P,) bool
+    host: Tensor  # (P,) int64, frame id of the keyframe where its query was described
+    uv_host: Tensor  # (P, 2) float32 raw px there
     uv_last: Tensor  # (P, 2) float32 raw px where it was seen last
     seen: Tensor  # (P,) int64, frame id where it was seen last
     misses: Tensor  # (P,) int64, frames in a row in which it was searched in vain
-    expected_inv_depth: Tensor  # (P,) float64, at its anchor, by its surroundings; NaN without (`depth_prior`)
+    expected_inv_depth: Tensor  # (P,) float64, at its host, by its surroundings; NaN without (`depth_prior`)
 
     @staticmethod
     def empty() -> Landmarks:
@@ -160,7 +158,7 @@ class Window:
         self._scale: tuple[Tensor, Tensor] | None = (
             None  # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
         )
-        self.slid = False  # a keyframe has left: the oldest poses carry what it knew
+        self.keyframe_dropped = False  # a keyframe has left: the oldest poses carry what it knew
         self.next_id = next_id
 
     # -- growing ------------------------------------------------------------------------------------------------------
@@ -172,26 +170,26 @@ class Window:
         return len(self.keyframes) - 1
 
     def add_landmarks(self, kf: int, uv: Tensor, queries: Queries | None) -> Tensor:
-        """New unresolved landmarks at raw px `uv` (N, 2) of keyframe `kf`, their anchor; returns their rows.
+        """New, not yet triangulated, landmarks at raw px `uv` (N, 2) of keyframe `kf`, their host; returns their rows.
 
         `queries` were described there; None with matchers that are queried from the previous frame.
         """
         count, table = len(uv), self.landmarks
-        anchor = torch.full((count,), self.keyframes[kf].id)
+        host = torch.full((count,), self.keyframes[kf].id)
         uv = uv.cpu().float()
-        fresh = Landmarks(
+        added = Landmarks(
             id=torch.arange(self.next_id, self.next_id + count),
             points_W=torch.full((count, 3), torch.nan, dtype=torch.float64),
-            resolved=torch.zeros(count, dtype=torch.bool),
-            anchor=anchor,
-            uv_anchor=uv,
+            triangulated=torch.zeros(count, dtype=torch.bool),
+            host=host,
+            uv_host=uv,
             uv_last=uv,
-            seen=anchor,
+            seen=host,
             misses=torch.zeros(count, dtype=torch.int64),
             expected_inv_depth=torch.full((count,), torch.nan, dtype=torch.float64),
         )
         self.next_id += count
-        self.landmarks = replace(table, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(table).items()})
+        self.landmarks = replace(table, **{k: torch.cat([v, getattr(added, k)]) for k, v in vars(table).items()})
         if queries is not None:
             self.queries = queries if self.queries is None or len(table) == 0 else Queries.cat([self.queries, queries])
         return torch.arange(len(table), len(table) + count)
@@ -203,44 +201,44 @@ class Window:
         rows: Tensor,
         uv: Tensor,
         sigma_px: Tensor,
-        third: Tensor | None = None,
-        third_sigma: Tensor | None = None,
+        measured: Tensor | None = None,
+        measured_sigma: Tensor | None = None,
         kind: ObservationKind = ObservationKind.MONO,
     ) -> None:
-        """Adds observations of landmarks `rows` (N,) at raw px `uv` (N, 2) in keyframe(s) `kf`; where `third` (N,) is given and
-        finite, it is the third number of that kind of observation, else the observation is MONO."""
+        """Adds observations of landmarks `rows` (N,) at raw px `uv` (N, 2) in keyframe(s) `kf`; where `measured` (N,) is given and
+        finite, it is the disparity or inverse-depth measurement of an observation of that kind, else the observation is MONO."""
         count = len(rows)
         ideal = camera.undistort(uv.double())
-        third = torch.full((count,), torch.nan, dtype=torch.float64) if third is None else third.double()
-        third_sigma = torch.ones(count, dtype=torch.float64) if third_sigma is None else third_sigma.double()
-        known = torch.isfinite(third) & torch.isfinite(third_sigma)
+        measured = torch.full((count,), torch.nan, dtype=torch.float64) if measured is None else measured.double()
+        measured_sigma = torch.ones(count, dtype=torch.float64) if measured_sigma is None else measured_sigma.double()
+        known = torch.isfinite(measured) & torch.isfinite(measured_sigma)
         sigma = sigma_px.double().cpu() * camera.stretch(ideal)
-        fresh = Observations(
+        added = Observations(
             kf=torch.as_tensor(kf).expand(count).clone(),
             lm=rows,
             uv=uv.float(),
-            obs=torch.cat([ideal, torch.where(known, third, 0.0)[:, None]], 1),
+            obs=torch.cat([ideal, torch.where(known, measured, 0.0)[:, None]], 1),
             kind=torch.where(known, int(kind), int(ObservationKind.MONO)),
-            sigma=torch.stack([sigma, sigma, torch.where(known, third_sigma, 1.0)], 1),
+            sigma=torch.stack([sigma, sigma, torch.where(known, measured_sigma, 1.0)], 1),
         )
-        fresh = _each(fresh, lambda v: v[torch.isfinite(ideal).all(1)])
+        added = _each(added, lambda v: v[torch.isfinite(ideal).all(1)])
         self.observations = replace(
-            self.observations, **{k: torch.cat([v, getattr(fresh, k)]) for k, v in vars(self.observations).items()}
+            self.observations, **{k: torch.cat([v, getattr(added, k)]) for k, v in vars(self.observations).items()}
         )
 
-    def mark(self, frame_id: int, rows: Tensor, uv: Tensor, missed: Tensor) -> None:
+    def mark(self, frame_id: int, rows: Tensor, uv: Tensor, unmatched: Tensor) -> None:
         """Notes where landmarks were seen in a frame, and which were searched in vain."""
         table = self.landmarks
         uv_last, seen, misses = table.uv_last.clone(), table.seen.clone(), table.misses.clone()
         uv_last[rows], seen[rows], misses[rows] = uv.float(), frame_id, 0
-        misses[missed] += 1
+        misses[unmatched] += 1
         self.landmarks = replace(table, uv_last=uv_last, seen=seen, misses=misses)
 
-    def place(self, rows: Tensor, points_W: Tensor) -> None:
-        """Resolves landmarks at known positions (N, 3)."""
-        points, resolved = self.landmarks.points_W.clone(), self.landmarks.resolved.clone()
-        points[rows], resolved[rows] = points_W.double(), True
-        self.landmarks = replace(self.landmarks, points_W=points, resolved=resolved)
+    def set_positions(self, rows: Tensor, points_W: Tensor) -> None:
+        """Sets landmarks to known positions (N, 3)."""
+        points, triangulated = self.landmarks.points_W.clone(), self.landmarks.triangulated.clone()
+        points[rows], triangulated[rows] = points_W.double(), True
+        self.landmarks = replace(self.landmarks, points_W=points, triangulated=triangulated)
 
     # -- geometry -----------------------------------------------------------------------------------------------------
 
@@ -249,21 +247,21 @@ class Window:
         return torch.bincount(self.observations.lm, minlength=len(self.landmarks))
 
     def seen_at(self, kf: int) -> tuple[Tensor, int]:
-        """The row of each landmark's observation in keyframe `kf` (P,), -1 where there is none; how many of them are resolved."""
+        """The row of each landmark's observation in keyframe `kf` (P,), -1 where there is none; how many of them are triangulated."""
         at = torch.full((len(self.landmarks),), -1)
         mine = (self.observations.kf == kf).nonzero()[:, 0]
         at[self.observations.lm[mine]] = mine
-        return at, int(((at >= 0) & self.landmarks.resolved).sum())
+        return at, int(((at >= 0) & self.landmarks.triangulated).sum())
 
-    def resolved_in(self, kf: int) -> Tensor:
-        """Rows (N,) of the resolved landmarks that keyframe `kf` observes."""
+    def triangulated_in(self, kf: int) -> Tensor:
+        """Rows (N,) of the triangulated landmarks that keyframe `kf` observes."""
         at, _ = self.seen_at(kf)
-        return ((at >= 0) & self.landmarks.resolved).nonzero()[:, 0]
+        return ((at >= 0) & self.landmarks.triangulated).nonzero()[:, 0]
 
     def residuals(self, camera: Camera) -> tuple[Tensor, Tensor]:
         """Distance between observation and reprojection (O,) in ideal px, and depth of the landmark in that keyframe (O,).
 
-        NaN for landmarks that are not resolved.
+        NaN for landmarks that are not triangulated.
         """
         return self._residuals(camera, self.landmarks.points_W[self.observations.lm])
 
@@ -272,10 +270,10 @@ class Window:
         points_C = geometry.act(geometry.inverse(self.T_WC)[o.kf[rows]], points_W)
         return (geometry.project(camera, points_C) - o.obs[rows, :2]).norm(dim=1), points_C[:, 2]
 
-    def at_anchor(self) -> Tensor:
+    def is_host(self) -> Tensor:
         """(O,) bool: the observation at which its landmark was detected."""
         ids = torch.tensor([k.id for k in self.keyframes])
-        return ids[self.observations.kf] == self.landmarks.anchor[self.observations.lm]
+        return ids[self.observations.kf] == self.landmarks.host[self.observations.lm]
 
     def _is_metric(self) -> bool:
         return bool((self.observations.kind != int(ObservationKind.MONO)).any())
@@ -286,7 +284,7 @@ class Window:
         return torch.bincount(o.lm[o.kind != int(ObservationKind.MONO)], minlength=len(self.landmarks)) > 0
 
     def triangulate(self, camera: Camera, min_parallax_px: float, gate_px: float) -> Tensor:
-        """Resolves landmarks whose rays have enough parallax and agree within the gate; returns their rows.
+        """Triangulates landmarks whose rays have enough parallax and agree within the gate; returns their rows.
 
         A measured depth counts as parallax. Where nothing measures depth, a landmark whose surroundings are known enters by the
         parallax that it should have there (`depth_prior`). Observations that disagree with their landmark are dropped; a landmark that is
@@ -297,7 +295,7 @@ class Window:
             self.landmarks = replace(self.landmarks, expected_inv_depth=suggest(self))
         o = self.observations if metric else with_prior(self, camera)
         keep = torch.ones(len(o), dtype=torch.bool)
-        pending = ~self.landmarks.resolved
+        pending = ~self.landmarks.triangulated
         rows = (pending & ((self.views() >= 2) | self._measured())).nonzero()[:, 0]
         if len(rows) == 0:
             return rows
@@ -316,14 +314,14 @@ class Window:
             sigmas = parallax_sigmas(self, camera)[rows]
             enough = torch.where(sigmas.isfinite(), sigmas >= ENTER_SIGMA, enough)
         good = found.valid & (found.rms_px < gate_px) & (enough | self._measured()[rows])
-        self.place(rows[good], found.points_W[good])
-        self._keep_observations(keep | ~self.landmarks.resolved[o.lm])
+        self.set_positions(rows[good], found.points_W[good])
+        self._keep_observations(keep | ~self.landmarks.triangulated[o.lm])
         return rows[good]
 
     def median_depth(self, kf: int) -> float:
-        """Median depth of the resolved landmarks that keyframe `kf` observes; 1 where it observes none."""
+        """Median depth of the triangulated landmarks that keyframe `kf` observes; 1 where it observes none."""
         o = self.observations
-        rows = o.lm[(o.kf == kf) & self.landmarks.resolved[o.lm]]
+        rows = o.lm[(o.kf == kf) & self.landmarks.triangulated[o.lm]]
         if len(rows) == 0:
             return 1.0
         return float(geometry.act(geometry.inverse(self.T_WC[kf]), self.landmarks.points_W[rows])[:, 2].median())
@@ -338,7 +336,7 @@ class Window:
         """
         if len(self.keyframes) < 2:
             return None
-        good = self.landmarks.resolved & (self.views() >= 2)
+        good = self.landmarks.triangulated & (self.views() >= 2)
         used = good[self.observations.lm].nonzero()[:, 0]
         rows = good.nonzero()[:, 0]
         if len(rows) == 0:
@@ -346,11 +344,11 @@ class Window:
         index = torch.full((len(self.landmarks),), -1)
         index[rows] = torch.arange(len(rows))
         # Until a keyframe has left, the scale is the gauge of the problem, and what only passes it on has no say in it.
-        plain = self._is_metric() or not self.slid
+        plain = self._is_metric() or not self.keyframe_dropped
         o = _each(self.observations if plain else with_prior(self, camera), lambda v: v[used])
         fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
         stereo = bool((o.kind == int(ObservationKind.STEREO)).any())
-        fixed[: 2 if self.slid and len(self.keyframes) > 3 and not stereo else 1] = True
+        fixed[: 2 if self.keyframe_dropped and len(self.keyframes) > 3 and not stereo else 1] = True
         snapshot = WindowSnapshot(
             camera,
             self.T_WC.clone(),
@@ -368,11 +366,11 @@ class Window:
     def absorb(self, result: BAResult, rows: Tensor) -> None:
         """Takes over poses and landmark positions."""
         self.T_WC = result.T_WC.clone().double()
-        self.place(rows, result.points_W)
+        self.set_positions(rows, result.points_W)
 
     def remember_scale(self) -> None:
         """From here on the depths that landmarks have now say how large the map is, until the oldest keyframe leaves."""
-        rows = self.landmarks.resolved.nonzero()[:, 0]
+        rows = self.landmarks.triangulated.nonzero()[:, 0]
         self._scale = self.landmarks.id[rows], self._depths_in_oldest(rows)
 
     def restore_scale(self, rows: Tensor) -> float:
@@ -385,7 +383,7 @@ class Window:
         Returns:
             By what factor the window was scaled about its oldest keyframe.
         """
-        if self._scale is None or len(self._scale[0]) == 0 or self.slid or self._is_metric():
+        if self._scale is None or len(self._scale[0]) == 0 or self.keyframe_dropped or self._is_metric():
             return 1.0
         ids, depth = self._scale
         at = torch.searchsorted(ids, self.landmarks.id[rows]).clamp_max(len(ids) - 1)
@@ -423,18 +421,18 @@ class Window:
     def cull(self, camera: Camera, gate_px: float) -> None:
         """Drops observations that disagree with their landmark, and landmarks that are behind a camera or no longer supported.
 
-        A resolved landmark needs two observations, or one whose kind measures depth.
+        A triangulated landmark needs two observations, or one whose kind measures depth.
         """
         residual, depth = self.residuals(camera)
         o = self.observations
-        known = self.landmarks.resolved[o.lm]
+        known = self.landmarks.triangulated[o.lm]
         self._keep_observations(~known | ((residual < gate_px) & (depth > 0)))
         support = self.views() + self._measured().long()
-        self._keep_landmarks(torch.where(self.landmarks.resolved, support >= 2, support >= 1))
+        self._keep_landmarks(torch.where(self.landmarks.triangulated, support >= 2, support >= 1))
 
     def drop_keyframe(self, row: int) -> Keyframe:
         """Removes a keyframe with its observations, and landmarks that nothing observes any more."""
-        self.slid = True
+        self.keyframe_dropped = True
         o = self.observations
         self._keep_observations(o.kf != row)
         o = self.observations
@@ -444,17 +442,11 @@ class Window:
         self._keep_landmarks(self.views() > 0)
         return gone
 
-    def forget_observations(self, rows: Tensor) -> None:
-        """Removes observations, rows (K,) int64; their landmarks stay."""
-        keep = torch.ones(len(self.observations), dtype=torch.bool)
-        keep[rows] = False
-        self._keep_observations(keep)
-
     def renew_features(self, matcher: Matcher, features: Mapping[int, Features]) -> None:
         """Replaces features and queries after a change of weights; features that are not given are computed.
 
-        A landmark is described at its anchor; where that has left the window, the newest keyframe that saw it becomes its
-        anchor. A landmark that no keyframe saw is dropped.
+        A landmark is described at its host; where that has left the window, the newest keyframe that saw it becomes its
+        host. A landmark that no keyframe saw is dropped.
         """
         version = matcher.weights_version
         self.keyframes = [
@@ -470,8 +462,8 @@ class Window:
             return
         ids = torch.tensor([k.id for k in self.keyframes])
         o = self.observations
-        # Of each landmark's observations, the one at the anchor comes last, else the newest.
-        order = torch.where(ids[o.kf] == self.landmarks.anchor[o.lm], len(ids), o.kf) * len(o) + torch.arange(len(o))
+        # Of each landmark's observations, the one at the host comes last, else the newest.
+        order = torch.where(ids[o.kf] == self.landmarks.host[o.lm], len(ids), o.kf) * len(o) + torch.arange(len(o))
         best = torch.full((len(self.landmarks),), -1).scatter_reduce(0, o.lm, order, "amax")
         self._keep_landmarks(best >= 0)
         best = best[best >= 0] % max(1, len(o))
@@ -483,9 +475,9 @@ class Window:
                 parts.append(matcher.describe(keyframe.features, uv[mine].to(matcher.device)))
                 rows.append(mine)
         self.queries = Queries.cat(parts).select(torch.cat(rows).argsort().to(matcher.device)) if parts else None
-        # What was expected at an anchor that has left says nothing of another.
-        expected = torch.where(ids[kf] == self.landmarks.anchor, self.landmarks.expected_inv_depth, torch.nan)
-        self.landmarks = replace(self.landmarks, anchor=ids[kf], uv_anchor=uv, expected_inv_depth=expected)
+        # What was expected at a host that has left says nothing of another.
+        expected = torch.where(ids[kf] == self.landmarks.host, self.landmarks.expected_inv_depth, torch.nan)
+        self.landmarks = replace(self.landmarks, host=ids[kf], uv_host=uv, expected_inv_depth=expected)
 
     def _keep_observations(self, keep: Tensor) -> None:
         if not bool(keep.all()):

@@ -11,15 +11,15 @@ from ..core import geometry
 from ..bundle import solve
 from .measurements import detect
 from ..core.types import BAResult, BAStatus, Frame, WindowSnapshot
-from .initialization import Start
+from .initialization import InitialViews
 from ..matching.base import Features, Matcher
-from .relocalization import Places, place_of
-from .front_end import Sighting
+from .relocalization import KeyframeDatabase, stored_keyframe
+from .front_end import LandmarkMatches
 from .local_map import Keyframe, Window
 
 
 @dataclass(frozen=True)
-class Progress:
+class KeyframeStatistics:
     """What has changed since the newest keyframe."""
 
     share: float  # of its landmarks that this frame still sees, 0..1
@@ -29,7 +29,7 @@ class Progress:
     width_px: int
 
 
-def keyframe_reason(progress: Progress, config: OdometryConfig) -> str:
+def keyframe_reason(progress: KeyframeStatistics, config: OdometryConfig) -> str:
     """Why this frame should become a keyframe; empty when it should not.
 
     A camera that stands still makes no keyframes: without motion, neither time nor a share that noise lowers is a reason.
@@ -54,44 +54,45 @@ _RECENT = 3  # keyframes in which new points are searched
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """A located frame that becomes a keyframe; `sighting` is None when it is in the window already."""
+class KeyframeCandidate:
+    """A frame with a pose that becomes a keyframe; `matches` is None when it is in the window already."""
 
     frame: Frame
     image: Tensor  # (1, H, W) uint8 grey
     features: Features
     T_WC: Tensor  # (7,)
-    sighting: Sighting | None
+    matches: LandmarkMatches | None
 
 
 @dataclass(frozen=True)
-class Solved:
+class SolvedWindow:
     """A window as bundle adjustment saw it, before culling. Its tensors are never changed in place."""
 
     keyframes: tuple[Keyframe, ...]
     snapshot: WindowSnapshot
     result: BAResult
     uv: Tensor  # (O, 2) float32 raw px
-    at_anchor: Tensor  # (O,) bool: the observation at which its landmark was detected
+    is_host: Tensor  # (O,) bool: the observation at which its landmark was detected
 
     @staticmethod
-    def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> Solved:
-        return Solved(tuple(window.keyframes), snapshot, result, window.observations.uv[used], window.at_anchor()[used])
+    def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> SolvedWindow:
+        return SolvedWindow(
+            tuple(window.keyframes), snapshot, result, window.observations.uv[used], window.is_host()[used]
+        )
 
 
 @dataclass(frozen=True)
-class Adjusted:
+class MappingResult:
     """What keyframe work found out."""
 
     result: BAResult
-    solved: Solved
+    solved: SolvedWindow
 
 
 class Mapper:
     """Builds and extends a window; holds no state of its own but the settings."""
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
-        self.window_type = Window
         self._all = config
         self._config = config.odometry
         self._matcher = matcher
@@ -101,22 +102,22 @@ class Mapper:
         missing = measurements.lacking(frame, mode)
         if missing:
             return f"the frame has no {missing} image, with which a map in metres begins"
-        window = self.window_type(next_id)
+        window = Window(next_id)
         row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, image, features), geometry.identity())
         self._add_corners(window, row, frame, image, features, mode, far=True)
         window.triangulate(frame.camera, self._config.min_parallax_px, self._config.inlier_px)
-        known = int(window.landmarks.resolved.sum())
+        known = int(window.landmarks.triangulated.sum())
         if known < self._config.start_landmarks:
             return f"{known} corners with a measured depth, {self._config.start_landmarks} are needed"
         return window
 
-    def start_mono(self, start: Start, median_depth: float | None, next_id: int) -> Window | str:
+    def start_mono(self, start: InitialViews, median_depth: float | None, next_id: int) -> Window | str:
         """A window from the first views, with landmark ids from `next_id` on; or why not.
 
         Its scale: the given median depth, else the known first baseline, else a median depth of 1.
         """
         c, camera = self._config, start.views[-1].frame.camera
-        window = self.window_type(next_id)
+        window = Window(next_id)
         for view, T_WC in zip(start.views, start.T_WC):
             window.add_keyframe(Keyframe(view.frame.id, view.frame.stamp_ns, view.image, view.features), T_WC)
         inlier = start.inlier.nonzero()[:, 0]
@@ -133,7 +134,7 @@ class Mapper:
                 return "bundle adjustment of the first views is degenerate: " + (
                     adjusted.result.reason if adjusted else "no landmarks"
                 )
-        known = int(window.landmarks.resolved.sum())
+        known = int(window.landmarks.triangulated.sum())
         if known < c.start_landmarks:
             return f"{known} landmarks agree with the first views, {c.start_landmarks} are needed"
         if adjusted.result.covariance_newest is None:
@@ -152,22 +153,28 @@ class Mapper:
             window.rescale((median_depth or 1.0) / window.median_depth(len(window.keyframes) - 1))
         return window
 
-    def extend(self, window: Window, places: Places, fresh: Fresh, mode: str) -> Adjusted | None:
+    def extend(
+        self, window: Window, database: KeyframeDatabase, candidate: KeyframeCandidate, mode: str
+    ) -> MappingResult | None:
         """All that a new keyframe needs, in order."""
-        frame, camera = fresh.frame, fresh.frame.camera
-        if fresh.sighting is None:
+        frame, camera = candidate.frame, candidate.frame.camera
+        if candidate.matches is None:
             row = len(window.keyframes) - 1
         else:
-            row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, fresh.image, fresh.features), fresh.T_WC)
-            self._observe(window, row, frame, fresh.sighting.rows, fresh.sighting.uv, fresh.sighting.sigma_px, mode)
+            row = window.add_keyframe(
+                Keyframe(frame.id, frame.stamp_ns, candidate.image, candidate.features), candidate.T_WC
+            )
+            self._observe(
+                window, row, frame, candidate.matches.rows, candidate.matches.uv, candidate.matches.sigma_px, mode
+            )
             if self._matcher.wide_baseline:
                 self._search_pending(window, row, frame, mode)
-        new = self._add_corners(window, row, frame, fresh.image, fresh.features, mode)
+        new = self._add_corners(window, row, frame, candidate.image, candidate.features, mode)
         if self._matcher.wide_baseline:
             self._search_backwards(window, row, frame, new)
         window.triangulate(camera, self._config.min_parallax_px, self._config.inlier_px)
         while len(window.keyframes) > self._config.window_keyframes:
-            places.remember(place_of(window, 0))
+            database.add(stored_keyframe(window, 0))
             window.drop_keyframe(0)
         return self._adjust(window, camera)
 
@@ -188,11 +195,11 @@ class Mapper:
         mode: str,
         far: bool = False,
     ) -> None:
-        measured = measurements.measure(frame, mode, uv, self._config, far)
-        if measured is None:
+        depths = measurements.measure(frame, mode, uv, self._config, far)
+        if depths is None:
             window.observe(frame.camera, row, rows, uv, sigma_px)
         else:
-            window.observe(frame.camera, row, rows, uv, sigma_px, measured.third, measured.sigma, measured.kind)
+            window.observe(frame.camera, row, rows, uv, sigma_px, depths.measured, depths.sigma, depths.kind)
 
     def _add_corners(
         self, window: Window, row: int, frame: Frame, image: Tensor, features: Features, mode: str, far: bool = False
@@ -213,13 +220,13 @@ class Mapper:
 
     def _search_pending(self, window: Window, row: int, frame: Frame, mode: str) -> None:
         """Looks for landmarks without a position in the new keyframe; their depth is taken to be that of the scene."""
-        rows = (~window.landmarks.resolved).nonzero()[:, 0]
+        rows = (~window.landmarks.triangulated).nonzero()[:, 0]
         if len(rows) == 0:
             return
-        anchors = {keyframe.id: k for k, keyframe in enumerate(window.keyframes)}
-        known = torch.tensor([anchors.get(a, -1) for a in window.landmarks.anchor[rows].tolist()])
+        hosts = {keyframe.id: k for k, keyframe in enumerate(window.keyframes)}
+        known = torch.tensor([hosts.get(a, -1) for a in window.landmarks.host[rows].tolist()])
         rows, known = rows[known >= 0], known[known >= 0]
-        uv = frame.camera.undistort(window.landmarks.uv_anchor[rows].double())
+        uv = frame.camera.undistort(window.landmarks.uv_host[rows].double())
         points_C = geometry.back_project(
             frame.camera, uv, torch.full((len(rows),), window.median_depth(row), dtype=torch.float64)
         )
@@ -231,9 +238,9 @@ class Mapper:
         if len(rows) == 0 or len(others) == 0:
             return
         landmarks, o = window.landmarks, window.observations
-        uv = landmarks.uv_anchor[rows]
+        uv = landmarks.uv_host[rows]
         depth = torch.full((len(rows),), window.median_depth(row), dtype=torch.float64)
-        mine = ((o.kf == row) & landmarks.resolved[o.lm]).nonzero()[:, 0]
+        mine = ((o.kf == row) & landmarks.triangulated[o.lm]).nonzero()[:, 0]
         if len(mine):
             points_C = geometry.act(geometry.inverse(window.T_WC[row]), landmarks.points_W[o.lm[mine]])
             depth = points_C[torch.cdist(uv, o.uv[mine]).argmin(1), 2]
@@ -265,13 +272,13 @@ class Mapper:
 
     # -- bundle adjustment --------------------------------------------------------------------------------------------
 
-    def _adjust(self, window: Window, camera) -> Adjusted | None:
+    def _adjust(self, window: Window, camera) -> MappingResult | None:
         problem = window.snapshot(camera)
         if problem is None:
             return None
         snapshot, used, rows = problem
         result = solve(snapshot, self._all.bundle)
-        solved = Solved.of(window, snapshot, result, used)
+        solved = SolvedWindow.of(window, snapshot, result, used)
         if result.status is not BAStatus.DEGENERATE:
             window.absorb(result, rows)
             factor = window.restore_scale(rows)
@@ -283,4 +290,4 @@ class Mapper:
                     covariance_newest=unit[:, None] * result.covariance_newest.double() * unit,
                 )
             window.cull(camera, self._config.inlier_px)
-        return Adjusted(result, solved)
+        return MappingResult(result, solved)

@@ -83,11 +83,13 @@ _ROW_PX = 1.0  # a match in the right image must stay this near to the row
 
 
 @dataclass(frozen=True)
-class Depths:
+class DepthMeasurements:
     """What was measured at N points."""
 
     kind: ObservationKind
-    third: Tensor  # (N,) float64, third number of the observation; NaN where nothing was measured
+    measured: (
+        Tensor  # (N,) float64, u in the right image (STEREO) or inverse depth (DEPTH); NaN where nothing was measured
+    )
     sigma: Tensor  # (N,) float64
     depth: Tensor  # (N,) float64, along the optical axis; NaN where nothing was measured
 
@@ -124,7 +126,7 @@ def lacking(frame: Frame, mode: str) -> str:
     return ""
 
 
-def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig, far: bool = False) -> Depths | None:
+def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig, far: bool = False) -> DepthMeasurements | None:
     """Depth of a frame at raw px (N, 2); None in mono, and for a frame that came without its depth or right image.
 
     In stereo, points beyond `stereo_far` baselines count as not measured unless `far`: there, a rectification that is wrong by
@@ -137,7 +139,7 @@ def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig, far: bo
     return _match_row(frame, uv, config, torch.inf if far else config.stereo_far * frame.camera.baseline_m)
 
 
-def _look_up(frame: Frame, uv: Tensor, config: OdometryConfig) -> Depths:
+def _look_up(frame: Frame, uv: Tensor, config: OdometryConfig) -> DepthMeasurements:
     depth_map = frame.depth.cpu()
     height, width = depth_map.shape
     at = uv.round().long()
@@ -150,10 +152,10 @@ def _look_up(frame: Frame, uv: Tensor, config: OdometryConfig) -> Depths:
     flat = (patch - depth[:, None]).abs().nan_to_num(torch.inf).amax(1) < _EDGE * depth
     good = flat & (depth >= config.depth_min_m) & (depth <= config.depth_max_m)
     depth = torch.where(good, depth, torch.nan)
-    return Depths(ObservationKind.DEPTH, 1 / depth, torch.full_like(depth, config.depth_sigma), depth)
+    return DepthMeasurements(ObservationKind.DEPTH, 1 / depth, torch.full_like(depth, config.depth_sigma), depth)
 
 
-def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig, farthest_m: float) -> Depths:
+def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig, farthest_m: float) -> DepthMeasurements:
     """Block matching finds the disparity to a pixel, Lucas-Kanade refines it and must come back to where it started."""
     camera = frame.camera
     left, right = (np.ascontiguousarray(as_grey(image)[0].cpu().numpy()) for image in (frame.image, frame.right))
@@ -189,7 +191,7 @@ def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig, farthest_m: flo
     depth = camera.fx * camera.baseline_m / disparity.clamp_min(1e-3)
     good = torch.from_numpy(found) & (disparity > 0.5) & (depth >= config.depth_min_m) & (depth <= farthest_m)
     nothing = torch.full_like(depth, torch.nan)
-    return Depths(
+    return DepthMeasurements(
         ObservationKind.STEREO,
         torch.where(good, torch.from_numpy(there[:, 0]).double(), nothing),
         torch.full_like(depth, _STEREO_SIGMA_PX),

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from ..bundle import refine_pose
 from ..camera.model import Camera
 from ..core.config import BundleConfig
-from .front_end import Located
+from .front_end import PoseEstimate
 
 
-class Drift:
+class PoseCovariance:
     """Covariance (6, 6) of a pose relative to the start, for T_WC * Exp([rho, phi]); zero at the start.
 
     A window knows its newest pose relative to the ones it holds. When it slides by a keyframe, the share of one keyframe of
@@ -41,8 +41,8 @@ class Drift:
         self._lost, self._window = unit @ self._lost @ unit, unit @ self._window @ unit
         self._T_WC = torch.cat([centre + (self._T_WC[:3] - centre) * factor, self._T_WC[3:]])
 
-    def note(self, result: BAResult, slid: bool) -> None:
-        """Takes over the newest solution; `slid`: a keyframe has left the window before it."""
+    def propagate(self, result: BAResult, keyframe_dropped: bool) -> None:
+        """Takes over the newest solution; `keyframe_dropped`: a keyframe has left the window before it."""
         newest = result.T_WC[-1]
         self._lost, self._window, self._T_WC = (
             self._carry(self._lost, newest),
@@ -51,7 +51,7 @@ class Drift:
         )
         if result.covariance_newest is not None:  # else nothing better is known than what the last window said
             self._window = result.covariance_newest.to(self._lost)
-        if slid:
+        if keyframe_dropped:
             self._lost = self._lost + self._window / max(1, len(result.T_WC) - 2)
 
     def _carry(self, covariance: Tensor, T_WC: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class _Reference:
     T_WC: Tensor  # (7,) float64
 
 
-class Stillness:
+class ZeroMotionUpdate:
     """Compares every frame with the last one that had moved.
 
     The motion between the two follows from the pixels of landmarks that both show, placed where the first of them saw them: errors
@@ -90,28 +90,28 @@ class Stillness:
         self._reference: _Reference | None = None
         self.still = False
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """There is nothing to compare with: another map, or another scale."""
         self._reference, self.still = None, False
 
-    def hold(
-        self, camera: Camera, located: Located, id: Tensor, uv: Tensor, sigma_px: Tensor, config: BundleConfig
-    ) -> Located:
-        """`located`, or the reference's pose in its place while the camera stands still.
+    def apply(
+        self, camera: Camera, estimate: PoseEstimate, id: Tensor, uv: Tensor, sigma_px: Tensor, config: BundleConfig
+    ) -> PoseEstimate:
+        """`estimate`, or the reference's pose in its place while the camera stands still.
 
         Args:
             id: (N,) landmarks that support the pose. uv: (N, 2) ideal px. sigma_px: (N,).
         """
         self.still = self._reference is not None and self._stands(camera, id, uv.double(), sigma_px, config)
-        return replace(located, T_WC=self._reference.T_WC.clone()) if self.still else located
+        return replace(estimate, T_WC=self._reference.T_WC.clone()) if self.still else estimate
 
-    def note(self, id: Tensor, uv: Tensor, depth: Tensor, T_WC: Tensor) -> None:
-        """Makes this frame the reference unless its pose was held; arguments as in `hold`, depth (N,) along the optical axis."""
+    def set_reference(self, id: Tensor, uv: Tensor, depth: Tensor, T_WC: Tensor) -> None:
+        """Makes this frame the reference unless its pose was held; arguments as in `apply`, depth (N,) along the optical axis."""
         if not self.still:
             order = id.argsort()
             self._reference = _Reference(id[order], uv[order].double(), depth[order], T_WC.clone())
 
-    def correct(self, before: Tensor, after: Tensor) -> None:
+    def follow_adjustment(self, before: Tensor, after: Tensor) -> None:
         """Bundle adjustment has moved the newest pose (7,): the reference moves with it."""
         if self._reference is not None:
             T_WC = geometry.compose(after, geometry.relative(before, self._reference.T_WC))

@@ -109,7 +109,7 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
         return DiagnosticStatus.ERROR, f"lost: {now.reason}"
     if now.mounting_problem:
         return DiagnosticStatus.WARN, f"{now.tracking}, mounting of the camera not known: {now.mounting_problem}"
-    if now.tracking in ("degraded", "initializing"):
+    if now.tracking in ("unverified", "uninitialized"):
         return DiagnosticStatus.WARN, f"{now.tracking}: {now.reason}"
     if now.input_problem:
         return DiagnosticStatus.WARN, f"{now.tracking}, {now.input_problem}"

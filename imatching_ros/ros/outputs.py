@@ -61,9 +61,9 @@ TOPICS: dict[str, tuple[type | None, int, str]] = {
 }
 
 _STATES = {
-    TrackingState.INITIALIZING: Status.INITIALIZING,
+    TrackingState.UNINITIALIZED: Status.UNINITIALIZED,
     TrackingState.TRACKING: Status.TRACKING,
-    TrackingState.DEGRADED: Status.DEGRADED,
+    TrackingState.UNVERIFIED: Status.UNVERIFIED,
     TrackingState.LOST: Status.LOST,
 }
 _PATH_PERIOD_NS = 500_000_000  # a whole path is a large message
@@ -149,7 +149,7 @@ class Outputs:
                 poses = [tracker.camera_pose(T) for T in window.T_WC.numpy()]
                 self._send("~/keyframes", convert.make_keyframes(output.stamp_ns, poses, self.config.odom_frame))
             if self._heard("~/landmarks"):
-                points = window.landmarks.points_W[window.landmarks.resolved].numpy()
+                points = window.landmarks.points_W[window.landmarks.triangulated].numpy()
                 self._send(
                     "~/landmarks", convert.make_cloud(output.stamp_ns, tracker.points(points), self.config.odom_frame)
                 )
@@ -177,7 +177,7 @@ class Outputs:
             inliers=int(output.inliers),
             matches=0 if output.matches is None else len(output.matches.uv_j),
             keyframes=len(window.keyframes),
-            landmarks=int(window.landmarks.resolved.sum()),
+            landmarks=int(window.landmarks.triangulated.sum()),
             frames_received=received,
             frames_processed=counters.processed,
             frames_tracked=counters.tracked,

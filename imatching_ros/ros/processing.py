@@ -198,7 +198,7 @@ class Processor:
     def _tell_unused(self, image: CameraImages, reason: str) -> None:
         """A status for an image that could not be used: why, and the state as the last one left it."""
         last = self.last or OdometryOutput(
-            0, 0, TrackingState.INITIALIZING, "", None, None, 0, False, self.config.mode != "mono", 0, None
+            0, 0, TrackingState.UNINITIALIZED, "", None, None, 0, False, self.config.mode != "mono", 0, None
         )
         output = replace(last, stamp_ns=image.stamp_ns, reason=reason, inliers=0, is_keyframe=False, matches=None)
         self._publish_status(output, image.frame_id, float("nan"), float("nan"))

@@ -11,7 +11,7 @@ from imatching_ros.core.config import BundleConfig, LearningConfig
 from imatching_ros.core.types import BAStatus, ObservationKind
 from imatching_ros.learning.gate import refuse
 from imatching_ros.matching.klt import KltMatcher
-from imatching_ros.odometry.mapper import Solved
+from imatching_ros.odometry.mapper import SolvedWindow
 from imatching_ros.learning.sample import take_sample
 from imatching_ros.odometry.local_map import Keyframe, Window
 from odometry_scenes import CAMERA, speckle
@@ -37,7 +37,7 @@ def build(baseline: float, noise_px: float = 1.0, sigma_px: float = 1.0) -> Wind
     rows = window.add_landmarks(0, uv0.float(), None)
     for k, uv in enumerate((uv0, uv1)):
         window.observe(CAMERA, k, rows, uv, torch.full((len(rows),), sigma_px))
-    window.place(rows[:KNOWN], points[:KNOWN])
+    window.set_positions(rows[:KNOWN], points[:KNOWN])
     return window
 
 
@@ -70,7 +70,7 @@ def test_an_expectation_is_that_of_the_surroundings_and_is_scaled_with_the_map()
 def test_the_prior_is_left_out_once_parallax_is_enough_and_in_front_of_a_background():
     def with_prior(window: Window) -> torch.Tensor:
         o = local_map.with_prior(window, CAMERA)
-        assert bool((o.kf[o.kind == ObservationKind.DEPTH] == 0).all())  # at anchors alone
+        assert bool((o.kf[o.kind == ObservationKind.DEPTH] == 0).all())  # at hosts alone
         return o.lm[o.kind == ObservationKind.DEPTH]
 
     near, far = build(baseline=4 * DEPTH / CAMERA.fx, noise_px=0.1), build(baseline=20 * DEPTH / CAMERA.fx)
@@ -78,7 +78,7 @@ def test_the_prior_is_left_out_once_parallax_is_enough_and_in_front_of_a_backgro
         window.triangulate(CAMERA, 3.0, 6.0)
     assert len(with_prior(near)) == NEW and len(with_prior(far)) == 0
     row = torch.tensor([KNOWN])
-    near.place(row, near.landmarks.points_W[row] / 3)
+    near.set_positions(row, near.landmarks.points_W[row] / 3)
     assert len(with_prior(near)) == NEW - 1
 
 
@@ -103,9 +103,9 @@ def turning() -> Window:
             seen + 0.3 * torch.randn(NEW, 2, generator=rng, dtype=torch.float64),
             torch.full((NEW,), 0.5),
         )
-    window.place(rows, points)
+    window.set_positions(rows, points)
     window.landmarks = replace(window.landmarks, expected_inv_depth=torch.full((NEW,), 1 / DEPTH, dtype=torch.float64))
-    window.slid = True
+    window.keyframe_dropped = True
     return window
 
 
@@ -129,7 +129,7 @@ def test_the_gate_refuses_a_turn_on_the_spot_whatever_bundle_adjustment_says_of_
     window = turning()
     snapshot, used, _ = window.snapshot(CAMERA)
     result = solve(snapshot, BundleConfig())
-    sample = take_sample(Solved.of(window, snapshot, result, used), 0, 0, True)
+    sample = take_sample(SolvedWindow.of(window, snapshot, result, used), 0, 0, True)
     assert sample.window.expected_depth
     assert refuse(sample, LearningConfig()) == "bundle adjustment degenerate"
     believed = replace(sample, result=replace(sample.result, status=BAStatus.CONVERGED))

@@ -38,7 +38,7 @@ def test_depth_is_refused_where_it_is_unknown_at_an_edge_or_out_of_range():
     found = measure(frame, "rgbd", uv, CONFIG)
     assert found.kind is ObservationKind.DEPTH
     assert torch.allclose(found.depth[[0, 1, 7]], torch.tensor([2.0, 4.0, 2.0], dtype=torch.float64))
-    assert torch.allclose(found.third[:2], torch.tensor([0.5, 0.25], dtype=torch.float64))
+    assert torch.allclose(found.measured[:2], torch.tensor([0.5, 0.25], dtype=torch.float64))
     assert found.depth[2:7].isnan().all()
 
 
@@ -57,13 +57,13 @@ def test_disparity_of_a_plane_to_a_fifth_of_a_pixel():
         rng = np.random.default_rng(0)
         uv = torch.from_numpy(rng.uniform((60, 20), (300, 220), (80, 2)).astype(np.float32))
         found = measure(frame, "stereo", uv, CONFIG, far=True)
-        good = found.third.isfinite()
+        good = found.measured.isfinite()
         assert good.float().mean() > 0.6
-        assert (uv[good, 0].double() - found.third[good] - shift).abs().max() < 0.2
-        assert torch.allclose(found.depth[good], 256.0 * 0.2 / (uv[good, 0].double() - found.third[good]))
+        assert (uv[good, 0].double() - found.measured[good] - shift).abs().max() < 0.2
+        assert torch.allclose(found.depth[good], 256.0 * 0.2 / (uv[good, 0].double() - found.measured[good]))
         near = measure(frame, "stereo", uv, CONFIG)
         assert near.depth.nan_to_num(0.0).max() <= CONFIG.stereo_far * 0.2
-        assert bool(near.third.isfinite().any()) == (256.0 / shift < CONFIG.stereo_far)
+        assert bool(near.measured.isfinite().any()) == (256.0 / shift < CONFIG.stereo_far)
 
 
 def test_mode_is_what_the_frame_carries_and_is_refused_where_it_does_not():

@@ -4,7 +4,7 @@ import torch
 
 from imatching_ros.core import geometry
 from imatching_ros.core.types import BAResult, BAStatus
-from imatching_ros.odometry.motion import Drift
+from imatching_ros.odometry.motion import PoseCovariance
 
 SMALL = torch.diag(torch.tensor([1e-4, 1e-4, 1e-4, 1e-6, 1e-6, 1e-6], dtype=torch.float64))
 
@@ -21,37 +21,37 @@ def solved(x: float, covariance=SMALL) -> BAResult:
 
 
 def test_a_window_that_slides_adds_up_and_one_that_rests_does_not():
-    drift = Drift()
-    assert drift.at(pose(0)).abs().max() == 0
-    drift.note(solved(1.0), slid=False)
-    assert torch.allclose(drift.at(pose(1.0)), SMALL)
+    covariance = PoseCovariance()
+    assert covariance.at(pose(0)).abs().max() == 0
+    covariance.propagate(solved(1.0), keyframe_dropped=False)
+    assert torch.allclose(covariance.at(pose(1.0)), SMALL)
     sizes = []
     for k in range(10):
-        drift.note(solved(2.0 + k), slid=True)
-        sizes.append(float(drift.at(pose(2.0 + k)).trace()))
+        covariance.propagate(solved(2.0 + k), keyframe_dropped=True)
+        sizes.append(float(covariance.at(pose(2.0 + k)).trace()))
     assert all(b > a for a, b in zip(sizes, sizes[1:]))
-    assert float(drift.at(pose(11.0)).trace()) == sizes[-1]  # asking changes nothing
+    assert float(covariance.at(pose(11.0)).trace()) == sizes[-1]  # asking changes nothing
 
 
 def test_an_error_of_direction_becomes_one_of_position_with_distance():
-    drift = Drift()
+    covariance = PoseCovariance()
     yaw = torch.zeros(6, 6, dtype=torch.float64)
     yaw[5, 5] = 1e-4  # 0.01 rad about z
-    drift.add(yaw, pose(0.0))
-    far = drift.at(pose(100.0))
+    covariance.add(yaw, pose(0.0))
+    far = covariance.at(pose(100.0))
     assert abs(float(far[1, 1].sqrt()) - 1.0) < 1e-6 and float(far[0, 0]) < 1e-12
     moved = geometry.retract(pose(0.0), torch.tensor([0, 0, 0, 0, 0, 0.01], dtype=torch.float64))
     assert abs(float(geometry.compose(moved, pose(100.0))[1]) - 1.0) < 1e-3
 
 
 def test_a_degenerate_window_keeps_what_was_known_and_grows_as_it_slides():
-    drift = Drift()
-    drift.note(solved(1.0), slid=False)
-    before = drift.at(pose(2.0))
-    drift.note(solved(2.0, None), slid=False)
-    assert torch.allclose(drift.at(pose(2.0)), before)
+    covariance = PoseCovariance()
+    covariance.propagate(solved(1.0), keyframe_dropped=False)
+    before = covariance.at(pose(2.0))
+    covariance.propagate(solved(2.0, None), keyframe_dropped=False)
+    assert torch.allclose(covariance.at(pose(2.0)), before)
     sizes = [float(before.trace())]
     for k in range(5):
-        drift.note(solved(2.0 + k, None), slid=True)
-        sizes.append(float(drift.at(pose(2.0 + k)).trace()))
+        covariance.propagate(solved(2.0 + k, None), keyframe_dropped=True)
+        sizes.append(float(covariance.at(pose(2.0 + k)).trace()))
     assert all(b > a + 0.9 * float(SMALL.trace()) for a, b in zip(sizes, sizes[1:]))

@@ -4,40 +4,40 @@ import pytest
 import torch
 
 from imatching_ros.core import geometry
-from imatching_ros.odometry.front_end import Agreement
-from imatching_ros.odometry.front_end import Sighting
+from imatching_ros.odometry.front_end import InlierRatio
+from imatching_ros.odometry.front_end import LandmarkMatches
 from imatching_ros.odometry.front_end import LandmarkSearch
-from imatching_ros.odometry.front_end import Located
+from imatching_ros.odometry.front_end import PoseEstimate
 from imatching_ros.odometry.local_map import Keyframe, Window
 from odometry_scenes import CAMERA, configure
 
 
-def seen(residual_px, missed: int) -> tuple[Sighting, Located]:
+def seen(residual_px, unmatched: int) -> tuple[LandmarkMatches, PoseEstimate]:
     count = len(residual_px)
-    rows = torch.arange(count + missed)
-    sighting = Sighting(rows[:count], torch.zeros(count, 2), torch.ones(count), torch.ones(count), rows[count:])
+    rows = torch.arange(count + unmatched)
+    matches = LandmarkMatches(rows[:count], torch.zeros(count, 2), torch.ones(count), torch.ones(count), rows[count:])
     residual = torch.as_tensor(residual_px, dtype=torch.float64)
-    return sighting, Located(geometry.identity(), residual < 3, residual, torch.eye(6, dtype=torch.float64))
+    return matches, PoseEstimate(geometry.identity(), residual < 3, residual, torch.eye(6, dtype=torch.float64))
 
 
 def test_shares_are_measured_by_what_is_usual():
-    agreement = Agreement()
+    ratio = InlierRatio()
     usual = seen([1.0] * 8 + [5.0], 1)  # 8 of 10
-    assert agreement.of(*usual, 3.0) == 1.0  # nothing is known yet
-    agreement.note(*usual, 3.0)
-    assert agreement.usual == pytest.approx(0.8)
+    assert ratio.relative(*usual, 3.0) == 1.0  # nothing is known yet
+    ratio.update(*usual, 3.0)
+    assert ratio.usual == pytest.approx(0.8)
     few = seen([1.0] * 2 + [5.0] * 2, 6)
-    assert agreement.of(*few, 3.0) == pytest.approx(0.25) and agreement.of(*few, 6.0) == pytest.approx(0.5)
-    agreement.note(*few, 3.0)
-    assert agreement.usual == pytest.approx(0.74)
-    agreement.forget()
-    assert agreement.of(*few, 3.0) == 1.0
+    assert ratio.relative(*few, 3.0) == pytest.approx(0.25) and ratio.relative(*few, 6.0) == pytest.approx(0.5)
+    ratio.update(*few, 3.0)
+    assert ratio.usual == pytest.approx(0.74)
+    ratio.reset()
+    assert ratio.relative(*few, 3.0) == 1.0
 
 
 def test_landmarks_without_a_residual_are_not_found():
-    agreement = Agreement()
-    agreement.note(*seen([1.0, 1.0], 0), 3.0)
-    assert agreement.of(*seen([1.0, float("nan")], 0), 3.0) == pytest.approx(0.5)
+    ratio = InlierRatio()
+    ratio.update(*seen([1.0, 1.0], 0), 3.0)
+    assert ratio.relative(*seen([1.0, float("nan")], 0), 3.0) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("together, expected", [(True, 1.0), (False, 0.25)])
@@ -53,8 +53,8 @@ def test_support_tells_a_hidden_part_from_scattered_agreement(together, expected
     window = Window()
     window.add_keyframe(Keyframe(0, 0, torch.zeros(1, 240, 320, dtype=torch.uint8), None), geometry.identity())
     rows = window.add_landmarks(0, torch.zeros(400, 2), None)
-    window.place(rows, points[order])
-    sighting, located = seen([1.0] * int(right.sum()), int((~right).sum()))
-    assert LandmarkSearch(configure(), None).support(window, CAMERA, sighting, located) == pytest.approx(
+    window.set_positions(rows, points[order])
+    matches, estimate = seen([1.0] * int(right.sum()), int((~right).sum()))
+    assert LandmarkSearch(configure(), None).support(window, CAMERA, matches, estimate) == pytest.approx(
         expected, abs=0.1
     )

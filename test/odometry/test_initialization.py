@@ -4,7 +4,7 @@ import torch
 
 from imatching_ros.core import geometry
 from imatching_ros.core.config import Config
-from imatching_ros.odometry.initialization import MonoStart, Start, View
+from imatching_ros.odometry.initialization import MonoInitializer, InitialViews, View
 from imatching_ros.matching.klt import KltMatcher
 from odometry_scenes import CAMERA
 
@@ -27,9 +27,9 @@ def test_points_beyond_fifty_baselines_start_a_map():
     points = torch.rand(200, 3, dtype=torch.float64) * torch.tensor([40.0, 30.0, 95.0]) + torch.tensor(
         [-20.0, -15.0, 25.0]
     )
-    start = MonoStart(config.odometry, config.bundle, KltMatcher())
+    start = MonoInitializer(config.odometry, config.bundle, KltMatcher())
     T = geometry.exp(torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64))
     start._views = [view(points, geometry.identity()), view(points, T, seed=1)]
     found = start._solve(1.0)
-    assert isinstance(found, Start), found
+    assert isinstance(found, InitialViews), found
     assert float(found.T_WC[-1, 0] / found.T_WC[-1, :3].norm()) > 0.99

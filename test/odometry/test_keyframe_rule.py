@@ -3,7 +3,7 @@
 import pytest
 
 from imatching_ros.core.config import OdometryConfig
-from imatching_ros.odometry.mapper import Progress, keyframe_reason
+from imatching_ros.odometry.mapper import KeyframeStatistics, keyframe_reason
 
 CONFIG = OdometryConfig()
 QUIET = dict(share=0.95, parallax_px=1.0, motion_px=1.0, time_s=0.1, width_px=640)
@@ -20,14 +20,17 @@ QUIET = dict(share=0.95, parallax_px=1.0, motion_px=1.0, time_s=0.1, width_px=64
     ],
 )
 def test_reasons(change, reason):
-    assert keyframe_reason(Progress(**{**QUIET, **change}), CONFIG) == reason
+    assert keyframe_reason(KeyframeStatistics(**{**QUIET, **change}), CONFIG) == reason
 
 
 def test_a_camera_at_rest_makes_no_keyframe_however_long_and_however_much_is_hidden():
     assert (
-        keyframe_reason(Progress(share=0.2, parallax_px=0.3, motion_px=0.4, time_s=600.0, width_px=640), CONFIG) == ""
+        keyframe_reason(
+            KeyframeStatistics(share=0.2, parallax_px=0.3, motion_px=0.4, time_s=600.0, width_px=640), CONFIG
+        )
+        == ""
     )
 
 
 def test_a_view_that_shares_nothing_is_a_keyframe():
-    assert keyframe_reason(Progress(0.0, float("inf"), float("inf"), 0.1, 640), CONFIG)
+    assert keyframe_reason(KeyframeStatistics(0.0, float("inf"), float("inf"), 0.1, 640), CONFIG)

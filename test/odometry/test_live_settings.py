@@ -29,14 +29,14 @@ def test_settings_act_from_the_next_frame_on(clip):
     assert len(pipeline.window.keyframes) > 4
     pipeline.configure(
         config.with_values(
-            {"odometry.window_keyframes": 4, "odometry.degraded_inliers": 1000, "odometry.stored_keyframes": 1}
+            {"odometry.window_keyframes": 4, "odometry.verified_inliers": 1000, "odometry.stored_keyframes": 1}
         )
     )
     after = [pipeline.process(frame) for frame in clip[12:15]]
-    assert all(o.state is TrackingState.DEGRADED and o.T_WC is not None for o in after) and any(
+    assert all(o.state is TrackingState.UNVERIFIED and o.T_WC is not None for o in after) and any(
         o.is_keyframe for o in after
     )
-    assert len(pipeline.window.keyframes) == 4 and len(pipeline.odometry._places) == 1
+    assert len(pipeline.window.keyframes) == 4 and len(pipeline.odometry._database) == 1
     pipeline.configure(config.with_values({"odometry.min_inliers": 1000}))
     assert pipeline.process(clip[15]).state is TrackingState.LOST
     pipeline.configure(config)

@@ -11,7 +11,7 @@ from imatching_ros.core.config import BundleConfig
 from imatching_ros.core.types import BAStatus, ObservationKind
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.sift import SiftMatcher
-from imatching_ros.odometry.mapper import Solved
+from imatching_ros.odometry.mapper import SolvedWindow
 from imatching_ros.learning.sample import take_sample
 from imatching_ros.odometry.local_map import Keyframe, Window
 from odometry_scenes import CAMERA, speckle
@@ -70,7 +70,7 @@ def test_triangulation_recovers_points_and_drops_a_wrong_observation():
     window, _, points = build()
     window.observations.obs[60 * 2 + 7, :2] += 40  # landmark 7 in keyframe 2
     rows = window.triangulate(CAMERA, 3.0, 3.0)
-    kept = window.landmarks.resolved
+    kept = window.landmarks.triangulated
     assert len(rows) == int(kept.sum()) >= 58
     sane = kept.clone()
     sane[7] = False
@@ -80,9 +80,9 @@ def test_triangulation_recovers_points_and_drops_a_wrong_observation():
 
 
 def test_no_parallax_resolves_nothing_in_mono_but_a_measured_depth_does():
-    for depth, resolved in ((False, 0), (True, 40)):
+    for depth, triangulated in ((False, 0), (True, 40)):
         window, _, points = build(keyframes=1, landmarks=40, depth=depth)
-        assert len(window.triangulate(CAMERA, 3.0, 3.0)) == resolved
+        assert len(window.triangulate(CAMERA, 3.0, 3.0)) == triangulated
     assert (window.landmarks.points_W - points).norm(dim=1).max() < 1e-4
 
 
@@ -97,7 +97,7 @@ def test_rows_stay_consistent_when_keyframes_and_landmarks_leave():
     window, T, points = build(noise_px=0.3)
     window.triangulate(CAMERA, 3.0, 3.0)
     wrong = torch.tensor([3, 11])
-    window.place(wrong, window.landmarks.points_W[wrong] + 5.0)
+    window.set_positions(wrong, window.landmarks.points_W[wrong] + 5.0)
     window.cull(CAMERA, 3.0)
     ids = window.landmarks.id
     assert 3 not in ids and 11 not in ids and len(ids) >= 50
@@ -106,7 +106,7 @@ def test_rows_stay_consistent_when_keyframes_and_landmarks_leave():
     residual, depth = window.residuals(CAMERA)
     assert residual.max() < 3.0 and (depth > 0).all()
     assert (window.landmarks.points_W - points[window.landmarks.id]).norm(dim=1).median() < 0.05
-    assert window.slid and bool(window.snapshot(CAMERA)[0].fixed[:2].all())
+    assert window.keyframe_dropped and bool(window.snapshot(CAMERA)[0].fixed[:2].all())
     at, total = window.seen_at(3)
     assert (window.observations.lm[at] == torch.arange(len(at))).all() and total == len(at)
 
@@ -150,7 +150,7 @@ def test_new_weights_describe_landmarks_again_at_a_keyframe_that_remains():
     assert [k.features.weights_version for k in window.keyframes] == [7] * 4
     assert window.keyframes[1].features is given
     assert window.queries.weights_version == 7 and len(window.queries) == len(window.landmarks)
-    assert (window.landmarks.anchor == 40).all() and window.landmarks.expected_inv_depth.isnan().all()
+    assert (window.landmarks.host == 40).all() and window.landmarks.expected_inv_depth.isnan().all()
     at, _ = window.seen_at(3)
     assert torch.equal(window.queries.uv, window.observations.uv[at])
 
@@ -162,7 +162,7 @@ def test_a_learning_sample_is_complete_and_cloned(noise_px):
     snapshot, used, rows = window.snapshot(CAMERA)
     result = bundle.solve(snapshot, BundleConfig())
     assert result.status is BAStatus.CONVERGED
-    solved = Solved.of(window, snapshot, result, used)
+    solved = SolvedWindow.of(window, snapshot, result, used)
     sample = take_sample(solved, 0, 3, True)
     w = sample.window
     assert sample.keyframe_ids == (0, 10, 20, 30, 40) and len(sample.images) == 5 and sample.weights_version == 3
@@ -190,12 +190,6 @@ def test_stereo_holds_one_pose_where_others_hold_two(kind, held):
     assert window.snapshot(CAMERA)[0].fixed.tolist() == [True] * held + [False] * (4 - held)
 
 
-def test_forgetting_observations_leaves_the_landmarks():
-    window, _, _ = build()
-    window.forget_observations(torch.arange(10))
-    assert len(window.observations) == 290 and len(window.landmarks) == 60 and int(window.views()[0]) == 4
-
-
 def test_sigma_is_of_the_coordinates_that_it_weighs():
     """A match that is uncertain by one raw px near the corner of a fisheye is uncertain by more on the plane."""
     camera = replace(CAMERA, model="equidistant", distortion=(0.0, 0.0, 0.0, 0.0))
@@ -213,14 +207,14 @@ def test_sigma_is_of_the_coordinates_that_it_weighs():
 
 def test_scale_of_a_recalled_window_is_that_of_its_landmarks():
     window, T, points = build(keyframes=2)
-    window.place(torch.arange(60), points)
+    window.set_positions(torch.arange(60), points)
     window.remember_scale()
     swollen = (
         points * 1.3
     )  # about the first camera, at the origin: what bundle adjustment with one pose held cannot tell
     swollen[:20] += 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for _ in range(2):
-        window.place(torch.arange(60), swollen)
+        window.set_positions(torch.arange(60), swollen)
         window.T_WC = torch.cat([1.3 * T[:, :3], T[:, 3:]], 1)
         assert window.restore_scale(torch.arange(60)) == pytest.approx(1 / 1.3, rel=0.05)
         assert (

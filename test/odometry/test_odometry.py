@@ -81,7 +81,7 @@ def test_a_map_in_metres_waits_for_a_frame_with_depth(clip):
     blind = replace(clip[0][0], image=torch.zeros_like(clip[0][0].image))  # settles the mode, and begins no map
     frames = [blind, without_depth(clip[1][0]), *(frame for frame, _ in clip[2:6])]
     _, outputs = drive(frames)
-    assert [o.state for o in outputs] == [TrackingState.INITIALIZING] * 2 + [TrackingState.TRACKING] * 4
+    assert [o.state for o in outputs] == [TrackingState.UNINITIALIZED] * 2 + [TrackingState.TRACKING] * 4
     assert "no depth image" in outputs[1].reason
     assert position_error(outputs[-1], geometry.relative(clip[2][1], clip[5][1])) < 0.02
     with pytest.raises(SourceError, match="odometry.mode is 'rgbd'"):
@@ -113,7 +113,7 @@ def test_mono_starts_from_parallax_and_says_that_it_has_no_scale(clip):
     _, outputs = drive([replace(frame, depth=None) for frame, _ in clip])
     states = [o.state for o in outputs]
     first = states.index(TrackingState.TRACKING)
-    assert 0 < first < 14 and states[:first] == [TrackingState.INITIALIZING] * first
+    assert 0 < first < 14 and states[:first] == [TrackingState.UNINITIALIZED] * first
     assert all(o.T_WC is None and o.reason for o in outputs[:first]) and not any(o.metric for o in outputs)
     tracked = outputs[first:]
     assert all(o.T_WC is not None for o in tracked)
@@ -130,7 +130,7 @@ def test_a_known_first_baseline_gives_mono_its_scale(clip):
 
 def test_pure_rotation_invents_no_translation():
     pipeline, outputs = drive(rotating(14, 0.8))
-    assert all(o.T_WC is None and o.state is TrackingState.INITIALIZING for o in outputs)
+    assert all(o.T_WC is None and o.state is TrackingState.UNINITIALIZED for o in outputs)
     assert "parallax" in outputs[-1].reason
     assert pipeline.window.keyframes == []
 
@@ -156,10 +156,10 @@ def test_standing_still_neither_drifts_nor_fills_the_window(clip):
     base, keyframes = clip[4][0], len(pipeline.window.keyframes)
     still = [noisy(base, k, id=base.id + k, stamp_ns=base.stamp_ns + k * STEP_NS) for k in range(31)]
     _, outputs = drive(still, pipeline=pipeline)
-    drift = torch.stack([o.T_WC[:3] for o in outputs])
-    early, late = drift[1:6].mean(0), drift[-5:].mean(0)
+    positions = torch.stack([o.T_WC[:3] for o in outputs])
+    early, late = positions[1:6].mean(0), positions[-5:].mean(0)
     assert float((late - early).norm()) < 0.0025  # metres in 2.5 s
-    assert float((drift[-5:] - late).norm(dim=1).max()) < 0.003
+    assert float((positions[-5:] - late).norm(dim=1).max()) < 0.003
     assert len(pipeline.window.keyframes) <= keyframes + 1
 
 
@@ -236,7 +236,7 @@ def test_after_a_long_time_without_images_a_pose_has_to_be_firm(room):
         pipeline = Pipeline(configure("expectation", odometry__mode="rgbd"))
         for frame, _ in room[:12]:
             pipeline.process(frame)
-        pipeline.odometry._agreement.usual *= 2.5  # as if two fifths of the usual share agreed
+        pipeline.odometry._inlier_ratio.usual *= 2.5  # as if two fifths of the usual share agreed
         return pipeline.process(replace(room[12][0], stamp_ns=room[12][0].stamp_ns + round(pause_s * 1e9)))
 
     assert resumed(0.0).state is TrackingState.TRACKING
@@ -256,25 +256,25 @@ def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
     pipeline = Pipeline(configure("expectation", odometry__mode="rgbd"))
     for frame, _ in room[:20]:
         pipeline.process(frame)
-    usual = pipeline.odometry._agreement.usual
-    pipeline.odometry._agreement.usual = (
+    usual = pipeline.odometry._inlier_ratio.usual
+    pipeline.odometry._inlier_ratio.usual = (
         2.5 * usual
     )  # as if two fifths of the usual share agreed, after a pose far from the way
     pipeline.odometry._unsure = pipeline.odometry._wild = True
-    reference = pipeline.odometry._stillness._reference
+    reference = pipeline.odometry._zero_motion._reference
     misses, doubted = int(pipeline.window.landmarks.misses.sum()), []
     for frame, _ in room[20:23]:
         doubted.append(pipeline.process(frame))
-    assert all(o.state is TrackingState.DEGRADED and not o.is_keyframe for o in doubted)
-    held = pipeline.odometry._stillness._reference
+    assert all(o.state is TrackingState.UNVERIFIED and not o.is_keyframe for o in doubted)
+    held = pipeline.odometry._zero_motion._reference
     assert held is None or held is reference, "a camera that stands would be held at a doubtful pose"
-    assert pipeline.odometry.faltered and int(pipeline.window.landmarks.misses.sum()) <= misses
-    pipeline.odometry._agreement.usual = usual
+    assert pipeline.odometry.tracking_failed and int(pipeline.window.landmarks.misses.sum()) <= misses
+    pipeline.odometry._inlier_ratio.usual = usual
     firm = [pipeline.process(frame) for frame, _ in room[23:27]]
     assert (
         all(o.state is TrackingState.TRACKING for o in firm)
         and any(o.is_keyframe for o in firm)
-        and not pipeline.odometry.faltered
+        and not pipeline.odometry.tracking_failed
     )
 
 
@@ -286,7 +286,7 @@ def test_weights_answer_only_for_losses_that_began_with_them(room):
         frame = replace(room[i][0], id=now, stamp_ns=now * STEP_NS, image=room[i][0].image if image is None else image)
         odometry.track(frame)
         odometry.extend()
-        return odometry.faltered
+        return odometry.tracking_failed
 
     elsewhere = torch.from_numpy(speckle(9, (240, 320)))[None].expand(3, -1, -1)
     told = [see(0, 0), see(1, 1), see(1, 2, elsewhere), see(1, 3, elsewhere)]
@@ -327,7 +327,7 @@ def test_no_landmark_id_is_given_twice(clip):
     )
     pipeline, before = drive([frame for frame, _ in clip[:14]], **values)
     old, walked = ids(before), pipeline.window
-    # Back to the first place at once: its keyframe is recognised, and a window of it alone begins.
+    # Back to the first place at once: its keyframe is found in the database, and a window of it alone begins.
     jumped = replace(clip[0][0], id=100, stamp_ns=clip[14][0].stamp_ns)
     _, back = drive([jumped], pipeline=pipeline)
     recognised = ids([]) - old
@@ -356,7 +356,7 @@ def test_memory_is_bounded(clip):
     pipeline, outputs = drive(frames, **values)
     assert sum(o.is_keyframe for o in outputs) > 8  # more than the window and the memory hold
     window = pipeline.window
-    assert len(window.keyframes) == 4 and len(pipeline.odometry._places) == 3
+    assert len(window.keyframes) == 4 and len(pipeline.odometry._database) == 3
     assert len(window.landmarks) < 4 * 400 and len(window.observations) < 16 * 400
     assert position_error(outputs[-1], clip[-1][1]) < 0.05
 

@@ -9,8 +9,8 @@ from imatching_ros.core import geometry
 from imatching_ros.core.config import BundleConfig
 from imatching_ros.pipeline import Pipeline
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
-from imatching_ros.odometry.motion import Stillness
-from imatching_ros.odometry.front_end import Located
+from imatching_ros.odometry.motion import ZeroMotionUpdate
+from imatching_ros.odometry.front_end import PoseEstimate
 from odometry_scenes import CAMERA, configure, rotating
 
 CONFIG = BundleConfig()
@@ -68,9 +68,9 @@ class Views:
         noise = torch.randn(self.uv.shape, generator=self.generator, dtype=torch.float64) * noise_px
         return geometry.project(CAMERA, geometry.act(geometry.inverse(T), points)) + noise
 
-    def located(self, T: torch.Tensor) -> Located:
+    def estimate(self, T: torch.Tensor) -> PoseEstimate:
         count = len(self.id)
-        return Located(
+        return PoseEstimate(
             T,
             torch.ones(count, dtype=torch.bool),
             torch.zeros(count, dtype=torch.float64),
@@ -79,46 +79,47 @@ class Views:
 
 
 def judge(
-    stillness: Stillness, views: Views, uv: torch.Tensor, T: torch.Tensor, id: torch.Tensor | None = None
+    zero_motion: ZeroMotionUpdate, views: Views, uv: torch.Tensor, T: torch.Tensor, id: torch.Tensor | None = None
 ) -> torch.Tensor:
     id = views.id if id is None else id
-    held = stillness.hold(CAMERA, views.located(T), id, uv, torch.full((len(id),), 0.5), CONFIG).T_WC
-    stillness.note(id, uv, views.depth, held)
+    held = zero_motion.apply(CAMERA, views.estimate(T), id, uv, torch.full((len(id),), 0.5), CONFIG).T_WC
+    zero_motion.set_reference(id, uv, views.depth, held)
     return held
 
 
 def test_an_error_of_the_map_is_not_taken_for_motion():
-    views, stillness = Views(), Stillness()
+    views, zero_motion = Views(), ZeroMotionUpdate()
     start, wrong = geometry.identity(), geometry.exp(torch.tensor([0.01, 0, 0, 0, 0, 0], dtype=torch.float64))
-    assert torch.equal(judge(stillness, views, views.seen(start), start), start) and not stillness.still
-    assert torch.equal(judge(stillness, views, views.seen(start), wrong), start) and stillness.still
+    assert torch.equal(judge(zero_motion, views, views.seen(start), start), start) and not zero_motion.still
+    assert torch.equal(judge(zero_motion, views, views.seen(start), wrong), start) and zero_motion.still
 
 
 def test_slow_motion_adds_up_against_one_reference():
-    views, stillness = Views(), Stillness()
+    views, zero_motion = Views(), ZeroMotionUpdate()
     poses = [geometry.exp(torch.tensor([0.0005 * i, 0, 0, 0, 0, 0], dtype=torch.float64)) for i in range(40)]
-    held = torch.stack([judge(stillness, views, views.seen(T), T) for T in poses])
+    held = torch.stack([judge(zero_motion, views, views.seen(T), T) for T in poses])
     behind = (held[:, 0] - torch.stack(poses)[:, 0]).abs()
-    assert stillness.still or behind[-1] == 0
+    assert zero_motion.still or behind[-1] == 0
     assert 0 < float(behind.max()) < 0.012 and float(held[-1, 0]) > 0.008
 
 
 def test_nothing_is_held_without_common_landmarks_or_after_forgetting():
-    views, stillness = Views(), Stillness()
+    views, zero_motion = Views(), ZeroMotionUpdate()
     start, other = geometry.identity(), geometry.exp(torch.tensor([0.3, 0, 0, 0, 0, 0], dtype=torch.float64))
-    judge(stillness, views, views.seen(start), start)
+    judge(zero_motion, views, views.seen(start), start)
     assert (
-        torch.equal(judge(stillness, views, views.seen(start), other, views.id + 1000), other) and not stillness.still
+        torch.equal(judge(zero_motion, views, views.seen(start), other, views.id + 1000), other)
+        and not zero_motion.still
     )
-    stillness.forget()
-    assert torch.equal(judge(stillness, views, views.seen(start), other), other) and not stillness.still
+    zero_motion.reset()
+    assert torch.equal(judge(zero_motion, views, views.seen(start), other), other) and not zero_motion.still
 
 
 def test_the_reference_moves_with_bundle_adjustment():
-    views, stillness = Views(), Stillness()
+    views, zero_motion = Views(), ZeroMotionUpdate()
     start = geometry.identity()
-    judge(stillness, views, views.seen(start), start)
+    judge(zero_motion, views, views.seen(start), start)
     adjusted = geometry.exp(torch.tensor([0.02, 0, 0, 0, 0.01, 0], dtype=torch.float64))
-    stillness.correct(start, adjusted)
-    held = judge(stillness, views, views.seen(start), start)
-    assert stillness.still and torch.allclose(held, adjusted, atol=1e-12)
+    zero_motion.follow_adjustment(start, adjusted)
+    held = judge(zero_motion, views, views.seen(start), start)
+    assert zero_motion.still and torch.allclose(held, adjusted, atol=1e-12)

@@ -51,11 +51,11 @@ OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticS
             ERROR,
             "lost: for 3 frames",
         ),
-        ({"tracking": "degraded", "reason": "few matches"}, 10.0, WARN, "degraded: few matches"),
+        ({"tracking": "unverified", "reason": "few matches"}, 10.0, WARN, "unverified: few matches"),
         ({"mounting_problem": "no TF"}, 10.0, WARN, "tracking, mounting of the camera not known: no TF"),
         ({"external_odometry": "no TF"}, 10.0, WARN, "tracking, without external odometry: no TF"),
         (UNSCALED, 10.0, WARN, f"tracking, scale unknown: the unit of length is arbitrary; {SCALE_REMEDY}"),
-        ({**UNSCALED, "tracking": "degraded", "reason": "few matches"}, 10.0, WARN, "degraded: few matches"),
+        ({**UNSCALED, "tracking": "unverified", "reason": "few matches"}, 10.0, WARN, "unverified: few matches"),
         ({**UNSCALED, "external_odometry": "no TF"}, 10.0, WARN, "tracking, without external odometry: no TF"),
     ],
 )

@@ -75,17 +75,17 @@ def count(node: OdometryNode) -> tuple[int, int, int]:
 def test_live_parameters_are_applied(make_node, kind):
     node = make_node(kind)
     assert node.trigger_configure() == SUCCESS
-    assert node.set_parameters([Parameter("odometry.degraded_inliers", value=40)])[0].successful
-    assert node._pipeline.config.odometry.degraded_inliers == 40
+    assert node.set_parameters([Parameter("odometry.verified_inliers", value=40)])[0].successful
+    assert node._pipeline.config.odometry.verified_inliers == 40
     assert node.trigger_activate() == SUCCESS
-    wrong = [Parameter("odometry.degraded_inliers", value=5000), Parameter("bundle.kernel", value="cauchy")]
+    wrong = [Parameter("odometry.verified_inliers", value=5000), Parameter("bundle.kernel", value="cauchy")]
     assert not any(result.successful for result in node.set_parameters(wrong))
     assert node.set_parameters(
-        [Parameter("no_data_warning_s", value=2.5), Parameter("odometry.degraded_inliers", value=50)]
+        [Parameter("no_data_warning_s", value=2.5), Parameter("odometry.verified_inliers", value=50)]
     )[1].successful
-    wait_until(lambda: node._pipeline.config.odometry.degraded_inliers == 50, what="the setting to reach the pipeline")
+    wait_until(lambda: node._pipeline.config.odometry.verified_inliers == 50, what="the setting to reach the pipeline")
     assert node.config.no_data_warning_s == node._inputs.config.no_data_warning_s == 2.5
-    assert node.get_parameter("odometry.degraded_inliers").value == 50 and node.core.bundle.kernel == "huber"
+    assert node.get_parameter("odometry.verified_inliers").value == 50 and node.core.bundle.kernel == "huber"
 
 
 @pytest.mark.parametrize("active", [False, True])

@@ -206,10 +206,10 @@ def test_live_parameters_act_on_the_next_image(robot):
     robot.show(1)
     assert robot.status[-1].state == Status.TRACKING
     matches = robot.status[-1].matches
-    assert robot.set("odometry.degraded_inliers", whole(1000)).successful
+    assert robot.set("odometry.verified_inliers", whole(1000)).successful
     robot.show(1)
-    assert robot.status[-1].state == Status.DEGRADED and "matches agree" in robot.status[-1].reason
-    assert robot.set("odometry.degraded_inliers", whole(30)).successful
+    assert robot.status[-1].state == Status.UNVERIFIED and "matches agree" in robot.status[-1].reason
+    assert robot.set("odometry.verified_inliers", whole(30)).successful
     assert robot.set("odometry.landmarks_per_frame", whole(60)).successful
     robot.show(2)
     assert robot.status[-1].state == Status.TRACKING and robot.status[-1].matches <= 60 < matches

@@ -36,7 +36,7 @@ def test_a_latched_camera_info_is_received_and_a_misspelt_override_told(peer, st
         images.publish(image_message(stamp, look((0, 0, 0))[0], "mono8"))
 
     send_until(send, lambda: status, f"a status:\n{node.output}")
-    assert status[0].state == Status.INITIALIZING
+    assert status[0].state == Status.UNINITIALIZED
     told = [line for line in node.output.splitlines() if misspelt in line]
     assert len(told) == 1 and "did you mean 'qos_overrides./camera_info.subscription.reliability'?" in told[0]
     assert "TOPIC one of /camera_info, /image, POLICY one of depth, durability, history, reliability" in told[0]

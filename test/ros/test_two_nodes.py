@@ -166,7 +166,7 @@ def test_a_clock_that_jumps_back_resets(robots):
         robot.images.publish(robot.compressed(stamp, 0.0))
 
     send_until(send, lambda: len(robot.status) > count, f"a status after the jump:\n{robot.node.output}")
-    assert robot.status[-1].state == Status.INITIALIZING
+    assert robot.status[-1].state == Status.UNINITIALIZED
 
 
 def test_neither_hears_the_other(robots):

@@ -237,7 +237,7 @@ def _tracking(run: Run, narrow: bool) -> Figure | None:
     axes.plot(seconds, run.frames["matches"], color=GREY, label="matches")
     axes.plot(seconds, run.frames["inliers"], color=BLUE, label="inliers of the pose")
     step = np.median(np.diff(seconds)) if len(seconds) > 1 else 0.1
-    for state, colour in (("lost", RED), ("degraded", ORANGE), ("initializing", GREY)):
+    for state, colour in (("lost", RED), ("unverified", ORANGE), ("uninitialized", GREY)):
         at = seconds[run.frames["state"] == state]
         for k, s in enumerate(at):
             axes.axvspan(

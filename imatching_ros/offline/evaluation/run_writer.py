@@ -174,7 +174,7 @@ class RunWriter:
 
     def _counts(self) -> dict[str, Any]:
         first = next(
-            (k for k, s in enumerate(self._states) if s in (TrackingState.TRACKING, TrackingState.DEGRADED)), None
+            (k for k, s in enumerate(self._states) if s in (TrackingState.TRACKING, TrackingState.UNVERIFIED)), None
         )
         after = len(self._states) - first if first is not None else 0
         spent_s = sum(self._processing_ms) / 1e3

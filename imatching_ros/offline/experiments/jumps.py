@@ -30,8 +30,8 @@ def jump_about(source: Source, config: Config, jumps: int) -> dict[str, Any]:
     """So many times: a walk from a random frame on, then frames from another moment; counts what was said of these.
 
     Returns:
-        Counts: `right` and `wrong` poses in the state TRACKING of the frame after the jump, `right_degraded` and `wrong_degraded` ones
-        in DEGRADED, `lost` (no pose, or a new map), `not_started` walks without a pose at their end. Beside them `ever_wrong` jumps with a
+        Counts: `right` and `wrong` poses in the state TRACKING of the frame after the jump, `right_unverified` and `wrong_unverified` ones
+        in UNVERIFIED, `lost` (no pose, or a new map), `not_started` walks without a pose at their end. Beside them `ever_wrong` jumps with a
         wrong pose in the state TRACKING in that frame or those that follow, and `in_the_end_right` ones whose last frame is right.
 
     Raises:
@@ -48,7 +48,7 @@ def jump_about(source: Source, config: Config, jumps: int) -> dict[str, Any]:
     rng = np.random.default_rng(config.seed)
     odometry = Odometry(config, create_matcher(config.matcher))
     counts: Counter[str] = Counter(
-        {name: 0 for name in ("right", "wrong", "right_degraded", "wrong_degraded", "lost", "not_started")}
+        {name: 0 for name in ("right", "wrong", "right_unverified", "wrong_unverified", "lost", "not_started")}
     )
     later: Counter[str] = Counter({name: 0 for name in ("ever_wrong", "in_the_end_right")})
     for _ in range(jumps):
@@ -91,4 +91,4 @@ def _outcome(walk: list[OdometryOutput], after: OdometryOutput, T_true: torch.Te
     off = float((moved[:3] * scale - true[:3]).norm())
     off_deg = float(torch.rad2deg(geometry.log_so3(geometry.relative(moved, true)[3:]).norm()))
     right = off <= OFF * max(float(true[:3].norm()), walked / 3) and off_deg <= OFF_DEG
-    return ("right" if right else "wrong") + ("_degraded" if after.state is TrackingState.DEGRADED else "")
+    return ("right" if right else "wrong") + ("_unverified" if after.state is TrackingState.UNVERIFIED else "")

@@ -27,7 +27,7 @@ TOPICS = {
     "imatching/keyframes": "geometry_msgs/msg/PoseArray",
     "imatching/events": "std_msgs/msg/String",
 }
-_STATES = (TrackingState.INITIALIZING, TrackingState.TRACKING, TrackingState.DEGRADED, TrackingState.LOST)
+_STATES = (TrackingState.UNINITIALIZED, TrackingState.TRACKING, TrackingState.UNVERIFIED, TrackingState.LOST)
 
 
 def write_run(

@@ -144,7 +144,7 @@ def test_outcomes_of_a_jump():
     truth[:, 6], truth[:, 0] = 1, torch.tensor([0, 0.1, 0.2, 0.3, 0.4, 1.4])
     walk = [at(i, 0.1 * i) for i in range(5)]
     assert _outcome(walk, at(5, 1.3), truth) == "right" and _outcome(walk, at(5, 1.1), truth) == "wrong"
-    assert _outcome(walk, at(5, 0.5, TrackingState.DEGRADED), truth) == "wrong_degraded"
+    assert _outcome(walk, at(5, 0.5, TrackingState.UNVERIFIED), truth) == "wrong_unverified"
     assert _outcome(walk, at(5, 0, TrackingState.LOST), truth) == "lost" == _outcome(walk, at(5, 1.4, map_id=1), truth)
     mono = [at(i, 0.3 * i, metric=False) for i in range(5)]
     assert _outcome(mono, at(5, 4.2, metric=False), truth) == "right"

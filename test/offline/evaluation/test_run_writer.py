@@ -51,7 +51,7 @@ def output(k, state=TrackingState.TRACKING):
 
 def write(folder, truth):
     writer = RunWriter(folder, Config())
-    states = [TrackingState.INITIALIZING] * 2 + [TrackingState.TRACKING] * 7 + [TrackingState.LOST]
+    states = [TrackingState.UNINITIALIZED] * 2 + [TrackingState.TRACKING] * 7 + [TrackingState.LOST]
     for k, state in enumerate(states):
         writer.add_frame(output(k, state), 10.0 + k, 20.0)
     writer.add_event({"stamp_ns": 5, "event": "test", "value": math.nan, "array": np.arange(2)})
