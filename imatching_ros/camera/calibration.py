@@ -1,8 +1,9 @@
-"""Cameras from CameraInfo messages and from calibration files."""
+"""Cameras from CameraInfo messages and from calibration files; which topics carry rectified images."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ import yaml
 from .model import Camera
 from ..core.errors import CameraError
 
-_MODELS = {
-    "": "none",
-    "none": "none",
-    "pinhole": "none",
-    "plumb_bob": "plumb_bob",
-    "radtan": "plumb_bob",
-    "radial-tangential": "plumb_bob",
-    "rational_polynomial": "rational_polynomial",
-    "equidistant": "equidistant",
-    "fisheye": "equidistant",
+# Names of distortion models in CameraInfo, Kalibr, EuRoC and camera.json -> the model and how many coefficients it uses.
+PLUMB_BOB, RATIONAL, EQUIDISTANT = ("plumb_bob", 5), ("rational_polynomial", 8), ("equidistant", 4)
+MODEL_NAMES = {
+    "": ("none", 0),
+    "none": ("none", 0),
+    "pinhole": ("none", 0),
+    "plumb_bob": PLUMB_BOB,
+    "radtan": PLUMB_BOB,
+    "radial-tangential": PLUMB_BOB,
+    "rational_polynomial": RATIONAL,
+    "equidistant": EQUIDISTANT,
+    "fisheye": EQUIDISTANT,
 }
 
 
@@ -35,41 +38,40 @@ def make_camera(
         CameraError: an unknown model, too few coefficients, K of zeros.
     """
     K = np.asarray(K, float).reshape(3, 3)
-    words = str(model or "").strip().lower().split()
-    name = words[0] if words else ""
-    coefficients = tuple(float(x) for x in distortion)
-    if name not in _MODELS:
+    name, coefficients = _parse_distortion(model, tuple(float(x) for x in distortion))
+    fx, fy, cx, cy = (float(x) for x in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
+    return Camera(int(width), int(height), fx, fy, cx, cy, name, coefficients, baseline_m)
+
+
+def _parse_distortion(spelling: str, coefficients: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
+    """(model, coefficients) of `Camera`; zeros beyond those that the model uses are dropped."""
+    words = str(spelling or "").strip().lower().split()
+    if (words[0] if words else "") not in MODEL_NAMES:
         raise CameraError(
-            f"unknown distortion model '{model}'; known are plumb_bob (radtan), rational_polynomial, "
+            f"unknown distortion model '{spelling}'; known are plumb_bob (radtan), rational_polynomial, "
             "equidistant (fisheye) and none"
         )
-    known = _MODELS[name]
-    if known != "equidistant" and not any(coefficients):
-        known, coefficients = "none", ()
-    elif known == "none":
+    model, used = MODEL_NAMES[words[0] if words else ""]
+    if model != "equidistant" and not any(coefficients):
+        return "none", ()
+    if model == "none":
         raise CameraError(
             f"the camera has the distortion coefficients {coefficients} and no model; name the model (plumb_bob, "
             "rational_polynomial or equidistant)"
         )
-    elif known == "plumb_bob" and len(coefficients) == 8:
-        known = "rational_polynomial"
-    elif known == "plumb_bob" and len(coefficients) > 5 and not any(coefficients[5:]):
-        coefficients = coefficients[:5]
-    elif known == "rational_polynomial" and len(coefficients) > 8 and not any(coefficients[8:]):
-        coefficients = coefficients[:8]
-    elif known == "equidistant" and len(coefficients) > 4 and not any(coefficients[4:]):
-        coefficients = coefficients[:4]
-    return Camera(
-        int(width),
-        int(height),
-        float(K[0, 0]),
-        float(K[1, 1]),
-        float(K[0, 2]),
-        float(K[1, 2]),
-        known,
-        coefficients,
-        baseline_m,
-    )
+    if model == "plumb_bob" and len(coefficients) == 8:
+        return "rational_polynomial", coefficients
+    return model, coefficients if any(coefficients[used:]) else coefficients[:used]
+
+
+def is_rectified(topic: str) -> bool:
+    """Whether an image topic is named as image_proc names rectified images: image_rect, image_rect_color, image_rect_raw."""
+    return "rect" in base_topic(topic).rsplit("/", 1)[-1]
+
+
+def base_topic(topic: str) -> str:
+    """The topic without the transport that image_transport appends."""
+    return re.sub(r"/(compressed|compressedDepth|theora|ffmpeg)$", "", topic)
 
 
 def camera_from_info(info: Any, *, rectified: bool = False) -> Camera:
@@ -84,20 +86,20 @@ def camera_from_info(info: Any, *, rectified: bool = False) -> Camera:
     Raises:
         CameraError: K (or P) of zeros, an unknown model, impossible sizes.
     """
-    K, D, model = _field(info, "k"), _field(info, "d"), info.distortion_model
+    K, D, model = info_field(info, "k"), info_field(info, "d"), info.distortion_model
     if rectified:
-        K, D, model = np.asarray(_field(info, "p"), float).reshape(3, 4)[:, :3], (), "none"
+        K, D, model = np.asarray(info_field(info, "p"), float).reshape(3, 4)[:, :3], (), "none"
     camera = make_camera(info.width, info.height, K, model, D)
     return _crop_and_bin(camera, info)
 
 
 def stereo_baseline_m(right_info: Any) -> float | None:
-    """The baseline that a right camera's CameraInfo states in P = [fx' 0 cx' -fx' * baseline; ...]; None when P states none."""
-    P = np.asarray(_field(right_info, "p"), float).reshape(3, 4)
+    """The baseline in a right camera's CameraInfo, P = [fx' 0 cx' -fx' * baseline; ...]; None when P[3] is not below 0."""
+    P = np.asarray(info_field(right_info, "p"), float).reshape(3, 4)
     return float(-P[0, 3] / P[0, 0]) if P[0, 0] > 0 and P[0, 3] < 0 else None
 
 
-def _field(info: Any, name: str) -> Any:
+def info_field(info: Any, name: str) -> Any:
     """ROS 1 spells the matrices K, D, R, P, ROS 2 in lower case."""
     return getattr(info, name) if hasattr(info, name) else getattr(info, name.upper())
 
@@ -194,6 +196,6 @@ def check_size(camera: Camera, height: int, width: int, what: str) -> None:
     """Raises CameraError when an image is not of the camera's size."""
     if (width, height) != (camera.width, camera.height):
         raise CameraError(
-            f"{what} is {width} x {height}, its camera calibration is for {camera.width} x {camera.height}; give the calibration "
-            "of this resolution with --camera FILE"
+            f"{what} is {width} x {height}, its camera calibration is for {camera.width} x {camera.height}; calibrate at this "
+            "resolution, or give the calibration that belongs to it (in CameraInfo, or by --camera FILE)"
         )

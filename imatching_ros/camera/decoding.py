@@ -47,7 +47,7 @@ def _read(path: str | Path) -> np.ndarray:
 
 # encoding: (number type, channels in memory, OpenCV's conversion to RGB or grey). OpenCV names a Bayer pattern by the second
 # row's second and third pixel, so rggb is its BG.
-_ENCODINGS: dict[str, tuple[type, int, int | None]] = {
+ENCODINGS: dict[str, tuple[type, int, int | None]] = {
     "mono8": (np.uint8, 1, None),
     "8UC1": (np.uint8, 1, None),
     "mono16": (np.uint16, 1, None),
@@ -89,9 +89,9 @@ def decode_image(message: Any) -> Tensor:
                 "expected jpeg or png"
             )
         return to_image(image, bgr=True)
-    if encoding not in _ENCODINGS:
-        raise SourceError(f"images of encoding '{encoding}' cannot be used; expected one of {', '.join(_ENCODINGS)}")
-    dtype, channels, conversion = _ENCODINGS[encoding]
+    if encoding not in ENCODINGS:
+        raise SourceError(f"images of encoding '{encoding}' cannot be used; expected one of {', '.join(ENCODINGS)}")
+    dtype, channels, conversion = ENCODINGS[encoding]
     image = _raw(message, dtype, channels)
     try:
         return to_image(image if conversion is None else cv2.cvtColor(image, conversion))

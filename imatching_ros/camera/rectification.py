@@ -1,14 +1,19 @@
-"""Turning both images of a stereo pair so that their rows agree."""
+"""Rectification of stereo pairs: both images are remapped so that corresponding points lie in the same row."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from .model import Camera
+from ..core import geometry
 from ..core.errors import CameraError
+from .calibration import camera_from_info, info_field, stereo_baseline_m
+from .model import Camera
 
 
 class Rectification:
@@ -50,6 +55,7 @@ class Rectification:
                 f"the stereo calibration gives a baseline of {baseline:.4g} m along +x; expected the second camera to "
                 "the right of the first"
             )
+        self._left = left
         build = cv2.fisheye.initUndistortRectifyMap if fisheye else cv2.initUndistortRectifyMap
         self._maps = [build(k, d, r, p[:, :3], size, cv2.CV_32FC1) for k, d, r, p in zip(K, D, (R1, R2), (P1, P2))]
         self.camera = Camera(
@@ -62,10 +68,53 @@ class Rectification:
         """(C, H, W) uint8 each -> the same, rectified. The right image may be missing."""
         return self._remap(left, self._maps[0]), None if right is None else self._remap(right, self._maps[1])
 
+    def to_raw(self, uv: Tensor) -> Tensor:
+        """Px (N, 2) of the rectified left image -> px (N, 2) of the raw one."""
+        rays = geometry.rays(self.camera, uv.double())
+        return self._left.project(rays @ rays.new_tensor(self.T_left_rectified[:3, :3]).T).to(uv.dtype)
+
+    def raw_px_per_px(self, uv: Tensor) -> Tensor:
+        """(N,) float32: raw px per rectified px at px (N, 2) of the rectified left image, the geometric mean over directions."""
+        uv = uv.double()
+        du, dv = (self.to_raw(uv + step) - self.to_raw(uv - step) for step in uv.new_tensor([[0.5, 0.0], [0.0, 0.5]]))
+        return (du[:, 0] * dv[:, 1] - du[:, 1] * dv[:, 0]).abs().sqrt().float()
+
     @staticmethod
     def _remap(image: Tensor, maps: tuple[np.ndarray, np.ndarray]) -> Tensor:
         pixels = cv2.remap(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), *maps, cv2.INTER_LINEAR)
         return torch.from_numpy(np.ascontiguousarray(pixels.reshape(*image.shape[1:], -1).transpose(2, 0, 1)))
+
+
+def calibrate_stereo(left_info: Any, right_info: Any, rectified: bool) -> tuple[Camera, Rectification | None]:
+    """CameraInfo of both cameras -> the camera of the rectified pair, and how to rectify its images; None where they need not be.
+
+    Args:
+        rectified: the images are rectified already. Undistorted images of cameras with R = I are so too, whatever their name.
+
+    Raises:
+        CameraError: no baseline in the right camera's P, or a calibration that cannot be used.
+    """
+    baseline = stereo_baseline_m(right_info)
+    if baseline is None:
+        raise CameraError(
+            f"the right CameraInfo has P = {[round(float(p), 3) for p in info_field(right_info, 'p')]}, which holds no baseline; "
+            "expected P[3] = -fx * baseline: calibrate as a stereo pair (ros2 run camera_calibration cameracalibrator "
+            "--approximate 0.1 ...) or use one camera only (mode mono)"
+        )
+    pair = replace(camera_from_info(left_info, rectified=True), baseline_m=baseline)
+    if rectified:
+        return pair, None
+    left, right = camera_from_info(left_info), camera_from_info(right_info)
+    R_left, R_right = (np.asarray(info_field(info, "r"), float).reshape(3, 3) for info in (left_info, right_info))
+    aligned = all(np.allclose(R, np.eye(3), atol=1e-4) for R in (R_left, R_right))
+    if aligned and not (left.is_distorted or right.is_distorted):
+        return pair, None
+    # R rotates each raw camera into the common rectified one, in which the right camera stands at +x.
+    T_left_right = np.eye(4)
+    T_left_right[:3, :3] = R_left.T @ R_right
+    T_left_right[:3, 3] = R_left.T @ [baseline, 0, 0]
+    rectification = Rectification(left, right, T_left_right)
+    return rectification.camera, rectification
 
 
 def _opencv(camera: Camera) -> tuple[np.ndarray, np.ndarray]:

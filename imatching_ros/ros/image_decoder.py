@@ -7,16 +7,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import CameraInfo
 from torch import Tensor
 
-from ..core import geometry
 from ..camera.model import Camera
 from ..core.types import Frame, Matches
-from ..core.errors import CameraError, SourceError
-from ..camera.calibration import camera_from_info, stereo_baseline_m
-from ..camera.decoding import _ENCODINGS, decode_depth, decode_image, to_image
-from ..camera.rectification import Rectification
+from ..core.errors import SourceError
+from ..camera.calibration import camera_from_info, check_size
+from ..camera.decoding import ENCODINGS, decode_depth, decode_image, to_image
+from ..camera.rectification import Rectification, calibrate_stereo
 from .inputs import CameraImages
 
 try:
@@ -26,7 +24,7 @@ except ImportError:
 
 
 class ImageDecoder:
-    """Decodes images; keeps the calibration until a CameraInfo says something else.
+    """Decodes images; keeps the calibration until a CameraInfo differs.
 
     Attributes:
         T_optical_camera: (4, 4) pose of the frames' camera in the optical frame that the messages name: a small rotation when
@@ -37,7 +35,6 @@ class ImageDecoder:
         self._mode = mode
         self._key: tuple | None = None
         self._camera: Camera | None = None
-        self._left: Camera | None = None
         self._rectification: Rectification | None = None
         self._count = 0
         self.T_optical_camera = np.eye(4)
@@ -66,12 +63,7 @@ class ImageDecoder:
                     f"the depth image is {depth.shape[1]} x {depth.shape[0]}, the colour image {image.shape[2]} x "
                     f"{image.shape[1]}; expected depth registered to colour (see depth_image_proc)"
                 )
-        height, width = image.shape[1:]
-        if (width, height) != (camera.width, camera.height):
-            raise CameraError(
-                f"the image is {width} x {height}, CameraInfo says {camera.width} x {camera.height}; expected the same: "
-                "calibrate at this resolution, or let the driver publish the CameraInfo that belongs to it"
-            )
+        check_size(camera, image.shape[1], image.shape[2], "the image")
         if self._rectification is not None:
             image, right = self._rectification.apply(image, right)
         self._count += 1
@@ -84,69 +76,41 @@ class ImageDecoder:
         """
         if self._rectification is None:
             return matches
-        size = self._pixel_size(matches.uv_j)
+        size = self._rectification.raw_px_per_px(matches.uv_j)
         return replace(
             matches,
-            uv_i=self._to_raw(matches.uv_i),
-            uv_j=self._to_raw(matches.uv_j),
+            uv_i=self._rectification.to_raw(matches.uv_i),
+            uv_j=self._rectification.to_raw(matches.uv_j),
             sigma_px=matches.sigma_px * size,
             residual_px=matches.residual_px * size,
         )
 
-    def _to_raw(self, uv: Tensor) -> Tensor:
-        """Px (N, 2) of the rectified left image -> px (N, 2) of the raw one."""
-        rays = geometry.rays(self._camera, uv.double())
-        return self._left.project(rays @ rays.new_tensor(self.T_optical_camera[:3, :3]).T).to(uv.dtype)
-
-    def _pixel_size(self, uv: Tensor) -> Tensor:
-        """(N,): how many raw px one rectified px is at px (N, 2) of the rectified left image."""
-        uv = uv.double()
-        du, dv = (self._to_raw(uv + step) - self._to_raw(uv - step) for step in uv.new_tensor([[0.5, 0.0], [0.0, 0.5]]))
-        return (du[:, 0] * dv[:, 1] - du[:, 1] * dv[:, 0]).abs().sqrt().float()
-
     def _calibrate(self, received: CameraImages) -> Camera:
+        """The frames' camera; computed again when a CameraInfo changes."""
         key = tuple(_contents(info) for info in received.infos.values())
         if self._camera is None or key != self._key:
-            self._camera = None
-            self._rectification = None
+            self._camera = self._rectification = None
             self.T_optical_camera = np.eye(4)
             if self._mode == "stereo":
                 left, right = received.infos.values()
-                self._camera = self._calibrate_stereo(left, right, received.rectified)
+                self._camera, self._rectification = calibrate_stereo(left, right, received.rectified)
             else:
                 (info,) = received.infos.values()
                 self._camera = camera_from_info(info, rectified=received.rectified)
+            if self._rectification is not None:
+                self.T_optical_camera = self._rectification.T_left_rectified
             self._key = key
         return self._camera
 
-    def _calibrate_stereo(self, left: CameraInfo, right: CameraInfo, rectified: bool) -> Camera:
-        baseline = stereo_baseline_m(right)
-        if baseline is None:
-            raise CameraError(
-                f"the right CameraInfo has P = {[round(float(p), 3) for p in right.p]}, which states no baseline; expected "
-                "P[3] = -fx * baseline (ros2 run camera_calibration cameracalibrator --approximate 0.1 ...)"
-            )
-        camera = camera_from_info(left, rectified=True)
-        if rectified:
-            return Camera(camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, baseline_m=baseline)
-        R_left, R_right = (np.asarray(info.r, float).reshape(3, 3) for info in (left, right))
-        T_left_right = np.eye(4)
-        T_left_right[:3, :3] = R_left.T @ R_right
-        T_left_right[:3, 3] = R_left.T @ [baseline, 0, 0]
-        self._left = camera_from_info(left)
-        self._rectification = Rectification(self._left, camera_from_info(right), T_left_right)
-        self.T_optical_camera = self._rectification.T_left_rectified
-        return self._rectification.camera
-
 
 def decode(message: Any) -> Tensor:
-    """Image or CompressedImage -> (3 or 1, H, W) uint8; encodings that the core does not know are left to cv_bridge.
+    """Image or CompressedImage -> (3 or 1, H, W) uint8; encodings that `camera.decoding` does not read go to cv_bridge.
 
     Raises:
         SourceError: neither can read it, or its data does not fit the stated size.
     """
     encoding = getattr(message, "encoding", None)
-    if cv_bridge is None or encoding is None or encoding in _ENCODINGS:
+    if cv_bridge is None or encoding is None or encoding in ENCODINGS:
         return decode_image(message)
     try:
         return to_image(np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")))
@@ -157,7 +121,7 @@ def decode(message: Any) -> Tensor:
     ) as error:  # CvBridgeError is a TypeError; so is what NumPy says of too few bytes
         raise SourceError(
             f"an image of {message.width} x {message.height} cannot be read: images of encoding '{encoding}' cannot be used; expected one "
-            f"of {', '.join(_ENCODINGS)}, or one that cv_bridge reads, which says: {_one_line(error)}"
+            f"of {', '.join(ENCODINGS)}, or one that cv_bridge reads, which says: {_one_line(error)}"
         ) from None
 
 

@@ -20,6 +20,7 @@ from rclpy.qos import (
 )
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from ..camera.calibration import is_rectified
 from ..core.errors import ConfigError
 from .convert import stamp_ns
 from .params import NodeConfig
@@ -104,8 +105,8 @@ class CameraInputs:
             raise
         for text in find_unknown_overrides(node):
             node.get_logger().warning(text)
-        last_part = node.resolve_topic_name(leader).rsplit("/", 1)[-1]
-        self.rectified = config.rectified == "yes" or (config.rectified == "auto" and "rect" in last_part)
+        named_so = is_rectified(node.resolve_topic_name(leader))
+        self.rectified = config.rectified == "yes" or (config.rectified == "auto" and named_so)
 
     def close(self) -> None:
         for topic in self.topics.values():

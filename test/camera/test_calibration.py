@@ -8,7 +8,14 @@ import torch
 import yaml
 
 from imatching_ros.core.errors import CameraError
-from imatching_ros.camera.calibration import camera_from_info, check_size, make_camera, read_camera, stereo_baseline_m
+from imatching_ros.camera.calibration import (
+    camera_from_info,
+    check_size,
+    is_rectified,
+    make_camera,
+    read_camera,
+    stereo_baseline_m,
+)
 
 K = [500.0, 0, 320.0, 0, 510.0, 240.0, 0, 0, 1]
 
@@ -149,3 +156,16 @@ def test_other_files_are_refused(tmp_path, text):
 def test_size_disagreement_names_both():
     with pytest.raises(CameraError, match="320 x 240.*640 x 480"):
         check_size(camera_from_info(info()), 240, 320, "the image")
+
+
+@pytest.mark.parametrize(
+    "topic, rectified",
+    [
+        ("/camera/image_rect", True),
+        ("/camera/image_rect_color/compressed", True),
+        ("/camera/image_raw", False),
+        ("/rectified/image_raw", False),
+    ],
+)
+def test_rectified_topics_are_known_by_their_last_part(topic, rectified):
+    assert is_rectified(topic) is rectified

@@ -194,7 +194,7 @@ def test_unknown_encoding(robot):
 
 def test_image_of_another_size_than_its_camera_info(robot):
     image, depth = look()
-    robot.spoil("the image is 160 x 240, CameraInfo says 320 x 240", image[:, :160], depth[:, :160])
+    robot.spoil("the image is 160 x 240, its camera calibration is for 320 x 240", image[:, :160], depth[:, :160])
     robot.show()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from ...camera.model import Camera
 from ...core.types import Frame
 from ...core.errors import CameraError, SourceError
 from .bag_reader import BagReader
-from .bag_topics import BagTopics, choose_topics, is_rectified
+from .bag_topics import BagTopics, choose_topics
 from .bag_truth import read_truth
 from .base import Source, SourceOptions, choose_mode
-from ...camera.calibration import camera_from_info, check_size, stereo_baseline_m
+from ...camera.calibration import camera_from_info, check_size, is_rectified
 from ...camera.decoding import decode_depth, decode_image
-from ...camera.rectification import Rectification
+from ...camera.rectification import Rectification, calibrate_stereo
 from .truth import Trajectory, read_trajectory
 
 _STEREO_TOLERANCE_NS = 5_000_000
@@ -150,24 +149,13 @@ class BagSource(Source):
                     "a camera file for a stereo bag must describe rectified images and hold 'baseline_m'; or use --mode mono"
                 )
             return self.options.camera
-        left, right = infos.get(self.topics.info or ""), infos.get(self.topics.right_info or "")
-        baseline = None if right is None else stereo_baseline_m(right)
-        if baseline is None:
+        left, right = (infos.get(topic or "") for topic in (self.topics.info, self.topics.right_info))
+        if right is None:
             raise CameraError(
-                f"the CameraInfo of {self.topics.right} states no baseline (P[3] is not below 0) or is missing; "
-                "calibrate as a stereo pair or use --mode mono"
+                f"the CameraInfo of {self.topics.right} is missing; record it, give a camera file with 'baseline_m', or use --mode mono"
             )
-        rectified = camera_from_info(left, rectified=True)
-        raw_left, raw_right = camera_from_info(left), camera_from_info(right)
-        turned = [not np.allclose(_matrix(info, "r"), np.eye(3), atol=1e-4) for info in (left, right)]
-        if is_rectified(self.topics.image) or not (any(c.is_distorted for c in (raw_left, raw_right)) or any(turned)):
-            return replace(rectified, baseline_m=baseline)
-        # R turns each raw camera into the common rectified one, in which the right camera stands at +x.
-        T_left_right = np.eye(4)
-        T_left_right[:3, :3] = _matrix(left, "r").T @ _matrix(right, "r")
-        T_left_right[:3, 3] = _matrix(left, "r").T @ [baseline, 0, 0]
-        self._rectification = Rectification(raw_left, raw_right, T_left_right)
-        return self._rectification.camera
+        camera, self._rectification = calibrate_stereo(left, right, is_rectified(self.topics.image))
+        return camera
 
     def _join(self, message: Any, partners: deque[Any], tolerance_ns: int) -> Iterator[Frame]:
         stamp = stamp_of(message)
@@ -212,7 +200,3 @@ def stamp_of(message: Any) -> int:
     """The header's stamp in ns, of a ROS 1 or ROS 2 message of rosbags."""
     stamp = message.header.stamp
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
-
-
-def _matrix(info: Any, name: str) -> np.ndarray:
-    return np.asarray(getattr(info, name) if hasattr(info, name) else getattr(info, name.upper()), float).reshape(3, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ...camera.calibration import base_topic
 from ...core.errors import CameraError, SourceError
 from .base import SourceOptions
 
@@ -89,21 +90,11 @@ def choose_topics(topics: dict[str, str], options: SourceOptions, name: str) -> 
     return BagTopics(image, info, right, _info_of(right, topics) if right else None, depth, truth)
 
 
-def is_rectified(topic: str) -> bool:
-    """image_proc's naming: image_rect, image_rect_color, image_rect_raw."""
-    return "rect" in _base(topic).rsplit("/", 1)[-1]
-
-
-def _base(topic: str) -> str:
-    """The topic without the transport that image_transport appends."""
-    return re.sub(r"/(compressed|compressedDepth|theora|ffmpeg)$", "", topic)
-
-
 def _best_transport(topics: set[str]) -> set[str]:
     """Raw before compressed, one for each base topic."""
     best: dict[str, str] = {}
     for topic in sorted(topics, key=len):
-        best.setdefault(_base(topic), topic)
+        best.setdefault(base_topic(topic), topic)
     return set(best.values())
 
 
@@ -111,10 +102,10 @@ def _one_per_camera(topics: list[str]) -> list[str]:
     """One camera often has image_raw, image_mono, image_color, image_rect side by side: the best of them is enough."""
     cameras: dict[str, list[str]] = {}
     for topic in topics:
-        cameras.setdefault(_base(topic).rsplit("/", 1)[0], []).append(topic)
+        cameras.setdefault(base_topic(topic).rsplit("/", 1)[0], []).append(topic)
     chosen = []
     for group in cameras.values():
-        leaves = {_base(topic).rsplit("/", 1)[-1]: topic for topic in group}
+        leaves = {base_topic(topic).rsplit("/", 1)[-1]: topic for topic in group}
         if all(leaf in _RANKING for leaf in leaves):
             chosen.append(leaves[min(leaves, key=_RANKING.index)])
         else:
@@ -132,7 +123,7 @@ def _left_of(topic: str, topics: set[str]) -> str | None:
 def _info_of(image: str, topics: dict[str, str]) -> str | None:
     """camera_info beside the image, as image_transport demands; else the only one in the bag."""
     infos = [t for t, kind in topics.items() if kind == INFO_TYPE]
-    beside = _base(image).rsplit("/", 1)[0] + "/camera_info"
+    beside = base_topic(image).rsplit("/", 1)[0] + "/camera_info"
     if beside in infos:
         return beside
     return infos[0] if len(infos) == 1 else None

@@ -10,7 +10,7 @@ import yaml
 from ...camera.model import Camera
 from ...core.errors import CameraError, SourceError
 from .base import associate
-from ...camera.calibration import make_camera
+from ...camera.calibration import read_camera
 from .folder import Entry, Listing
 from ...camera.rectification import Rectification
 from .truth import Trajectory, read_trajectory
@@ -76,13 +76,9 @@ def _read_list(folder: Path) -> tuple[np.ndarray, list[Path]]:
 
 
 def _read_sensor(path: Path) -> tuple[Camera, np.ndarray]:
+    camera = read_camera(path)
     try:
-        data = yaml.safe_load(path.read_text().replace("%YAML:1.0", ""))
-        fx, fy, cx, cy = data["intrinsics"]
-        width, height = data["resolution"]
-        camera = make_camera(
-            width, height, [fx, 0, cx, 0, fy, cy, 0, 0, 1], data["distortion_model"], data["distortion_coefficients"]
-        )
-        return camera, np.array(data["T_BS"]["data"], float).reshape(4, 4)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise CameraError(f"cannot understand {path}: {type(error).__name__} {error}") from None
+        T_BS = yaml.safe_load(path.read_text().replace("%YAML:1.0", ""))["T_BS"]["data"]
+        return camera, np.array(T_BS, float).reshape(4, 4)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CameraError(f"the camera file {path} holds no 4 x 4 pose T_BS: {type(error).__name__} {error}") from None

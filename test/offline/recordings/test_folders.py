@@ -5,14 +5,12 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.errors import CameraError, SourceError
 from imatching_ros.offline.recordings.base import SourceOptions, associate
 from imatching_ros.offline.recordings.opening import open_source
-from imatching_ros.camera.rectification import Rectification
 from imatching_ros.offline.recordings.truth import from_matrices, write_tum
 
 H, W, N = 48, 64, 5
@@ -197,34 +195,6 @@ def test_euroc_is_rectified_for_stereo_only(tmp_path):
         np.testing.assert_allclose(own.matrices()[0, :3, 3], [0.3, 0, 0], atol=1e-12)  # of the camera, not of the body
     mono = open_source(root / "mav0", SourceOptions(mode="mono"))
     assert mono.camera.is_distorted and list(mono)[0].stamp_ns == 1_403_636_579_763_555_584
-
-
-@pytest.mark.parametrize(
-    "model, distortion", [("plumb_bob", (-0.2, 0.05, 0.001, 0.0)), ("equidistant", (0.05, -0.01, 0.002, 0.0))]
-)
-def test_rectification_keeps_rays(model, distortion):
-    """A pixel of the rectified left camera is the same ray as the raw pixel that is copied there."""
-    left = Camera(W, H, 50, 50, 31.5, 23.5, model, distortion)
-    T = np.eye(4)
-    T[:3, 3] = 0.11, 0.01, 0.0
-    rectification = Rectification(left, left, T)
-    ramp = torch.arange(W, dtype=torch.uint8).mul(3).expand(1, H, W)
-    image_left, _ = rectification.apply(ramp, ramp)
-    camera = rectification.camera
-    uv = torch.tensor([[30.0, 20.0], [40.0, 30.0]], dtype=torch.float64)
-    plane = (uv - torch.tensor([camera.cx, camera.cy])) / torch.tensor([camera.fx, camera.fy])
-    ray = torch.cat([plane, torch.ones(2, 1)], 1)
-    raw = left.project(ray @ torch.from_numpy(rectification.T_left_rectified[:3, :3]).T)
-    seen = image_left[0, uv[:, 1].long(), uv[:, 0].long()].double()
-    assert (seen - 3 * raw[:, 0]).abs().max() < 1.5
-    assert camera.baseline_m == pytest.approx(np.hypot(0.11, 0.01))
-
-
-def test_a_right_camera_on_the_left_is_refused():
-    T = np.eye(4)
-    T[0, 3] = -0.1
-    with pytest.raises(CameraError, match="baseline"):
-        Rectification(Camera(W, H, 50, 50, 31, 23), Camera(W, H, 50, 50, 31, 23), T)
 
 
 def test_unknown_folders_list_what_was_looked_for(tmp_path):
