@@ -1,1 +1,0 @@
-"""Measurements of speed against other solvers and of the whole pipeline."""

@@ -1,1 +1,0 @@
-"""What learning in the background costs odometry."""

@@ -1,1 +1,0 @@
-"""Accuracy, faults and the time of every part of odometry."""

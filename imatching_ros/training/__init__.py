@@ -1,1 +1,0 @@
-"""Offline training of the shipped weights: rendered scenes and photographs with exact correspondences."""
