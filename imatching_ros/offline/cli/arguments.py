@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ...core.config import Config
 from ...core.errors import ConfigError
-from ..recordings.base import MODES, SourceOptions
+from ..recordings.base import MODES, Source, SourceOptions
 
 
 def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True, mode: str = "auto") -> None:
@@ -60,6 +62,31 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
         args.depth_topic,
         getattr(args, "groundtruth_topic", None),
     )
+
+
+def open_recordings(args: argparse.Namespace) -> Iterator[tuple[str, Source]]:
+    """(name, recording) of every SOURCE[=MODE] in `args.sources`, and of the rendered ones below the folder `args.rendered`.
+
+    Raises:
+        ConfigError: no recording, or an unknown mode.
+    """
+    from ..experiments.renderings import ACCURACY, written
+    from ..recordings.opening import open_source
+
+    options = source_options(args)
+    paths = []
+    for text in args.sources:
+        path, equals, mode = text.rpartition("=")
+        if equals and mode not in MODES:
+            raise ConfigError(f"{text}: expected SOURCE=MODE with one of the modes {', '.join(MODES)}")
+        paths.append((Path(path if equals else text), mode if equals else options.mode))
+    if args.rendered is not None:
+        for name, rendering in ACCURACY.items():
+            paths += [(written(args.rendered, name, rendering), mode) for mode in rendering.modes]
+    if not paths:
+        raise ConfigError("nothing to run on; give recordings, or --rendered FOLDER")
+    for path, mode in paths:
+        yield path.name, open_source(path, replace(options, mode=mode))
 
 
 def add_config_options(parser: argparse.ArgumentParser, *, learning: bool = True) -> None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import add_config_options, read_config
+
+if TYPE_CHECKING:
+    from ...core.types import Frame
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,128 +43,38 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     import cv2
 
-    from ...core.types import Frame
-    from ..recordings.opening import open_source
-    from ..simulation.recording import write_recording
-    from ..simulation.sequence import SimulatedSequence
+    from ..experiments.realtime import compare_learning, play
 
-    width, height = (int(x) for x in args.size.split("x"))
     cv2.setNumThreads(1)
-    path = args.out / f"scene_{args.size}_{args.loop:g}s_{args.rate_hz:g}hz"
-    if not (path / "complete").is_file():
-        sequence = SimulatedSequence(
-            "room", round(args.loop * args.rate_hz), 907, width, height, args.rate_hz, supersample=1
-        )
-        write_recording(path, sequence, format="tum", overwrite=True)
-        (path / "complete").touch()
-    frames = [Frame(f.id, f.stamp_ns, f.image, f.camera) for f in open_source(path)]
+    frames = _frames(args)
     config = read_config(args).with_values({"odometry.mode": "mono"})
     rounds: list[dict[str, Any]] = []
     for _ in range(args.rounds):
         for mode in ("'off'", "thread"):
             rounds.append(play(frames, config.with_values({"learning.mode": mode}), args.seconds, args.rate_hz))
             print(json.dumps(rounds[-1]), flush=True)
-    result = summarise(rounds) | {
-        "rounds": rounds,
-        "config": config.to_dict()["learning"],
-        "size": args.size,
-        "rate_hz": args.rate_hz,
-    }
-    (args.out / "interference.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = compare_learning(rounds)
+    settings = {"config": config.to_dict()["learning"], "size": args.size, "rate_hz": args.rate_hz}
+    (args.out / "interference.json").write_text(json.dumps(result | {"rounds": rounds} | settings, indent=1) + "\n")
     print(table(result))
     return 0
 
 
-def play(frames: list[Any], config: Any, seconds: float, rate_hz: float) -> dict[str, Any]:
-    """One round. The scene is played forwards and backwards, so that the camera never jumps."""
-    from dataclasses import replace
+def _frames(args: argparse.Namespace) -> list[Frame]:
+    """The rendered scene as images without depth; rendered unless it is there already."""
+    from ...core.types import Frame
+    from ..recordings.opening import open_source
+    from ..simulation.recording import write_recording
+    from ..simulation.sequence import SimulatedSequence
 
-    import numpy as np
-
-    from ...pipeline import Pipeline
-
-    pipeline = Pipeline(config)
-    total, period = round(seconds * rate_hz), 1 / rate_hz
-    latency_ms, processing_ms, memory_mb = [], [], []
-    adopting_ms, keyframe_ms = [], []
-    dropped = 0
-    begin = time.perf_counter()
-    for k in range(total):
-        due = k * period
-        now = time.perf_counter() - begin
-        if now > due + period:
-            dropped += 1
-            continue
-        time.sleep(max(0.0, due - now))
-        turn, at = divmod(k, len(frames))
-        frame = replace(
-            frames[at if turn % 2 == 0 else len(frames) - 1 - at], id=k, stamp_ns=round(k * period * 1e9) + 1
-        )
-        posed: list[float] = []
-        started = time.perf_counter()
-        output = pipeline.process(frame, lambda _: posed.append(time.perf_counter()), behind=now > due + period / 2)
-        latency_ms.append((posed[0] - begin - due) * 1e3)
-        processing_ms.append((time.perf_counter() - started) * 1e3)
-        if "adopt" in output.timings_ms:
-            adopting_ms.append(processing_ms[-1])
-        elif output.is_keyframe:
-            keyframe_ms.append(processing_ms[-1])
-        if k % max(total // 20, 1) == 0:
-            memory_mb.append(resident_mb())
-    status = pipeline.learning_status()
-    pipeline.close()
-
-    def percentiles(values: list[float]) -> dict[str, float] | None:
-        return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)} if values else None
-
-    return {
-        "learning": config.learning.mode,
-        "frames": total,
-        "dropped": dropped,
-        "latency_ms": percentiles(latency_ms),
-        "processing_ms": percentiles(processing_ms),
-        "keyframe_ms": percentiles(keyframe_ms),
-        "adopting_ms": percentiles(adopting_ms),
-        "memory_mb": [round(m, 1) for m in memory_mb],
-        "steps": status.step,
-        "promotions": status.promotions,
-        "busy_share": status.busy_s / (total * period),
-        "learning_state": status.state,
-    }
-
-
-def resident_mb() -> float:
-    """Resident memory of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over rounds, and the ratio on / off."""
-    import numpy as np
-
-    out: dict[str, Any] = {}
-    for mode in ("off", "thread"):
-        mine = [r for r in rounds if r["learning"] == mode]
-        out[mode] = {
-            "p50": float(np.median([r["latency_ms"]["p50"] for r in mine])),
-            "p95": float(np.median([r["latency_ms"]["p95"] for r in mine])),
-            "p99": float(np.median([r["latency_ms"]["p99"] for r in mine])),
-            "dropped": sum(r["dropped"] for r in mine),
-            "frames": sum(r["frames"] for r in mine),
-            "memory_growth_mb": max(growth(r["memory_mb"]) for r in mine),
-            "steps": sum(r["steps"] for r in mine),
-        }
-    out["p95_ratio"] = out["thread"]["p95"] / out["off"]["p95"]
-    return out
-
-
-def growth(memory_mb: list[float]) -> float:
-    """From the second fifth of the round, when everything has been loaded, to its end."""
-    settled = memory_mb[len(memory_mb) // 5 :]
-    return settled[-1] - settled[0] if settled else 0.0
+    width, height = (int(x) for x in args.size.split("x"))
+    path = args.out / f"scene_{args.size}_{args.loop:g}s_{args.rate_hz:g}hz"
+    if not (path / "complete").is_file():
+        count = round(args.loop * args.rate_hz)
+        sequence = SimulatedSequence("room", count, 907, width, height, args.rate_hz, supersample=1)
+        write_recording(path, sequence, format="tum", overwrite=True)
+        (path / "complete").touch()
+    return [Frame(f.id, f.stamp_ns, f.image, f.camera) for f in open_source(path)]
 
 
 def table(result: dict[str, Any]) -> str:

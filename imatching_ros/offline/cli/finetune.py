@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -95,10 +94,10 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from ..training.finetuning import Plan
     from ..training.finetuning import finetune
-    from .progress import Progress
+    from ..progress import Progress
 
     def bar(label: str, total: int | None, unit: str, first: int) -> AbstractContextManager[Progress]:
-        return Progress(label, total, unit, open(os.devnull, "w") if args.quiet else None, first)
+        return Progress(label, total, unit, quiet=args.quiet, first=first)
 
     plan = Plan(args.steps, args.epochs, args.batch, args.hold_back, args.save_every, args.timeout)
     result = finetune(args.sources, args.out, read_config(args), source_options(args), plan, bar)

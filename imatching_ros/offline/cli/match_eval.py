@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from ...core.errors import ConfigError
     from ..evaluation.matching import count_pairs, evaluate
     from ..recordings.opening import open_source
-    from .progress import Progress
+    from ..progress import Progress
 
     try:
         gaps = sorted({int(x) for x in args.gap.split(",")})
@@ -76,9 +75,7 @@ def run(args: argparse.Namespace) -> int:
         source = open_source(path, source_options(args))
         contestants = [make(name, args.device) for name, make in contestants_of]
         total = count_pairs(source, gaps, args.pairs)
-        with Progress(
-            f"match-eval {source.name}", total, "pairs", open(os.devnull, "w") if args.quiet else None
-        ) as progress:
+        with Progress(f"match-eval {source.name}", total, "pairs", quiet=args.quiet) as progress:
             try:
                 results += evaluate(contestants, source, gaps, args.pairs, args.seed, not args.no_pose, progress.update)
             except KeyboardInterrupt:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -93,7 +92,7 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     from ...learning.weights_store import CURRENT
     from ...pipeline import Pipeline
     from ..recordings.opening import open_source
-    from .progress import Progress
+    from ..progress import Progress
 
     torch.set_num_threads(config.matcher.threads)
     if options.mode == "auto" and config.odometry.mode != "auto":
@@ -127,9 +126,7 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     start = time.perf_counter()
     pipeline = Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights")
     try:
-        with Progress(
-            f"replay {source.name}", source.length, stream=open(os.devnull, "w") if quiet else None
-        ) as progress:
+        with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
             for frame in source:
                 _pass_odometry(pipeline, waiting, frame.stamp_ns)
                 clock = time.perf_counter()

@@ -43,8 +43,6 @@ def run(args: argparse.Namespace) -> int:
 
 def add_matches(folder: Path, path: Path | None, options, pairs: int = 24, quiet: bool = False) -> None:
     """Scores and draws frozen and adapted weights on the run's recording, where that is still to be found."""
-    import os
-
     import yaml
 
     from ...core.config import Config
@@ -52,7 +50,7 @@ def add_matches(folder: Path, path: Path | None, options, pairs: int = 24, quiet
     from ..evaluation.matching import count_pairs
     from ..evaluation.run_reader import read_run
     from ..recordings.opening import open_source
-    from .progress import Progress
+    from ..progress import Progress
 
     recorded = (read_run(folder).metrics.get("source") or {}).get("path")
     path = path or (Path(recorded) if recorded else None)
@@ -65,9 +63,7 @@ def add_matches(folder: Path, path: Path | None, options, pairs: int = 24, quiet
     config = Config.from_dict({k: kept[k] for k in ("matcher", "seed") if k in kept})
     adapted = folder / "weights" / "current.safetensors"
     gaps = (1, 5)
-    with Progress(
-        "matches", count_pairs(source, gaps, pairs), "pairs", open(os.devnull, "w") if quiet else None
-    ) as progress:
+    with Progress("matches", count_pairs(source, gaps, pairs), "pairs", quiet=quiet) as progress:
         compare_frozen_adapted(
             folder,
             source,

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Renders; exit code 0."""
-    from .progress import Progress
+    from ..progress import Progress
 
     torch.set_num_threads(1)  # the workers share the cores by frames
     sequence = SimulatedSequence(**{name: getattr(args, name) for name in _DEFAULTS if hasattr(args, name)})

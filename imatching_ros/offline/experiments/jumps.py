@@ -11,12 +11,13 @@ import torch
 
 from ...core import geometry
 from ...core.config import Config
-from ...core.types import Frame, OdometryOutput, TrackingState
+from ...core.types import OdometryOutput, TrackingState
 from ...core.errors import ConfigError
 from ...matching import create_matcher
 from ...odometry.odometry import Odometry
 from ..recordings.base import Source
 from ..recordings.truth import from_matrices
+from .odometry_runs import track
 
 WALK = 25  # frames before a jump
 FARTHEST = 40  # frames that a jump leads past the end of the walk
@@ -56,27 +57,17 @@ def jump_about(source: Source, config: Config, jumps: int) -> dict[str, Any]:
         target = int(rng.integers(start + WALK + 2, min(start + WALK + FARTHEST, len(frames))))
         order = [*range(start, start + WALK), *range(target, min(target + 1 + AFTER, len(frames)))]
         if known[order].all():
-            walk, after = _walk(odometry, frames, order)
-            outcomes = [_outcome(walk, output, T_true[[*order[:WALK], i]]) for output, i in zip(after, order[WALK:])]
+            odometry.reset()
+            outputs = track(odometry, (replace(frames[i], id=k, stamp_ns=k * STEP_NS) for k, i in enumerate(order)))
+            walk, after = outputs[:WALK], outputs[WALK:]
+            outcomes = [judge_jump(walk, output, T_true[[*order[:WALK], i]]) for output, i in zip(after, order[WALK:])]
             counts[outcomes[0]] += 1
             later["ever_wrong"] += "wrong" in outcomes
             later["in_the_end_right"] += outcomes[-1] == "right"
     return {"jumps": sum(counts.values()), **counts, **later}
 
 
-def _walk(
-    odometry: Odometry, frames: list[Frame], order: list[int]
-) -> tuple[list[OdometryOutput], list[OdometryOutput]]:
-    """What was said of the walk and of the frames after the jump."""
-    odometry.reset()
-    outputs = []
-    for k, i in enumerate(order):
-        outputs.append(odometry.track(replace(frames[i], id=k, stamp_ns=k * STEP_NS)))
-        odometry.extend()
-    return outputs[:WALK], outputs[WALK:]
-
-
-def _outcome(walk: list[OdometryOutput], after: OdometryOutput, T_true: torch.Tensor) -> str:
+def judge_jump(walk: list[OdometryOutput], after: OdometryOutput, T_true: torch.Tensor) -> str:
     """`T_true` (WALK + 1, 7) of the walk and of the frame after the jump."""
     tracked = [k for k, output in enumerate(walk) if output.T_WC is not None]
     if not tracked or tracked[-1] != len(walk) - 1 or walk[-1].map_id > walk[0].map_id:

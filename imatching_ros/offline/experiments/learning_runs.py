@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...core.config import Config
@@ -21,12 +20,10 @@ from ...matching.base import Matcher
 from ...matching.weights import hash_state, write_weights
 from ...odometry.odometry import Odometry
 from ...pipeline import Pipeline
-from ..recordings.base import Source
-from ..recordings.truth import Trajectory
 from .learning_scenes import Division
 from ..evaluation.matching import evaluate_matcher
 from .oracle import Oracle
-from ..evaluation.trajectory import TrajectoryScore, score_trajectory
+from .odometry_runs import score_outputs, track
 
 GAPS = (1, 5)
 
@@ -184,30 +181,13 @@ def score_weights(matcher: Matcher, config: Config, division: Division, pairs: i
             "sampson_within_1": (values["sampson_px"] or {}).get("within_1"),
             "held_out_px": (values["self_consistency"] or {}).get("held_out_sampson_px"),
         }
-    return {"matching": out, **_drive(matcher, config, division.unseen)}
-
-
-def _drive(matcher: Matcher, config: Config, source: Source) -> dict[str, Any]:
-    """Odometry over the unseen part."""
-    odometry = Odometry(config, matcher)
-    stamps, poses, frames, metric = [], [], 0, False
-    for frame in source:
-        output = odometry.track(frame)
-        odometry.extend()
-        frames += 1
-        if output.T_WC is not None:
-            stamps.append(frame.stamp_ns)
-            poses.append(output.T_WC.numpy())
-            metric = output.metric
-    truth = source.groundtruth()
-    score = None
-    if truth is not None:
-        score = score_trajectory(Trajectory(np.array(stamps, np.int64), np.array(poses).reshape(-1, 7)), truth, metric)
-    known = score if isinstance(score, TrajectoryScore) else None
+    outputs = track(Odometry(config, matcher), division.unseen)
+    score = score_outputs(outputs, division.unseen.groundtruth())
     return {
-        "tracked": len(stamps) / max(frames, 1),
-        "ate": known.ate if known else None,
-        "rpe": known.rpe if known else None,
+        "matching": out,
+        "tracked": sum(o.T_WC is not None for o in outputs) / max(len(outputs), 1),
+        "ate": None if score is None else score.ate,
+        "rpe": None if score is None else score.rpe,
     }
 
 

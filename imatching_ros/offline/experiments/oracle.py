@@ -38,17 +38,17 @@ class Oracle:
         return all(k in self._by_id for k in sample.keyframe_ids)
 
     def solve(self, sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
-        """True poses, landmarks at the true depth of their anchor, and weight 0 wherever a landmark cannot be seen.
+        """True poses, landmarks at the true depth of their host observation, and weight 0 wherever a landmark cannot be seen.
 
         Signature of `rematching.solve_again`.
         """
         w = sample.window
         depth, poses = zip(*(self._by_id[k] for k in sample.keyframe_ids))
         T_WC = torch.stack(poses)
-        anchors = sample.host_obs
-        at = w.camera.undistort(sample.uv_px[anchors].double())
-        z = torch.stack([_look_up(depth[k], uv) for k, uv in zip(w.kf_idx[anchors].tolist(), at)])
-        points_W = geometry.act(T_WC[w.kf_idx[anchors]], geometry.back_project(w.camera, at, z))
+        hosts = sample.host_obs
+        at = w.camera.undistort(sample.uv_px[hosts].double())
+        z = torch.stack([_look_up(depth[k], uv) for k, uv in zip(w.kf_idx[hosts].tolist(), at)])
+        points_W = geometry.act(T_WC[w.kf_idx[hosts]], geometry.back_project(w.camera, at, z))
         points_W[z <= 0] = torch.nan
         points_C = geometry.act(geometry.inverse(T_WC)[w.kf_idx], points_W[w.pt_idx])
         uv = geometry.project(w.camera, points_C)

@@ -2,24 +2,117 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...core.config import Config
+from ...core.types import Frame
+from ...pipeline import Pipeline
 from ..recordings.base import Source
-from ..cli.bench_interference import growth, play
 
 
-def watch(source: Source, config: Config, seconds: float, rate_hz: float) -> dict[str, Any]:
-    """One run over a recording that is played forwards and backwards until the time is over; all of it is held in memory.
+def play(frames: Sequence[Frame], config: Config, seconds: float, rate_hz: float) -> dict[str, Any]:
+    """Plays frames forwards and backwards, so that the camera never jumps; a frame that the next one overtakes is dropped.
 
     Returns:
-        frames, dropped (overtaken by the next one before they could be taken), times in ms: latency from a frame's due time to its
-        pose, processing until the next one could be taken, work on a keyframe; memory at the end and how much it has grown since
-        the first fifth of the run, MB.
+        Counts, percentiles in ms of latency (from a frame's due time to its pose), of processing (until the next frame could be
+        taken), of keyframes and of frames that adopted new weights, resident memory in MB over time, and the learner's counters.
+    """
+    pipeline = Pipeline(config)
+    total, period_s = round(seconds * rate_hz), 1 / rate_hz
+    times_ms: dict[str, list[float]] = defaultdict(list)
+    memory_mb, dropped = [], 0
+    begin = time.perf_counter()
+    for k in range(total):
+        due_s, now_s = k * period_s, time.perf_counter() - begin
+        if now_s > due_s + period_s:
+            dropped += 1
+            continue
+        time.sleep(max(0.0, due_s - now_s))
+        posed: list[float] = []
+        started = time.perf_counter()
+        frame = replace(_back_and_forth(frames, k), id=k, stamp_ns=round(due_s * 1e9) + 1)
+        output = pipeline.process(
+            frame, lambda _: posed.append(time.perf_counter()), behind=now_s > due_s + period_s / 2
+        )
+        processing_ms = (time.perf_counter() - started) * 1e3
+        times_ms["latency"].append((posed[0] - begin - due_s) * 1e3)
+        times_ms["processing"].append(processing_ms)
+        if "adopt" in output.timings_ms:
+            times_ms["adopting"].append(processing_ms)
+        elif output.is_keyframe:
+            times_ms["keyframe"].append(processing_ms)
+        if k % max(total // 20, 1) == 0:
+            memory_mb.append(round(resident_mb(), 1))
+    status = pipeline.learning_status()
+    pipeline.close()
+    return {
+        "learning": config.learning.mode,
+        "frames": total,
+        "dropped": dropped,
+        **{f"{name}_ms": _percentiles(times_ms[name]) for name in ("latency", "processing", "keyframe", "adopting")},
+        "memory_mb": memory_mb,
+        "steps": status.step,
+        "promotions": status.promotions,
+        "busy_share": status.busy_s / (total * period_s),
+        "learning_state": status.state,
+    }
+
+
+def play_recording(source: Source, config: Config, seconds: float, rate_hz: float) -> dict[str, Any]:
+    """One run over a recording that is held in memory, as one flat row.
+
+    Returns:
+        frames, dropped, percentiles of latency, processing and keyframes as in `play`; memory at the end and its growth, MB.
     """
     played = play(list(source), config, seconds, rate_hz)
     row: dict[str, Any] = {"frames": played["frames"], "dropped": played["dropped"]}
     for name in ("latency", "processing", "keyframe"):
         times = played[f"{name}_ms"]
         row |= {f"{name}_{q}": None if times is None else times[q] for q in ("p50", "p95", "p99")}
-    return row | {"memory_mb": played["memory_mb"][-1], "growth_mb": growth(played["memory_mb"])}
+    return row | {"memory_mb": played["memory_mb"][-1], "growth_mb": memory_growth_mb(played["memory_mb"])}
+
+
+def compare_learning(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over rounds of `play` with learning off and in its thread, and the ratio of their 95th percentiles."""
+    out: dict[str, Any] = {}
+    for mode in ("off", "thread"):
+        mine = [r for r in rounds if r["learning"] == mode]
+        out[mode] = {
+            **{q: float(np.median([r["latency_ms"][q] for r in mine])) for q in ("p50", "p95", "p99")},
+            "dropped": sum(r["dropped"] for r in mine),
+            "frames": sum(r["frames"] for r in mine),
+            "memory_growth_mb": max(memory_growth_mb(r["memory_mb"]) for r in mine),
+            "steps": sum(r["steps"] for r in mine),
+        }
+    out["p95_ratio"] = out["thread"]["p95"] / out["off"]["p95"]
+    return out
+
+
+def memory_growth_mb(memory_mb: list[float]) -> float:
+    """From the second fifth of a round, when everything has been loaded, to its end."""
+    settled = memory_mb[len(memory_mb) // 5 :]
+    return settled[-1] - settled[0] if settled else 0.0
+
+
+def resident_mb() -> float:
+    """Resident memory of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def _back_and_forth(frames: Sequence[Frame], k: int) -> Frame:
+    turn, at = divmod(k, len(frames))
+    return frames[at if turn % 2 == 0 else len(frames) - 1 - at]
+
+
+def _percentiles(values: list[float]) -> dict[str, float] | None:
+    return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)} if values else None

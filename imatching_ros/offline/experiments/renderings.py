@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cli.progress import Progress
+from ..progress import Progress
 from ..simulation.recording import write_recording
 from ..simulation.sequence import SimulatedSequence
 

@@ -187,7 +187,7 @@ def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -
 
 def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> dict[str, Any]:
     """Right matches (of all asked) within 1, 3 and 5 px, by frame gap, with frozen and adapted weights; drawn for the report."""
-    from ..cli.progress import Progress
+    from ..progress import Progress
     from ...core.config import MatcherConfig
     from ..evaluation.frozen_adapted import compare_frozen_adapted
     from ..evaluation.matching import count_pairs

@@ -19,7 +19,7 @@ from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection, QosDurability, QosReliability
 from rosgraph_msgs.msg import Clock
 
-from ..cli.progress import Progress
+from ..progress import Progress
 from ...core.errors import SourceError
 from ...ros.convert import make_stamp
 from .program import run_program

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from imatching_ros.__main__ import main
-from imatching_ros.offline.cli.bench_interference import resident_mb, summarise, table
+from imatching_ros.offline.cli.bench_interference import table
+from imatching_ros.offline.experiments.realtime import compare_learning, resident_mb
 
 
 def round_of(learning, p95, dropped=0, memory=(100.0, 200.0, 200.0, 201.0, 203.0)):
@@ -20,7 +21,7 @@ def round_of(learning, p95, dropped=0, memory=(100.0, 200.0, 200.0, 201.0, 203.0
 
 
 def test_settings_are_compared_by_the_median_of_their_rounds():
-    result = summarise(
+    result = compare_learning(
         [
             round_of("off", 100.0),
             round_of("thread", 120.0),

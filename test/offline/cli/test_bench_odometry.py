@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from imatching_ros.__main__ import main
-from imatching_ros.offline.cli.bench_odometry import compare, measure, timings
+from imatching_ros.offline.experiments.odometry_runs import compare_ates, measure, timings
 from imatching_ros.offline.experiments.faults import judge, make_faults
-from imatching_ros.offline.experiments.jumps import _outcome, jump_about
-from imatching_ros.offline.experiments.realtime import watch
+from imatching_ros.offline.experiments.jumps import judge_jump, jump_about
+from imatching_ros.offline.experiments.realtime import play_recording
 from imatching_ros.core.types import Frame, OdometryOutput, TrackingState
 from imatching_ros.core.errors import ConfigError
 from imatching_ros.offline.recordings.base import SourceOptions
@@ -90,10 +90,10 @@ def test_ratios_are_taken_case_by_case():
         row("c", "mine", 1.0),
         row("c", "klt", None),
     ]
-    (line,) = compare(rows, ["mine", "klt"])
+    (line,) = compare_ates(rows, ["mine", "klt"])
     assert "2 of 3 cases: 2.000" in line  # the geometric mean of 1/2 and 8
-    assert compare(rows, ["mine"]) == []
-    (line,) = compare(
+    assert compare_ates(rows, ["mine"]) == []
+    (line,) = compare_ates(
         [
             *rows,
             row("d", "mine", 9.0),
@@ -120,7 +120,7 @@ def test_percent_is_of_the_path_that_was_tracked(tmp_path):
 
 
 def test_a_camera_that_is_played_loses_none_or_says_how_many():
-    found = watch(rotating(5, 0.3), configure("klt"), seconds=1.2, rate_hz=10.0)
+    found = play_recording(rotating(5, 0.3), configure("klt"), seconds=1.2, rate_hz=10.0)
     assert found["frames"] == 12 and 0 <= found["dropped"] < 12 and found["memory_mb"] > 0 and "growth_mb" in found
 
 
@@ -143,15 +143,17 @@ def test_outcomes_of_a_jump():
     truth = torch.zeros(6, 7, dtype=torch.float64)
     truth[:, 6], truth[:, 0] = 1, torch.tensor([0, 0.1, 0.2, 0.3, 0.4, 1.4])
     walk = [at(i, 0.1 * i) for i in range(5)]
-    assert _outcome(walk, at(5, 1.3), truth) == "right" and _outcome(walk, at(5, 1.1), truth) == "wrong"
-    assert _outcome(walk, at(5, 0.5, TrackingState.UNVERIFIED), truth) == "wrong_unverified"
-    assert _outcome(walk, at(5, 0, TrackingState.LOST), truth) == "lost" == _outcome(walk, at(5, 1.4, map_id=1), truth)
+    assert judge_jump(walk, at(5, 1.3), truth) == "right" and judge_jump(walk, at(5, 1.1), truth) == "wrong"
+    assert judge_jump(walk, at(5, 0.5, TrackingState.UNVERIFIED), truth) == "wrong_unverified"
+    assert (
+        judge_jump(walk, at(5, 0, TrackingState.LOST), truth) == "lost" == judge_jump(walk, at(5, 1.4, map_id=1), truth)
+    )
     mono = [at(i, 0.3 * i, metric=False) for i in range(5)]
-    assert _outcome(mono, at(5, 4.2, metric=False), truth) == "right"
+    assert judge_jump(mono, at(5, 4.2, metric=False), truth) == "right"
     turned = truth.clone()
     turned[5, 3:] = torch.tensor([0, 0.1, 0, 0.995])
-    assert _outcome(walk, at(5, 1.4), turned) == "wrong"
-    assert _outcome([*walk[:4], at(4, 0, TrackingState.LOST)], at(5, 1.4), truth) == "not_started"
+    assert judge_jump(walk, at(5, 1.4), turned) == "wrong"
+    assert judge_jump([*walk[:4], at(4, 0, TrackingState.LOST)], at(5, 1.4), truth) == "not_started"
 
 
 def test_jumps_need_truth_and_are_the_same_every_time(tmp_path):

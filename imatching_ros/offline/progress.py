@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
-
-_WIDTH = 28
 
 
 class Progress:
     """Counts steps towards `total` (None: unknown). Used as a context manager; redraws at most ten times a second."""
 
     def __init__(
-        self, label: str, total: int | None, unit: str = "frames", stream: TextIO | None = None, first: int = 0
+        self, label: str, total: int | None, unit: str = "frames", *, quiet: bool = False, first: int = 0
     ) -> None:
-        """`first`: steps that an earlier run had done; they say nothing of the rate."""
+        """`quiet` draws nothing. `first`: steps that an earlier run had done, which do not count for the rate."""
         self.label, self.total, self.unit = label, total, unit
-        self._stream = sys.stderr if stream is None else stream
+        self._quiet = quiet
+        self._stream = sys.stderr
         self._live = self._stream.isatty()
         self._interval_s = 0.1 if self._live else 10.0
         self._start = self._drawn = time.monotonic()
@@ -28,12 +26,12 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._draw(" " if not self._live else "")
-        if self._live:
+        if self._live and not self._quiet:
             self._stream.write("\n")
             self._stream.flush()
 
     def update(self, done: int, note: str = "") -> None:
-        """Says how many steps are done, and anything short worth seeing."""
+        """Reports how many steps are done, with a short note."""
         self.done = done
         now = time.monotonic()
         if now - self._drawn >= self._interval_s:
@@ -41,17 +39,20 @@ class Progress:
             self._draw(note)
 
     def _draw(self, note: str) -> None:
+        if self._quiet:
+            return
         elapsed = time.monotonic() - self._start
         rate = (self.done - self._first) / elapsed if elapsed > 0 else 0.0
         if self.total:
+            width = 28  # characters
             share = min(self.done / self.total, 1.0)
-            bar = "#" * round(share * _WIDTH)
+            bar = "#" * round(share * width)
             left = (
                 f", {_clock((self.total - self.done) / rate)} left"
                 if rate > 0 and self.done < self.total
                 else f", {_clock(elapsed)}"
             )
-            text = f"{self.label} [{bar:<{_WIDTH}}] {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}"
+            text = f"{self.label} [{bar:<{width}}] {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}"
         else:
             text = f"{self.label} {self.done} {self.unit}, {rate:.1f}/s, {_clock(elapsed)}"
         text = f"{text}  {note}".rstrip()
