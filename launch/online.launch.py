@@ -2,11 +2,11 @@
 
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw
 ros2 launch imatching_ros online.launch.py mode:=stereo image_topic:=/left/image_rect right_image_topic:=/right/image_rect
-ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw odometry_topic:=/wheel_odometry odometry_use:=both
+ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw external_odometry_topic:=/odom external_odometry_use:=both
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw params_file:=jetson.yaml
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw bag:=my_bag use_sim_time:=true rviz:=true
 
-The shipped file of the mode is loaded first, then `params_file`, then what the arguments say.
+The shipped file of the mode is loaded first, then `params_file`, then the arguments.
 """
 
 NAME = "imatching"
@@ -14,15 +14,15 @@ IMAGES = {"mono": "image", "stereo": "left/image", "rgbd": "image"}  # mode: the
 
 # name: (default, what it is)
 ARGUMENTS = {
-    "mode": ("", "mono, stereo or rgbd (what params_file says, else mono)"),
+    "mode": ("", "mono, stereo or rgbd (as in params_file, else mono)"),
     "image_topic": ("", "images; of the left camera in stereo (image; left/image in stereo)"),
     "camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the image topic"),
     "right_image_topic": ("right/image", "images of the right camera in stereo"),
     "right_camera_info_topic": ("", "its CameraInfo; empty: camera_info beside the image topic"),
     "depth_topic": ("depth/image", "depth images in rgbd, registered to the colour images"),
     "image_transport": ("", "raw or compressed (raw)"),
-    "odometry_topic": ("odometry", "external odometry (wheels, inertial), for odometry_use"),
-    "odometry_use": ("", "off, prediction, scale or both"),
+    "external_odometry_topic": ("external_odometry", "nav_msgs/Odometry of wheels or an inertial filter"),
+    "external_odometry_use": ("", "off, prediction, scale or both"),
     "odom_topic": ("odom", "where this node's odometry is published; a base may publish its own as odom"),
     "namespace": ("", "namespace of the node and of its topics"),
     "use_sim_time": ("", "take the time from /clock (false)"),
@@ -46,7 +46,7 @@ PARAMETERS = {
     "camera_info_topic": "camera_info_topic",
     "right_camera_info_topic": "right_camera_info_topic",
     "image_transport": "image_transport",
-    "odometry_use": "external_odometry.use",
+    "external_odometry_use": "external_odometry.use",
     "weights": "matcher.weights",
     "weights_profile": "weights_profile",
     "learning": "learning.mode",
@@ -60,14 +60,14 @@ PARAMETERS = {
 
 
 def find_file(name, folder):
-    """The path of params_file: as given, else a shipped one of that name."""
+    """The path of params_file: as given, else a shipped file of that name."""
     import os
 
     return name if os.path.isfile(name) else os.path.join(folder, name)
 
 
 def read_parameters(tree):
-    """What the content of a parameter file sets for the node: {parameter: value}. Entries for other nodes are left out."""
+    """Content of a parameter file -> {parameter: value} of this node."""
     found = {}
     for key, value in tree.items():
         if isinstance(value, dict) and "ros__parameters" not in value:  # a namespace
@@ -92,7 +92,7 @@ def make_remappings(values, mode):
     """{launch argument: text} -> [(name in the node, topic)]."""
     pairs = [
         (IMAGES[mode], values["image_topic"]),
-        ("odometry", values["odometry_topic"]),
+        ("external_odometry", values["external_odometry_topic"]),
         ("odom", values["odom_topic"]),
     ]
     if mode == "stereo":
@@ -124,7 +124,7 @@ def start(context):
     config = os.path.join(get_package_share_directory("imatching_ros"), "config")
     files = [find_file(values["params_file"], config)] if values["params_file"] else []
     given = make_parameters(values)
-    # What the node will be told, for all that depends on it here.
+    # The parameters that the node will have, for what depends on them here.
     settings = {"mode": "mono"}
     for file in files:
         with open(file) as stream:
@@ -132,13 +132,13 @@ def start(context):
     if values["bag"] and not values["weights_profile"]:
         given["weights_profile"] = (
             settings.get("weights_profile") or "bag"
-        )  # what a recording taught is not resumed on the robot
+        )  # weights learned from a recording are not resumed on the robot
     settings |= given
     if settings["mode"] not in IMAGES:
         raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(IMAGES)}")
     sim_time = {"use_sim_time": settings.get("use_sim_time") is True}
     profile = os.path.join(config, "fastdds.xml")
-    # Large images are lost without it; whoever has a profile of his own keeps it.
+    # Large images are lost without it; a profile that the user has set stays.
     environment = {
         name: os.environ.get(name, profile)
         for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")

@@ -1,4 +1,4 @@
-"""Types of the core -> ROS messages. Every number is cast: rclpy sends a numpy scalar in a message field as garbage."""
+"""Types of the core <-> ROS messages. Every number is cast: rclpy sends a numpy scalar in a message field as garbage."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ try:  # where ROS is installed, its own packing of clouds
 except ImportError:
     point_cloud2 = None
 
-# What stands in a covariance for "not known" where NaN would poison a filter that listens.
-_UNKNOWN_VARIANCE = 1e6
+# Variance of an unknown quantity, m^2 or rad^2, as robot_localization and Nav2 expect it: NaN would invalidate a filter's state.
+UNKNOWN_VARIANCE = 1e6
 
 
 def make_stamp(stamp_ns: int) -> Time:
@@ -43,6 +43,16 @@ def make_header(stamp: int, frame_id: str) -> Header:
     return Header(stamp=make_stamp(stamp), frame_id=frame_id)
 
 
+def read_pose(pose: Pose) -> np.ndarray:
+    """Pose -> (4, 4).
+
+    Raises:
+        ValueError: numbers that are not finite, or a quaternion far from unit length.
+    """
+    p, q = pose.position, pose.orientation
+    return transforms.from_pose(np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w]))
+
+
 def make_pose(T: np.ndarray) -> Pose:
     pose = Pose()
     pose.position.x, pose.position.y, pose.position.z = (float(v) for v in T[:3, 3])
@@ -51,11 +61,10 @@ def make_pose(T: np.ndarray) -> Pose:
 
 
 def make_covariance(covariance: np.ndarray) -> array:
-    """(6, 6) -> 36 doubles; one that is not known becomes a diagonal of 1e6."""
+    """(6, 6) -> 36 doubles; an unknown one (NaN) becomes UNKNOWN_VARIANCE on the diagonal."""
     known = np.isfinite(covariance).all()
-    return array(
-        "d", np.ascontiguousarray(covariance if known else np.eye(6) * _UNKNOWN_VARIANCE, dtype=np.float64).tobytes()
-    )
+    values = covariance if known else np.eye(6) * UNKNOWN_VARIANCE
+    return array("d", np.ascontiguousarray(values, dtype=np.float64).tobytes())
 
 
 def make_odometry(stamp: int, pose: RobotPose, odom_frame: str, base_frame: str) -> Odometry:
@@ -78,11 +87,8 @@ def make_pose_with_covariance(stamp: int, pose: RobotPose, odom_frame: str) -> P
 def make_transform(stamp: int, T: np.ndarray, parent: str, child: str) -> TransformStamped:
     msg = TransformStamped(header=make_header(stamp, parent), child_frame_id=child)
     pose = make_pose(T)
-    msg.transform.translation.x, msg.transform.translation.y, msg.transform.translation.z = (
-        pose.position.x,
-        pose.position.y,
-        pose.position.z,
-    )
+    t, p = msg.transform.translation, pose.position
+    t.x, t.y, t.z = p.x, p.y, p.z
     msg.transform.rotation = pose.orientation
     return msg
 
@@ -107,7 +113,7 @@ def make_cloud(stamp: int, points: np.ndarray, frame_id: str) -> PointCloud2:
 
 
 def pack_cloud(header: Header, points: np.ndarray) -> PointCloud2:
-    """What sensor_msgs_py.point_cloud2.create_cloud_xyz32 makes, for machines without it. (P, 3) float32."""
+    """Equal to sensor_msgs_py.point_cloud2.create_cloud_xyz32, for machines without it. (P, 3) float32."""
     fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate("xyz")]
     return PointCloud2(
         header=header,
@@ -146,11 +152,8 @@ def make_matches(matches: Matches, frame_id: str) -> MatchesMsg:
     )
     msg.u_i, msg.v_i = _floats(matches.uv_i[:, 0]), _floats(matches.uv_i[:, 1])
     msg.u_j, msg.v_j = _floats(matches.uv_j[:, 0]), _floats(matches.uv_j[:, 1])
-    msg.score, msg.sigma_px, msg.residual_px = (
-        _floats(matches.score),
-        _floats(matches.sigma_px),
-        _floats(matches.residual_px),
-    )
+    msg.score, msg.sigma_px = _floats(matches.score), _floats(matches.sigma_px)
+    msg.residual_px = _floats(matches.residual_px)
     msg.inlier = matches.inlier.cpu().tolist()
     msg.landmark_id = array("q", matches.landmark_id.cpu().numpy().astype(np.int64).tobytes())
     return msg

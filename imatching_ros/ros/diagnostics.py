@@ -1,4 +1,4 @@
-"""/diagnostics: is the node well, at which rates does it run, what does it use."""
+"""/diagnostics: health, rates, latency, memory and learning of the node, once a second."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
-# What gives one camera its metres.
-SCALE_REMEDY = "for metres give odometry of the wheels (external_odometry.use: scale) or odometry.first_baseline_m, or use stereo or rgbd"
+SCALE_REMEDY = "for metres give external odometry (external_odometry.use: scale) or odometry.first_baseline_m, or use stereo or rgbd"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What diagnostics wants to know at one moment."""
+    """The state of the node at one moment."""
 
     lifecycle: str
     received: int
@@ -32,11 +31,11 @@ class Snapshot:
     scale: str  # what gives the unit of length; `unknown`, and why, where nothing does
     latency_ms: float
     processing_ms: float
-    problem: str  # the newest reason for which an image could not be used; empty when the newest could
+    problem: str  # why the newest image could not be used; empty when it could
     input_problem: str  # what the newest image lacked; empty when it came complete
-    mounting_problem: str  # why it is not known where the camera sits on the base; empty when it is
+    mounting_problem: str  # why the camera's pose on the robot is unknown; empty when it is known
     learning: Any  # LearningStatus of the pipeline, or None
-    external_odometry: str  # why external odometry is not used; `used` or `off` otherwise, empty when nothing is known
+    external_odometry: str  # `used`, `off`, or why it is not used; empty while the node is not active
 
 
 class Diagnostics:
@@ -69,7 +68,7 @@ class Diagnostics:
             "images dropped": now.dropped,
             "images rejected": now.rejected,
             "images lost": now.lost,
-            "odometry input": now.external_odometry,
+            "external odometry": now.external_odometry,
             "memory [MB]": f"{resident_mb():.0f}",
         }
         if torch.cuda.is_initialized():
@@ -108,14 +107,14 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
     if now.tracking == "lost":
         return DiagnosticStatus.ERROR, f"lost: {now.reason}"
     if now.mounting_problem:
-        return DiagnosticStatus.WARN, f"{now.tracking}, mounting of the camera not known: {now.mounting_problem}"
+        return DiagnosticStatus.WARN, f"{now.tracking}, pose of the camera on the robot unknown: {now.mounting_problem}"
     if now.tracking in ("unverified", "uninitialized"):
         return DiagnosticStatus.WARN, f"{now.tracking}: {now.reason}"
     if now.input_problem:
         return DiagnosticStatus.WARN, f"{now.tracking}, {now.input_problem}"
     if now.external_odometry not in ("", "off", "used"):
         return DiagnosticStatus.WARN, f"{now.tracking}, without external odometry: {now.external_odometry}"
-    if not now.metric:  # well, but whoever drives by it must know
+    if not now.metric:  # healthy, but not fit to drive by
         return (
             DiagnosticStatus.WARN,
             f"{now.tracking}, scale {now.scale}: the unit of length is arbitrary; {SCALE_REMEDY}",

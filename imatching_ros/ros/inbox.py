@@ -1,4 +1,4 @@
-"""The hand-over from the ROS thread to the thread that owns the odometry: commands in order, images newest first."""
+"""The queue from the ROS thread to the thread that owns the odometry: every command in order, only the newest image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Inbox:
 
     Attributes:
         received: images put in.
-        dropped: images that were replaced by a newer one before anybody took them.
+        dropped: images that were replaced by a newer one before they were taken.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Inbox:
         self.dropped = 0
 
     def put(self, image: Any) -> None:
-        """Leaves an image; one that still waits is dropped."""
+        """Adds an image; one that still waits is dropped."""
         with self._condition:
             self.received += 1
             self.dropped += self._image is not None
@@ -34,7 +34,7 @@ class Inbox:
             self._condition.notify()
 
     def call(self, command: Callable[[], Any]) -> Future:
-        """Has a function run by the owner of the odometry, between two images."""
+        """Queues a function that the owner of the odometry runs between two images; the future holds its result."""
         future: Future = Future()
         with self._condition:
             if self._closed:
@@ -45,7 +45,7 @@ class Inbox:
         return future
 
     def discard(self) -> None:
-        """Forgets the image that waits."""
+        """Removes the image that waits."""
         with self._condition:
             self._image = None
 

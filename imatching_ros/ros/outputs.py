@@ -1,4 +1,4 @@
-"""Everything the node publishes about an image. What nobody hears is not computed."""
+"""The publishers of the node. What nobody subscribes to is not computed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from imatching_ros.msg import LearningStatus as LearningStatusMsg
 from imatching_ros.msg import Matches as MatchesMsg
 from imatching_ros.msg import Status
 
-from ..core.types import Frame, OdometryOutput, TrackingState
-from ..core.types import plain
+from ..core.types import Frame, Matches, OdometryOutput, TrackingState, plain
 from . import convert
 from .params import NodeConfig
 from .image_decoder import ImageDecoder
@@ -32,7 +31,7 @@ try:
 except ImportError:
     TFMessage = None
 
-# What the node publishes: name, type, history depth, what it is. All are reliable and volatile.
+# name: (type, history depth, meaning); all are reliable and volatile.
 TOPICS: dict[str, tuple[type | None, int, str]] = {
     "odom": (
         Odometry,
@@ -47,12 +46,12 @@ TOPICS: dict[str, tuple[type | None, int, str]] = {
     "~/matches/image": (
         Image,
         1,
-        "the image (of a raw pair, rectified) with the matches drawn: green supports the pose, red does not",
+        "the image (of a raw pair, rectified) with the matches drawn: inliers green, outliers red",
     ),
     "~/landmarks": (PointCloud2, 1, "points of the window in the odometry frame, with each keyframe"),
     "~/keyframes": (PoseArray, 1, "camera poses of the window in the odometry frame, with each keyframe"),
-    "~/status": (Status, 10, "tracking state, counts, latency, for every image; of one that is not used, why"),
-    "~/learning/status": (LearningStatusMsg, 10, "what learning does, for every image"),
+    "~/status": (Status, 10, "tracking state, counts, latency, for every image; for one that is not used, the reason"),
+    "~/learning/status": (LearningStatusMsg, 10, "state of the learner, for every image"),
     "~/events": (
         String,
         100,
@@ -66,21 +65,32 @@ _STATES = {
     TrackingState.UNVERIFIED: Status.UNVERIFIED,
     TrackingState.LOST: Status.LOST,
 }
-_PATH_PERIOD_NS = 500_000_000  # a whole path is a large message
 
 
 @dataclass
 class Counters:
     """Images since activation. Written by the thread of the odometry, read by diagnostics."""
 
+    received: int = 0
+    dropped: int = 0  # replaced by a newer one before they could be processed
     processed: int = 0
     tracked: int = 0
     lost: int = 0
     rejected: int = 0
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Of one image, ms; NaN where unknown."""
+
+    latency_ms: float = float("nan")  # from its stamp to its publication
+    processing_ms: float = float("nan")  # from the start of its processing to its pose
+
+
 class Outputs:
-    """The publishers of the node. Used by the thread that owns the odometry."""
+    """Used by the thread that owns the odometry."""
+
+    PATH_PERIOD_NS = 500_000_000  # a whole path is a large message
 
     def __init__(self, node: LifecycleNode, config: NodeConfig) -> None:
         self._node = node
@@ -99,7 +109,7 @@ class Outputs:
         self._path_ns = 0
 
     def reset(self) -> None:
-        """Forgets the path: the next pose is at the origin, and its stamp may be older."""
+        """Clears the path: the next pose is at the origin, and its stamp may be older."""
         self._poses.clear()
         self._path_ns = 0
 
@@ -108,62 +118,47 @@ class Outputs:
             self._node.destroy_lifecycle_publisher(publisher)
 
     def publish_pose(self, stamp_ns: int, pose: RobotPose) -> None:
-        """Odometry, pose and TF: at once when the pose is known."""
+        """Odometry, TF, pose and path of one image."""
         c = self.config
         self._send("odom", convert.make_odometry(stamp_ns, pose, c.odom_frame, c.base_frame))
         if self._tf is not None and c.publish_tf:
             self._tf.publish(
                 TFMessage(transforms=[convert.make_transform(stamp_ns, pose.T_OB, c.odom_frame, c.base_frame)])
             )
-        if self._heard("~/pose"):
+        if self._has_subscribers("~/pose"):
             self._send("~/pose", convert.make_pose_with_covariance(stamp_ns, pose, c.odom_frame))
         if self._poses.maxlen != c.path_length:
             self._poses = deque(self._poses, c.path_length)
         self._poses.append(
             PoseStamped(header=convert.make_header(stamp_ns, c.odom_frame), pose=convert.make_pose(pose.T_OB))
         )
-        if self._heard("~/path") and stamp_ns - self._path_ns >= _PATH_PERIOD_NS:
+        if self._has_subscribers("~/path") and stamp_ns - self._path_ns >= self.PATH_PERIOD_NS:
             self._path_ns = stamp_ns
             self._send("~/path", convert.make_path(self._poses, c.odom_frame))
 
-    def publish_details(
-        self,
-        output: OdometryOutput,
-        frame: Frame,
-        camera_frame: str,
-        window: Any,
-        tracker: RobotPoseTracker,
-        decoder: ImageDecoder,
-    ) -> None:
-        """Matches always; keyframes and landmarks with each keyframe."""
-        if output.matches is not None:
-            if self._heard("~/matches"):
-                self._send("~/matches", convert.make_matches(decoder.as_delivered(output.matches), camera_frame))
-            if self._heard("~/matches/image"):
-                self._send(
-                    "~/matches/image",
-                    convert.make_image(output.stamp_ns, camera_frame, draw_matches(frame, output), "rgb8"),
-                )
-        if output.is_keyframe:
-            if self._heard("~/keyframes"):
-                poses = [tracker.camera_pose(T) for T in window.T_WC.numpy()]
-                self._send("~/keyframes", convert.make_keyframes(output.stamp_ns, poses, self.config.odom_frame))
-            if self._heard("~/landmarks"):
-                points = window.landmarks.points_W[window.landmarks.triangulated].numpy()
-                self._send(
-                    "~/landmarks", convert.make_cloud(output.stamp_ns, tracker.points(points), self.config.odom_frame)
-                )
+    def publish_matches(self, output: OdometryOutput, frame: Frame, camera_frame: str, decoder: ImageDecoder) -> None:
+        if output.matches is None:
+            return
+        if self._has_subscribers("~/matches"):
+            self._send("~/matches", convert.make_matches(decoder.as_delivered(output.matches), camera_frame))
+        if self._has_subscribers("~/matches/image"):
+            image = draw_matches(frame, output.matches)
+            self._send("~/matches/image", convert.make_image(output.stamp_ns, camera_frame, image, "rgb8"))
+
+    def publish_map(self, output: OdometryOutput, window: Any, tracker: RobotPoseTracker) -> None:
+        """Keyframes and landmarks of the window, with each keyframe."""
+        if not output.is_keyframe:
+            return
+        odom_frame = self.config.odom_frame
+        if self._has_subscribers("~/keyframes"):
+            poses = [tracker.camera_pose(T) for T in window.T_WC.numpy()]
+            self._send("~/keyframes", convert.make_keyframes(output.stamp_ns, poses, odom_frame))
+        if self._has_subscribers("~/landmarks"):
+            points = tracker.points(window.landmarks.points_W[window.landmarks.triangulated].numpy())
+            self._send("~/landmarks", convert.make_cloud(output.stamp_ns, points, odom_frame))
 
     def publish_status(
-        self,
-        output: OdometryOutput,
-        camera_frame: str,
-        window: Any,
-        counters: Counters,
-        received: int,
-        dropped: int,
-        latency_ms: float,
-        processing_ms: float,
+        self, output: OdometryOutput, camera_frame: str, window: Any, counters: Counters, timing: Timing
     ) -> None:
         msg = Status(
             header=convert.make_header(output.stamp_ns, camera_frame),
@@ -178,14 +173,14 @@ class Outputs:
             matches=0 if output.matches is None else len(output.matches.uv_j),
             keyframes=len(window.keyframes),
             landmarks=int(window.landmarks.triangulated.sum()),
-            frames_received=received,
+            frames_received=counters.received,
             frames_processed=counters.processed,
             frames_tracked=counters.tracked,
             frames_lost=counters.lost,
-            frames_dropped=dropped,
+            frames_dropped=counters.dropped,
             frames_rejected=counters.rejected,
-            latency_ms=float(latency_ms),
-            processing_ms=float(processing_ms),
+            latency_ms=float(timing.latency_ms),
+            processing_ms=float(timing.processing_ms),
             weights_version=int(output.weights_version),
         )
         self._send("~/status", msg)
@@ -194,23 +189,19 @@ class Outputs:
         self._send("~/learning/status", convert.make_learning_status(stamp_ns, status, mode, matcher))
 
     def publish_event(self, event: dict[str, Any]) -> None:
-        """A keyframe, a loss, a decision of learning: one JSON object, as in the events.jsonl of a replay."""
+        """One JSON object, as a line of the events.jsonl of a replay."""
         self._send("~/events", String(data=json.dumps(plain(event))))
 
     def _send(self, name: str, message: Any) -> None:
         self._publishers[name].publish(message)
 
-    def _heard(self, name: str) -> bool:
+    def _has_subscribers(self, name: str) -> bool:
         return self._publishers[name].get_subscription_count() > 0
 
 
-def draw_matches(frame: Frame, output: OdometryOutput) -> np.ndarray:
-    """The image with the way of every matched point from where it was seen before: (H, W, 3) uint8 RGB.
-
-    Green supports the pose, red does not.
-    """
+def draw_matches(frame: Frame, matches: Matches) -> np.ndarray:
+    """The image with the motion of every matched point since the keyframe, inliers green, outliers red: (H, W, 3) uint8 RGB."""
     image = np.ascontiguousarray(frame.image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
-    matches = output.matches
     before, now = (np.rint(uv.cpu().numpy()).astype(int).tolist() for uv in (matches.uv_i, matches.uv_j))
     for p, q, inlier in zip(before, now, matches.inlier.tolist(), strict=True):
         colour = (0, 220, 0) if inlier else (230, 40, 40)

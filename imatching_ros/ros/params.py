@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,22 +17,23 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from ..core.config import Config, check, setting, walk
+from ..core.config import Config, MatcherConfig, check, setting, walk
 from ..core.errors import ConfigError
 from .transforms import from_pose
 
-_TYPES = {
-    bool: ParameterType.PARAMETER_BOOL,
-    int: ParameterType.PARAMETER_INTEGER,
-    float: ParameterType.PARAMETER_DOUBLE,
-    str: ParameterType.PARAMETER_STRING,
-    tuple: ParameterType.PARAMETER_DOUBLE_ARRAY,
+# Python type of a setting: the type of its parameter, and its name in a message.
+TYPES = {
+    bool: (ParameterType.PARAMETER_BOOL, "true or false"),
+    int: (ParameterType.PARAMETER_INTEGER, "a whole number"),
+    float: (ParameterType.PARAMETER_DOUBLE, "a number (written with a decimal point)"),
+    str: (ParameterType.PARAMETER_STRING, "a text"),
+    tuple: (ParameterType.PARAMETER_DOUBLE_ARRAY, "a list of numbers"),
 }
 
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """Settings that only the node has."""
+    """Settings of the node; all are parameters."""
 
     mode: str = setting("mono", "cameras in use", choices=("mono", "stereo", "rgbd"))
     image_transport: str = setting(
@@ -44,8 +48,8 @@ class NodeConfig:
     right_camera_info_topic: str = setting("", "CameraInfo of the right camera of a stereo pair, likewise")
     rectified: str = setting(
         "auto",
-        "whether images are rectified (P of CameraInfo holds, not K and D); auto: when the topic's "
-        "name has 'rect' in its last part",
+        "whether images are rectified (P of CameraInfo applies, not K and D); auto: when the last part of the "
+        "topic's name contains 'rect'",
         choices=("auto", "yes", "no"),
     )
     sync: str = setting(
@@ -62,7 +66,7 @@ class NodeConfig:
     )
     tf_timeout_s: float = setting(
         2.0,
-        "how long to wait for TF from base_frame to the camera before the camera itself is taken as the base, looking along +x",
+        "how long to wait for TF from base_frame to the camera before base_frame is assumed at the camera, x along the optical axis",
         unit="s",
         low=0.0,
         high=3600.0,
@@ -70,12 +74,12 @@ class NodeConfig:
     )
     path_length: int = setting(2000, "poses kept in ~/path", low=1, high=1000000, live=True)
     no_data_warning_s: float = setting(
-        5.0, "silence of an input after which a warning says why", unit="s", low=0.5, high=3600.0, live=True
+        5.0, "silence of an input after which a warning gives the reason", unit="s", low=0.5, high=3600.0, live=True
     )
     backward_jump_s: float = setting(
         0.5,
-        "a stamp that is older than the last by more than this resets odometry (a bag that "
-        "loops); by less, the image is dropped",
+        "a stamp older than the last by more than this resets odometry (a bag that loops); by less, the image is "
+        "dropped",
         unit="s",
         low=0.0,
         high=3600.0,
@@ -92,26 +96,55 @@ class NodeConfig:
     autostart: bool = setting(True, "configure and activate at start; false waits for a lifecycle manager")
 
 
+@dataclass(frozen=True)
+class Configs:
+    """Everything that is set for a node."""
+
+    node: NodeConfig
+    core: Config
+
+
+def weights_directory(given: str) -> Path:
+    """Folder of the saved weights: the parameter, else under $ROS_HOME; never the working directory."""
+    if given:
+        return Path(given).expanduser()
+    home = os.environ.get("ROS_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".ros") / "imatching_ros"
+
+
+def default_profile(matcher: MatcherConfig, namespace: str = "/") -> str:
+    """Name of the weights where `weights_profile` gives none.
+
+    One for each network, for each weights file that it started from, and for each namespace: two nodes of one robot learn from two cameras.
+    """
+    own = matcher.name
+    if matcher.weights != "default":
+        own = re.sub(r"\W", "_", Path(matcher.weights).stem, flags=re.ASCII) + "_adapted"
+    prefix = namespace.strip("/").replace("/", "-")
+    return f"{prefix}_{own}" if prefix else own
+
+
+def given_at_start(node: Node) -> dict[str, Parameter]:
+    """{name: parameter} from files and the command line. (rclpy has no public access to it.)"""
+    return node._parameter_overrides
+
+
 def declare(node: Node) -> list[str]:
     """Declares every parameter; returns a warning for each given name that is none.
 
     Raises:
         ConfigError: a value given at start that has the wrong type or is out of bounds.
     """
-    overrides = node._parameter_overrides  # rclpy has no public way to ask what was given at start
+    overrides = given_at_start(node)
     for name, default, meta in settings():
         value = list(default) if isinstance(default, tuple) else default
-        descriptor = make_descriptor(default, meta)
         if name in overrides and (word := find_word(overrides[name].value, meta["choices"])):
             overrides[name] = Parameter(name, value=word)
         try:
-            node.declare_parameter(name, value, descriptor)
+            node.declare_parameter(name, value, make_descriptor(default, meta))
         except (InvalidParameterTypeException, InvalidParameterValueException):
-            bounds = describe_bounds(meta)
-            raise ConfigError(
-                f"parameter {name} is {overrides[name].value!r}, expected {describe_type(default)}"
-                f"{' (written with a decimal point)' if isinstance(default, float) else ''} {bounds}".rstrip()
-            ) from None
+            expected = f"{TYPES[type(default)][1]} {describe_bounds(meta)}".rstrip()
+            raise ConfigError(f"parameter {name} is {overrides[name].value!r}, expected {expected}") from None
     unknown = [name for name in overrides if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
     return [f"parameter '{name}' {describe_unknown(name)}" for name in unknown]
 
@@ -123,7 +156,7 @@ def describe_unknown(name: str) -> str:
 
 
 def find_word(value: Any, choices: tuple[str, ...]) -> str | None:
-    """The choice that was meant: YAML reads the words off and no as false, on and yes as true."""
+    """The choice that a boolean stands for: YAML reads the words off and no as false, on and yes as true."""
     words = {False: ("off", "no"), True: ("on", "yes")}.get(value, ()) if isinstance(value, bool) else ()
     return next((word for word in words if word in choices), None)
 
@@ -145,32 +178,17 @@ def make_descriptor(default: Any, meta: dict[str, Any]) -> ParameterDescriptor:
     descriptor.description = meta["doc"] + (f" [{meta['unit']}]" if meta["unit"] else "")
     descriptor.additional_constraints = "one of " + ", ".join(meta["choices"]) if meta["choices"] else ""
     descriptor.read_only = not meta["live"]
-    descriptor.type = _TYPES[type(default)]
+    descriptor.type = TYPES[type(default)][0]
     low, high = meta["low"], meta["high"]
     if low is None and high is None:
         return descriptor
     if isinstance(default, float):
-        descriptor.floating_point_range = [
-            FloatingPointRange(
-                from_value=-sys.float_info.max if low is None else float(low),
-                to_value=sys.float_info.max if high is None else float(high),
-            )
-        ]
+        limits = -sys.float_info.max if low is None else float(low), sys.float_info.max if high is None else float(high)
+        descriptor.floating_point_range = [FloatingPointRange(from_value=limits[0], to_value=limits[1])]
     else:
-        descriptor.integer_range = [
-            IntegerRange(
-                from_value=-(2**63) if low is None else int(low),
-                to_value=2**63 - 1 if high is None else int(high),
-                step=0,
-            )
-        ]
+        whole = -(2**63) if low is None else int(low), 2**63 - 1 if high is None else int(high)
+        descriptor.integer_range = [IntegerRange(from_value=whole[0], to_value=whole[1], step=0)]
     return descriptor
-
-
-def describe_type(default: Any) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of numbers"}[
-        type(default)
-    ]
 
 
 def describe_bounds(meta: dict[str, Any]) -> str:
@@ -181,16 +199,17 @@ def describe_bounds(meta: dict[str, Any]) -> str:
     return f"in {meta['unit']}" if meta["unit"] else ""
 
 
-def read_configs(node: Node) -> tuple[NodeConfig, Config]:
-    """Both configurations as the node's parameters state them.
+def read_configs(node: Node, changes: list[Parameter] | None = None) -> Configs:
+    """Both configurations from the node's parameters, as they would be with `changes`.
 
     Raises:
         ConfigError: a value out of bounds, or settings that contradict each other.
     """
-    return make_configs({name: node.get_parameter(name).value for name, _, _ in settings()})
+    values = {name: node.get_parameter(name).value for name, _, _ in settings()}
+    return make_configs({**values, **{p.name: p.value for p in changes or [] if p.name in values}})
 
 
-def make_configs(values: dict[str, Any]) -> tuple[NodeConfig, Config]:
+def make_configs(values: dict[str, Any]) -> Configs:
     """Both configurations from a value for every parameter.
 
     Raises:
@@ -210,10 +229,4 @@ def make_configs(values: dict[str, Any]) -> tuple[NodeConfig, Config]:
         except ValueError as error:
             raise ConfigError(f"base_from_camera: {error}") from None
     core = {name: value for name, value in values.items() if name not in own}
-    return config, Config.from_dict({**core, "odometry.mode": config.mode})
-
-
-def changed(node: Node, parameters: list[Parameter]) -> dict[str, Any]:
-    """The value of every parameter once `parameters` are set."""
-    values = {name: node.get_parameter(name).value for name, _, _ in settings()}
-    return {**values, **{p.name: p.value for p in parameters if p.name in values}}
+    return Configs(config, Config.from_dict({**core, "odometry.mode": config.mode}))

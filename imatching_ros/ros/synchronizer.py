@@ -1,4 +1,4 @@
-"""Pairs the messages of several topics by their stamps. (message_filters is not everywhere, and drops without counting.)"""
+"""Pairs the messages of several topics by their stamps. (message_filters is not on PyPI, and drops without counting.)"""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Synchronizer:
     """Calls back with one message of every topic, oldest first, each at most once.
 
     The first topic leads: each of its messages waits for the nearest message of every other topic within the slop. One that can
-    have no partner any more goes on alone.
+    have no partner any more is delivered unpaired.
 
     Attributes:
-        alone: messages of the first topic that found no partners.
-        gap_ns: by how much the newest of these missed a partner; None when none had come.
+        unpaired: messages of the first topic that found no partners.
+        gap_ns: how far the nearest partner of the newest unpaired message was; None when there was none.
     """
 
     def __init__(
@@ -26,20 +26,20 @@ class Synchronizer:
         self._slop_ns = slop_ns
         self._callback = callback
         self._depth = depth
-        self._passed_ns: dict[str, int] = {}  # stamps of the newest messages that were too old for every leader
-        self.alone = 0
+        self._passed_ns: dict[str, int] = {}  # newest stamps that were too old for every leading message
+        self.unpaired = 0
         self.gap_ns: int | None = None
 
     def add(self, name: str, stamp_ns: int, message: Any) -> None:
         """Takes a message; calls back for every set that is complete now."""
         queue = self._queues[name]
-        if queue and stamp_ns < queue[-1][0]:  # time went back: what waits belongs to another run
+        if queue and stamp_ns < queue[-1][0]:  # time went back: the waiting messages belong to another run
             self.clear()
         queue.append((stamp_ns, message))
         if len(queue) > self._depth:
             _, oldest = queue.popleft()
             if name == self._leader:
-                self._give_up(oldest, None)
+                self._deliver_unpaired(oldest, None)
         self._match()
 
     def clear(self) -> None:
@@ -61,7 +61,7 @@ class Synchronizer:
                 if not queue:
                     return
                 nearest = min(queue, key=lambda entry: abs(entry[0] - stamp_ns))
-                if abs(nearest[0] - stamp_ns) > self._slop_ns:  # all that is there is newer
+                if abs(nearest[0] - stamp_ns) > self._slop_ns:  # every message there is newer
                     missed_ns = min(nearest[0] - stamp_ns, stamp_ns - self._passed_ns.get(name, -1 << 63))
                     break
                 if (
@@ -80,9 +80,9 @@ class Synchronizer:
                         queue.popleft()
                 self._callback(chosen)
             else:
-                self._give_up(message, missed_ns)
+                self._deliver_unpaired(message, missed_ns)
 
-    def _give_up(self, message: Any, gap_ns: int | None) -> None:
-        self.alone += 1
+    def _deliver_unpaired(self, message: Any, gap_ns: int | None) -> None:
+        self.unpaired += 1
         self.gap_ns = gap_ns
         self._callback({self._leader: message})

@@ -1,4 +1,4 @@
-"""Rigid transforms as (4, 4) float64 matrices, as ROS wants them: REP-103 axes, fixed-axis covariances.
+"""Rigid transforms as (4, 4) float64 matrices in the conventions of ROS: REP-103 axes, fixed-axis covariances.
 
 `T_AB` maps points of B to A. A perturbation of a pose is T * Exp([rho, phi]), translation first, as in the core.
 """

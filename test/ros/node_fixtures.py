@@ -14,7 +14,7 @@ pytest.importorskip("imatching_ros.msg", reason="the messages are not built; run
 from peers import NodeProcess, Peer, own_domain  # noqa: E402
 
 from imatching_ros.camera.model import Camera
-from imatching_ros.ros.transport import use_shipped_profile
+from imatching_ros.ros.middleware import use_shipped_profile
 
 use_shipped_profile()
 

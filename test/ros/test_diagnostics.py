@@ -52,7 +52,7 @@ OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticS
             "lost: for 3 frames",
         ),
         ({"tracking": "unverified", "reason": "few matches"}, 10.0, WARN, "unverified: few matches"),
-        ({"mounting_problem": "no TF"}, 10.0, WARN, "tracking, mounting of the camera not known: no TF"),
+        ({"mounting_problem": "no TF"}, 10.0, WARN, "tracking, pose of the camera on the robot unknown: no TF"),
         ({"external_odometry": "no TF"}, 10.0, WARN, "tracking, without external odometry: no TF"),
         (UNSCALED, 10.0, WARN, f"tracking, scale unknown: the unit of length is arbitrary; {SCALE_REMEDY}"),
         ({**UNSCALED, "tracking": "unverified", "reason": "few matches"}, 10.0, WARN, "unverified: few matches"),

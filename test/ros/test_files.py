@@ -74,8 +74,10 @@ def test_launch_sets_only_parameters_that_exist():
     )
     defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
     assert launch.make_parameters(defaults) == {}, "what nobody asked for would win over the user's parameter file"
-    assert ("odometry", "/wheels") in launch.make_remappings(defaults | {"odometry_topic": "/wheels"}, "mono")
-    assert launch.make_parameters(defaults | {"odometry_use": "both"})["external_odometry.use"] == "both"
+    assert ("external_odometry", "/wheels") in launch.make_remappings(
+        defaults | {"external_odometry_topic": "/wheels"}, "mono"
+    )
+    assert launch.make_parameters(defaults | {"external_odometry_use": "both"})["external_odometry.use"] == "both"
     changed = launch.make_parameters(defaults | {"publish_tf": "false", "learning": "sync", "base_frame": "robot"})
     assert (changed["publish_tf"], changed["learning.mode"], changed["base_frame"]) == (False, "sync", "robot")
 

@@ -33,7 +33,7 @@ def test_exact(order):
 def test_exact_refuses_a_nanosecond():
     pairs = Pairs(0)
     assert pairs.add(("left", 5), ("right", 6), ("left", 7), ("right", 7)) == [(5, None), (7, 7)]
-    assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (1, 1)
+    assert (pairs.synchronizer.unpaired, pairs.synchronizer.gap_ns) == (1, 1)
 
 
 def test_approximate_takes_the_nearest():
@@ -44,7 +44,7 @@ def test_approximate_takes_the_nearest():
 def test_beyond_the_slop_a_image_goes_on_alone():
     pairs = Pairs(10)
     assert pairs.add(("left", 100), ("right", 111), ("left", 112)) == [(100, None), (112, 111)]
-    assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (1, 11)
+    assert (pairs.synchronizer.unpaired, pairs.synchronizer.gap_ns) == (1, 11)
 
 
 def test_cameras_that_are_always_a_little_apart():
@@ -52,7 +52,7 @@ def test_cameras_that_are_always_a_little_apart():
     assert pairs.add(
         *((name, 100 * k + (15 if name == "left" else 0)) for k in range(4) for name in ("right", "left"))
     ) == [(15, None), (115, None), (215, None)]
-    assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (3, 15)
+    assert (pairs.synchronizer.unpaired, pairs.synchronizer.gap_ns) == (3, 15)
 
 
 def test_every_message_is_used_once():
@@ -76,7 +76,7 @@ def test_time_that_goes_back_forgets_what_waits():
 def test_queues_are_bounded():
     pairs = Pairs(0, depth=3)
     pairs.add(*(("left", stamp) for stamp in range(10)))
-    assert (pairs.synchronizer.alone, pairs.synchronizer.gap_ns) == (7, None)
+    assert (pairs.synchronizer.unpaired, pairs.synchronizer.gap_ns) == (7, None)
     assert pairs.add(("right", 9))[7:] == [(7, None), (8, None), (9, 9)]
 
 
@@ -84,7 +84,7 @@ def test_a_steady_pair_loses_nothing():
     pairs = Pairs(10)
     for k in range(100):
         pairs.add(("left", 1000 * k), ("right", 1000 * k + 3))
-    assert len(pairs.found) == 100 and pairs.synchronizer.alone == 0
+    assert len(pairs.found) == 100 and pairs.synchronizer.unpaired == 0
 
 
 def test_the_newest_image_wins_and_drops_are_counted():

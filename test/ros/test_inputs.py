@@ -1,4 +1,4 @@
-"""Which topics the node listens to, and when it says that nothing arrives."""
+"""The topics that the node subscribes to, and its warnings when nothing arrives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import rclpy
 from peers import info_message, send_until
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from walls import CAMERA
@@ -17,6 +16,7 @@ from walls import CAMERA
 from imatching_ros.core.errors import ConfigError
 from imatching_ros.ros import params
 from imatching_ros.ros.inputs import CameraInputs
+from imatching_ros.ros.lifecycle import ManagedNode
 
 pytestmark = pytest.mark.ros
 
@@ -28,13 +28,13 @@ def make_inputs(domain) -> Iterator:
     rclpy.init(context=context, domain_id=domain, args=[])
     made = []
 
-    def make(remappings: tuple[str, ...] = (), **values) -> tuple[Node, CameraInputs]:
+    def make(remappings: tuple[str, ...] = (), **values) -> tuple[ManagedNode, CameraInputs]:
         arguments = ["--ros-args", *(part for text in remappings for part in ("-r", text))]
         given = [Parameter(name, value=value) for name, value in values.items()]
-        node = Node("eyes", context=context, cli_args=arguments, parameter_overrides=given)
+        node = ManagedNode("eyes", context=context, cli_args=arguments, parameter_overrides=given)
         made.append((node, None))
         params.declare(node)
-        inputs = CameraInputs(node, params.read_configs(node)[0], lambda image: None, lambda key, text: None)
+        inputs = CameraInputs(node, params.read_configs(node).node, lambda image: None)
         made[-1] = (node, inputs)
         return made[-1]
 
@@ -57,7 +57,7 @@ def make_inputs(domain) -> Iterator:
         (("image:=/front/image_raw", "camera_info:=/b"), {"camera_info_topic": "/a"}, "/a"),
     ],
 )
-def test_the_camera_info_that_is_asked_for_is_listened_to(make_inputs, remappings, values, topic):
+def test_the_requested_camera_info_is_subscribed_to(make_inputs, remappings, values, topic):
     _, inputs = make_inputs(remappings, **values)
     assert inputs.topics["camera_info"].name == topic
 
@@ -89,13 +89,13 @@ def test_a_camera_info_that_comes_once_is_not_missed(make_inputs, capfd):
     send_until(send, lambda: inputs.topics["camera_info"].count, "the CameraInfo", patience_s=0.2)
     time.sleep(0.6)
     inputs.check_silence()
-    told = capfd.readouterr().err
-    assert "nothing received on /image for" in told and "/camera_info for" not in told
+    warnings = capfd.readouterr().err
+    assert "nothing received on /image for" in warnings and "/camera_info for" not in warnings
     executor.shutdown()
 
 
 @pytest.mark.parametrize(
-    ("transport", "published", "told"),
+    ("transport", "published", "remedy"),
     [
         ("raw", "/cam/image/compressed", "but /cam/image/compressed is there: set image_transport to compressed"),
         (
@@ -105,13 +105,13 @@ def test_a_camera_info_that_comes_once_is_not_missed(make_inputs, capfd):
         ),
     ],
 )
-def test_what_to_do_about_compressed_images_is_said(make_inputs, capfd, transport, published, told):
+def test_the_warning_names_the_remedy_for_compressed_images(make_inputs, capfd, transport, published, remedy):
     node, inputs = make_inputs(("image:=/cam/image",), no_data_warning_s=0.5, image_transport=transport)
     node.create_publisher(CompressedImage, published, 1)
     end = time.monotonic() + 30
     output = ""
-    while told not in output and time.monotonic() < end:  # discovery takes its time, and a warning comes every 1.5 s
+    while remedy not in output and time.monotonic() < end:  # discovery takes its time, and a warning comes every 1.5 s
         time.sleep(0.2)
         inputs.check_silence()
         output += capfd.readouterr().err
-    assert told in output
+    assert remedy in output

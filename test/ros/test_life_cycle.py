@@ -1,5 +1,5 @@
-"""What must not end, fill or confuse the node: transitions that fail or are not possible, commands that go wrong, other releases of
-ROS 2 and Python."""
+"""Failures that the node outlives: transitions that fail or are not possible, commands that raise or take too long; other
+releases of ROS 2 and Python."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from imatching_ros.ros import node as node_module
 from imatching_ros.ros.inputs import CameraImages
 from imatching_ros.ros.node import OdometryNode
+from imatching_ros.ros.processing import Processor
 from imatching_ros.ros.robot_pose import RobotPose
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
@@ -67,7 +67,7 @@ def make_node(context, tmp_path) -> Iterator:
 
 
 def count(node: OdometryNode) -> tuple[int, int, int]:
-    """What a node that forgets to free leaves more and more of."""
+    """Publishers, subscriptions and threads, which must not accumulate."""
     return len(list(node.publishers)), len(list(node.subscriptions)), threading.active_count()
 
 
@@ -76,48 +76,50 @@ def test_live_parameters_are_applied(make_node, kind):
     node = make_node(kind)
     assert node.trigger_configure() == SUCCESS
     assert node.set_parameters([Parameter("odometry.verified_inliers", value=40)])[0].successful
-    assert node._pipeline.config.odometry.verified_inliers == 40
+    assert node.resources.pipeline.config.odometry.verified_inliers == 40
     assert node.trigger_activate() == SUCCESS
     wrong = [Parameter("odometry.verified_inliers", value=5000), Parameter("bundle.kernel", value="cauchy")]
     assert not any(result.successful for result in node.set_parameters(wrong))
     assert node.set_parameters(
         [Parameter("no_data_warning_s", value=2.5), Parameter("odometry.verified_inliers", value=50)]
     )[1].successful
-    wait_until(lambda: node._pipeline.config.odometry.verified_inliers == 50, what="the setting to reach the pipeline")
-    assert node.config.no_data_warning_s == node._inputs.config.no_data_warning_s == 2.5
-    assert node.get_parameter("odometry.verified_inliers").value == 50 and node.core.bundle.kernel == "huber"
+    wait_until(
+        lambda: node.resources.pipeline.config.odometry.verified_inliers == 50, what="the setting to reach the pipeline"
+    )
+    assert node.configs.node.no_data_warning_s == node.inputs.config.no_data_warning_s == 2.5
+    assert node.get_parameter("odometry.verified_inliers").value == 50 and node.configs.core.bundle.kernel == "huber"
 
 
 @pytest.mark.parametrize("active", [False, True])
-def test_an_error_in_a_command_is_answered_and_told(make_node, monkeypatch, capfd, active):
+def test_an_error_in_a_command_is_answered_and_logged(make_node, monkeypatch, capfd, active):
     node = make_node()
     assert node.trigger_configure() == SUCCESS and (not active or node.trigger_activate() == SUCCESS)
 
     def fail(on: bool) -> None:
         raise KeyError("broken")
 
-    monkeypatch.setattr(node._pipeline, "set_learning", fail)
-    answer = node._on_set_learning(SetBool.Request(data=False), SetBool.Response())
+    monkeypatch.setattr(node.resources.pipeline, "set_learning", fail)
+    answer = node.on_set_learning(SetBool.Request(data=False), SetBool.Response())
     assert not answer.success and answer.message == "internal error: KeyError('broken')"
     assert "Traceback" in capfd.readouterr().err
     monkeypatch.undo()
-    assert node._on_set_learning(SetBool.Request(data=False), SetBool.Response()).success
+    assert node.on_set_learning(SetBool.Request(data=False), SetBool.Response()).success
 
 
 def test_a_command_that_lasts_too_long_is_answered(make_node, monkeypatch):
     """Up to Python 3.10 the TimeoutError of futures is not the built-in one."""
     monkeypatch.setattr(concurrent.futures._base, "TimeoutError", type("TimeoutError", (Exception,), {}))
-    monkeypatch.setattr(node_module, "_SERVICE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(OdometryNode, "SERVICE_TIMEOUT_S", 0.2)
     node = make_node()
     assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
     release = threading.Event()
-    node._processor.inbox.call(release.wait)
-    answer = node._on_reset(Trigger.Request(), Trigger.Response())
+    node.processor.inbox.call(release.wait)
+    answer = node.on_reset(Trigger.Request(), Trigger.Response())
     release.set()
     assert not answer.success and answer.message == "not done within 0.2 s"
 
 
-def test_a_bug_is_told_once_and_every_image_has_its_status(make_node, monkeypatch, capfd, peer):
+def test_a_bug_is_logged_once_and_every_image_has_its_status(make_node, monkeypatch, capfd, peer):
     node = make_node(namespace="/broken")
     assert node.trigger_configure() == node.trigger_activate() == SUCCESS
     statuses = peer.collect(Status, "/broken/imatching/status")
@@ -126,13 +128,13 @@ def test_a_bug_is_told_once_and_every_image_has_its_status(make_node, monkeypatc
     def fail(image) -> None:
         raise KeyError("broken")
 
-    monkeypatch.setattr(node._processor._decoder, "decode", fail)
+    monkeypatch.setattr(node.processor.decoder, "decode", fail)
     sent = 0
 
     def send() -> None:
         nonlocal sent
         sent += 1
-        node._processor.inbox.put(CameraImages(sent * 10**8, "optical", {}, {}, False))
+        node.processor.inbox.put(CameraImages(sent * 10**8, "optical", {}, {}, False))
 
     for count in range(3):
         send_until(send, lambda count=count: len(statuses) > count, "a status")
@@ -148,7 +150,7 @@ def test_after_a_pause_the_path_begins_again(make_node, peer):
     pose = RobotPose(np.eye(4), np.eye(4), np.eye(6), np.zeros(6), np.eye(6))
 
     def show(stamp_s: int) -> None:
-        node._outputs.publish_pose(stamp_s * 10**9, pose)
+        node.resources.outputs.publish_pose(stamp_s * 10**9, pose)
 
     stamps = iter(range(1000, 2000))
     send_until(lambda: show(next(stamps)), lambda: paths, "a path")
@@ -162,13 +164,13 @@ def test_after_a_pause_the_path_begins_again(make_node, peer):
 def test_a_wrong_qos_override_is_one_line_and_leaves_nothing_behind(make_node, capfd):
     node = make_node(**{BAD_QOS: "bestest"})
     assert node.trigger_configure() == SUCCESS
-    before, pipeline = count(node), node._pipeline
+    before, pipeline = count(node), node.resources.pipeline
     for _ in range(2):
         assert node.trigger_activate() == FAILURE and node.state_label == "inactive"
-        assert count(node) == before and node._pipeline is pipeline
-        told = capfd.readouterr().err
-        assert f"parameter {BAD_QOS} is 'bestest', expected one of system_default, reliable, best_effort" in told
-        assert told.count("[ERROR]") == 1 and "Traceback" not in told
+        assert count(node) == before and node.resources.pipeline is pipeline
+        logged = capfd.readouterr().err
+        assert f"parameter {BAD_QOS} is 'bestest', expected one of system_default, reliable, best_effort" in logged
+        assert logged.count("[ERROR]") == 1 and "Traceback" not in logged
     node._parameter_overrides[BAD_QOS] = Parameter(BAD_QOS, value="reliable")
     assert node.trigger_activate() == SUCCESS and count(node) > before
 
@@ -185,10 +187,10 @@ def test_every_override_is_checked(make_node, capfd, name, value):
 def test_odometry_has_its_threads_beside_learning_and_counts_on_after_a_pause(make_node):
     node = make_node(**{"matcher.name": "expectation", "learning.mode": "thread", "matcher.threads": 2})
     assert node.trigger_configure() == node.trigger_activate() == SUCCESS
-    assert node._processor.inbox.call(torch.get_num_threads).result(timeout=60) == 2
-    decoder = node._processor._decoder
+    assert node.processor.inbox.call(torch.get_num_threads).result(timeout=60) == 2
+    decoder = node.processor.decoder
     assert node.trigger_deactivate() == node.trigger_activate() == SUCCESS
-    assert node._processor._decoder is decoder
+    assert node.processor.decoder is decoder
 
 
 def test_a_transition_that_raises_frees_everything(make_node, monkeypatch, capfd):
@@ -198,23 +200,23 @@ def test_a_transition_that_raises_frees_everything(make_node, monkeypatch, capfd
     def fail(*_) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(node_module.Processor, "run", fail)
+    monkeypatch.setattr(Processor, "run", fail)
     for _ in range(2):
         assert node.trigger_configure() == SUCCESS and node.trigger_activate() == ERROR
-        assert node.state_label == "unconfigured" and node._pipeline is node._outputs is None
+        assert node.state_label == "unconfigured" and node.resources is None
         assert count(node) == before
         assert "on_activate failed" in capfd.readouterr().err
     monkeypatch.undo()
     assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
 
 
-def test_weights_in_use_are_told_and_kept_apart_by_namespace(make_node, tmp_path, capfd):
+def test_weights_in_use_are_logged_and_kept_apart_by_namespace(make_node, tmp_path, capfd):
     node = make_node(namespace="/front", **{"matcher.name": "expectation"})
     assert node.trigger_configure() == SUCCESS
     assert "matcher expectation: weights 'default', version 1" in capfd.readouterr().err
-    saved = node._on_save_weights(Weights.Request(), Weights.Response())
+    saved = node.on_save_weights(Weights.Request(), Weights.Response())
     assert saved.success and saved.path == str(tmp_path / "front_expectation.safetensors")
-    refused = node._on_save_weights(Weights.Request(name="default"), Weights.Response())
+    refused = node.on_save_weights(Weights.Request(name="default"), Weights.Response())
     assert not refused.success and "'default' cannot be the name of a profile" in refused.message
     again = make_node(namespace="/front", **{"matcher.name": "expectation"})
     assert again.trigger_configure() == SUCCESS

@@ -1,4 +1,4 @@
-"""TF to the camera that comes later than the node waits for it: until then the camera is taken as the base, and everybody is told."""
+"""TF to the camera that comes later than the node waits for it: until then the base is assumed at the camera, and log and diagnostics report it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from walls import CAMERA, look
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
-REASON = "mounting of the camera not known: no TF from base_link to optical"
+REASON = "pose of the camera on the robot unknown: no TF from base_link to optical"
 
 
 class Robot:
@@ -47,7 +47,7 @@ class Robot:
         p = send_until(lambda: self.send(z), answer, f"odometry:\n{self.node.output}").pose.pose.position
         return np.array([p.x, p.y, p.z])
 
-    def told(self) -> list[tuple[bytes, str]]:
+    def levels(self) -> list[tuple[bytes, str]]:
         """Level and message of the newest diagnostics, once per message."""
         return [(m.status[0].level, m.status[0].message) for m in self.diagnostics]
 
@@ -56,15 +56,15 @@ def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
     robot = Robot(peer, start_node)
     robot.show(0.0)
     assert (
-        "no TF from base_link to optical within 0.2 s: until there is, base_link is taken to be at the camera"
+        "no TF from base_link to optical within 0.2 s: until there is, base_link is assumed at the camera"
         in robot.node.output
     )
     np.testing.assert_allclose(robot.show(0.05), [0.05, 0, 0], atol=0.006)  # along the camera's view
-    told = len(robot.told())
+    before = len(robot.levels())
     send_until(
         lambda: robot.send(0.05),
-        lambda: any(level == DiagnosticStatus.WARN and REASON in text for level, text in robot.told()[told:]),
-        f"the reason in /diagnostics: {robot.told()}",
+        lambda: any(level == DiagnosticStatus.WARN and REASON in text for level, text in robot.levels()[before:]),
+        f"the reason in /diagnostics: {robot.levels()}",
         tries=80,
         patience_s=0.5,
     )
@@ -78,7 +78,7 @@ def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
     peer.node.create_publisher(TFMessage, "/tf_static", latched).publish(TFMessage(transforms=[mount]))
     send_until(
         lambda: robot.send(0.05),
-        lambda: "TF from base_link to optical is there now: odometry is reset" in robot.node.output,
+        lambda: "TF from base_link to optical has arrived: odometry is reset" in robot.node.output,
         f"the transform to be taken:\n{robot.node.output}",
         tries=80,
         patience_s=0.5,
@@ -86,11 +86,11 @@ def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
     start = robot.show(0.05)
     np.testing.assert_allclose(robot.show(0.1) - start, [0, 0.05, 0], atol=0.006)
     np.testing.assert_allclose(start, 0, atol=0.006)  # it began anew
-    told = len(robot.told())
+    before = len(robot.levels())
     send_until(
         lambda: robot.send(0.1),
-        lambda: any(level == DiagnosticStatus.OK and text == "tracking" for level, text in robot.told()[told:]),
-        f"diagnostics without the reason: {robot.told()}",
+        lambda: any(level == DiagnosticStatus.OK and text == "tracking" for level, text in robot.levels()[before:]),
+        f"diagnostics without the reason: {robot.levels()}",
         tries=80,
         patience_s=0.5,
     )

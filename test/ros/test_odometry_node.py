@@ -51,7 +51,7 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     """The tour for both nodes; the wheels for one of them."""
     parameters = {"external_odometry.use": "both", "no_data_warning_s": 1.0, "tf_timeout_s": 30.0}
     cameras = ("-r", "image:=/cam/image")
-    heard = start_node(parameters, (*cameras, "-r", "__ns:=/heard", "-r", "odometry:=/wheels/odom"))
+    heard = start_node(parameters, (*cameras, "-r", "__ns:=/heard", "-r", "external_odometry:=/wheels/odom"))
     alone = start_node(parameters, (*cameras, "-r", "__ns:=/alone"))
     T = TransformStamped(child_frame_id="optical")
     T.header.frame_id = "base_link"
@@ -127,24 +127,24 @@ def test_wheels_give_one_camera_its_metres(run, tour):
     )  # it drifts a little within the way
 
 
-def test_what_is_used_is_told(run):
+def test_use_is_reported(run):
     values = {entry.key: entry.value for entry in run.texts["heard"].values}
-    assert values["odometry input"] == "used"
+    assert values["external odometry"] == "used"
 
 
-def test_without_it_odometry_goes_on_and_says_why(run):
+def test_without_it_odometry_continues_and_reports_why(run):
     assert len(run.alone.odom) == len(run.heard.odom)
     last = run.alone.status[-1]
     assert last.state == Status.TRACKING and not last.metric and last.scale == "unknown: no odometry has arrived"
     values = {entry.key: entry.value for entry in run.texts["alone"].values}
-    assert values["odometry input"] == "no odometry has arrived"
+    assert values["external odometry"] == "no odometry has arrived"
     log = run.nodes["alone"].output
-    assert "nothing received on /alone/odometry for" in log and "topics of type nav_msgs/msg/Odometry" in log
-    assert "remap with -r odometry:=TOPIC" in log
+    assert "nothing received on /alone/external_odometry for" in log and "topics of type nav_msgs/msg/Odometry" in log
+    assert "remap with -r external_odometry:=TOPIC" in log
 
 
-def test_a_frame_without_tf_is_told(run, tour):
-    driver = run.peer.publisher(Odometry, "/alone/odometry")
+def test_a_frame_without_tf_is_reported(run, tour):
+    driver = run.peer.publisher(Odometry, "/alone/external_odometry")
     count = len(run.alone.status)
     for message in wheels(tour, "front_axle")[-5:]:
         driver.publish(message)
@@ -158,7 +158,8 @@ def test_a_frame_without_tf_is_told(run, tour):
     )
     wait_until(
         lambda: (
-            {e.key: e.value for e in run.newest("alone").values}["odometry input"] == "no TF from front_axle to optical"
+            {e.key: e.value for e in run.newest("alone").values}["external odometry"]
+            == "no TF from front_axle to optical"
         ),
         what="the reason in /diagnostics",
     )

@@ -1,4 +1,4 @@
-"""What stands in for packages that are not installed, against the originals where both exist."""
+"""Substitutes for packages that are not installed, compared with the originals where both exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from imatching_ros.ros import convert, transforms
-from imatching_ros.ros.tf import TransformTree
+from imatching_ros.ros.mount import TransformTree
 from imatching_ros.camera.decoding import decode_image
 
 pytestmark = pytest.mark.ros

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imatching_ros.core.config import MatcherConfig
-from imatching_ros.ros.weights_folder import default_profile, weights_directory
+from imatching_ros.ros.params import default_profile, weights_directory
 
 pytestmark = pytest.mark.ros
 

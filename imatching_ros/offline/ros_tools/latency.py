@@ -34,7 +34,7 @@ from ...core.types import Frame
 from ...core.errors import SourceError
 from ...ros import convert
 from .demo import free_domain, process, wait_for
-from ...ros.transport import use_shipped_profile
+from ...ros.middleware import use_shipped_profile
 
 _MEETING_S = 30.0  # discovery on a busy computer
 _ENDING_S = 2.0  # for the last image's odometry

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rclpy.utilities import remove_ros_args
 
 from ...core.errors import ImatchingError
-from ...ros.transport import use_shipped_profile
+from ...ros.middleware import use_shipped_profile
 
 
 def run_program(

@@ -19,7 +19,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from ...core.errors import SourceError
 from .program import run_program
 from .serialized import find_type
-from ...ros.transport import find_shared
+from ...ros.middleware import find_shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ros import inputs, node, outputs, params
+from ...ros.middleware import type_name
 
 
 def tables() -> dict[str, str]:
@@ -36,14 +37,14 @@ def _inputs() -> str:
                 )
             )
             rows += [(mode, f"`{info}`", "sensor_msgs/msg/CameraInfo")] if info else []
-    rows.append(("any, with `external_odometry.use`", f"`{inputs.ODOMETRY}`", "nav_msgs/msg/Odometry"))
+    rows.append(("any, with `external_odometry.use`", f"`{inputs.EXTERNAL_ODOMETRY}`", "nav_msgs/msg/Odometry"))
     return _markdown(rows)
 
 
 def _outputs() -> str:
     rows = [("topic", "type", "depth", "what")]
     rows += [
-        (f"`{name}`", _name(kind) if kind else "tf2_msgs/msg/TFMessage", str(depth), text)
+        (f"`{name}`", type_name(kind) if kind else "tf2_msgs/msg/TFMessage", str(depth), text)
         for name, (kind, depth, text) in outputs.TOPICS.items()
     ]
     return _markdown(
@@ -63,7 +64,7 @@ def _services() -> str:
     return _markdown(
         [
             ("service", "type", "what it does"),
-            *((f"`{name}`", _name(kind), text) for name, (kind, text) in node.SERVICES.items()),
+            *((f"`{name}`", type_name(kind), text) for name, (kind, text) in node.SERVICES.items()),
         ]
     )
 
@@ -95,11 +96,6 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value) if value != "" else "''"
-
-
-def _name(kind: type) -> str:
-    package, group, _ = kind.__module__.split(".")
-    return f"{package}/{group}/{kind.__name__}"
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:

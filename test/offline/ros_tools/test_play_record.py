@@ -21,7 +21,7 @@ from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
 from imatching_ros.core.errors import SourceError
-from imatching_ros.ros.tf import TransformTree
+from imatching_ros.ros.mount import TransformTree
 from imatching_ros.offline.ros_tools.play import find_qos, find_types
 from imatching_ros.offline.ros_tools.record import make_typestore
 
@@ -143,12 +143,12 @@ def test_qos_is_that_of_the_bag(robot_bag):
 @pytest.mark.parametrize(
     ("module", "arguments", "reason"),
     [
-        ("player", ["nowhere.mcap"], "cannot read the bag nowhere.mcap"),
-        ("recorder", [".", "/x:std_msgs/msg/String"], "exists already"),
+        ("play", ["nowhere.mcap"], "cannot read the bag nowhere.mcap"),
+        ("record", [".", "/x:std_msgs/msg/String"], "exists already"),
     ],
 )
 def test_a_known_error_is_one_line(domain, tmp_path, module, arguments, reason):
-    command = [sys.executable, "-m", f"imatching_ros.ros.{module}", *arguments]
+    command = [sys.executable, "-m", f"imatching_ros.offline.ros_tools.{module}", *arguments]
     ended = subprocess.run(
         command, env=NodeProcess.environment(domain), cwd=tmp_path, capture_output=True, text=True, timeout=120
     )

@@ -1,0 +1,146 @@
+"""What rclpy lacks around a managed node: reported errors, throttled warnings, the package's log, a clean end on signals."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from lifecycle_msgs.srv import ChangeState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
+
+from ..core.errors import ConfigError
+from .middleware import use_shipped_profile
+
+
+class ManagedNode(LifecycleNode):
+    """A node with a life cycle."""
+
+    WARNING_PERIOD_S = 5.0  # of `warn_throttled`, for one key
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self._warned_s: dict[str, float] = {}
+        service = self._service_change_state
+        service.callback = functools.partial(self._change_state, service.callback)
+
+    @property
+    def state_label(self) -> str:
+        """unconfigured, inactive, active, finalized, or the transition that is under way."""
+        return self._state_machine.current_state[1]
+
+    def warn_throttled(self, key: str, text: str) -> None:
+        """A warning, unless there was one of the same key just before. (rclpy throttles by line of code, not by key.)"""
+        now = time.monotonic()
+        if now - self._warned_s.get(key, -1e9) >= self.WARNING_PERIOD_S:
+            self._warned_s[key] = now
+            self.get_logger().warning(text)
+
+    def _change_state(
+        self, change: Callable, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """rclpy's service callback, which lets a transition that is not possible end the node."""
+        before = self.state_label
+        try:
+            return change(request, response)
+        except rclpy_implementation.RCLError:
+            requested = request.transition.label or request.transition.id
+            self.get_logger().error(f"the transition {requested} is not possible: the node is {before}")
+            response.success = False
+            return response
+
+
+def log_errors(transition: Callable) -> Callable:
+    """Logs an exception of a transition; rclpy turns it into a return code without a message."""
+
+    @functools.wraps(transition)
+    def logged(node: LifecycleNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception:
+            node.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
+            raise
+
+    return logged
+
+
+class RosLogHandler(logging.Handler):
+    """Sends records of Python's logging to a node's logger."""
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            self._logger.error(record.getMessage())
+        elif record.levelno >= logging.WARNING:
+            self._logger.warning(record.getMessage())
+        else:
+            self._logger.info(record.getMessage())
+
+
+def run_until_signal(make_node: Callable[[], ManagedNode], arguments: list[str]) -> int:
+    """Runs a node until SIGINT or SIGTERM, then ends the process.
+
+    Args:
+        make_node: a node with an attribute `autostart`; a ConfigError is printed as one line.
+        arguments: of the program, ROS arguments included.
+
+    Returns:
+        1 when the node could not be made; otherwise the process has ended.
+    """
+    use_shipped_profile()
+    stop = threading.Event()
+    # rclpy's own handlers end the context while threads still use it; these only end the loop, however often they come.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(args=sys.argv[:1] + arguments, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        code = _spin(make_node(), stop)
+    except ConfigError as error:
+        print(f"imatching_ros: {error}", file=sys.stderr)
+        rclpy.shutdown()
+        return 1
+    # FastDDS removes its shared memory (33 MB a process) only with the last object of rclpy, and some of these are in cycles.
+    gc.collect()
+    # Everything open is closed. An orderly end of torch takes longer on a busy computer than launch waits before SIGTERM.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _spin(node: Any, stop: threading.Event) -> int:
+    """Spins a node until the event; returns the exit code."""
+    handler = RosLogHandler(node.get_logger())
+    logging.getLogger("imatching_ros").addHandler(handler)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    success = TransitionCallbackReturn.SUCCESS
+    code = 0
+    try:
+        if node.autostart and (node.trigger_configure() != success or node.trigger_activate() != success):
+            code = 1
+            stop.set()
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.2)
+    finally:
+        logging.getLogger("imatching_ros").removeHandler(handler)
+        if node.state_label != "finalized":  # as after a transition `shutdown`
+            node.trigger_shutdown()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown()
+    return code
