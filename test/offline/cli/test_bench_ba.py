@@ -8,6 +8,7 @@ import torch
 
 from imatching_ros.offline.experiments import other_solvers
 from imatching_ros.offline.cli import bench_ba
+from imatching_ros.offline.experiments.ba_timing import measure_memory
 from imatching_ros.offline.experiments.ba_windows import make_window
 
 
@@ -54,7 +55,7 @@ def test_solvers_can_be_left_out(tmp_path):
 
 
 def test_memory_is_linear_in_the_observations_and_small():
-    measured = [bench_ba._measure_memory(12, n) for n in (300, 3000)]
+    measured = [measure_memory(12, n) for n in (300, 3000)]
     if None in measured:
         pytest.skip("this system does not tell the peak of resident memory")
     assert measured[1] < 200 and measured[1] < 20 * max(measured[0], 2.0)
