@@ -1,10 +1,17 @@
-"""For `pip install .`: the core, without building messages. colcon builds with CMakeLists.txt and does not read this file."""
+"""For `pip install .`: the Python package without its messages. colcon builds with CMakeLists.txt and does not read this file."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-RANGES = Path(__file__).parent / "requirements" / "ranges.txt"
+
+def read_requirements(name: str) -> list[str]:
+    lines = (Path(__file__).parent / "requirements" / f"{name}.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+# Python packages of a ROS 2 installation, not on PyPI under these names: with ROS sourced, pip sees them as installed.
+ROS = ["rclpy", "cv_bridge", "sensor_msgs_py", "sensor_msgs", "nav_msgs", "geometry_msgs", "std_srvs", "diagnostic_msgs"]
 
 setup(
     name="imatching_ros",
@@ -14,13 +21,12 @@ setup(
     packages=find_packages(include=["imatching_ros", "imatching_ros.*"]),
     package_data={"imatching_ros": ["**/*.safetensors", "**/*.json", "**/*.md"]},
     python_requires=">=3.10,<3.13",
-    install_requires=[line for line in RANGES.read_text().splitlines() if not line.startswith("#")],
+    install_requires=read_requirements("robot"),
     extras_require={
+        "offline": read_requirements("offline"),  # all commands but `online`
         # python3-opencv of a ROS installation or the wheel: one of them, never both. OpenCV 5 breaks cv_bridge.
-        "opencv": ["opencv-python-headless>=4.8,<5"],
-        # Python packages of a ROS 2 installation, not on PyPI under these names: with ROS sourced, pip sees them as installed.
-        "ros": ["rclpy", "cv_bridge", "sensor_msgs_py", "sensor_msgs", "nav_msgs", "geometry_msgs", "std_srvs", "diagnostic_msgs",
-                "tf2_ros", "launch", "launch_ros"],
+        "opencv": read_requirements("opencv"),
+        "ros": [*ROS, "tf2_ros", "launch", "launch_ros"],
         "kornia": ["kornia>=0.9"],  # matchers xfeat and loftr; needs Python 3.11
         "onnx": ["onnx", "onnxscript", "onnxruntime"],  # `weights export FILE.onnx`
         "test": ["pytest==8.3.*"],

@@ -1,4 +1,4 @@
-"""`python -m imatching_ros COMMAND`: one line of help per command; a command's own module is imported when it is called."""
+"""`python -m imatching_ros COMMAND`: one line of help per command. A command's module is imported when it is called."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import argparse
 import difflib
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from .core.errors import ImatchingError
 
-# A spinning OpenMP pool is what makes frames late on a busy CPU; it has to be told before torch is imported.
+# A spinning OpenMP pool is what makes frames late on a busy CPU; torch reads this when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
     "replay": ("imatching_ros.offline.cli.replay", "run visual odometry, with or without learning, over a recording"),
     "online": ("imatching_ros.ros.node", "run the ROS 2 node (ROS arguments follow)"),
     "match-eval": ("imatching_ros.offline.cli.match_eval", "score matchers on a recording by depth and poses"),
-    "compare": ("imatching_ros.offline.cli.compare", "frozen against adapted weights on a recording"),
+    "compare": ("imatching_ros.offline.cli.compare", "frozen vs. adapted weights on a recording"),
     "finetune": (
         "imatching_ros.offline.cli.finetune",
         "fine-tune a matcher on recordings, on one or several processes",
@@ -49,58 +50,69 @@ Runs the ROS 2 node until SIGINT or SIGTERM. Settings are ROS parameters, topics
 All topics, services and parameters: docs/ros.md, or `ros2 param describe /imatching NAME` while it runs."""
 
 
+# What `pip install .` brings, and what its extra "offline" adds: name of the import -> name of the package.
+ROBOT_PACKAGES = {name: name for name in ("torch", "pypose", "safetensors", "numpy", "scipy")} | {"yaml": "PyYAML"}
+OFFLINE_PACKAGES = {"rosbags": "rosbags", "evo": "evo", "matplotlib": "matplotlib", "skimage": "scikit-image"}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Exit codes: 0 done, 1 an expected error (one line on stderr), 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
+    words = 2 if arguments[:1] == ["bench"] else 1
+    name = " ".join(arguments[:words])
+    return _report_errors(name, lambda: _dispatch(name, arguments[words:]))
+
+
+def _dispatch(name: str, arguments: list[str]) -> int:
+    group, _, word = name.rpartition(" ")
+    if word in ("", "-h", "--help", "bench"):
+        print(usage("bench " if name.startswith("bench") else ""))
+        return 0 if word.startswith("-") else 2
+    if word == "--version" and not group:
         from . import __version__
 
         print(__version__)
         return 0
-    name, rest = arguments[0], arguments[1:]
-    if name == "bench":
-        if not rest or rest[0] in ("-h", "--help"):
-            print(usage("bench "))
-            return 0 if rest else 2
-        name, rest = f"bench {rest[0]}", rest[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        print(
-            f"error: unknown command '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help"),
-            file=sys.stderr,
-        )
+        hint = f"; did you mean '{near[0]}'?" if near else "; see --help"
+        print(f"error: unknown command '{name}'{hint}", file=sys.stderr)
         return 2
+    if name == "online" and {"-h", "--help"} & set(arguments):
+        print(ONLINE_HELP)
+        return 0
+    return _run(name, arguments)
+
+
+def run_program(module: str) -> int:
+    """Runs the `main` of a program that takes the arguments of the process; errors as `main`."""
+    return _report_errors(module.rpartition(".")[2], lambda: import_module(module).main())
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    module = import_module(COMMANDS[name][0])
+    if name == "online":
+        return module.main(arguments) or 0
+    parser = argparse.ArgumentParser(
+        f"python -m imatching_ros {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(arguments)) or 0
+
+
+def _report_errors(name: str, run: Callable[[], int]) -> int:
     try:
-        if name == "online" and {"-h", "--help"} & set(rest):
-            print(ONLINE_HELP)
-            return 0
-        module = import_module(COMMANDS[name][0])
-        if name == "online":
-            return module.main(rest) or 0
-        parser = argparse.ArgumentParser(
-            f"python -m imatching_ros {name}",
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(parser)
-        return module.run(parser.parse_args(rest)) or 0
+        return run()
     except ImatchingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name in ("torch", "pypose", "safetensors"):
-            advice = f"{sys.executable}; activate the virtual environment that has it, or build with that active"
-        elif name in ("online", "bench latency") and error.name in ("rclpy", "imatching_ros.msg", "imatching_ros.srv"):
-            advice = "Python; build the package with colcon and source install/setup.bash"
-        else:
+        advice = _install_advice(error.name or "")
+        if advice is None:
             raise
-        print(
-            f"error: {name} needs {error.name}, which is not found by {advice} (in a clone: source scripts/environment)",
-            file=sys.stderr,
-        )
+        print(f"error: {name} needs {advice} (in a clone: source scripts/environment)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -110,12 +122,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def _install_advice(module: str) -> str | None:
+    """What is missing and how to get it; None for a module that is nobody's requirement."""
+    top = module.partition(".")[0]
+    if top in OFFLINE_PACKAGES:
+        return f'{OFFLINE_PACKAGES[top]}, which is not installed: pip install "imatching_ros[offline]"'
+    if top in ROBOT_PACKAGES:
+        return (
+            f"{ROBOT_PACKAGES[top]}, which is not found by {sys.executable}; "
+            "activate the virtual environment that has it, or build with that active"
+        )
+    if top == "cv2":
+        return "OpenCV, which is not installed: apt install python3-opencv beside ROS, else pip install 'opencv-python-headless<5'"
+    if top == "rclpy" or module in ("imatching_ros.msg", "imatching_ros.srv"):
+        return f"{module}, which is not found by Python; build the package with colcon and source install/setup.bash"
+    return None
+
+
 def usage(prefix: str = "") -> str:
     """The commands that start with `prefix`, one line each."""
     lines = [f"  {name:<20}{text}" for name, (_, text) in COMMANDS.items() if name.startswith(prefix)]
-    return "\n".join(
-        [f"usage: python -m imatching_ros {prefix}COMMAND [options]; COMMAND --help tells more", "", *lines]
-    )
+    return "\n".join([f"usage: python -m imatching_ros {prefix}COMMAND [options]; see COMMAND --help", "", *lines])
 
 
 if __name__ == "__main__":

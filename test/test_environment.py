@@ -58,8 +58,8 @@ def test_beside_ros_only_what_it_lacks_is_installed_and_in_ranges(tmp_path):
     clone = Clone(tmp_path, ros=True)
     code, asked, said = clone.source()
     assert code == 0, said
-    assert files(asked) == ["ranges", "build"] and "numpy<2" in asked
-    for name in ("ranges", "build"):
+    assert files(asked) == ["robot", "offline", "build"] and "numpy<2" in asked
+    for name in ("robot", "offline", "build"):
         lines = [
             line
             for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from imatching_ros.__main__ import OFFLINE_PACKAGES, ROBOT_PACKAGES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "imatching_ros"
@@ -128,3 +132,23 @@ def test_only_two_rooms_import_ros():
             if (top in ROS or message) and room_of(name) not in ("ros", "offline.ros_tools"):
                 wrong.append(f"{name} imports {imported}")
     assert not wrong
+
+
+def test_pip_installs_what_the_robot_imports():
+    """Nothing less, and of what only the laboratory imports nothing. OpenCV is ROS's own or the wheel: an extra."""
+    imported = {i.partition(".")[0] for name in robot() for i in IMPORTS[name]} - {PACKAGE}
+    others = {i for i in imported if i not in ROS and not i.endswith("_msgs")} - sys.stdlib_module_names - {"cv2"}
+    optional = {"kornia"}  # of two matchers; their extra
+    planned = {"pypose"}  # the poses of the public seams
+    assert {ROBOT_PACKAGES.get(i) for i in others - optional | planned} == requirements("robot")
+
+
+def test_the_extra_brings_what_the_laboratory_imports_besides():
+    imported = {i.partition(".")[0] for name in MODULES for i in IMPORTS[name] if room_of(name).startswith("offline")}
+    assert OFFLINE_PACKAGES.keys() - imported <= {"skimage"}  # its photographs are read as files
+    assert set(OFFLINE_PACKAGES.values()) == requirements("offline")
+
+
+def requirements(name: str) -> set[str]:
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    return {re.split(r"[<>=]", line)[0] for line in lines if line and not line.startswith("#")}

@@ -24,7 +24,8 @@ def test_unknown_commands_get_a_hint(capsys):
     assert main(["repaly"]) == 2
     assert "did you mean 'replay'" in capsys.readouterr().err
     assert main(["bench", "everything"]) == 2
-    assert main([]) == 2
+    assert main([]) == 2 == main(["bench"])
+    assert main(["--help"]) == 0 == main(["bench", "--help"]) == main(["--version"])
 
 
 def test_expected_errors_are_one_line_and_code_1(capsys, tmp_path):
@@ -56,3 +57,30 @@ def test_a_python_without_the_environment_is_told_in_one_line(module):
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"needs {module}, which is not found by {sys.executable}; activate the virtual environment" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module, command",
+    [
+        ("rosbags", ["match-eval", "BAG"]),
+        ("evo", ["replay", "nothing", "--out", "run"]),
+        ("matplotlib", ["report", "run"]),
+    ],
+)
+def test_a_command_whose_extra_is_missing_names_it(module, command, tmp_path):
+    (tmp_path / "a.mcap").touch()
+    command = [str(tmp_path / "a.mcap") if word == "BAG" else word for word in command]
+    done = call(
+        code=f"import sys; sys.modules[{module!r}] = None; from imatching_ros.__main__ import main; sys.exit(main({command!r}))"
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    advice = f'needs {module}, which is not installed: pip install "imatching_ros[offline]"'
+    assert done.stderr.startswith(f"error: {command[0]} {advice}")
+
+
+def test_programs_of_ros_report_a_missing_extra_too():
+    done = call(
+        code="import sys; sys.modules['rosbags'] = None; from imatching_ros.__main__ import run_program; "
+        "sys.exit(run_program('imatching_ros.offline.recordings.bag'))"
+    )
+    assert done.returncode == 1 and "error: bag needs rosbags, which is not installed" in done.stderr
