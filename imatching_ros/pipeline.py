@@ -247,7 +247,7 @@ class Pipeline:
             + 1
         )
         snapshot = WeightsSnapshot(version, hash_state(state), {k: v.clone() for k, v in state.items()})
-        self._take(WeightsUpdate(snapshot, {}, self.matcher.weights_version))
+        self._take(WeightsUpdate(snapshot, {}))
         self.set_learning(learned)
         return f"took {origin} into use as version {version}{self._warn_of_profile(snapshot.hash)}"
 

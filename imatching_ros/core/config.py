@@ -313,9 +313,6 @@ class LearningConfig:
     search_radius: float = setting(
         0.05, "search around the reprojected landmark", unit="image widths", low=0.005, high=1.0
     )
-    corner_sigma_px: float = setting(
-        0.5, "standard deviation of a corner where it was detected", unit="px", low=0.01, high=10.0
-    )
     min_score: float = setting(0.3, "matches below this score do not enter the window", low=0.0, high=1.0)
     error_cap_px: float = setting(
         4.0, "held-out errors count up to this; a missing match counts as this", unit="px", low=0.5, high=100.0

@@ -1,6 +1,6 @@
-"""The life of a candidate: trained on windows, validated on later ones, promoted, and validated again after deployment.
+"""Learning from windows: a candidate is trained, validated on later windows, promoted, and validated again after deployment.
 
-Synchronous and single-threaded; `worker.LearningWorker` runs it in the background, `pipeline.Pipeline` in line.
+Synchronous and single-threaded; `worker` runs it in sync mode or in a background thread.
 """
 
 from __future__ import annotations
@@ -8,25 +8,22 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.types import LearningSample, WeightsSnapshot
 from ..matching.base import Features, Matcher
 from ..matching.weights import hash_state
+from .cooperative_yield import yield_in_layers
 from .gate import refuse
-from .memory import held_mb
 from .replay_buffer import ReplayBuffer
 from .step import Stepper
-from .validation import LOOK_EVERY, Score, Verdict, paired_test, score
-from .cooperative_yield import yield_in_layers
-
-
-REMEMBERED = 1000  # keyframes trained on that are remembered; older ones cannot be in a window any more
+from .validation import PairedTest, Verdict, post_deployment_test, score, validation_test
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,7 @@ class WeightsUpdate:
     """New weights, adopted at a frame boundary, with those features of the window by them that were extracted by then."""
 
     snapshot: WeightsSnapshot
-    features: dict[int, Features]  # by frame id of the keyframe; odometry makes the others itself
-    previous_version: int
+    features: dict[int, Features]  # by frame id of the keyframe; odometry extracts the others itself
     rollback: bool = False
 
 
@@ -60,8 +56,32 @@ class LearningStatus:
     memory_mb: float = 0.0  # of the learner's tensors between two windows
 
 
+@dataclass
+class Comparison:
+    """A paired test between the active weights and others: a candidate, or after deployment the previous weights."""
+
+    other: Matcher
+    test: PairedTest
+    trained_ids: frozenset[int] = frozenset()  # frame ids of keyframes that `other` was trained on
+    last_ids: frozenset[int] = frozenset()  # of the last window compared
+
+    def accepts(self, sample: LearningSample) -> bool:
+        """Whether none of a window's keyframes was trained on, and at least half of them were not in the last window compared.
+
+        Windows in a row share most keyframes; their scores are not independent.
+        """
+        ids = set(sample.keyframe_ids)
+        return not ids & self.trained_ids and 2 * len(ids & self.last_ids) <= len(ids)
+
+
 class Learner:
-    """Consumes windows one by one; returns an update when odometry should change its weights."""
+    """Consumes windows one by one; returns an update when odometry should change its weights.
+
+    Attributes:
+        active: a copy of the weights that odometry uses, or is about to adopt.
+        candidate: validation of a candidate; None while there is none.
+        deployed: post-deployment validation of the active weights against the previous ones; None once confirmed.
+    """
 
     def __init__(
         self,
@@ -77,7 +97,6 @@ class Learner:
         self.pretrained = {k: v.detach().clone() for k, v in (pretrained or matcher.state_dict()).items()}
         self.active = self._copy(matcher)
         yield_in_layers(self.active)  # and in all copies of it
-        self.previous: Matcher | None = None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.replay = ReplayBuffer(self.settings.replay_windows)
         self.version = matcher.weights_version
@@ -89,15 +108,8 @@ class Learner:
             confirmed_version=self.version,
         )
         self.rejected: Counter[str] = Counter()
-        self.post_deployment_scores: list[tuple[Score, Score]] = []
-        self.post_deployment_ids: set[int] = (
-            set()
-        )  # frame ids of the keyframes of the last window of post-deployment validation
-        self.candidate: Matcher | None = None  # the weights in validation
-        self.trained_ids: set[int] = set()  # frame ids of keyframes that it was trained on
-        self.validated_ids: set[int] = set()  # of the last window that validated it
-        self.steps = 0  # since the last candidate was named
-        self._restart_training(self.active)
+        self.deployed: Comparison | None = None
+        self._restart_training()
         self.status.memory_mb = self.held_mb()
 
     def configure(self, config: Config) -> None:
@@ -106,7 +118,7 @@ class Learner:
         self.stepper.configure(config.learning, config.bundle)
 
     def consume(self, sample: LearningSample) -> WeightsUpdate | None:
-        """Trains on a window, after validating weights on it."""
+        """Validates weights on a window, then trains on it."""
         begin = time.perf_counter()
         try:
             reason = refuse(sample, self.settings)
@@ -114,7 +126,7 @@ class Learner:
                 self._reject(reason)
                 return None
             self.status.samples += 1
-            update = self._post_deployment_validation(sample) or self._validate(sample)
+            update = self._validate_deployed(sample) or self._validate_candidate(sample)
             if update is None:  # an update is handed over without delay
                 self._train(sample)
             return update
@@ -122,37 +134,38 @@ class Learner:
             self.status.memory_mb = self.held_mb()
             self.status.busy_s += time.perf_counter() - begin
 
+    def promote(self, matcher: Matcher, stamp_ns: int, verdict: Verdict) -> WeightsUpdate:
+        """Makes a matcher the active one, to be confirmed by post-deployment validation, or at once without the guard."""
+        self.deployed = Comparison(self.active, post_deployment_test(self.settings)) if self.settings.guard else None
+        self.active, self.candidate = matcher, None
+        self.status.promotions += 1
+        update = self._activate("promotion", stamp_ns, verdict)
+        if self.deployed is None:
+            self.status.confirmed_version = self.version
+        return update
+
     def tracking_lost(self, version: int, stamp_ns: int) -> WeightsUpdate | None:
-        """Tracking was lost with weights `version`; they are rolled back while in post-deployment validation."""
-        return (
-            self.roll_back_unconfirmed(stamp_ns, "tracking was lost in post-deployment validation")
-            if version == self.version
-            else None
-        )
+        """Tracking was lost with weights `version`: while in post-deployment validation they are rolled back."""
+        if version != self.version:
+            return None
+        return self.roll_back_unconfirmed(stamp_ns, "tracking was lost in post-deployment validation")
 
     def roll_back_unconfirmed(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
         """Rolls back weights that are in post-deployment validation; None when there are none."""
-        if self.previous is None:
+        if self.deployed is None:
             return None
-        return self._roll_back(
-            stamp_ns, Verdict("better", reason, float("nan"), float("nan"), len(self.post_deployment_scores))
-        )
+        windows = self.deployed.test.windows
+        return self._roll_back(self.deployed, stamp_ns, Verdict("better", reason, float("nan"), float("nan"), windows))
 
     def held_mb(self) -> float:
-        """Memory of what is kept between two windows, MB: weights and their copies, the optimiser's state, windows for replay."""
-        return held_mb(self.pretrained, self.active, self.previous, self.candidate, self.stepper.held(), self.replay)
+        """Memory of what is kept between two windows, MB: weights and their copies, optimizer state, windows for replay."""
+        return held_mb(self.pretrained, self.active, self.deployed, self.candidate, self.stepper.held(), self.replay)
 
     def _train(self, sample: LearningSample) -> None:
         """Steps on the window and on replayed ones. Training continues while a candidate, a copy, is validated."""
         self.training_ids.extend(sample.keyframe_ids)
         self.replay.add(sample)
-        windows = [sample]
-        if len(self.replay) > 1:
-            # Expected number of replayed windows for each new one.
-            share = self.settings.replay_share / max(1 - self.settings.replay_share, 1e-3)
-            extra = int(share) + (float(torch.rand((), generator=self.generator)) < share - int(share))
-            windows += [self.replay.draw(self.generator) for _ in range(min(extra, 4))]
-        for window in windows:
+        for window in [sample, *self._draw_replay()]:
             result = self.stepper.step(window, self.generator)
             if isinstance(result, str):
                 self._reject(result)
@@ -160,139 +173,94 @@ class Learner:
             self.steps += 1
             self.status.step += 1
             self.status.loss = result.residual
-            self.on_event(
-                {
-                    "event": "learning_step",
-                    "stamp_ns": sample.stamp_ns,
-                    "step": self.status.step,
-                    "residual": result.residual,
-                    "auxiliary": result.auxiliary,
-                    "observations": result.observations,
-                    "gradient_norm": result.gradient_norm,
-                }
-            )
+            self._emit("learning_step", sample.stamp_ns, step=self.status.step, **vars(result))
 
-    def _reject(self, reason: str) -> None:
-        self.rejected[reason] += 1
-        self.status.rejected = dict(self.rejected)
+    def _draw_replay(self) -> list[LearningSample]:
+        """Replayed windows for one new window: at most four, on average as many as `replay_share` demands."""
+        if len(self.replay) <= 1:
+            return []
+        expected = self.settings.replay_share / max(1 - self.settings.replay_share, 1e-3)
+        count = int(expected) + (float(torch.rand((), generator=self.generator)) < expected - int(expected))
+        return [self.replay.draw(self.generator) for _ in range(min(count, 4))]
 
-    def _validate(self, sample: LearningSample) -> WeightsUpdate | None:
-        """Validates the candidate on the window; takes a new candidate when there is none and enough steps were taken."""
+    def _validate_candidate(self, sample: LearningSample) -> WeightsUpdate | None:
+        """Compares the candidate with the active weights on the window; names a candidate after enough steps."""
         if self.candidate is None:
             self.status.state = "learning"
             if self.steps < self.settings.candidate_steps:
                 return None
-            self.candidate, self.trained_ids, self.steps = self.stepper.ema_matcher(), set(self.training_ids), 0
+            trained_ids = frozenset(self.training_ids)
+            self.candidate = Comparison(self.stepper.ema_matcher(), validation_test(self.settings), trained_ids)
+            self.steps = 0
         self.status.state = "validating"
         if not self.settings.guard:
-            return self._promote(sample, Verdict("better", "no guard", float("nan"), float("nan"), 0))
+            no_test = Verdict("better", "no guard", float("nan"), float("nan"), 0)
+            return self.promote(self.candidate.other, sample.stamp_ns, no_test)
         # One promotion after the other: windows that were queued before it must not validate the next candidate.
-        if self.previous is not None and sample.weights_version != self.version:
+        if self.deployed is not None and sample.weights_version != self.version:
             return None
-        if not _is_independent(sample, self.trained_ids, self.validated_ids):
+        verdict = self._compare(sample, self.candidate)
+        if verdict is None:
             return None
-        scores = self._compare(sample, self.active, self.candidate)
-        if scores is None:
-            return None
-        self.validated_ids = set(sample.keyframe_ids)
-        self.scores_active.append(scores[0])
-        self.scores_candidate.append(scores[1])
-        verdict = paired_test(self.scores_active, self.scores_candidate, self.settings)
         self.status.validation_before, self.status.validation_after = verdict.before_px, verdict.after_px
         if verdict.outcome == "pending":
             return None
-        self.on_event(
-            {
-                "event": "validation",
-                "stamp_ns": sample.stamp_ns,
-                "outcome": verdict.outcome,
-                "reason": verdict.reason,
-                "before_px": verdict.before_px,
-                "after_px": verdict.after_px,
-                "windows": verdict.windows,
-                "step": self.status.step,
-            }
-        )
+        self._emit("validation", sample.stamp_ns, **vars(verdict), step=self.status.step)
         if verdict.outcome == "better":
-            return self._promote(sample, verdict)
+            return self.promote(self.candidate.other, sample.stamp_ns, verdict)
         # After an undecided test training continues; after a worse one it restarts from the active weights.
+        self.candidate = None
         if verdict.outcome == "worse":
-            self._restart_training(self.active)
-        else:
-            self._end_validation()
+            self._restart_training()
         return None
 
-    def _promote(self, sample: LearningSample, verdict: Verdict) -> WeightsUpdate:
-        assert self.candidate is not None, "only a candidate in validation is promoted"
-        self.previous = self.active if self.settings.guard else None
-        self.active = self.candidate
-        self.post_deployment_scores, self.post_deployment_ids = [], set()
-        self.status.promotions += 1
-        self._end_validation()
-        update = self._update(sample.stamp_ns, "promotion", verdict)
-        if not self.settings.guard:
-            self.status.confirmed_version = self.version
-        return update
-
-    def _post_deployment_validation(self, sample: LearningSample) -> WeightsUpdate | None:
-        """Compares the previous weights with the promoted ones, and rolls back when the previous are better."""
+    def _validate_deployed(self, sample: LearningSample) -> WeightsUpdate | None:
+        """Compares the previous weights with the deployed ones, and rolls back when the previous are better."""
         # A window from before the promotion was matched by other weights.
-        if (
-            self.previous is None
-            or sample.weights_version != self.version
-            or not _is_independent(sample, set(), self.post_deployment_ids)
-        ):
+        if self.deployed is None or sample.weights_version != self.version:
             return None
-        scores = self._compare(sample, self.active, self.previous)
-        if scores is None:
+        verdict = self._compare(sample, self.deployed)
+        if verdict is None:
             return None
-        self.post_deployment_ids = set(sample.keyframe_ids)
-        self.post_deployment_scores.append(scores)
-        most = self.settings.post_deployment_windows
-        least = min(self.settings.validation_windows, max(most - LOOK_EVERY, 2))
-        verdict = paired_test(
-            [a for a, _ in self.post_deployment_scores],
-            [p for _, p in self.post_deployment_scores],
-            replace(self.settings, validation_windows=least, validation_windows_max=most),
-        )
         if verdict.outcome == "better":
-            return self._roll_back(sample.stamp_ns, verdict)
-        if len(self.post_deployment_scores) >= most:
-            self.previous = None
+            return self._roll_back(self.deployed, sample.stamp_ns, verdict)
+        if verdict.windows >= self.deployed.test.most:
+            self.deployed = None
             self.status.confirmed_version = self.version
-            self.on_event(
-                {
-                    "event": "promotion_confirmed",
-                    "stamp_ns": sample.stamp_ns,
-                    "version": self.version,
-                    "hash": self.status.weights_hash,
-                    "windows": len(self.post_deployment_scores),
-                }
+            self._emit(
+                "promotion_confirmed",
+                sample.stamp_ns,
+                version=self.version,
+                hash=self.status.weights_hash,
+                windows=verdict.windows,
             )
         return None
 
-    def _compare(self, sample: LearningSample, one: Matcher, other: Matcher) -> tuple[Score, Score] | None:
-        """The scores of two sets of weights on the same queries and the same warp; None, counted, where nothing is held out."""
+    def _compare(self, sample: LearningSample, comparison: Comparison) -> Verdict | None:
+        """Scores the active and the other weights on the same queries and the same warp; None where that shows nothing new."""
+        if not comparison.accepts(sample):
+            return None
         seed = self.config.seed + sample.stamp_ns % 1_000_003
-        first = score(one, sample, self.settings, self.config.bundle, seed)
-        second = score(other, sample, self.settings, self.config.bundle, seed) if first.has_held_out else first
-        if not second.has_held_out:
+        active = score(self.active, sample, self.settings, self.config.bundle, seed)
+        other = (
+            score(comparison.other, sample, self.settings, self.config.bundle, seed) if active.has_held_out else active
+        )
+        if not other.has_held_out:
             self._reject("nothing held out to validate with")
             return None
-        return first, second
+        comparison.last_ids = frozenset(sample.keyframe_ids)
+        return comparison.test.add(active, other)
 
-    def _roll_back(self, stamp_ns: int, verdict: Verdict) -> WeightsUpdate:
-        assert self.previous is not None, "only weights in post-deployment validation are rolled back"
-        self.active, self.previous = self.previous, None
+    def _roll_back(self, deployed: Comparison, stamp_ns: int, verdict: Verdict) -> WeightsUpdate:
+        self.active, self.deployed = deployed.other, None
         self.status.rollbacks += 1
-        self._restart_training(self.active)
-        update = self._update(stamp_ns, "rollback", verdict)
+        self._restart_training()
+        update = self._activate("rollback", stamp_ns, verdict)
         self.status.confirmed_version = self.version
         return update
 
-    def _update(self, stamp_ns: int, event: str, verdict: Verdict) -> WeightsUpdate:
-        """The active weights as an update."""
-        before = self.version
+    def _activate(self, event: str, stamp_ns: int, verdict: Verdict) -> WeightsUpdate:
+        """The active weights as an update, under a new version."""
         self.version = self.newest_version = self.newest_version + 1
         self.active.weights_version = self.version
         state = {k: v.detach().clone() for k, v in self.active.state_dict().items()}
@@ -300,30 +268,32 @@ class Learner:
             self.version, hash_state(state), state, verdict.before_px, verdict.after_px, self.status.step
         )
         self.status.weights_version, self.status.weights_hash = snapshot.version, snapshot.hash
-        self.on_event(
-            {
-                "event": event,
-                "stamp_ns": stamp_ns,
-                "version": snapshot.version,
-                "hash": snapshot.hash,
-                "reason": verdict.reason,
-                "before_px": verdict.before_px,
-                "after_px": verdict.after_px,
-                "step": self.status.step,
-            }
+        self._emit(
+            event,
+            stamp_ns,
+            version=snapshot.version,
+            hash=snapshot.hash,
+            reason=verdict.reason,
+            before_px=verdict.before_px,
+            after_px=verdict.after_px,
+            step=self.status.step,
         )
-        return WeightsUpdate(snapshot, {}, before, event == "rollback")
+        return WeightsUpdate(snapshot, {}, event == "rollback")
 
-    def _restart_training(self, origin: Matcher) -> None:
-        self.stepper = Stepper(self._copy(origin), self.pretrained, self.settings, self.config.bundle)
-        self.training_ids: deque[int] = deque(maxlen=REMEMBERED)  # frame ids of keyframes
-        self.steps = 0
-        self._end_validation()
+    def _restart_training(self) -> None:
+        """From the active weights, with a new optimizer state and without a candidate."""
+        self.stepper = Stepper(self._copy(self.active), self.pretrained, self.settings, self.config.bundle)
+        # Frame ids of keyframes trained on; older than the last thousand, they have left every window.
+        self.training_ids: deque[int] = deque(maxlen=1000)
+        self.steps = 0  # since the last candidate
+        self.candidate: Comparison | None = None
 
-    def _end_validation(self) -> None:
-        self.candidate, self.trained_ids, self.validated_ids = None, set(), set()
-        self.scores_active: list[Score] = []
-        self.scores_candidate: list[Score] = []
+    def _reject(self, reason: str) -> None:
+        self.rejected[reason] += 1
+        self.status.rejected = dict(self.rejected)
+
+    def _emit(self, event: str, stamp_ns: int, **values: Any) -> None:
+        self.on_event({"event": event, "stamp_ns": stamp_ns, **values})
 
     @staticmethod
     def _copy(matcher: Matcher) -> Matcher:
@@ -332,9 +302,26 @@ class Learner:
         return twin.eval()
 
 
-def _is_independent(sample: LearningSample, trained: set[int], validated: set[int]) -> bool:
-    """Whether a window may validate: none of its keyframes was trained on, and at least half of them were not in the last
-    validation window. Windows in a row share most keyframes; their scores are not independent.
-    """
-    own = set(sample.keyframe_ids)
-    return not own & trained and 2 * len(own & validated) <= len(own)
+def held_mb(*roots: Any) -> float:
+    """MB (2**20 bytes) of all tensors in modules, dataclasses, mappings and sequences, on any device; each storage once."""
+    sizes = {}
+    for tensor in _tensors(roots):
+        storage = tensor.untyped_storage()
+        sizes[tensor.device, storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values()) / 2**20
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value.detach()
+        if value.is_leaf and value.grad is not None:
+            yield value.grad
+    elif isinstance(value, nn.Module):
+        yield from _tensors([*value.parameters(), *value.buffers()])
+    elif isinstance(value, Mapping):
+        yield from _tensors(value.values())
+    elif is_dataclass(value):
+        yield from _tensors([getattr(value, field.name) for field in fields(value)])
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        for item in value:
+            yield from _tensors(item)

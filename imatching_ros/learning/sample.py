@@ -10,8 +10,8 @@ from ..core.types import LearningSample
 from ..odometry.mapper import SolvedWindow
 from ..odometry.odometry import Odometry
 
-_HELD_OUT = 0.2
-_MIN_VIEWS = 4  # a landmark must stay well determined without the observation that is held out
+HELD_OUT_ONE_IN = 5  # observations; held out from training and from bundle adjustment, they validate
+MIN_VIEWS = 4  # of a landmark: it must stay well determined without the observation that is held out
 
 
 def next_sample(odometry: Odometry) -> LearningSample | None:
@@ -38,7 +38,9 @@ def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: 
     host_obs[pt_idx[is_host]] = is_host.nonzero()[:, 0]
     views = torch.bincount(pt_idx, minlength=len(points))
     generator = torch.Generator().manual_seed(seed * 1_000_003 + solved.keyframes[-1].id)
-    held_out = (torch.rand(len(used), generator=generator) < _HELD_OUT) & ~is_host & (views[pt_idx] >= _MIN_VIEWS)
+    held_out = (
+        (torch.rand(len(used), generator=generator) < 1 / HELD_OUT_ONE_IN) & ~is_host & (views[pt_idx] >= MIN_VIEWS)
+    )
     # At most one per landmark, so that three views always remain.
     order = torch.where(held_out, torch.arange(len(used)), len(used))
     first = torch.full((len(points),), len(used)).scatter_reduce(0, pt_idx, order, "amin")

@@ -1,8 +1,8 @@
-"""Validation of a candidate: both sets of weights match the same queries of windows that neither was trained on.
+"""Validation of weights: two sets match the same queries of windows that neither was trained on, and a paired test compares them.
 
 Held-out observations are compared with landmarks that come from the other views, each set of weights with its own bundle
 adjustment. Since wrong geometry improves its own held-out points, two checks do not pass through bundle adjustment: known
-synthetic warps of the live image, and forward-backward consistency.
+synthetic warps of the newest image, and forward-backward consistency.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, isfinite, sqrt
 
-import cv2
 import numpy as np
 import torch
 from scipy import stats
@@ -26,25 +25,20 @@ from .rematching import (
     describe,
     expected_uv,
     extract,
-    unmatched_landmarks,
     observe,
     rematch,
     solve_again,
+    unmatched_landmarks,
 )
+from .sample import HELD_OUT_ONE_IN, MIN_VIEWS
+from .warps import draw_pair
 
-CHECK_QUERIES = 200
-HELD_OUT_ONE_IN = 5  # the share that `samples` holds out of the observations
-MIN_VIEWS = 4  # as there: a landmark must be well determined without the view that is held out
-COVERAGE_GRID = (6, 8)
-SMOOTHING_PX = 1.0
 LOOK_EVERY = 2  # windows; fewer looks leave more of the confidence to each
-NEIGHBOURS = 0.5  # greatest correlation of two validation windows in a row, which share at most half of their keyframes
-WARP = 0.02  # of the image's size; corners move by about as much between neighbouring keyframes
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one set of weights did on one window. Errors are means in px, capped; lower is better; NaN where nothing is held out."""
+    """One set of weights on one window. Errors are capped means in px; lower is better; NaN where nothing is held out."""
 
     held_out_px: float
     warp_px: float
@@ -65,100 +59,139 @@ class Verdict:
 
     outcome: str  # better, worse, no_better, pending
     reason: str
-    before_px: float  # mean held-out error of the active weights
-    after_px: float  # of the candidate
+    before_px: float  # mean held-out error of the weights in use
+    after_px: float  # of those that they are compared with
     windows: int
 
 
-def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bundle: BundleConfig, seed: int) -> Score:
-    """Scores one set of weights on one window. The seed chooses the synthetic warp: give both sets of weights the same."""
-    features = extract(matcher, sample)
-    found = rematch(matcher, sample, features, config)
-    solution = solve_again(sample, found, config, bundle)
-    window, cap = sample.window, config.error_cap_px
+class PairedTest:
+    """A sequential test of whether one set of weights is better than another, on the same windows in a row.
 
-    held = torch.nonzero(sample.held_out)[:, 0]
-    kf, pt = window.kf_idx[held], window.pt_idx[held]
-    points_C = geometry.act(geometry.inverse(solution.T_WC)[kf], solution.points_W[pt])
-    reprojected = torch.where(points_C[:, 2:] > 1e-6, geometry.project(window.camera, points_C), torch.nan)
-    seen = window.camera.undistort(found.uv[held].double())
-    error = seen - reprojected
-    matched = (found.score[held] >= config.min_score) & error.isfinite().all(-1)
-    distance = torch.where(matched, error.norm(dim=-1).clamp_max(cap), cap)
-    distance = torch.cat([distance, _unmatched_errors(matcher, sample, features, solution, config)])
-    sigma = found.sigma_px[held] * window.camera.stretch(seen)
-    calibrated = (error[matched].abs() < sigma[matched, None]).double().mean()
-    return Score(
-        float(distance.mean()),
-        _warp_error(matcher, sample, config, seed),
-        _forward_backward_error(matcher, sample, features, config),
-        int((found.score >= config.min_score).sum()),
-        _coverage(sample, found, config),
-        float(calibrated.nan_to_num()),
-    )
-
-
-def paired_test(
-    active: list[Score], candidate: list[Score], config: LearningConfig, looks: int | None = None
-) -> Verdict:
-    """Paired comparison over windows in a row: better by a one-sided t-test, and nothing else lost. Pure.
-
-    The confidence holds for the whole sequence of looks: after every second window from the fewest to the most, or `looks` in all.
+    Better means: a one-sided paired t-test on the held-out error, and no other check lost. The confidence holds for the whole
+    sequence of looks, after every second window from the fewest to the most (Bonferroni).
     """
-    n = len(active)
-    gain = np.array([a.held_out_px - c.held_out_px for a, c in zip(active, candidate)])
-    before, after = float(np.mean([a.held_out_px for a in active])), float(np.mean([c.held_out_px for c in candidate]))
 
-    def verdict(outcome: str, reason: str) -> Verdict:
-        return Verdict(outcome, reason, before, after, n)
+    def __init__(self, confidence: float, fewest: int, most: int, looks: int | None = None) -> None:
+        """`looks` shares the error rate over so many looks instead of those from `fewest` to `most`."""
+        self.fewest, self.most = fewest, most
+        self._error_rate = (1 - confidence) / (looks or 1 + ceil((most - fewest) / LOOK_EVERY))
+        self._before: list[Score] = []
+        self._after: list[Score] = []
 
-    least, most = config.validation_windows, config.validation_windows_max
-    if n < least or (n < most and (n - least) % LOOK_EVERY):
-        return verdict("pending", "too few windows")
+    def add(self, before: Score, after: Score) -> Verdict:
+        """The verdict with the scores of one more window, of the weights in use and of the others."""
+        self._before.append(before)
+        self._after.append(after)
+        n = len(self._before)
+        if n < self.fewest or (n < self.most and (n - self.fewest) % LOOK_EVERY):
+            return self._verdict("pending", "too few windows")
+        limit = float(stats.t.ppf(1 - self._error_rate, n - 1))
+        lost = self._lost_check(limit)
+        if lost is not None:
+            return self._verdict("worse", lost)
+        t = _paired_t(self._values(self._before, "held_out_px") - self._values(self._after, "held_out_px"))
+        if t > limit:
+            return self._verdict("better", f"t = {t:.2f} > {limit:.2f}")
+        if t < -limit:
+            return self._verdict("worse", f"t = {t:.2f} < {-limit:.2f}")
+        if n < self.most:
+            return self._verdict("pending", f"t = {t:.2f} is undecided")
+        return self._verdict("no_better", f"t = {t:.2f} after {n} windows")
 
-    def mean(scores: list[Score], name: str) -> float:
-        return float(np.mean([getattr(s, name) for s in scores]))
+    @property
+    def windows(self) -> int:
+        """Windows added so far."""
+        return len(self._before)
 
-    # Every look at the growing sample may give a false positive; together they share the error rate (Bonferroni).
-    looks = looks or 1 + ceil((most - least) / LOOK_EVERY)
-    limit = float(stats.t.ppf(1 - (1 - config.confidence) / looks, n - 1))
-    for name in ("warp_px", "forward_backward_px"):
-        before_check, after_check = mean(active, name), mean(candidate, name)
-        rise = np.array([getattr(c, name) - getattr(a, name) for a, c in zip(active, candidate)])
-        clear = after_check > 1.01 * before_check and _t(rise) > limit
-        if clear or after_check > 1.05 * before_check + 0.005:
-            return verdict("worse", f"{name} rose from {before_check:.3f} to {after_check:.3f}")
-    for name in ("matches", "coverage"):
-        if mean(candidate, name) < 0.98 * mean(active, name):
-            return verdict("worse", f"{name} fell from {mean(active, name):.3g} to {mean(candidate, name):.3g}")
-    off = abs(mean(candidate, "within_sigma") - 0.683) - abs(mean(active, "within_sigma") - 0.683)
-    if off > 0.05:
-        return verdict("worse", f"calibration is off by {off:.2f} more")
-    t = _t(gain)
-    if t > limit:
-        return verdict("better", f"t = {t:.2f} > {limit:.2f}")
-    if t < -limit:
-        return verdict("worse", f"t = {t:.2f} < {-limit:.2f}")
-    if n < most:
-        return verdict("pending", f"t = {t:.2f} is undecided")
-    return verdict("no_better", f"t = {t:.2f} after {n} windows")
+    def _lost_check(self, limit: float) -> str | None:
+        """The check besides the held-out error that the other weights lose, or None.
+
+        An error may not rise by more than 1 % where the test shows the rise, and by 5 % at all; matches and coverage may fall by 2 %.
+        """
+        for name in ("warp_px", "forward_backward_px"):
+            before, after = self._means(name)
+            rise = self._values(self._after, name) - self._values(self._before, name)
+            shown = after > 1.01 * before and _paired_t(rise) > limit
+            if shown or after > 1.05 * before + 0.005:
+                return f"{name} rose from {before:.3f} to {after:.3f}"
+        for name in ("matches", "coverage"):
+            before, after = self._means(name)
+            if after < 0.98 * before:
+                return f"{name} fell from {before:.3g} to {after:.3g}"
+        before, after = self._means("within_sigma")
+        off = abs(after - 0.683) - abs(before - 0.683)
+        return f"calibration is off by {off:.2f} more" if off > 0.05 else None
+
+    def _verdict(self, outcome: str, reason: str) -> Verdict:
+        return Verdict(outcome, reason, *self._means("held_out_px"), self.windows)
+
+    def _means(self, name: str) -> tuple[float, float]:
+        return float(np.mean(self._values(self._before, name))), float(np.mean(self._values(self._after, name)))
+
+    @staticmethod
+    def _values(scores: list[Score], name: str) -> np.ndarray:
+        return np.array([getattr(score, name) for score in scores])
 
 
-def _t(values: np.ndarray) -> float:
+def validation_test(config: LearningConfig) -> PairedTest:
+    """The test of a candidate before deployment."""
+    return PairedTest(config.confidence, config.validation_windows, config.validation_windows_max)
+
+
+def post_deployment_test(config: LearningConfig) -> PairedTest:
+    """The test of whether the previous weights are better than the deployed ones."""
+    most = config.post_deployment_windows
+    return PairedTest(config.confidence, min(config.validation_windows, max(most - LOOK_EVERY, 2)), most)
+
+
+def _paired_t(values: np.ndarray) -> float:
     """Student's t of the mean against zero, for windows in a row of which each may share half of its keyframes with the one before.
 
     With a correlation r of neighbours the mean of n values varies by 1 + 2r (n - 1) / n more than that of independent ones, while
     the variance among them is 1 - 2r / n of theirs.
     """
     n = len(values)
-    excess = (1 + 2 * NEIGHBOURS * (n - 1) / n) / (1 - 2 * NEIGHBOURS / n)
+    r = 0.5  # greatest correlation of neighbours: they share at most half of their keyframes
+    excess = (1 + 2 * r * (n - 1) / n) / (1 - 2 * r / n)
     return float(values.mean()) / max(float(values.std(ddof=1)) * sqrt(excess / n), 1e-9)
+
+
+def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bundle: BundleConfig, seed: int) -> Score:
+    """Scores one set of weights on one window. The seed draws the synthetic warp: give both sets of weights the same."""
+    features = extract(matcher, sample)
+    found = rematch(matcher, sample, features, config)
+    solution = solve_again(sample, found, config, bundle)
+    distance, within_sigma = _held_out_errors(sample, found, solution, config)
+    distance = torch.cat([distance, _unmatched_errors(matcher, sample, features, solution, config)])
+    return Score(
+        float(distance.mean()),
+        _warp_error(matcher, sample, config, seed),
+        _forward_backward_error(matcher, sample, features, config),
+        int((found.score >= config.min_score).sum()),
+        _coverage(sample, found, config),
+        within_sigma,
+    )
+
+
+def _held_out_errors(
+    sample: LearningSample, found: Rematch, solution: Solution, config: LearningConfig
+) -> tuple[Tensor, float]:
+    """Capped errors (n,) px of the held-out observations, and the share of their coordinate errors below one sigma."""
+    window, cap = sample.window, config.error_cap_px
+    held = torch.nonzero(sample.held_out)[:, 0]
+    reprojected = _reproject(sample, solution, window.kf_idx[held], window.pt_idx[held])
+    seen = window.camera.undistort(found.uv[held].double())
+    error = seen - reprojected
+    matched = (found.score[held] >= config.min_score) & error.isfinite().all(-1)
+    sigma = found.sigma_px[held] * window.camera.stretch(seen)
+    within_sigma = (error[matched].abs() < sigma[matched, None]).double().mean()
+    return torch.where(matched, error.norm(dim=-1).clamp_max(cap), cap), float(within_sigma.nan_to_num())
 
 
 def _unmatched_errors(
     matcher: Matcher, sample: LearningSample, features: list[Features], solution: Solution, config: LearningConfig
 ) -> Tensor:
-    """Capped errors (n,) at landmarks that a keyframe should show and in which odometry did not find them.
+    """Capped errors (n,) px at landmarks that a keyframe should show and in which odometry did not find them.
 
     All observations of a window are successes of the active weights; on these alone, other weights could only lose. One
     in five counts, as many as are held out of the observations.
@@ -181,51 +214,34 @@ def _unmatched_errors(
             expected[k, points][None].to(matcher.device),
             config.search_radius * window.camera.width,
         )
-        points_C = geometry.act(geometry.inverse(solution.T_WC[k])[None], solution.points_W[points])
-        reprojected = torch.where(points_C[:, 2:] > 1e-6, geometry.project(window.camera, points_C), torch.nan)
+        reprojected = _reproject(sample, solution, torch.full((len(points),), k), points)
         error = (window.camera.undistort(found.uv[0].cpu().double()) - reprojected).norm(dim=-1)
-        right = (found.score[0].cpu() >= config.min_score) & error.isfinite()
-        parts.append(torch.where(right, error.clamp_max(cap), cap))
+        matched = (found.score[0].cpu() >= config.min_score) & error.isfinite()
+        parts.append(torch.where(matched, error.clamp_max(cap), cap))
     return torch.cat(parts)
 
 
-def _warp_error(matcher: Matcher, sample: LearningSample, config: LearningConfig, seed: int) -> float:
-    """Mean capped error between the newest image and a known homography and change of light of it.
+def _reproject(sample: LearningSample, solution: Solution, kf: Tensor, pt: Tensor) -> Tensor:
+    """Ideal px (n, 2) of landmarks pt (n,) in keyframes kf (n,); NaN behind the camera."""
+    points_C = geometry.act(geometry.inverse(solution.T_WC)[kf], solution.points_W[pt])
+    return torch.where(points_C[:, 2:] > 1e-6, geometry.project(sample.window.camera, points_C), torch.nan)
 
-    The image's own noise must not be what is found again, or a matcher that learned to look past noise would seem to have become
-    worse: both images are made from the smoothed one, each with new noise of the image's strength.
-    """
-    image = sample.images[-1][0].cpu().numpy()
-    height, width = image.shape
+
+def _warp_error(matcher: Matcher, sample: LearningSample, config: LearningConfig, seed: int) -> float:
+    """Mean capped error, px, between the newest image and a known homography and change of light of it."""
     rng = np.random.default_rng(seed)
-    noise, smooth = _noise_level(image), cv2.GaussianBlur(image.astype(np.float32), (0, 0), SMOOTHING_PX)
-    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    moved = corners + rng.uniform(-WARP, WARP, (4, 2)).astype(np.float32) * [width, height]
-    H = cv2.getPerspectiveTransform(corners, moved.astype(np.float32))
-    warped = cv2.warpPerspective(smooth, H, (width, height), borderMode=cv2.BORDER_REFLECT) * rng.uniform(
-        0.8, 1.2
-    ) + rng.uniform(-15, 15)
-    here, there = (
-        torch.from_numpy(np.clip(view + rng.normal(0, noise, view.shape), 0, 255).astype(np.uint8))[None]
-        for view in (smooth, warped)
-    )
+    pair = draw_pair(sample.images[-1][0].cpu().numpy(), rng)
     uv = _newest_points(sample)
-    truth = cv2.perspectiveTransform(uv[None].numpy().astype(np.float64), H)[0]
-    inside = ((truth >= 0) & (truth <= [width - 1, height - 1])).all(-1)
+    truth, inside = pair.truth(uv.numpy())
     if not inside.any():
         return config.error_cap_px
     # Searched as odometry searches: around a place that is roughly known.
-    radius = config.search_radius * width
+    radius = config.search_radius * pair.image_a.shape[1]
     guess = torch.from_numpy(truth + rng.uniform(-0.5, 0.5, truth.shape) * radius).float()[None].to(matcher.device)
-    found = matcher.estimate(matcher.describe(observe(matcher, here), uv), [observe(matcher, there)], guess, radius)
+    features_a, features_b = (observe(matcher, torch.from_numpy(image)[None]) for image in (pair.image_a, pair.image_b))
+    found = matcher.estimate(matcher.describe(features_a, uv), [features_b], guess, radius)
     error = (found.uv[0].cpu() - torch.from_numpy(truth)).norm(dim=-1).clamp_max(config.error_cap_px)
     return float(error[torch.from_numpy(inside)].mean())
-
-
-def _noise_level(image: np.ndarray) -> float:
-    """Standard deviation of an image's noise (H, W), grey levels; the median makes Immerkaer's estimate (1996) blind to edges."""
-    response = cv2.filter2D(image.astype(np.float32), -1, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))
-    return float(np.median(np.abs(response))) / 0.6745 / 6
 
 
 def _forward_backward_error(
@@ -239,14 +255,14 @@ def _forward_backward_error(
 
 
 def _newest_points(sample: LearningSample) -> Tensor:
-    """Up to CHECK_QUERIES pixels of the newest keyframe at which landmarks were observed."""
+    """Pixels (n, 2) of the newest keyframe at which landmarks were observed; a few hundred are enough for a mean."""
     newest = sample.uv_px[sample.window.kf_idx == len(sample.images) - 1]
-    return newest[:: max(1, len(newest) // CHECK_QUERIES)]
+    return newest[:: max(1, len(newest) // 200)]
 
 
 def _coverage(sample: LearningSample, found: Rematch, config: LearningConfig) -> float:
     camera = sample.window.camera
-    rows, columns = COVERAGE_GRID
+    rows, columns = 6, 8  # square cells, at 4:3
     good = found.score >= config.min_score
     cell = (found.uv / torch.tensor([camera.width, camera.height]) * torch.tensor([columns, rows])).long()
     cell = cell.clamp(min=torch.tensor([0, 0]), max=torch.tensor([columns - 1, rows - 1]))

@@ -1,4 +1,4 @@
-"""The two ways a learner runs beside odometry: in line (deterministic) and in a background thread."""
+"""The two ways a learner runs beside odometry: in sync mode (deterministic) and in a background thread."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from .rematching import observe
 from .cooperative_yield import YIELD
 
 LONGEST_REST_S = 5.0
-LEAST_SHARE = 0.5  # of the budget: what odometry cannot keep it from on a computer that is never idle
+LEAST_SHARE = 0.5  # of the budget: granted even on a computer where odometry is never idle
 PATIENCE_S = 0.2  # rest taken in advance, about two frames' work
 SWITCH_INTERVAL_S = 5e-4  # of the interpreter
-ASK_AGAIN = (
-    30  # frames that an update is kept back for features; where every frame is a keyframe they are never complete
-)
+MOST_POLLS = 30  # that an update waits for features; where every frame is a keyframe they are never complete
 
 
 class InlineLearning:
-    """Learns inside `submit`: slow, but two runs with one seed are identical."""
+    """Learns inside `submit` (sync mode): slow, but two runs with one seed are identical."""
 
     def __init__(
         self,
@@ -42,40 +40,44 @@ class InlineLearning:
         pretrained: dict[str, Tensor] | None = None,
         newest_version: int = 0,
     ) -> None:
-        self._learner = Learner(matcher, config, on_event, pretrained, newest_version)
+        self.learner = Learner(matcher, config, on_event, pretrained, newest_version)
         self._update: WeightsUpdate | None = None
 
     def submit(self, sample: LearningSample) -> None:
-        self._update = self._learner.consume(sample) or self._update
+        self.offer(self.learner.consume(sample))
 
     def notify_tracking_lost(self, version: int, stamp_ns: int) -> None:
         """Tracking was lost with weights `version`; they are rolled back while in post-deployment validation."""
-        self._update = self._learner.tracking_lost(version, stamp_ns) or self._update
+        self.offer(self.learner.tracking_lost(version, stamp_ns))
+
+    def offer(self, update: WeightsUpdate | None) -> None:
+        """Makes an update the next one that `poll` returns."""
+        self._update = update or self._update
 
     def poll(self, keyframes: Sequence[Keyframe] = ()) -> WeightsUpdate | None:
-        """The newest update that was not handed out yet; the features of `keyframes` by it are left to odometry."""
+        """The newest update that was not returned yet; odometry extracts the features of `keyframes` by it."""
         update, self._update = self._update, None
         return update
 
     def status(self) -> LearningStatus:
-        return self._learner.status
+        return self.learner.status
 
     def configure(self, config: Config) -> None:
         """Takes over settings that may change while learning."""
-        self._learner.configure(config)
+        self.learner.configure(config)
 
     def begin_frame(self, behind: bool) -> None:
-        """In line there is nobody to wait for."""
+        """Nothing runs beside odometry."""
 
     def end_frame(self) -> None:
-        """In line there is nobody to wait for."""
+        """Nothing runs beside odometry."""
 
     def close(self) -> None:
-        """Nothing runs."""
+        """No thread to end."""
 
     def roll_back_unconfirmed(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
         """After `close`: the weights to roll back to, as nothing validates the deployed ones any more."""
-        return self._learner.roll_back_unconfirmed(stamp_ns, reason)
+        return self.learner.roll_back_unconfirmed(stamp_ns, reason)
 
 
 class _Closed(Exception):
@@ -101,14 +103,14 @@ class LearningWorker:
         newest_version: int = 0,
     ) -> None:
         self._config, self._on_event = config, on_event
-        self._learner = Learner(matcher, config, on_event, pretrained, newest_version)
+        self.learner = Learner(matcher, config, on_event, pretrained, newest_version)
         self._device = matcher.device
         self._waiting: deque[LearningSample] = deque(maxlen=config.learning.queue)
         self._changed = threading.Condition()
         self._update: WeightsUpdate | None = None
-        self._wanted: list[Keyframe] = []  # whose features odometry waits for
-        self._asked = 0  # times, for the update at hand
-        self._status = replace(self._learner.status)
+        self._wanted: list[Keyframe] = []  # whose features are to be extracted by the update
+        self._polls = 0  # of the update at hand, while odometry was not behind
+        self._status = replace(self.learner.status)
         self._tracking_lost: tuple[int, int] | None = None  # weights version and stamp
         self._dropped = 0
         self._behind = False
@@ -133,23 +135,29 @@ class LearningWorker:
             self._tracking_lost = version, stamp_ns
             self._changed.notify()
 
-    def poll(self, keyframes: Sequence[Keyframe] = ()) -> WeightsUpdate | None:
-        """The newest update that was not handed out yet, as soon as the features of `keyframes`, the window, by it are known.
+    def offer(self, update: WeightsUpdate | None) -> None:
+        """Makes an update the next one that `poll` returns."""
+        with self._changed:
+            self._update = update or self._update
+            self._publish()
 
-        Until then it is kept back while the thread makes them, for the frame that adopts it would be late if it had to. Weights to go
-        back to are not kept back while odometry is behind, which a loss brings about and which the thread waits for.
+    def poll(self, keyframes: Sequence[Keyframe] = ()) -> WeightsUpdate | None:
+        """The newest update that was not returned yet, once the thread has extracted the features of `keyframes`, the window, by it.
+
+        If odometry extracted them, the frame that adopts the update would be late. A rollback does not wait while odometry is
+        behind: lost tracking may be the cause of that, and the thread rests meanwhile.
         """
         with self._changed:
             if self._update is None:
                 return None
-            known = self._update.features
-            self._wanted = [keyframe for keyframe in keyframes if keyframe.id not in known]
-            self._asked += not self._behind
+            done = self._update.features
+            self._wanted = [keyframe for keyframe in keyframes if keyframe.id not in done]
+            self._polls += not self._behind
             urgent = self._update.rollback and self._behind
-            if self._wanted and self._asked <= ASK_AGAIN and not urgent and self._thread.is_alive():
+            if self._wanted and self._polls <= MOST_POLLS and not urgent and self._thread.is_alive():
                 self._changed.notify()
                 return None
-            update, self._update, self._wanted, self._asked = self._update, None, [], 0
+            update, self._update, self._wanted, self._polls = self._update, None, [], 0
             self._changed.notify()
             return update
 
@@ -160,7 +168,7 @@ class LearningWorker:
     def configure(self, config: Config) -> None:
         """Takes over settings that may change while learning."""
         self._config = config
-        self._learner.configure(config)
+        self.learner.configure(config)
 
     def begin_frame(self, behind: bool) -> None:
         """Called before every frame. `behind`: odometry is late; the thread does nothing meanwhile."""
@@ -175,7 +183,7 @@ class LearningWorker:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the thread, within the window at hand: its loss is discarded."""
+        """Ends the thread, within the window at hand, which is discarded."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -184,8 +192,8 @@ class LearningWorker:
 
     def roll_back_unconfirmed(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
         """After `close`: the weights to roll back to, as nothing validates the deployed ones any more."""
-        update = self._learner.roll_back_unconfirmed(stamp_ns, reason)
-        self._status = replace(self._learner.status, busy_s=self._status.busy_s)
+        update = self.learner.roll_back_unconfirmed(stamp_ns, reason)
+        self._status = replace(self.learner.status, busy_s=self._status.busy_s)
         return update
 
     def _run(self) -> None:
@@ -194,24 +202,8 @@ class LearningWorker:
         # With Python's 5 ms a thread that comes back from a tensor operation waits long for its turn: odometry's median rises by a tenth.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
         YIELD.set(self._yield_to_odometry)
-        on_cuda = self._device.type == "cuda"
-        # A stream of its own, or odometry's work would queue behind that of learning.
-        stream = torch.cuda.Stream(self._device) if on_cuda else None
         try:
-            with torch.cuda.stream(stream) if stream is not None else nullcontext():
-                while (news := self._next()) is not None:
-                    self._begun, self._rested_s = time.monotonic(), 0.0
-                    update = (
-                        self._learner.consume(news)
-                        if isinstance(news, LearningSample)
-                        else self._learner.tracking_lost(*news)
-                    )
-                    if stream is not None:
-                        stream.synchronize()  # what is handed over must be finished
-                    with self._changed:
-                        self._update = update or self._update
-                        self._publish()
-                    self._rest(stream)
+            self._learn()
         except _Closed:
             return
         except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
@@ -226,14 +218,30 @@ class LearningWorker:
             )
             self._take_back()
 
+    def _learn(self) -> None:
+        """Takes one task after the other until closed."""
+        # A stream of its own, or odometry's work would queue behind that of learning.
+        stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            while (task := self._next()) is not None:
+                self._begun, self._rested_s = time.monotonic(), 0.0
+                if isinstance(task, LearningSample):
+                    update = self.learner.consume(task)
+                else:
+                    update = self.learner.tracking_lost(*task)
+                if stream is not None:
+                    stream.synchronize()  # what is handed over must be finished
+                self.offer(update)
+                self._rest(stream)
+
     def _take_back(self) -> None:
         """Rolls back weights in post-deployment validation, which ends with the learner; if that fails too, odometry keeps its weights."""
         with self._changed:
             if self._update is not None and not self._update.rollback:
-                self._update = None  # never came into use
+                self._update = None  # was never adopted
                 return
         try:
-            update = self._learner.roll_back_unconfirmed(0, "learning failed")
+            update = self.learner.roll_back_unconfirmed(0, "learning failed")
         except Exception as error:
             self._on_event({"event": "rollback_failed", "error": f"{type(error).__name__}: {error}"})
             return
@@ -242,13 +250,13 @@ class LearningWorker:
             self._publish(state="failed")
 
     def _next(self) -> LearningSample | tuple[int, int] | None:
-        """Waits for a loss, or for a window: the oldest of the newest ones that were kept."""
+        """Waits for lost tracking (version, stamp), or for a window, the oldest that was kept; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._tracking_lost or (self._waiting and not self._behind))
             if self._closed:
                 return None
-            loss, self._tracking_lost = self._tracking_lost, None
-            return loss or self._waiting.popleft()
+            lost, self._tracking_lost = self._tracking_lost, None
+            return lost or self._waiting.popleft()
 
     def _yield_to_odometry(self) -> None:
         """Cooperative yield: rests, within what the budget demands anyway, while odometry processes a frame.
@@ -287,7 +295,7 @@ class LearningWorker:
 
     def _describe(self, update: WeightsUpdate, keyframe: Keyframe, stream: torch.cuda.Stream | None) -> None:
         """Adds the features of one keyframe to the update at hand."""
-        features = observe(self._learner.active, keyframe.image)
+        features = observe(self.learner.active, keyframe.image)
         if stream is not None:
             stream.synchronize()
         with self._changed:
@@ -297,7 +305,7 @@ class LearningWorker:
             self._publish()
 
     def _publish(self, state: str = "") -> None:
-        status = self._learner.status
+        status = self.learner.status
         self._status = replace(status, busy_s=self._busy_s + self._worked_s(), state=state or status.state)
 
     def _worked_s(self) -> float:

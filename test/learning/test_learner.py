@@ -7,8 +7,7 @@ import torch
 
 from imatching_ros.core.config import Config
 from imatching_ros.learning import learner as module
-from imatching_ros.learning.learner import Learner
-from imatching_ros.learning.memory import held_mb
+from imatching_ros.learning.learner import Learner, held_mb
 from imatching_ros.learning.step import StepResult, Stepper
 from imatching_ros.learning.validation import Score
 from imatching_ros.matching.expectation import ExpectationMatcher
@@ -81,7 +80,7 @@ def test_learning_goes_on_during_validation_and_leaves_the_candidate_alone(story
     story = story_of(better=0.5)
     for _ in range(4):
         story.feed()
-    candidate = hash_state(story.learner.candidate.state_dict())
+    candidate = hash_state(story.learner.candidate.other.state_dict())
     assert candidate != hash_state(story.learner.stepper.ema_matcher().state_dict())
     update = story.feed()
     assert update.snapshot.hash == candidate
@@ -159,7 +158,7 @@ def test_windows_from_before_the_promotion_do_not_count_after_deployment(story_o
     for k in range(CONFIG.learning.post_deployment_windows + 2):
         ids = tuple(range(100 + 6 * k, 106 + 6 * k))
         story.learner.consume(dataclasses.replace(story.sample, keyframe_ids=ids, weights_version=0))
-    assert story.learner.post_deployment_scores == [] and story.learner.status.confirmed_version == 0
+    assert story.learner.deployed.test.windows == 0 and story.learner.status.confirmed_version == 0
 
 
 def test_windows_from_before_a_promotion_bring_no_second_one(story_of):
@@ -179,7 +178,7 @@ def test_versions_of_earlier_runs_are_not_given_again(monkeypatch, make_sample):
     story.learner = Learner(story.learner.active, CONFIG, story.events.append, newest_version=7)
     assert story.learner.status.weights_version == 0
     update = next(u for _ in range(6) if (u := story.feed()) is not None)
-    assert (update.snapshot.version, update.previous_version) == (8, 0)
+    assert update.snapshot.version == 8
 
 
 def test_weights_rolled_back_to_are_confirmed(story_of, monkeypatch):

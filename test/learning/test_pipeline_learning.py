@@ -117,12 +117,12 @@ def test_only_confirmed_weights_become_the_profile(frames, tmp_path, confirmed):
     pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)
     assert pipeline.matcher.weights_version == 1
     state = {k: v + 0.01 for k, v in pipeline.matcher.state_dict().items()}
-    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(2, hash_state(state), state), {}, 1)
+    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(2, hash_state(state), state), {})
     pipeline.process(frames[0])
     pipeline._writer.submit(print).result()
     assert [p.name for p in tmp_path.iterdir()] == ["current.v00002.safetensors"]
     if confirmed:
-        pipeline._learning._learner.status.confirmed_version = 2
+        pipeline._learning.learner.status.confirmed_version = 2
     pipeline.close()
     assert hash_state(pipeline.matcher.state_dict()) == hash_state(state)
     assert (tmp_path / "current.safetensors").is_file() == confirmed
@@ -135,13 +135,13 @@ def test_weights_that_wait_for_their_features_are_not_in_use(frames):
     pipeline._on_event = events.append
     for frame in frames[:6]:
         pipeline.process(frame)
-    learner = pipeline._learning._learner
-    learner.previous, learner.active = learner.active, learner.stepper.ema_matcher()
+    learner = pipeline._learning.learner
+    candidate = learner.stepper.ema_matcher()
     with torch.no_grad():
-        next(learner.active.parameters()).add_(0.01)
+        next(candidate.parameters()).add_(0.01)
     with pipeline._learning._changed:
         learner.version = learner.status.weights_version = 7
-        pipeline._learning._update = WeightsUpdate(WeightsSnapshot(7, "", learner.active.state_dict()), {}, 1)
+        pipeline._learning._update = WeightsUpdate(WeightsSnapshot(7, "", learner.active.state_dict()), {})
         pipeline._learning._behind = True
         pipeline._learning._publish()
     assert not pipeline._adopt_update()
@@ -161,11 +161,11 @@ def test_weights_that_were_rolled_back_never_become_the_profile(frames, tmp_path
     pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)
     home = {k: v.clone() for k, v in pipeline.matcher.state_dict().items()}
     worse = {k: v + 0.01 for k, v in home.items()}
-    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(2, hash_state(worse), worse), {}, 1)
+    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(2, hash_state(worse), worse), {})
     pipeline.process(frames[0])
     assert hash_state(pipeline.matcher.state_dict()) == hash_state(worse)
-    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(3, hash_state(home), home), {}, 2, rollback=True)
-    pipeline._learning._learner.status.confirmed_version = 3
+    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(3, hash_state(home), home), {}, rollback=True)
+    pipeline._learning.learner.status.confirmed_version = 3
     pipeline._submit_window()
     pipeline._writer.submit(print).result()
     assert not (tmp_path / "current.safetensors").exists()
@@ -186,7 +186,7 @@ def test_l2_sp_decays_to_the_shipped_weights_after_a_restart(promoted):
     pretrained = create_matcher(CONFIG.matcher).state_dict()
     pipeline = Pipeline(CONFIG, weights_dir=promoted.weights)
     for _ in range(2):
-        learner = pipeline._learning._learner
+        learner = pipeline._learning.learner
         assert hash_state(learner.pretrained) == hash_state(pretrained) != hash_state(learner.active.state_dict())
         assert all(torch.equal(a, pretrained[n]) for n, a in zip(learner.stepper.names, learner.stepper.pretrained))
         pipeline.set_learning(False)
@@ -245,10 +245,10 @@ def test_lost_tracking_after_deployment_rolls_back(make_sample):
     events = []
     learner = Learner(create_matcher(CONFIG.matcher), CONFIG.with_values({"learning.guard": True}), events.append)
     home, sample = hash_state(learner.active.state_dict()), make_sample(landmarks=40)
-    learner.candidate = learner.stepper.ema_matcher()
+    candidate = learner.stepper.ema_matcher()
     with torch.no_grad():
-        next(learner.candidate.parameters()).add_(0.01)
-    promotion = learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
+        next(candidate.parameters()).add_(0.01)
+    promotion = learner.promote(candidate, sample.stamp_ns, Verdict("better", "for the test", 1.0, 0.9, 5))
     assert promotion.snapshot.hash != home and not promotion.rollback
     assert learner.tracking_lost(0, 7) is None, "what happened before the promotion says nothing of the new weights"
     rollback = learner.tracking_lost(promotion.snapshot.version, 7)
@@ -267,12 +267,12 @@ def test_unconfirmed_weights_leave_with_their_validation(frames, make_sample, mo
     events = []
     pipeline = Pipeline(CONFIG.with_values({"learning.mode": mode, "learning.guard": True}), events.append)
     home = hash_state(pipeline.matcher.state_dict())
-    learner = pipeline._learning._learner
-    learner.candidate = learner.stepper.ema_matcher()
+    learner = pipeline._learning.learner
+    candidate = learner.stepper.ema_matcher()
     with torch.no_grad():
-        next(learner.candidate.parameters()).add_(0.01)
-    pipeline._learning._update = learner._promote(
-        make_sample(landmarks=40), Verdict("better", "for the test", 1.0, 0.9, 5)
+        next(candidate.parameters()).add_(0.01)
+    pipeline._learning._update = learner.promote(
+        candidate, make_sample(landmarks=40).stamp_ns, Verdict("better", "for the test", 1.0, 0.9, 5)
     )
     pipeline.process(frames[0])
     assert hash_state(pipeline.matcher.state_dict()) != home
@@ -295,6 +295,6 @@ def test_unconfirmed_weights_leave_with_their_validation(frames, make_sample, mo
 def test_settings_that_may_change_reach_the_learner(mode):
     pipeline = Pipeline(CONFIG.with_values({"learning.mode": mode}))
     pipeline.configure(pipeline.config.with_values({"learning.learning_rate": 1e-5, "learning.budget": 0.25}))
-    assert pipeline._learning._learner.stepper.config.learning_rate == 1e-5
-    assert pipeline._learning._learner.settings.budget == 0.25
+    assert pipeline._learning.learner.stepper.config.learning_rate == 1e-5
+    assert pipeline._learning.learner.settings.budget == 0.25
     pipeline.close()

@@ -118,10 +118,10 @@ def test_unconfirmed_weights_are_rolled_back_when_learning_fails(matcher, sample
     failed, home = threading.Event(), hash_state(matcher.state_dict())
 
     def fail(learner, sample):
-        learner.candidate = learner.stepper.ema_matcher()
+        candidate = learner.stepper.ema_matcher()
         with torch.no_grad():
-            next(learner.candidate.parameters()).add_(0.01)
-        learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
+            next(candidate.parameters()).add_(0.01)
+        learner.promote(candidate, sample.stamp_ns, Verdict("better", "for the test", 1.0, 0.9, 5))
         raise MemoryError("no memory left")
 
     monkeypatch.setattr(worker.Learner, "consume", fail)
@@ -140,8 +140,8 @@ def promoting(matcher, samples, monkeypatch):
     """A thread that has just promoted weights."""
 
     def promote(learner, sample):
-        learner.candidate = learner.stepper.ema_matcher()
-        return learner._promote(sample, Verdict("better", "for the test", 1.0, 0.9, 5))
+        verdict = Verdict("better", "for the test", 1.0, 0.9, 5)
+        return learner.promote(learner.stepper.ema_matcher(), sample.stamp_ns, verdict)
 
     monkeypatch.setattr(worker.Learner, "consume", promote)
     learning = LearningWorker(matcher, CONFIG, lambda event: None)
@@ -169,7 +169,7 @@ def poll_until_taken(learning, keyframes):
 
 
 def test_weights_are_handed_over_with_the_features_of_the_window_as_it_is_by_then(matcher, promoting, monkeypatch):
-    monkeypatch.setattr(worker, "ASK_AGAIN", 10**9)
+    monkeypatch.setattr(worker, "MOST_POLLS", 10**9)
     first, then = window_of(matcher, 10, 20), window_of(matcher, 10, 20, 30)
     assert promoting.poll(first) is None
     update = poll_until_taken(promoting, then)
@@ -181,13 +181,13 @@ def test_weights_are_handed_over_with_the_features_of_the_window_as_it_is_by_the
 def test_a_window_that_runs_ahead_keeps_no_weights_back_for_good(matcher, promoting, monkeypatch):
     monkeypatch.setattr(promoting, "_describe", lambda *arguments: time.sleep(0.05))
     keyframes = window_of(matcher, 10)
-    assert [promoting.poll(keyframes) is None for _ in range(worker.ASK_AGAIN + 1)] == [True] * worker.ASK_AGAIN + [
+    assert [promoting.poll(keyframes) is None for _ in range(worker.MOST_POLLS + 1)] == [True] * worker.MOST_POLLS + [
         False
     ]
 
 
 def test_what_is_made_by_then_is_handed_over(matcher, promoting, monkeypatch):
-    monkeypatch.setattr(worker, "ASK_AGAIN", 1)
+    monkeypatch.setattr(worker, "MOST_POLLS", 1)
     hindered, observe = threading.Event(), worker.observe
 
     def observe_one(matcher, image):
@@ -215,7 +215,7 @@ def test_weights_to_go_back_to_do_not_wait_for_odometry_that_is_behind(matcher, 
 def test_weights_that_never_came_into_use_go_with_a_thread_that_fails(matcher, promoting, monkeypatch, guard):
     monkeypatch.setattr(worker, "observe", lambda matcher, image: 1 / 0)
     if not guard:
-        promoting._learner.previous = None
+        promoting.learner.deployed = None
     assert promoting.poll(window_of(matcher, 10)) is None
     promoting._thread.join(60)
     assert promoting.poll(window_of(matcher, 10)) is None
@@ -225,7 +225,7 @@ def test_weights_that_never_came_into_use_go_with_a_thread_that_fails(matcher, p
 def test_no_frame_takes_weights_over_while_odometry_is_behind(matcher, promoting):
     promoting.begin_frame(behind=True)
     keyframes = window_of(matcher, 10)
-    assert all(promoting.poll(keyframes) is None for _ in range(3 * worker.ASK_AGAIN))
+    assert all(promoting.poll(keyframes) is None for _ in range(3 * worker.MOST_POLLS))
     promoting.begin_frame(behind=False)
     assert poll_until_taken(promoting, keyframes).features.keys() == {10}
 

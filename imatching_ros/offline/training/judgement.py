@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ...core.config import Config, LearningConfig
-from ...learning.validation import Score, Verdict, paired_test, score
+from ...learning.validation import PairedTest, Score, Verdict, score
 from ...matching.base import Matcher
 from .stored_windows import read_window
 
@@ -65,7 +65,7 @@ def judge_windows(
 
 
 def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: int) -> Verdict:
-    """`validation.paired_test` on a number of windows that is fixed beforehand. Pure; what is not shown to be better is not called so.
+    """The paired test on a number of windows that is fixed beforehand. Pure; what is not shown to be better is not called so.
 
     Look k gets the part 1 / k(k + 1) of what the confidence leaves: however many follow, together they get no more than all of it.
     """
@@ -79,12 +79,8 @@ def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: i
             new,
             count,
         )
-    return paired_test(
-        [a for a, _ in scores],
-        [c for _, c in scores],
-        replace(settings, validation_windows=count, validation_windows_max=count),
-        looks * (looks + 1),
-    )
+    test = PairedTest(settings.confidence, count, count, looks * (looks + 1))
+    return [test.add(old, new) for old, new in scores][-1]
 
 
 def _means(scores: list[tuple[Score, Score]], name: str) -> tuple[float, float]:

@@ -1,0 +1,58 @@
+"""Pairs of images related by a known homography: truth that passes through no bundle adjustment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+# Uniform displacement of the image's corners, as a share of its size; corners move by about as much between neighbouring keyframes.
+CORNER_SHIFT = 0.02
+
+
+@dataclass(frozen=True)
+class WarpedPair:
+    """Two images (H, W) uint8 and the homography (3, 3) from px of A to px of B."""
+
+    image_a: np.ndarray
+    image_b: np.ndarray
+    H_BA: np.ndarray
+
+    def truth(self, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where points (Q, 2) px of A lie in B (Q, 2) px, and whether that is inside the image (Q,) bool."""
+        height, width = self.image_b.shape
+        uv_b = cv2.perspectiveTransform(uv[None].astype(np.float64), self.H_BA)[0]
+        return uv_b, ((uv_b >= 0) & (uv_b <= [width - 1, height - 1])).all(-1)
+
+
+def draw_pair(image: np.ndarray, rng: Generator) -> WarpedPair:
+    """A random homography and change of light of an image (H, W) uint8.
+
+    The image's own noise must not be what is matched, or a matcher that learned to ignore noise would seem to have become
+    worse: both images are made from the smoothed one, each with new noise of the image's strength.
+    """
+    height, width = image.shape
+    noise, smooth = noise_level(image), cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=1.0)
+    H_BA = draw_homography((height, width), rng)
+    warped = cv2.warpPerspective(smooth, H_BA, (width, height), borderMode=cv2.BORDER_REFLECT)
+    warped = warped * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
+    image_a, image_b = (
+        np.clip(view + rng.normal(0, noise, view.shape), 0, 255).astype(np.uint8) for view in (smooth, warped)
+    )
+    return WarpedPair(image_a, image_b, H_BA)
+
+
+def draw_homography(size: tuple[int, int], rng: Generator) -> np.ndarray:
+    """A homography (3, 3) that moves the corners of an image of (height, width) by up to CORNER_SHIFT of its size."""
+    height, width = size
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    shift = rng.uniform(-CORNER_SHIFT, CORNER_SHIFT, (4, 2)).astype(np.float32) * [width, height]
+    return cv2.getPerspectiveTransform(corners, (corners + shift).astype(np.float32))
+
+
+def noise_level(image: np.ndarray) -> float:
+    """Standard deviation of an image's noise (H, W), grey levels; the median makes Immerkaer's estimate (1996) blind to edges."""
+    response = cv2.filter2D(image.astype(np.float32), -1, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))
+    return float(np.median(np.abs(response))) / 0.6745 / 6
