@@ -96,7 +96,7 @@ class OdometryNode(ManagedNode):
         except (ImatchingError, OSError) as error:
             self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
-        self.get_logger().info(f"matcher {core.matcher.name}: {pipeline.origin}")
+        self.get_logger().info(f"matcher {core.matcher.name}: {pipeline.weights.origin}")
         needs_tf = self._with_external_odometry or not any(config.base_from_camera)
         tree = make_lookup(self) if needs_tf else None
         self.resources = Resources(pipeline, Outputs(self, config), ImageDecoder(config.mode), tree)

@@ -8,7 +8,8 @@ import torch
 from imatching_ros.core.config import Config
 from imatching_ros.core.types import TrackingState, WeightsSnapshot
 from imatching_ros.core.errors import WeightsError
-from imatching_ros.learning.learner import WeightsUpdate
+from imatching_ros.learning.learner import Learner, WeightsUpdate
+from imatching_ros.learning.validation import Verdict
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header
 from imatching_ros.pipeline import Pipeline
@@ -117,12 +118,12 @@ def test_only_confirmed_weights_become_the_profile(frames, tmp_path, confirmed):
     pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)
     assert pipeline.matcher.weights_version == 1
     state = {k: v + 0.01 for k, v in pipeline.matcher.state_dict().items()}
-    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(2, hash_state(state), state), {})
+    pipeline.weights.learning.offer(WeightsUpdate(WeightsSnapshot(2, hash_state(state), state), {}))
     pipeline.process(frames[0])
-    pipeline._writer.submit(print).result()
+    pipeline.weights.flush()
     assert [p.name for p in tmp_path.iterdir()] == ["current.v00002.safetensors"]
     if confirmed:
-        pipeline._learning.learner.status.confirmed_version = 2
+        pipeline.weights.learning.learner.status.confirmed_version = 2
     pipeline.close()
     assert hash_state(pipeline.matcher.state_dict()) == hash_state(state)
     assert (tmp_path / "current.safetensors").is_file() == confirmed
@@ -130,21 +131,19 @@ def test_only_confirmed_weights_become_the_profile(frames, tmp_path, confirmed):
 
 
 def test_weights_that_wait_for_their_features_are_not_in_use(frames):
-    pipeline = Pipeline(CONFIG.with_values({"learning.guard": True, "learning.mode": "thread"}))
-    home, events = hash_state(pipeline.matcher.state_dict()), []
-    pipeline._on_event = events.append
+    events = []
+    pipeline = Pipeline(CONFIG.with_values({"learning.guard": True, "learning.mode": "thread"}), events.append)
+    home = hash_state(pipeline.matcher.state_dict())
     for frame in frames[:6]:
         pipeline.process(frame)
-    learner = pipeline._learning.learner
+    learning, learner = pipeline.weights.learning, pipeline.weights.learning.learner
     candidate = learner.stepper.ema_matcher()
     with torch.no_grad():
         next(candidate.parameters()).add_(0.01)
-    with pipeline._learning._changed:
-        learner.version = learner.status.weights_version = 7
-        pipeline._learning._update = WeightsUpdate(WeightsSnapshot(7, "", learner.active.state_dict()), {})
-        pipeline._learning._behind = True
-        pipeline._learning._publish()
-    assert not pipeline._adopt_update()
+    learner.newest_version = 6
+    learning.begin_frame(behind=True)
+    learning.offer(learner.promote(candidate, frames[5].stamp_ns, Verdict("better", "for the test", 1.0, 0.9, 5)))
+    assert not pipeline.weights.begin_frame(frames[6].stamp_ns, behind=True)
     status = pipeline.learning_status()
     assert (status.weights_version, status.weights_hash) == (pipeline.matcher.weights_version, home)
     pipeline.set_learning(False)
@@ -161,13 +160,13 @@ def test_weights_that_were_rolled_back_never_become_the_profile(frames, tmp_path
     pipeline = Pipeline(CONFIG.with_values({"learning.guard": True}), weights_dir=tmp_path)
     home = {k: v.clone() for k, v in pipeline.matcher.state_dict().items()}
     worse = {k: v + 0.01 for k, v in home.items()}
-    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(2, hash_state(worse), worse), {})
+    pipeline.weights.learning.offer(WeightsUpdate(WeightsSnapshot(2, hash_state(worse), worse), {}))
     pipeline.process(frames[0])
     assert hash_state(pipeline.matcher.state_dict()) == hash_state(worse)
-    pipeline._learning._update = WeightsUpdate(WeightsSnapshot(3, hash_state(home), home), {}, rollback=True)
-    pipeline._learning.learner.status.confirmed_version = 3
-    pipeline._submit_window()
-    pipeline._writer.submit(print).result()
+    pipeline.weights.learning.offer(WeightsUpdate(WeightsSnapshot(3, hash_state(home), home), {}, rollback=True))
+    pipeline.weights.learning.learner.status.confirmed_version = 3
+    pipeline.weights.learn(None)
+    pipeline.weights.flush()
     assert not (tmp_path / "current.safetensors").exists()
     pipeline.close()
     assert hash_state(pipeline.matcher.state_dict()) == hash_state(home)
@@ -186,7 +185,7 @@ def test_l2_sp_decays_to_the_shipped_weights_after_a_restart(promoted):
     pretrained = create_matcher(CONFIG.matcher).state_dict()
     pipeline = Pipeline(CONFIG, weights_dir=promoted.weights)
     for _ in range(2):
-        learner = pipeline._learning.learner
+        learner = pipeline.weights.learning.learner
         assert hash_state(learner.pretrained) == hash_state(pretrained) != hash_state(learner.active.state_dict())
         assert all(torch.equal(a, pretrained[n]) for n, a in zip(learner.stepper.names, learner.stepper.pretrained))
         pipeline.set_learning(False)
@@ -239,9 +238,6 @@ def test_save_and_load_by_name(frames, tmp_path):
 
 
 def test_lost_tracking_after_deployment_rolls_back(make_sample):
-    from imatching_ros.learning.learner import Learner
-    from imatching_ros.learning.validation import Verdict
-
     events = []
     learner = Learner(create_matcher(CONFIG.matcher), CONFIG.with_values({"learning.guard": True}), events.append)
     home, sample = hash_state(learner.active.state_dict()), make_sample(landmarks=40)
@@ -262,17 +258,15 @@ def test_lost_tracking_after_deployment_rolls_back(make_sample):
 @pytest.mark.parametrize("mode", ["sync", "thread"])
 @pytest.mark.parametrize("ended_by", ["switched off", "lost"])
 def test_unconfirmed_weights_leave_with_their_validation(frames, make_sample, mode, ended_by):
-    from imatching_ros.learning.validation import Verdict
-
     events = []
     pipeline = Pipeline(CONFIG.with_values({"learning.mode": mode, "learning.guard": True}), events.append)
     home = hash_state(pipeline.matcher.state_dict())
-    learner = pipeline._learning.learner
+    learner = pipeline.weights.learning.learner
     candidate = learner.stepper.ema_matcher()
     with torch.no_grad():
         next(candidate.parameters()).add_(0.01)
-    pipeline._learning._update = learner.promote(
-        candidate, make_sample(landmarks=40).stamp_ns, Verdict("better", "for the test", 1.0, 0.9, 5)
+    pipeline.weights.learning.offer(
+        learner.promote(candidate, make_sample(landmarks=40).stamp_ns, Verdict("better", "for the test", 1.0, 0.9, 5))
     )
     pipeline.process(frames[0])
     assert hash_state(pipeline.matcher.state_dict()) != home
@@ -295,6 +289,6 @@ def test_unconfirmed_weights_leave_with_their_validation(frames, make_sample, mo
 def test_settings_that_may_change_reach_the_learner(mode):
     pipeline = Pipeline(CONFIG.with_values({"learning.mode": mode}))
     pipeline.configure(pipeline.config.with_values({"learning.learning_rate": 1e-5, "learning.budget": 0.25}))
-    assert pipeline._learning.learner.stepper.config.learning_rate == 1e-5
-    assert pipeline._learning.learner.settings.budget == 0.25
+    assert pipeline.weights.learning.learner.stepper.config.learning_rate == 1e-5
+    assert pipeline.weights.learning.learner.settings.budget == 0.25
     pipeline.close()

@@ -33,12 +33,11 @@ def start(weights, folder, profile="mine_adapted", named=False) -> Pipeline:
 
 def write_adapted(weights, folder, by, profile="mine_adapted") -> str:
     """What the pipeline writes when learning from `weights` promotes; returns its hash."""
-    pipeline = start(weights, folder, profile)
-    state = changed(by)
-    snapshot = WeightsSnapshot(pipeline.matcher.weights_version + 1, hash_state(state), state)
+    base, state = read_header(weights), changed(by)
+    snapshot = WeightsSnapshot(base.version + 1, hash_state(state), state)
     for confirmed in (False, True):
-        pipeline._store.write("expectation", snapshot, {"kind": "promotion", "base": pipeline._base}, confirmed)
-    pipeline.close()
+        provenance = {"kind": "promotion", "base": base.hash}
+        WeightsStore(folder, profile).write("expectation", snapshot, provenance, confirmed)
     return snapshot.hash
 
 
@@ -59,8 +58,8 @@ def test_adapted_weights_are_resumed_while_their_base_is_given(mine, tmp_path):
     pipeline = start(mine, tmp_path / "kept")
     assert (
         hash_of(pipeline) == adapted
-        and "profile 'mine_adapted' resumed from" in pipeline.origin
-        and f"hash {adapted}" in pipeline.origin
+        and "profile 'mine_adapted' resumed from" in pipeline.weights.origin
+        and f"hash {adapted}" in pipeline.weights.origin
     )
     assert read_header(tmp_path / "kept" / "mine_adapted.safetensors").provenance["base"] == read_header(mine).hash
 
@@ -70,11 +69,11 @@ def test_an_unconfirmed_promotion_is_kept_and_not_resumed(mine, tmp_path):
     adapted = write_adapted(mine, folder, 0.2)
     later = changed(0.4)
     pipeline = start(mine, folder)
-    pipeline._store.write(
-        "expectation", WeightsSnapshot(3, hash_state(later), later), {"base": pipeline._base}, confirmed=False
-    )
+    store = WeightsStore(folder, "mine_adapted")
+    snapshot = WeightsSnapshot(3, hash_state(later), later)
+    store.write("expectation", snapshot, {"base": read_header(mine).hash}, confirmed=False)
     assert hash_of(start(mine, folder)) == adapted
-    assert pipeline._store.newest_version() == 3 and WeightsStore(folder, "other").newest_version() == 0
+    assert store.newest_version() == 3 and WeightsStore(folder, "other").newest_version() == 0
     pipeline.load_weights(str(folder / "mine_adapted.v00003.safetensors"))
     assert hash_of(pipeline) == hash_state(later)
 
@@ -85,7 +84,7 @@ def test_given_weights_that_have_changed_are_used_and_the_adapted_ones_renamed(m
     write_weights(mine, "expectation", changed(0.3), 1, {})
     with caplog.at_level(logging.WARNING):
         pipeline = start(mine, folder)
-    assert hash_of(pipeline) == read_header(mine).hash and f"weights '{mine}'" in pipeline.origin
+    assert hash_of(pipeline) == read_header(mine).hash and f"weights '{mine}'" in pipeline.weights.origin
     renamed = f"mine_adapted_{adapted}"
     assert (
         len(caplog.records) == 1 and renamed in caplog.text and "mine_adapted.safetensors is not resumed" in caplog.text
@@ -100,7 +99,7 @@ def test_a_profile_that_the_user_named_is_resumed_from_any_base(mine, tmp_path, 
     write_weights(mine, "expectation", changed(0.3), 1, {})
     for weights in (mine, "default"):
         pipeline = start(weights, tmp_path / "kept", "yard", named=True)
-        assert hash_of(pipeline) == adapted and "profile 'yard' resumed" in pipeline.origin
+        assert hash_of(pipeline) == adapted and "profile 'yard' resumed" in pipeline.weights.origin
     assert not caplog.records
 
 

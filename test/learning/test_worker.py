@@ -206,7 +206,7 @@ def test_what_is_made_by_then_is_handed_over(matcher, promoting, monkeypatch):
 
 
 def test_weights_to_go_back_to_do_not_wait_for_odometry_that_is_behind(matcher, promoting):
-    promoting._update = dataclasses.replace(promoting._update, rollback=True)
+    promoting.offer(dataclasses.replace(promoting._update, rollback=True))
     promoting.begin_frame(behind=True)
     assert promoting.poll(window_of(matcher, 10)).rollback
 
