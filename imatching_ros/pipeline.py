@@ -80,16 +80,17 @@ class Pipeline:
         clock = Clock()
         if self.weights.begin_frame(frame.stamp_ns, behind):
             clock.lap("adopt")
-        output = self.odometry.track(frame)
-        if self.odometry.tracking_failed:
-            self.weights.notify_tracking_lost()
-        output = replace(output, timings_ms={**output.timings_ms, **clock.laps})
-        self._report_state(output)
-        if on_tracked is not None:
-            on_tracked(output)
-        output = self._extend(frame, output)
-        self.weights.end_frame()
-        return output
+        try:
+            output = self.odometry.track(frame)
+            if self.odometry.tracking_failed:
+                self.weights.notify_tracking_lost()
+            output = replace(output, timings_ms={**output.timings_ms, **clock.laps})
+            self._report_state(output)
+            if on_tracked is not None:
+                on_tracked(output)
+            return self._extend(frame, output)
+        finally:
+            self.weights.end_frame()  # or learning would rest until the next frame, which may never come
 
     def _extend(self, frame: Frame, output: OdometryOutput) -> OdometryOutput:
         """The keyframe work of a frame, if it is one; the solved window goes to learning."""

@@ -7,7 +7,7 @@ import torch
 
 from imatching_ros.core.config import Config
 from imatching_ros.core.types import TrackingState, WeightsSnapshot
-from imatching_ros.core.errors import WeightsError
+from imatching_ros.core.errors import SourceError, WeightsError
 from imatching_ros.learning.learner import Learner, WeightsUpdate
 from imatching_ros.learning.validation import Verdict
 from imatching_ros.matching import create_matcher
@@ -291,4 +291,17 @@ def test_settings_that_may_change_reach_the_learner(mode):
     pipeline.configure(pipeline.config.with_values({"learning.learning_rate": 1e-5, "learning.budget": 0.25}))
     assert pipeline.weights.learning.learner.stepper.config.learning_rate == 1e-5
     assert pipeline.weights.learning.learner.settings.budget == 0.25
+    pipeline.close()
+
+
+def test_learning_continues_after_a_frame_that_fails(frames):
+    """A learning thread rests while odometry processes a frame; a frame that fails ends too."""
+    pipeline = Pipeline(Config().with_values({"odometry.mode": "stereo", "learning.mode": "thread"}))
+    rested = []
+    begin, end = pipeline.weights.learning.begin_frame, pipeline.weights.learning.end_frame
+    pipeline.weights.learning.begin_frame = lambda behind: (rested.append(True), begin(behind))
+    pipeline.weights.learning.end_frame = lambda: (rested.append(False), end())
+    with pytest.raises(SourceError, match="right image"):
+        pipeline.process(frames[0])
+    assert rested == [True, False]
     pipeline.close()
