@@ -109,6 +109,8 @@ class Learner:
         )
         self.rejected: Counter[str] = Counter()
         self.deployed: Comparison | None = None
+        self.candidate: Comparison | None = None
+        self.steps = 0  # since the last candidate
         self._restart_training()
         self.status.memory_mb = self.held_mb()
 
@@ -285,8 +287,7 @@ class Learner:
         self.stepper = Stepper(self._copy(self.active), self.pretrained, self.settings, self.config.bundle)
         # Frame ids of keyframes trained on; older than the last thousand, they have left every window.
         self.training_ids: deque[int] = deque(maxlen=1000)
-        self.steps = 0  # since the last candidate
-        self.candidate: Comparison | None = None
+        self.candidate, self.steps = None, 0
 
     def _reject(self, reason: str) -> None:
         self.rejected[reason] += 1
