@@ -1,99 +1,194 @@
-"""How wide the residuals really are, for covariances that do not believe the assumed sigmas."""
+"""Covariances of estimated poses: the inverse of the normal equations, scaled by the residuals that were found.
+
+Three factors multiply the inverse. The residual scale estimate stands in for the assumed sigmas. The design effect accounts for
+correlated residuals: a matcher makes similar errors on neighbouring points and along a track, which neither the normal equations
+nor the size of the residuals show. `BundleConfig.shared_error` stands for errors that a whole image shares: they look like motion
+and leave no residual.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from ..core.config import BundleConfig
+
 from ..camera.model import Camera
-from ..core.residuals import kernel_weight
+from ..core.config import BundleConfig
+from ..core.residuals import RobustKernel, landmark_jacobian, pose_jacobian
+from ..core.types import ObservationKind, WindowSnapshot
+from .linearization import State, constrain, eliminate, evaluate, linearize
 from .problem import Problem
-from .linearization import State
+
+GRID = (6, 4)  # cells of the image, across and down, within which errors count as correlated
 
 
-def measure_spread(s: Tensor, weight: Tensor, size: Tensor, parameters: Tensor | int, config: BundleConfig) -> Tensor:
+def residual_scale(s: Tensor, weight: Tensor, size: Tensor, parameters: Tensor | int, kernel: RobustKernel) -> Tensor:
     """The factor () that turns (J^T W J)^-1 of unit sigmas into the covariance of the estimate.
 
     Huber's covariance of an M-estimate (Robust Statistics, 1981, section 7.6): (n / (n - p)) mean(psi^2) / mean(psi')^2
     (J^T J)^-1, with J^T W J taken as mean(w) J^T J.
 
     Args:
-        s, weight: (O,) squared whitened norms and kernel weights of the used observations. size: (O,) their numbers, 2 or 3.
-        parameters: p, how many numbers were estimated from them.
+        s, weight: (O,) squared whitened norms and kernel weights of the used observations. size: (O,) their dimensions, 2 or 3.
+        parameters: p, the number of scalars that were estimated from them.
     """
     n = size.sum()
     psi2 = (weight**2 * s).sum() / n
-    k2 = config.kernel_width**2
     # psi = w(s) r in `size` dimensions has the divergence size * w + 2 s w'(s).
-    bend = {
-        "none": lambda: torch.zeros_like(s),
-        "huber": lambda: torch.where(s > k2, -0.5 * weight / s.clamp_min(k2), 0.0),
-        "cauchy": lambda: -(weight**2) / k2,
-        "geman_mcclure": lambda: -2 / k2 * (1 + s / k2) ** -3,
-    }[config.kernel]()
-    slope = (size * weight + 2 * s * bend).sum() / n
+    slope = (size * weight + 2 * s * kernel.weight_derivative(s)).sum() / n
     mean_weight = (size * weight).sum() / n
+    # Below a mean slope of 0.05 nearly all observations are outliers; the bound keeps the factor finite.
     return psi2 * mean_weight / slope.clamp_min(0.05) ** 2 * n / (n - parameters).clamp_min(1.0)
 
 
-# How much less correlated observations tell than as many independent ones.
-#
-# A matcher errs alike on neighbouring points and goes on erring alike along a track, and of that the inverse of the normal equations
-# and the size of the residuals know nothing. The design effect (Kish, Survey Sampling, 1965) is the variance of an estimate by sums over
-# clusters, within which residuals may be correlated in any way (Liang and Zeger 1986), over its variance for independent residuals.
-# A cluster is what lies in one part of the image, at all times.
-#
-# Errors that a whole image shares are taken for motion and leave no residual at all: `BundleConfig.shared_error` stands for them.
-
-
-_ACROSS, _DOWN = 6, 4  # parts of the image
-_HELD = 1e-9  # eigenvalues of a correlation matrix below this are rounding
-
-
-def image_parts(camera: Camera, uv: Tensor) -> Tensor:
-    """The part of the image (N,) int64 that ideal px (N, 2) lie in; px outside belong to the nearest."""
+def image_cell(camera: Camera, uv: Tensor) -> Tensor:
+    """The cell of `GRID` (N,) int64 that ideal px (N, 2) lie in; px outside belong to the nearest."""
+    across, down = GRID
     size = uv.new_tensor([camera.width, camera.height])
-    u, v = (uv / size * uv.new_tensor([_ACROSS, _DOWN])).nan_to_num(0.0).floor().long().unbind(1)
-    return v.clamp(0, _DOWN - 1) * _ACROSS + u.clamp(0, _ACROSS - 1)
+    u, v = (uv / size * uv.new_tensor(GRID)).nan_to_num(0.0).floor().long().unbind(1)
+    return v.clamp(0, down - 1) * across + u.clamp(0, across - 1)
 
 
-def design_effect(influence: Tensor, part: Tensor, covariance: Tensor) -> Tensor:
-    """Variance by clusters over variance for independent residuals, as the mean over all directions, (); at least 1.
-
-    Args:
-        influence: (N, D) what the residuals of each observation, or landmark, move the estimate by. part: (N,) of `image_parts`.
-        covariance: (D, D) of the estimate for independent residuals.
-    """
-    count = _ACROSS * _DOWN
-    sums = influence.new_zeros(count, influence.shape[1]).index_add_(0, part, influence)
-    filled = (torch.bincount(part, minlength=count) > 0).sum()
-    # In mono one direction may be held by convention: nothing is known to vary along it.
-    scale = covariance.diagonal().clamp_min(1e-300).rsqrt()
-    values, vectors = torch.linalg.eigh(covariance * scale[:, None] * scale)
-    along = (sums * scale) @ vectors * (values > _HELD)
-    variance = (along * along).sum(0) / values.clamp_min(_HELD) * (filled / (filled - 1).clamp_min(1))
-    return (variance.sum() / (values > _HELD).sum().clamp_min(1)).nan_to_num(1.0).clamp_min(1.0)
-
-
-def landmark_parts(camera: Camera, uv: Tensor, point: Tensor, used: Tensor, num_points: int) -> Tensor:
-    """The part of the image (P,) that each landmark is seen in on average, by observations (O, 2) ideal px that are used (O,)."""
+def landmark_cell(camera: Camera, uv: Tensor, point: Tensor, used: Tensor, num_points: int) -> Tensor:
+    """The cell (P,) that each landmark is seen in on average, by observations (O, 2) ideal px that are used (O,)."""
     uv = torch.where(used[:, None], uv, 0.0)
     total = uv.new_zeros(num_points, 2).index_add_(0, point, uv)
     views = uv.new_zeros(num_points).index_add_(0, point, used.to(uv.dtype))
-    return image_parts(camera, total / views.clamp_min(1)[:, None])
+    return image_cell(camera, total / views.clamp_min(1)[:, None])
 
 
-def pose_scores(problem: Problem, state: State, kernel: str, width: float) -> Tensor:
+def design_effect(influence: Tensor, cell: Tensor, covariance: Tensor) -> Tensor:
+    """Variance for clustered residuals over variance for independent ones, the mean over all directions, (); at least 1.
+
+    The design effect (Kish, Survey Sampling, 1965), with the variance from sums over clusters, within which residuals may be correlated
+    in any way (Liang and Zeger 1986). A cluster is what lies in one cell of the image, in all keyframes.
+
+    Args:
+        influence: (N, D) by how much the residuals of each observation, or landmark, move the estimate. cell: (N,) of `image_cell`.
+        covariance: (D, D) of the estimate for independent residuals.
+    """
+    count, rounding = GRID[0] * GRID[1], 1e-9  # eigenvalues of a correlation matrix below `rounding` are noise
+    sums = influence.new_zeros(count, influence.shape[1]).index_add_(0, cell, influence)
+    filled = (torch.bincount(cell, minlength=count) > 0).sum()
+    # In mono the gauge fixes one direction: it has no variance.
+    scale = covariance.diagonal().clamp_min(1e-300).rsqrt()
+    values, vectors = torch.linalg.eigh(covariance * scale[:, None] * scale)
+    along = (sums * scale) @ vectors * (values > rounding)
+    variance = (along * along).sum(0) / values.clamp_min(rounding) * (filled / (filled - 1).clamp_min(1))
+    return (variance.sum() / (values > rounding).sum().clamp_min(1)).nan_to_num(1.0).clamp_min(1.0)
+
+
+def pose_scores(problem: Problem, state: State, kernel: RobustKernel) -> Tensor:
     """Gradient (M, 6, N) that each observation adds to the pose it was made from, for the step [rho, phi] in world axes.
 
     At the optimum the gradient of a landmark itself is zero, so all of its observations together move the poses by these alone.
     """
-    weight = kernel_weight(kernel, state.s, width)
-    columns = state.R.permute(2, 0, 1)[..., None]
-    gain = problem.inv_sigma * (state.residual * weight * state.inv_depth)
-    across, down, along = gain[0], gain[1], -(gain[0] * state.ratio[0] + gain[1] * state.ratio[1])
-    if problem.alpha is not None:
-        across = across + gain[2] * problem.alpha
-        along = along - gain[2] * torch.addcmul(problem.alpha * state.ratio[0], problem.beta, state.inv_depth)
-    push = across[:, None] * columns[0] + down[:, None] * columns[1] + along[:, None] * columns[2]
-    return torch.cat([-push, torch.linalg.cross(push, state.Y, dim=1)], 1)
+    at = state.residuals
+    rows = landmark_jacobian(problem.observations, at, state.R, kernel.weight(at.s))
+    return pose_jacobian(sum(r[:, None] * row for r, row in zip(at.whitened, rows)), state.Y)
+
+
+@dataclass(frozen=True)
+class WindowResiduals:
+    """Residuals of all observations of a window, by the one residual that learning shares."""
+
+    px: Tensor  # (O, 2) observed minus reprojected, ideal px; NaN without a reprojection
+    s: Tensor  # (O,) squared norm, whitened
+    weight: Tensor  # (O,) of the kernel; 0 where excluded
+
+
+@dataclass(frozen=True)
+class NewestCovariance:
+    """The covariance of a window's newest pose, or why it has none."""
+
+    matrix: Tensor | None = None  # (6, 6) of T_WC * Exp([rho, phi])
+    inflation: float = 1.0  # of it, over that for independent residuals
+    degenerate: str = ""  # the observations do not determine the poses, and why
+
+
+def newest_covariance(
+    window: WindowSnapshot, problem: Problem, state: State, residuals: WindowResiduals, config: BundleConfig
+) -> NewestCovariance:
+    """The covariance of the last pose at the optimum `state`, in float64."""
+    kernel, fixed = RobustKernel(config.kernel, config.kernel_width), problem.num_fixed
+    newest = int((problem.order == len(problem.R) - 1).nonzero()) - fixed
+    if newest < 0:
+        return NewestCovariance()
+    if state.X.dtype != torch.float64:
+        # Landmarks of little parallax have no inverse in float32.
+        problem = problem.double()
+        state = evaluate(problem, state.R.double(), state.t.double(), state.X.double(), kernel)
+    inverse = _invert(problem, state, kernel)
+    if inverse is None:
+        return NewestCovariance(
+            degenerate="the observations do not determine all poses: the reduced system is singular"
+        )
+    scale = _window_scale(window, problem, residuals, kernel)
+    why = _check_baseline(problem, state, inverse.diagonal() * scale, config) if problem.mono else ""
+    if why:
+        return NewestCovariance(degenerate=why)
+    rows = inverse[6 * newest : 6 * newest + 6]
+    block = rows[:, 6 * newest : 6 * newest + 6]
+    inflation = config.shared_error * _window_design_effect(window, problem, state, (rows, block * scale), kernel)
+    Rt = state.R[newest + fixed].T
+    to_body = torch.block_diag(Rt, Rt)
+    return NewestCovariance(to_body @ block @ to_body.T * (scale * inflation), float(inflation))
+
+
+def _invert(problem: Problem, state: State, kernel: RobustKernel) -> Tensor | None:
+    """(6F, 6F) inverse of the undamped Schur complement; None when it is singular."""
+    lin = linearize(problem, state, kernel)
+    reduced = eliminate(problem, lin, 0.0)
+    S, _ = constrain(reduced.S, reduced.rhs, problem.gauge)
+    scale = S.diagonal().clamp_min(1e-300).rsqrt()
+    factor, info = torch.linalg.cholesky_ex(S * scale[:, None] * scale[None, :])
+    inverse = torch.cholesky_inverse(factor) * scale[:, None] * scale[None, :]
+    # By how much the elimination of landmarks and other poses inflates a pose's variance; float64 resolves 1e16.
+    conditioning = inverse.diagonal() * lin.pose.reshape(S.shape).diagonal()
+    if problem.gauge is not None:
+        inverse = inverse - torch.outer(problem.gauge, problem.gauge) * (problem.gauge @ inverse @ problem.gauge)
+    worst = torch.where(info == 0, conditioning.max(), torch.inf)
+    return inverse if bool(worst < 1e14) else None
+
+
+def _check_baseline(problem: Problem, state: State, variance: Tensor, config: BundleConfig) -> str:
+    """Why a mono window has no parallax, empty if it has: positions as uncertain as the baseline is long.
+
+    A rotation that is taken for a translation past far landmarks shows in this ratio.
+    """
+    error = variance.view(-1, 6)[:, :3].sum(1).clamp_min(0).sqrt().median()
+    baseline = (state.t - state.t[0]).norm(dim=1).max()
+    if bool(error < config.max_baseline_error * baseline):
+        return ""
+    return (
+        f"no parallax: positions are known to {float(error / baseline):.2f} of the longest baseline (median), "
+        f"{config.max_baseline_error:g} is the limit"
+    )
+
+
+def _window_design_effect(
+    window: WindowSnapshot, problem: Problem, state: State, newest: tuple[Tensor, Tensor], kernel: RobustKernel
+) -> Tensor:
+    """`design_effect` () of the newest pose: its rows (6, 6F) of the inverse, and its covariance (6, 6) for independent residuals."""
+    rows, covariance = newest
+    fixed, M = problem.num_fixed, len(problem.R)
+    scores = pose_scores(problem, state, kernel)[fixed:]
+    moved = torch.einsum("afb,fbn->fna", rows.view(6, M - fixed, 6), scores)
+    moved = torch.cat([moved.new_zeros(fixed, *moved.shape[1:]), moved]).flatten(0, 1)
+    influence = moved.new_zeros(problem.num_points, 6).index_add_(0, window.pt_idx, moved[problem.slot])
+    uv = window.obs[:, :2].double()
+    cells = landmark_cell(window.camera, uv, window.pt_idx, problem.used, problem.num_points)
+    return design_effect(influence, cells, covariance)
+
+
+def _window_scale(window: WindowSnapshot, problem: Problem, residuals: WindowResiduals, kernel: RobustKernel) -> Tensor:
+    """`residual_scale` () over the used observations, with the free poses and the landmarks as parameters."""
+    s, weight = residuals.s, residuals.weight
+    used = problem.used & s.isfinite()
+    landmarks = torch.zeros(problem.num_points, dtype=torch.bool, device=s.device)
+    landmarks[window.pt_idx[used]] = True
+    poses = len(problem.R) - problem.num_fixed
+    parameters = 6 * poses + 3 * landmarks.sum() - int(problem.gauge is not None)
+    size = torch.where(window.kind[used] == ObservationKind.MONO, 2.0, 3.0)
+    return residual_scale(s[used], weight[used], size, parameters, kernel)

@@ -1,4 +1,4 @@
-"""One linearisation of a window and its damped Schur-complement solve, batched over observations, landmarks and keyframes.
+"""One linearization of a window and its damped Schur-complement solve, batched over observations, landmarks and keyframes.
 
 A step moves t by rho, R by Exp(phi) from the left and X by itself. With Y = X - t, in world axes, the camera-frame point is
 R^T Y, and its derivative is R^T [-I, [Y]x] for the pose and R^T for the landmark. So one symmetric 3 x 3 matrix per
@@ -14,16 +14,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..core.residuals import MIN_DEPTH, kernel_bend, kernel_cost, kernel_weight
+from ..core.residuals import Residuals, RobustKernel, landmark_jacobian, project
 from .problem import Problem
 
-# The order of the six numbers of C and of the products of Y.
-_PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0))
-
-# A landmark's distance grows at most by 1 / (1 - this) in one step; those whose rays meet behind the cameras go at this rate.
-_MOST_GROWTH = 0.9
-# Stiffness, relative to the best known direction of a landmark, that keeps directions nothing sees invertible.
-_LANDMARK_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6}
+# The order of the six numbers of C, and of the products of Y.
+PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0))
 
 
 @cache
@@ -34,9 +29,9 @@ def _pose_block_map(dtype: torch.dtype, device: torch.device) -> Tensor:
     for k, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):  # [Y]x holds Y_k at (j, i) and -Y_k at (i, j)
         generators[1 + k, j, 3 + i], generators[1 + k, i, 3 + j] = 1.0, -1.0
     products = {(0, 0): 0, (0, 1): 1, (0, 2): 2, (0, 3): 3}
-    products |= {tuple(sorted((i + 1, j + 1))): 4 + n for n, (i, j) in enumerate(_PAIRS)}
+    products |= {tuple(sorted((i + 1, j + 1))): 4 + n for n, (i, j) in enumerate(PAIRS)}
     table = torch.zeros(9, 10, 42, dtype=torch.float64)
-    for n, (i, j) in enumerate(_PAIRS):
+    for n, (i, j) in enumerate(PAIRS):
         C = torch.zeros(3, 3, dtype=torch.float64)
         C[i, j] = C[j, i] = 1.0
         for a in range(4):
@@ -51,117 +46,50 @@ def _pose_block_map(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @dataclass
 class State:
-    """A point in the space of solutions with its residuals."""
+    """Poses and landmarks with their residuals."""
 
     R: Tensor  # (M, 3, 3)
     t: Tensor  # (M, 3)
     X: Tensor  # (3, P)
     Y: Tensor  # (M, 3, N) landmark minus camera, world axes
-    depth: Tensor  # (M, N)
-    inv_depth: Tensor  # (M, N)
-    ratio: Tensor  # (D, M, N) predicted numbers: x/z, y/z, third
-    residual: Tensor  # (D, M, N) whitened
-    s: Tensor  # (M, N)
+    residuals: Residuals
     cost: Tensor  # ()
 
 
-def evaluate(problem: Problem, R: Tensor, t: Tensor, X: Tensor, kernel: str, width: float) -> State:
+def evaluate(problem: Problem, R: Tensor, t: Tensor, X: Tensor, kernel: RobustKernel) -> State:
     """Residuals and cost; a used observation behind its camera costs as a pixel infinitely far away."""
-    M = len(R)
-    Y = X.index_select(1, problem.point).view(3, M, -1).transpose(0, 1) - t[:, :, None]
-    camera_points = torch.bmm(R.mT, Y)
-    depth = camera_points[:, 2]
-    inv_depth = depth.clamp_min(MIN_DEPTH).reciprocal()
-    ratio = camera_points[:, :2].transpose(0, 1) * inv_depth
-    if problem.alpha is not None:
-        ratio = torch.cat([ratio, torch.addcmul(problem.alpha * ratio[0], problem.beta, inv_depth)[None]])
-    residual = (problem.observed - ratio) * problem.inv_sigma
-    s = (residual * residual).sum(0)
-    cost = 0.5 * kernel_cost(kernel, s, width).sum()
-    return State(R, t, X, Y, depth, inv_depth, ratio, residual, s, cost)
-
-
-class Workspace:
-    """The large arrays of an iteration, made once per solve: fresh ones cost more in page faults than the arithmetic in them."""
-
-    def __init__(self, problem: Problem) -> None:
-        M, _, N = problem.R.shape[0], 3, problem.observed.shape[2]
-        P, F = problem.num_points, M - problem.num_fixed
-        new = problem.observed.new_empty
-        self.sums = new(M, 9, N)
-        self.products = new(M, 10, N)
-        self.dense = new(M, 9, P)
-        self.W = new(F, 6, 3, P)
+    Y = X.index_select(1, problem.point).view(3, len(R), -1).transpose(0, 1) - t[:, :, None]
+    residuals = project(problem.observations, torch.bmm(R.mT, Y))
+    return State(R, t, X, Y, residuals, 0.5 * kernel.cost(residuals.s).sum())
 
 
 @dataclass
-class Linearisation:
-    """Normal equations at a State: H = [[pose, coupling], [coupling^T, landmark]], all positive, right hand side = descent."""
+class NormalEquations:
+    """H = [[pose, coupling], [coupling^T, landmark]] at a State, all positive, and the right hand sides (descent)."""
 
     pose: Tensor  # (F, 6, F, 6) of the free keyframes
     pose_rhs: Tensor  # (F, 6)
-    landmark: Tensor  # (6, P) in the order of _PAIRS
+    landmark: Tensor  # (6, P) in the order of PAIRS
     landmark_rhs: Tensor  # (3, P)
     C: Tensor  # (F, 6, P)
     Y: Tensor  # (F, 3, P)
 
 
-def linearise(
-    problem: Problem, state: State, kernel: str, width: float, work: Workspace, bend: float = 0.0
-) -> Linearisation:
+def linearize(problem: Problem, state: State, kernel: RobustKernel, second_order: float = 0.0) -> NormalEquations:
     """Analytic Jacobians, IRLS weights, sums into blocks.
 
-    `bend` in 0..1 moves from reweighted least squares (0), which is safe far from the optimum but overstates the curvature of
-    outliers and so creeps at the end, towards the true second derivative of the kernel (1; Triggs 2000, section 4.3).
+    `second_order` in 0..1 moves from reweighted least squares (0), which is safe far from the optimum but overstates the
+    curvature of outliers and so takes many short steps at the end, to the second derivative of the kernel (1; Triggs 2000,
+    section 4.3).
     """
-    M = len(state.R)
-    F = M - problem.num_fixed
-    root = kernel_weight(kernel, state.s, width).sqrt()
-    gain = problem.inv_sigma * (root * state.inv_depth)  # (D, M, N)
-    columns = state.R.permute(2, 0, 1)[..., None]  # (3, M, 3, 1): rows of R^T
-    gain_u, gain_v = gain[0], gain[1]
-    # Row d of J is gain_d (column_d - ratio_d column_2), for d = u, v; written (M, 3, N).
-    J_u = torch.addcmul(gain_u[:, None] * columns[0], (gain_u * state.ratio[0])[:, None], columns[2], value=-1)
-    J_v = torch.addcmul(gain_v[:, None] * columns[1], (gain_v * state.ratio[1])[:, None], columns[2], value=-1)
-    r = state.residual * root
-    rows = [J_u, J_v]
-    if problem.alpha is not None:
-        x_part = gain[2] * problem.alpha
-        z_part = gain[2] * torch.addcmul(problem.alpha * state.ratio[0], problem.beta, state.inv_depth)
-        rows.append(torch.addcmul(x_part[:, None] * columns[0], z_part[:, None], columns[2], value=-1))
-    sums = work.sums
-    for d, J in enumerate(rows):
-        if d == 0:
-            torch.mul(J, J, out=sums[:, 0:3])
-            torch.mul(J[:, 0:2], J[:, 1:3], out=sums[:, 3:5])
-            torch.mul(J[:, 2], J[:, 0], out=sums[:, 5])
-            torch.mul(J, r[0][:, None], out=sums[:, 6:9])
-        else:
-            sums[:, 0:3].addcmul_(J, J)
-            sums[:, 3:5].addcmul_(J[:, 0:2], J[:, 1:3])
-            sums[:, 5].addcmul_(J[:, 2], J[:, 0])
-            sums[:, 6:9].addcmul_(J, r[d][:, None])
-
-    if bend and kernel != "none":
-        # Take back a part of the curvature along each residual: C -= (r . J)^T (r . J) bend / s.
-        share = (
-            kernel_bend(kernel, state.s, width).clamp_max(1) * bend / state.s.clamp_min(1e-12)
-        ).sqrt() * state.residual
-        along = torch.addcmul(share[0][:, None] * rows[0], share[1][:, None], rows[1])
-        if len(rows) == 3:
-            along.addcmul_(share[2][:, None], rows[2])
-        sums[:, 0:3].addcmul_(along, along, value=-1)
-        sums[:, 3:5].addcmul_(along[:, 0:2], along[:, 1:3], value=-1)
-        sums[:, 5].addcmul_(along[:, 2], along[:, 0], value=-1)
-
-    # Landmark blocks.
-    dense = work.dense.zero_()
+    M, free = len(state.R), slice(problem.num_fixed, None)
+    sums = _sum_components(problem, state, kernel, second_order)
+    dense = problem.work.dense.zero_()
     dense.view(-1).index_add_(0, problem.cell, sums.view(-1))
     landmark, landmark_rhs = dense.sum(0).split((6, 3))
 
-    # Pose blocks.
     Y = state.Y
-    products = work.products
+    products = problem.work.products
     products[:, 0] = 1
     products[:, 1:4] = Y
     torch.mul(Y, Y, out=products[:, 4:7])
@@ -170,10 +98,43 @@ def linearise(
     moments = torch.bmm(sums, products.mT).view(M, 90) @ _pose_block_map(Y.dtype, Y.device)
     pose = Y.new_zeros(M, 6, M, 6)
     pose.diagonal(dim1=0, dim2=2).copy_(moments[:, :36].view(M, 6, 6).permute(1, 2, 0))
-    pose_rhs = moments[:, 36:].clone()
-    free = slice(M - F, M)
     dense_Y = state.X[None] - state.t[free, :, None]
-    return Linearisation(pose[free, :, free], pose_rhs[free], landmark, landmark_rhs, dense[free, :6], dense_Y)
+    return NormalEquations(
+        pose[free, :, free], moments[free, 36:].clone(), landmark, landmark_rhs, dense[free, :6], dense_Y
+    )
+
+
+def _sum_components(problem: Problem, state: State, kernel: RobustKernel, second_order: float) -> Tensor:
+    """(M, 9, N): of every observation the six numbers of C = J^T J in the order of PAIRS, then the three of J^T r."""
+    at = state.residuals
+    root = kernel.weight(at.s).sqrt()
+    rows = landmark_jacobian(problem.observations, at, state.R, root)
+    r = at.whitened * root
+    sums = problem.work.sums
+    for d, J in enumerate(rows):
+        if d == 0:
+            torch.mul(J, J, out=sums[:, 0:3])
+            torch.mul(J[:, 0:2], J[:, 1:3], out=sums[:, 3:5])
+            torch.mul(J[:, 2], J[:, 0], out=sums[:, 5])
+            torch.mul(J, r[0][:, None], out=sums[:, 6:9])
+        else:
+            _add_products(sums, J, 1)
+            sums[:, 6:9].addcmul_(J, r[d][:, None])
+    if second_order and kernel.name != "none":
+        # Take back a part of the curvature along each residual: C -= (r . J)^T (r . J) part / s.
+        part = kernel.curvature_loss(at.s).clamp_max(1) * second_order
+        share = (part / at.s.clamp_min(1e-12)).sqrt() * at.whitened
+        along = torch.addcmul(share[0][:, None] * rows[0], share[1][:, None], rows[1])
+        if len(rows) == 3:
+            along.addcmul_(share[2][:, None], rows[2])
+        _add_products(sums, along, -1)
+    return sums
+
+
+def _add_products(sums: Tensor, J: Tensor, sign: int) -> None:
+    sums[:, 0:3].addcmul_(J, J, value=sign)
+    sums[:, 3:5].addcmul_(J[:, 0:2], J[:, 1:3], value=sign)
+    sums[:, 5].addcmul_(J[:, 2], J[:, 0], value=sign)
 
 
 @dataclass
@@ -189,13 +150,17 @@ class Reduced:
     landmark_damping: Tensor  # (3, P)
 
 
-def eliminate(lin: Linearisation, work: Workspace, damping: Tensor | float, caution: Tensor | float = 1.0) -> Reduced:
-    """Schur complement of H + damping * diag(H); `caution` (P,) multiplies the damping of single landmarks."""
+def eliminate(
+    problem: Problem, lin: NormalEquations, damping: Tensor | float, landmark_factor: Tensor | float = 1.0
+) -> Reduced:
+    """Schur complement of H + damping * diag(H); `landmark_factor` (P,) multiplies the damping of single landmarks."""
     F, _, P = lin.Y.shape
     dtype = lin.Y.dtype
     tiny = torch.finfo(dtype).tiny ** 0.5
     diagonal = lin.landmark[:3]
-    landmark_damping = (diagonal * damping + _LANDMARK_FLOOR[dtype] * diagonal.amax(0)) * caution + tiny
+    # Relative to the best observed direction of a landmark, so that directions without any observation stay invertible.
+    floor = 1e-12 if dtype == torch.float64 else 1e-6
+    landmark_damping = (diagonal * damping + floor * diagonal.amax(0)) * landmark_factor + tiny
     a00, a11, a22 = diagonal + landmark_damping
     a01, a12, a20 = lin.landmark[3:]
     small = torch.finfo(dtype).eps
@@ -209,7 +174,7 @@ def eliminate(lin: Linearisation, work: Workspace, damping: Tensor | float, caut
     h2 = (lin.landmark_rhs[2] - l20 * h0 - l21 * h1) / l22
     half = torch.stack([h0, h1, h2])
 
-    W = work.W  # (F, row, column, P); upper rows C L^-T, lower rows Y x (C L^-T), made column by column
+    W = problem.work.W  # (F, row, column, P); upper rows C L^-T, lower rows Y x (C L^-T), made column by column
     c00, c11, c22, c01, c12, c20 = lin.C.unbind(1)
     i00, i11, i22 = 1 / l00, 1 / l11, 1 / l22
     for row, (c0, c1, c2) in enumerate(((c00, c01, c20), (c01, c11, c12), (c20, c12, c22))):
@@ -240,7 +205,7 @@ def back_substitute(reduced: Reduced, pose_step: Tensor) -> Tensor:
 
 
 def constrain(S: Tensor, rhs: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Keeps steps orthogonal to the unit vector `gauge`: that direction gets its own stiffness and nothing to do."""
+    """Keeps steps orthogonal to the unit vector `gauge`: that direction gets a stiffness of its own and no right hand side."""
     if gauge is None:
         return S, rhs
     Sg = S @ gauge
@@ -265,6 +230,7 @@ def move_landmarks(X: Tensor, centre: Tensor, step: Tensor) -> Tensor:
     Pixels are nearly linear in the inverse distance and far from linear in the distance, so longer steps stay true; and a
     step towards the cameras only ever approaches them, it cannot carry a landmark behind them.
     """
-    v = X - centre
+    # The distance grows at most tenfold in one step; landmarks whose rays meet behind the cameras move away at this rate.
+    v, most = X - centre, 0.9
     along = (v * step).sum(0) / (v * v).sum(0).clamp_min(1e-30)
-    return centre + (v + step - along * v) / (1 - along.clamp_max(_MOST_GROWTH))
+    return centre + (v + step - along * v) / (1 - along.clamp_max(most))

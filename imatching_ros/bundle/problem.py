@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,47 +12,59 @@ from torch import Tensor
 from ..core import geometry
 from ..core.types import ObservationKind, WindowSnapshot
 from ..core.errors import BundleError
-from ..core.residuals import MIN_DEPTH
+from ..core.residuals import MIN_DEPTH, Observations, normalize, unpack
+
+
+class Workspace:
+    """The large arrays of an iteration, made once per solve: fresh ones cost more in page faults than the arithmetic in them."""
+
+    def __init__(self, problem: Problem) -> None:
+        _, M, N = problem.observations.observed.shape
+        P, F = problem.num_points, M - problem.num_fixed
+        new = problem.R.new_empty
+        self.sums = new(M, 9, N)
+        self.products = new(M, 10, N)
+        self.dense = new(M, 9, P)
+        self.W = new(F, 6, 3, P)
 
 
 @dataclass
 class Problem:
-    """Structure of arrays: keyframes (fixed ones first), observations as (components, M, N) with N slots per keyframe.
-
-    An empty slot has inv_sigma 0, so it costs nothing and needs no mask in the inner loop. Pixels are on the plane z = 1.
-    """
+    """Structure of arrays: keyframes (fixed ones first), observations as (components, M, N) with N slots per keyframe."""
 
     order: Tensor  # (M,) int64: snapshot row of each of the solver's keyframes
     num_fixed: int
+    observations: Observations
     point: Tensor  # (M * N,) int64 landmark of each slot
     cell: Tensor  # (M * 9 * N,) int64: where the nine numbers of a slot, (M, 9, N), go in a (M, 9, P) array
-    observed: Tensor  # (D, M, N) on the plane z = 1; D is 2 if all observations are mono, else 3
-    inv_sigma: Tensor  # (D, M, N)
-    alpha: Tensor | None  # (M, N) third number = alpha * x/z + beta / z; None if D is 2
-    beta: Tensor | None
     slot: Tensor  # (O,) int64 of each observation of the snapshot
-    used: Tensor  # (O,) bool: not set aside
+    used: Tensor  # (O,) bool: not excluded
     num_points: int
     R: Tensor  # (M, 3, 3) start
     t: Tensor  # (M, 3)
     X: Tensor  # (3, P)
-    centre: Tensor  # (3, P) mean place of the cameras that see each landmark, at the start
+    centre: Tensor  # (3, P) mean position of the cameras that see each landmark, at the start
     gauge: Tensor | None  # (6F,) unit vector over the free poses' steps that must stay zero: the scale of a mono window
-    set_aside: str  # what was left out and why, for people
+    excluded: str  # how many observations were left out and why, for people
     degenerate: str  # why there is nothing to solve; empty if there is
-    mono: bool  # nothing measures depth: no observation measures the metric scale
+    mono: bool  # no observation measures the metric scale
     rounding: float  # cost below which residuals are rounding errors
+
+    @cached_property
+    def work(self) -> Workspace:
+        """Arrays that every iteration overwrites."""
+        return Workspace(self)
 
     def double(self) -> Problem:
         """The same problem in float64."""
-        if self.observed.dtype == torch.float64:
-            return self
-        wide = {
-            f.name: getattr(self, f.name).double()
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor) and getattr(self, f.name).is_floating_point()
-        }
-        return replace(self, **wide)
+        return self if self.R.dtype == torch.float64 else replace(_widen(self), observations=_widen(self.observations))
+
+
+def _widen(arrays: Any) -> Any:
+    """A copy of a dataclass with its floating-point tensors in float64."""
+    values = {f.name: getattr(arrays, f.name) for f in fields(arrays)}
+    wide = {k: v.double() for k, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return replace(arrays, **wide)
 
 
 def check(window: WindowSnapshot) -> None:
@@ -99,98 +113,79 @@ def check(window: WindowSnapshot) -> None:
 def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     """Sorts, checks and pads; about 1 ms for 8 x 1000."""
     check(window)
-    device = window.T_WC.device
-    M, P, camera = len(window.T_WC), len(window.points_W), window.camera
-    kf, pt, kind = window.kf_idx, window.pt_idx, window.kind
+    M, P, pt = len(window.T_WC), max(len(window.points_W), 1), window.pt_idx
     T, X = window.T_WC.double(), window.points_W.double()
-    q = T[:, 3:] / T[:, 3:].norm(dim=1, keepdim=True)
-    R, t = geometry.rotation_matrix(q), T[:, :3]
+    R, t = geometry.rotation_matrix(T[:, 3:] / T[:, 3:].norm(dim=1, keepdim=True)), T[:, :3]
 
-    used, set_aside = _select(window, R, t, X)
-    if P == 0:  # an empty table cannot be looked up in
-        P, X = 1, X.new_zeros(1, 3)
+    used, excluded = _select(window, R, t, X)
+    if len(X) == 0:  # an empty table cannot be looked up in
+        X = X.new_zeros(1, 3)
     X = torch.where(X.isfinite(), X, 0.0)
-    fixed, gauge_vector, mono, degenerate = _choose_gauge(window, used, X)
+    fixed, gauge, mono, degenerate = _choose_gauge(window, used, X)
     order = torch.argsort((~fixed).to(torch.int8), stable=True)
     num_fixed = int(fixed.sum())
-    row_of = torch.empty_like(order)
-    row_of[order] = torch.arange(M, device=device)
+    slot, N = _assign_slots(order, window.kf_idx)
+    rows = normalize(window.camera, window.obs.double(), window.sigma.double(), window.kind, used)
+    table = torch.zeros(len(rows), M * N, dtype=dtype, device=pt.device)
+    table[:, slot] = rows.to(dtype)
+    observations = unpack(table.view(-1, M, N))
+    point = torch.zeros(M * N, dtype=torch.int64, device=pt.device)
+    point[slot] = pt
+    block = torch.arange(9 * M, device=pt.device).view(M, 9, 1) * P
+    views = X.new_zeros(P).index_add_(0, pt, used.double()).clamp_min(1)
+    centre = X.new_zeros(P, 3).index_add_(0, pt, t[window.kf_idx] * used[:, None]) / views[:, None]
+    if gauge is not None:
+        gauge = gauge[order][num_fixed:].flatten()
+        gauge = (gauge / gauge.norm()).to(dtype)
+    return Problem(
+        order=order,
+        num_fixed=num_fixed,
+        observations=observations,
+        point=point,
+        cell=(block + point.view(M, 1, N)).flatten(),
+        slot=slot,
+        used=used,
+        num_points=P,
+        R=R[order].to(dtype),
+        t=t[order].to(dtype),
+        X=X.T.contiguous().to(dtype),
+        centre=centre.T.contiguous().to(dtype),
+        gauge=gauge,
+        excluded=excluded,
+        degenerate=degenerate,
+        mono=mono,
+        rounding=rounding_cost(observations),
+    )
 
+
+def rounding_cost(observations: Observations) -> float:
+    """Cost that rounding errors make: a pixel on the plane z = 1 is near 1, so its whitened residual is off by eps * inv_sigma."""
+    eps = torch.finfo(observations.inv_sigma.dtype).eps
+    return 10 * float(((eps * observations.inv_sigma) ** 2).sum())
+
+
+def _assign_slots(order: Tensor, kf: Tensor) -> tuple[Tensor, int]:
+    """Of each observation (O,) its slot in the rows of the solver's keyframes, and N, the slots per row."""
+    M = len(order)
+    row_of = torch.empty_like(order)
+    row_of[order] = torch.arange(M, device=order.device)
     row = row_of[kf]
     by_row = torch.argsort(row, stable=True)
     counts = torch.bincount(row, minlength=M)
     N = max(int(counts.max()), 1)
     starts = counts.cumsum(0) - counts
     slot = torch.empty_like(by_row)
-    slot[by_row] = torch.arange(len(kf), device=device) - starts[row[by_row]] + row[by_row] * N
-
-    focal = torch.tensor([camera.fx, camera.fy], dtype=torch.float64, device=device)
-    centre = torch.tensor([camera.cx, camera.cy], dtype=torch.float64, device=device)
-    obs, sigma = window.obs.double(), window.sigma.double()
-    inv_sigma = torch.where(used[:, None], 1 / sigma, 0.0)
-    metric = kind != ObservationKind.MONO
-    D = 3 if bool(metric.any()) else 2
-    numbers = torch.cat([(obs[:, :2] - centre) / focal, inv_sigma[:, :2] * focal], 1)
-    alpha = beta = None
-    if D == 3:
-        stereo, depth = kind == ObservationKind.STEREO, kind == ObservationKind.DEPTH
-        third = torch.where(stereo, (obs[:, 2] - camera.cx) / camera.fx, torch.where(depth, obs[:, 2], 0.0))
-        third_inv = torch.where(stereo, inv_sigma[:, 2] * camera.fx, torch.where(depth, inv_sigma[:, 2], 0.0))
-        slope = torch.where(stereo, -(camera.baseline_m or 0.0), depth.double())
-        numbers = torch.cat([numbers, torch.stack([third, third_inv, stereo.double(), slope], 1)], 1)
-    numbers = torch.where(used[:, None], numbers, 0.0)
-    table = torch.zeros(numbers.shape[1], M * N, dtype=dtype, device=device)
-    table[:, slot] = numbers.T.to(dtype)
-    table = table.view(-1, M, N)
-    point = torch.zeros(M * N, dtype=torch.int64, device=device)
-    point[slot] = pt
-    if D == 3:
-        observed, weights = table[[0, 1, 4]], table[[2, 3, 5]]
-        alpha, beta = table[6], table[7]
-    else:
-        observed, weights = table[:2], table[2:4]
-    block = torch.arange(9 * M, device=device).view(M, 9, 1) * P
-    cell = (block + point.view(M, 1, N)).flatten()
-    views = torch.zeros(P, dtype=torch.float64, device=device).index_add_(0, pt, used.double()).clamp_min(1)
-    centre_sum = torch.zeros(P, 3, dtype=torch.float64, device=device).index_add_(0, pt, t[kf] * used[:, None])
-    # A pixel on the plane z = 1 is near 1, so it is rounded by eps and its whitened residual by eps * inv_sigma.
-    rounding = 10 * float(((torch.finfo(dtype).eps * weights) ** 2).sum())
-    gauge = None
-    if gauge_vector is not None:
-        gauge = gauge_vector[order][num_fixed:].flatten()
-        gauge = (gauge / gauge.norm()).to(dtype)
-    return Problem(
-        order,
-        num_fixed,
-        point,
-        cell,
-        observed.contiguous(),
-        weights.contiguous(),
-        alpha,
-        beta,
-        slot,
-        used,
-        P,
-        R[order].to(dtype),
-        t[order].to(dtype),
-        X.T.contiguous().to(dtype),
-        (centre_sum / views[:, None]).T.contiguous().to(dtype),
-        gauge,
-        set_aside,
-        degenerate,
-        mono,
-        rounding,
-    )
+    slot[by_row] = torch.arange(len(kf), device=order.device) - starts[row[by_row]] + row[by_row] * N
+    return slot, N
 
 
 def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Tensor, str]:
     """Which observations (O,) can be used, and a sentence about the others."""
     kf, pt, kind, P = window.kf_idx, window.pt_idx, window.kind, len(window.points_W)
     mono = kind == ObservationKind.MONO
-    third = torch.tensor([False, False, True], device=kf.device)
-    unused_number = mono[:, None] & third
-    finite = (window.obs.isfinite() | unused_number).all(1) & X[pt].isfinite().all(1)
-    finite &= ((window.sigma > 0) & window.sigma.isfinite() | unused_number).all(1)
+    numbers = window.obs.isfinite() & window.sigma.isfinite() & (window.sigma > 0)
+    numbers[:, 2] |= mono  # which measures no depth
+    finite = numbers.all(1) & X[pt].isfinite().all(1)
     z = (R[:, :, 2][kf] * (X[pt] - t[kf])).sum(1)
     front = finite & (z > MIN_DEPTH)
     score = torch.zeros(P, dtype=torch.int64, device=kf.device).index_add_(0, pt, torch.where(mono, 1, 2) * front)
@@ -198,16 +193,16 @@ def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Te
     counts = torch.stack([(~finite).sum(), (finite & ~front).sum(), (front & ~supported).sum()]).tolist()
     reasons = ("not finite or sigma not above zero", "behind the camera", "the only ray to their landmark")
     return supported, "; ".join(
-        f"{n} observations set aside: {why}" for n, why in zip(counts, reasons, strict=True) if n
+        f"{n} observations excluded: {why}" for n, why in zip(counts, reasons, strict=True) if n
     )
 
 
 def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tensor, Tensor | None, bool, str]:
     """(fixed poses (M,), scale gauge (M, 6) or None, mono, why degenerate).
 
-    Poses: those the caller fixed; without any, the first. Scale: nothing in a mono window knows it, and
-    scaling about the anchor changes no residual. The step may then not change the distance, along the line between them,
-    of the anchor and the keyframe farthest from it: a plane through the solutions that meets each of them once and never
+    Poses: those the caller fixed; without any, the first. Scale: nothing in a mono window determines it, and
+    scaling about the first fixed keyframe changes no residual. The step may then not change the distance, along the line
+    between them, of that keyframe and the one farthest from it: a plane through the solutions that meets each of them once and never
     touches one, forward motion included, so the optimum is the same as without it.
     """
     M = len(window.T_WC)
@@ -236,7 +231,7 @@ def _choose_gauge(window: WindowSnapshot, used: Tensor, X: Tensor) -> tuple[Tens
             fixed,
             None,
             mono,
-            "no baseline: all keyframes start at the same place, so mono observations tell no depth",
+            "no baseline: all keyframes start at the same place, so mono observations determine no depth",
         )
     direction = (t[far] - t[first]) / distance[far]
     vector = t.new_zeros(M, 6)

@@ -1,28 +1,35 @@
-"""THE reprojection residual and its robust kernels: bundle adjustment minimises it, learning descends it.
+"""THE reprojection residual, its Jacobian and its robust kernels: bundle adjustment minimises it, learning descends it.
 
 Learning may hold T* and p* constant only because both levels share this residual and these weights: at the optimum of the
 one, the derivative of the other with respect to T and p vanishes.
 
-A kernel rho acts on s, the squared norm of one observation's whitened residual (2 numbers in mono, 3 in stereo and depth).
-The cost of a window is sum(rho(s)) / 2; the weight rho'(s) is 1 for s = 0.
+The model is a pinhole camera in ideal pixels. An observation is u, v and, unless its kind is MONO, a measurement of depth d: the
+column in the rectified right image (STEREO, from which the disparity is u - d) or the inverse depth (DEPTH). Both have the form
+d = alpha u + beta / z. `reproject` is the model in the layout of a window, differentiable by autograd; `project` and `Jacobian`
+are the same model in the layout of the solvers, with derivatives written out.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import geometry
-from ..camera.model import Camera
-from .types import ObservationKind
+from .types import ObservationKind, WindowSnapshot
 from .errors import CameraError, ConfigError
+
+if TYPE_CHECKING:
+    from ..camera.model import Camera
 
 # Nearer than this a point has no meaningful pixel; in the unit of the map.
 MIN_DEPTH = 1e-6
 
 
-def third_number(camera: Camera, kind: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(alpha, beta), each shaped as `kind`, such that an observation's third number is alpha * u + beta / z.
+def depth_model(camera: Camera, kind: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(alpha, beta), each shaped as `kind`: the disparity or inverse-depth measurement is alpha * u + beta / z; 0, 0 in mono.
 
     Raises:
         CameraError: stereo observations of a camera without `baseline_m`.
@@ -38,81 +45,183 @@ def third_number(camera: Camera, kind: Tensor, dtype: torch.dtype) -> tuple[Tens
     return stereo.to(dtype), depth.to(dtype) - camera.fx * camera.baseline_m * stereo.to(dtype)
 
 
-def reproject(camera: Camera, T_WC: Tensor, points_W: Tensor, kf_idx: Tensor, pt_idx: Tensor, kind: Tensor) -> Tensor:
-    """What every observation should have said, (O, 3): u, v in ideal px, then nothing (0), u in the right image, or 1/z.
+def reproject(window: WindowSnapshot, T_WC: Tensor, points_W: Tensor) -> Tensor:
+    """Predicted observations (O, 3): u, v in ideal px, then u in the right image (STEREO), 1/z (DEPTH) or 0 (MONO).
 
-    Differentiable in T_WC (M, 7) and points_W (P, 3). NaN where the landmark is not in front of the camera.
+    Differentiable in T_WC (M, 7) and points_W (P, 3), which replace those of the window. NaN where the landmark is not in front
+    of the camera.
     """
-    points_C = geometry.act(geometry.inverse(T_WC)[kf_idx], points_W[pt_idx])
+    camera = window.camera
+    points_C = geometry.act(geometry.inverse(T_WC)[window.kf_idx], points_W[window.pt_idx])
     x, y, z = points_C.unbind(-1)
     z = torch.where(z > MIN_DEPTH, z, torch.nan)
     u, v = camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy
-    alpha, beta = third_number(camera, kind, points_C.dtype)
+    alpha, beta = depth_model(camera, window.kind, points_C.dtype)
     return torch.stack([u, v, alpha * u + beta / z], -1)
 
 
 def whiten(residual: Tensor, sigma: Tensor, kind: Tensor) -> Tensor:
-    """Residuals (O, 3) over sigma (O, 3); the unused third number of a mono observation becomes 0."""
-    third = torch.where(kind == ObservationKind.MONO, 0.0, residual[:, 2] / sigma[:, 2])
-    return torch.cat([residual[:, :2] / sigma[:, :2], third[:, None]], 1)
+    """Residuals (O, 3) over sigma (O, 3); the depth measurement that a mono observation lacks becomes 0."""
+    depth = torch.where(kind == ObservationKind.MONO, 0.0, residual[:, 2] / sigma[:, 2])
+    return torch.cat([residual[:, :2] / sigma[:, :2], depth[:, None]], 1)
 
 
-def squared(
-    camera: Camera,
-    T_WC: Tensor,
-    points_W: Tensor,
-    kf_idx: Tensor,
-    pt_idx: Tensor,
-    obs: Tensor,
-    kind: Tensor,
-    sigma: Tensor,
-) -> Tensor:
-    """s (O,): squared norm of every whitened residual, differentiable in T_WC, points_W and obs; what the kernels take."""
-    r = whiten(obs - reproject(camera, T_WC, points_W, kf_idx, pt_idx, kind), sigma, kind)
+def squared_norm(window: WindowSnapshot, T_WC: Tensor, points_W: Tensor) -> Tensor:
+    """s (O,): squared norm of every whitened residual, differentiable in T_WC, points_W and window.obs; what the kernels take."""
+    r = whiten(window.obs - reproject(window, T_WC, points_W), window.sigma, window.kind)
     return (r * r).sum(-1)
 
 
-def kernel_cost(kernel: str, s: Tensor, width: float) -> Tensor:
-    """rho(s), same shape as s. Huber 1964; Cauchy; Geman and McClure 1985 scaled to rho'(0) = 1."""
-    k2 = width * width
-    if kernel == "none":
-        return s
-    if kernel == "huber":
-        return torch.where(s <= k2, s, 2 * width * s.clamp_min(k2).sqrt() - k2)
-    if kernel == "cauchy":
-        return k2 * torch.log1p(s / k2)
-    if kernel == "geman_mcclure":
-        return s / (1 + s / k2)
-    raise ConfigError(f"unknown robust kernel '{kernel}', expected huber, cauchy, geman_mcclure or none")
+@dataclass
+class Observations:
+    """Observations of M cameras in N slots each, component-major, as the solvers use them.
 
-
-def kernel_weight(kernel: str, s: Tensor, width: float) -> Tensor:
-    """rho'(s), in 0..1, same shape as s: the weight of the squared residual in iteratively reweighted least squares."""
-    k2 = width * width
-    if kernel == "none":
-        return torch.ones_like(s)
-    if kernel == "huber":
-        return width / s.clamp_min(k2).sqrt()
-    if kernel == "cauchy":
-        return 1 / (1 + s / k2)
-    if kernel == "geman_mcclure":
-        return (1 + s / k2) ** -2
-    raise ConfigError(f"unknown robust kernel '{kernel}', expected huber, cauchy, geman_mcclure or none")
-
-
-def kernel_bend(kernel: str, s: Tensor, width: float) -> Tensor:
-    """-2 s rho''(s) / rho'(s), same shape as s: the part of the curvature along the residual that reweighting overstates.
-
-    0 for a quadratic cost; 1 where the cost has no curvature along the residual, as in Huber's linear part; above 1 where it
-    curves downwards.
+    On the plane z = 1: u, v and a right u are (px - centre) / focal. D is 2 if all observations are mono, else 3. An empty slot, and
+    an observation that is excluded, has inv_sigma 0: it costs nothing and needs no mask in inner loops.
     """
-    k2 = width * width
-    if kernel == "none":
+
+    observed: Tensor  # (D, M, N)
+    inv_sigma: Tensor  # (D, M, N)
+    alpha: Tensor | None  # (M, N), with beta: the depth measurement is alpha * x/z + beta / z; None if D is 2
+    beta: Tensor | None  # (M, N)
+
+
+def normalize(camera: Camera, obs: Tensor, sigma: Tensor, kind: Tensor, used: Tensor) -> Tensor:
+    """Observations (O, 3) of `WindowSnapshot` on the plane z = 1: (C, O) rows observed (D), inv_sigma (D) and, if D is 3, alpha, beta.
+
+    Columns that are not `used` (O,) are 0.
+    """
+    focal, centre = obs.new_tensor([camera.fx, camera.fy]), obs.new_tensor([camera.cx, camera.cy])
+    inv_sigma = 1 / sigma
+    rows = [*((obs[:, :2] - centre) / focal).T, *(inv_sigma[:, :2] * focal).T]
+    if bool((kind != ObservationKind.MONO).any()):
+        stereo, depth = kind == ObservationKind.STEREO, kind == ObservationKind.DEPTH
+        d = torch.where(stereo, (obs[:, 2] - camera.cx) / camera.fx, torch.where(depth, obs[:, 2], 0.0))
+        inv_d = torch.where(stereo, inv_sigma[:, 2] * camera.fx, torch.where(depth, inv_sigma[:, 2], 0.0))
+        beta = torch.where(stereo, -(camera.baseline_m or 0.0), depth.to(obs.dtype))
+        rows = [*rows[:2], d, *rows[2:], inv_d, stereo.to(obs.dtype), beta]
+    return torch.where(used, torch.stack(rows), 0.0)
+
+
+def unpack(table: Tensor) -> Observations:
+    """`Observations` from the rows of `normalize`, laid out as (C, M, N)."""
+    if len(table) == 4:
+        return Observations(table[:2].contiguous(), table[2:].contiguous(), None, None)
+    return Observations(table[:3].contiguous(), table[3:6].contiguous(), table[6], table[7])
+
+
+@dataclass
+class Residuals:
+    """Whitened residuals of `Observations` and what their derivatives need."""
+
+    depth: Tensor  # (M, N)
+    inv_depth: Tensor  # (M, N)
+    predicted: Tensor  # (D, M, N) on the plane z = 1
+    whitened: Tensor  # (D, M, N)
+    s: Tensor  # (M, N) squared norm of `whitened`
+
+
+def project(observations: Observations, points_C: Tensor) -> Residuals:
+    """Residuals of points (M, 3, N) in their cameras; a point behind its camera counts as one at MIN_DEPTH."""
+    depth = points_C[:, 2]
+    inv_depth = depth.clamp_min(MIN_DEPTH).reciprocal()
+    predicted = points_C[:, :2].transpose(0, 1) * inv_depth
+    if observations.alpha is not None:
+        d = torch.addcmul(observations.alpha * predicted[0], observations.beta, inv_depth)
+        predicted = torch.cat([predicted, d[None]])
+    whitened = (observations.observed - predicted) * observations.inv_sigma
+    return Residuals(depth, inv_depth, predicted, whitened, (whitened * whitened).sum(0))
+
+
+def landmark_jacobian(observations: Observations, at: Residuals, R: Tensor, scale: Tensor) -> list[Tensor]:
+    """D arrays (M, 3, N): minus the derivative of each whitened component by its landmark, times `scale` (M, N).
+
+    A component with prediction h has the derivative (lead - h e_z) / z in the camera's axes, where lead is e_x for u, e_y for v
+    and alpha e_x for the depth measurement.
+
+    Args:
+        R: (M, 3, 3) camera axes -> the axes of the result; the identity gives the camera's own.
+    """
+    gain = observations.inv_sigma * (scale * at.inv_depth)
+    axes = R.permute(2, 0, 1)[..., None]
+    lead = [gain[0], gain[1]] + ([] if observations.alpha is None else [gain[2] * observations.alpha])
+    return [
+        torch.addcmul(g[:, None] * axes[d % 2], (gain[d] * at.predicted[d])[:, None], axes[2], value=-1)
+        for d, g in enumerate(lead)
+    ]
+
+
+def pose_jacobian(landmark: Tensor, Y: Tensor) -> Tensor:
+    """(M, 6, N): the derivative by the pose that belongs to a derivative by the landmark (M, 3, N).
+
+    Args:
+        Y: (M, 3, N) landmark minus camera. In world axes the pose moves by t + rho, Exp(phi) R; in the camera's own axes it is
+            T * Exp([rho, phi]). The camera sees R^T (X - t), so its derivative is that of the landmark times [-I, [Y]x].
+    """
+    return torch.cat([-landmark, torch.linalg.cross(landmark, Y, dim=1)], 1)
+
+
+@dataclass(frozen=True)
+class RobustKernel:
+    """rho(s) of s, the squared norm of one observation's whitened residual (2 numbers in mono, 3 with depth).
+
+    The cost of a window is sum(rho(s)) / 2. Huber 1964; Cauchy; Geman and McClure 1985, scaled to rho'(0) = 1; none: rho(s) = s.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+
+    name: str  # huber, cauchy, geman_mcclure or none
+    width: float  # sigma: about where rho departs from s
+
+    def __post_init__(self) -> None:
+        if self.name not in ("huber", "cauchy", "geman_mcclure", "none"):
+            raise ConfigError(f"unknown robust kernel '{self.name}', expected huber, cauchy, geman_mcclure or none")
+
+    def cost(self, s: Tensor) -> Tensor:
+        """rho(s), same shape as s."""
+        k2 = self.width * self.width
+        if self.name == "huber":
+            return torch.where(s <= k2, s, 2 * self.width * s.clamp_min(k2).sqrt() - k2)
+        if self.name == "cauchy":
+            return k2 * torch.log1p(s / k2)
+        if self.name == "geman_mcclure":
+            return s / (1 + s / k2)
+        return s
+
+    def weight(self, s: Tensor) -> Tensor:
+        """rho'(s), in 0..1: the weight of the squared residual in iteratively reweighted least squares."""
+        k2 = self.width * self.width
+        if self.name == "huber":
+            return self.width / s.clamp_min(k2).sqrt()
+        if self.name == "cauchy":
+            return 1 / (1 + s / k2)
+        if self.name == "geman_mcclure":
+            return (1 + s / k2) ** -2
+        return torch.ones_like(s)
+
+    def weight_derivative(self, s: Tensor) -> Tensor:
+        """rho''(s), not above 0."""
+        k2 = self.width * self.width
+        if self.name == "huber":
+            return torch.where(s > k2, -0.5 * self.weight(s) / s.clamp_min(k2), 0.0)
+        if self.name == "cauchy":
+            return -(self.weight(s) ** 2) / k2
+        if self.name == "geman_mcclure":
+            return -2 / k2 * (1 + s / k2) ** -3
         return torch.zeros_like(s)
-    if kernel == "huber":
-        return (s > k2).to(s.dtype)
-    if kernel == "cauchy":
-        return 2 * s / (k2 + s)
-    if kernel == "geman_mcclure":
-        return 4 * s / (k2 + s)
-    raise ConfigError(f"unknown robust kernel '{kernel}', expected huber, cauchy, geman_mcclure or none")
+
+    def curvature_loss(self, s: Tensor) -> Tensor:
+        """-2 s rho''(s) / rho'(s): the part of the curvature along the residual that reweighting overstates (Triggs 2000, 4.3).
+
+        0 for a quadratic cost, 1 where the cost has no curvature along the residual, as in Huber's linear part, above 1 where it
+        curves downwards.
+        """
+        k2 = self.width * self.width
+        if self.name == "huber":
+            return (s > k2).to(s.dtype)
+        if self.name == "cauchy":
+            return 2 * s / (k2 + s)
+        if self.name == "geman_mcclure":
+            return 4 * s / (k2 + s)
+        return torch.zeros_like(s)

@@ -94,7 +94,7 @@ class WindowSnapshot:
     points_W: Tensor  # (P, 3) float64
     kf_idx: Tensor  # (O,) int64
     pt_idx: Tensor  # (O,) int64
-    obs: Tensor  # (O, 3) float64, ideal px (and 1/m for a depth's third number)
+    obs: Tensor  # (O, 3) float64, ideal px, and 1/m where a DEPTH observation holds inverse depth
     kind: Tensor  # (O,) int64, ObservationKind
     sigma: Tensor  # (O, 3) float64, standard deviation of each number of obs
     fixed: Tensor  # (M,) bool, poses held constant
@@ -112,12 +112,12 @@ class BAResult:
     residual_px: (
         Tensor  # (O, 2) float64, observed minus reprojected, ideal px; NaN without a reprojection (behind the camera)
     )
-    weight: Tensor  # (O,) float64, the kernel's weight at the optimum, 0..1; 0 for observations that were set aside
+    weight: Tensor  # (O,) float64, the kernel's weight at the optimum, 0..1; 0 for excluded observations
     cost_before: float  # robust cost: sum of rho(|whitened residual|^2) / 2
     cost_after: float
     iterations: int
     status: BAStatus
-    reason: str  # why DEGENERATE or MAX_ITER, and what was set aside, if anything
+    reason: str  # why DEGENERATE or MAX_ITER, and how many observations were excluded, if any
     covariance_newest: (
         Tensor | None
     )  # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate

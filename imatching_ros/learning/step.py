@@ -101,17 +101,11 @@ def residual_loss(
     window = sample.window
     rows = torch.nonzero(train)[:, 0]
     obs, sigma = measurements(sample, found, rows)
-    s = residuals.squared(
-        window.camera,
-        solution.T_WC,
-        solution.points_W,
-        window.kf_idx[rows],
-        window.pt_idx[rows],
-        obs,
-        window.kind[rows],
-        sigma,
+    part = replace(
+        window, kf_idx=window.kf_idx[rows], pt_idx=window.pt_idx[rows], obs=obs, kind=window.kind[rows], sigma=sigma
     )
-    return residuals.kernel_cost(bundle.kernel, s, bundle.kernel_width).mean() / 2
+    s = residuals.squared_norm(part, solution.T_WC, solution.points_W)
+    return residuals.RobustKernel(bundle.kernel, bundle.kernel_width).cost(s).mean() / 2
 
 
 def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from imatching_ros import bundle
 from imatching_ros.core import geometry
 from imatching_ros.offline.experiments.ba_windows import make_window
-from imatching_ros.bundle.covariance import landmark_parts
+from imatching_ros.bundle.covariance import landmark_cell
 from imatching_ros.core.config import BundleConfig
 from imatching_ros.core.types import ObservationKind
 
@@ -41,7 +41,7 @@ def test_errors_that_neighbours_share_make_it_larger():
     for seed in range(20):
         made = make_window(5, 300, kind=ObservationKind.STEREO, seed=seed, noise_px=0.2)
         w = made.window
-        part = landmark_parts(
+        part = landmark_cell(
             w.camera, w.obs[:, :2], w.pt_idx, torch.ones(len(w.obs), dtype=torch.bool), len(w.points_W)
         )
         shared = torch.randn(5, 24, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[

@@ -22,7 +22,7 @@ import torch
 
 from ... import bundle
 from ...bundle.problem import compile_window
-from ...bundle.solver import minimise
+from ...bundle.solver import solve_compiled
 from ...core import geometry
 from ...core.config import BundleConfig
 from ...core.types import WindowSnapshot
@@ -135,10 +135,10 @@ class _Ours:
     @torch.no_grad()
     def _run(self, iterations: int, tolerance: float):
         problem = compile_window(self.window, getattr(torch, self.config.precision))
-        return minimise(problem, replace(self.config, max_iterations=iterations, cost_tolerance=tolerance))
+        return solve_compiled(problem, replace(self.config, max_iterations=iterations, cost_tolerance=tolerance))
 
     def cost_after(self, iterations: int) -> float:
-        return float(self._run(iterations, 1e-7).state.cost)
+        return self._run(iterations, 1e-7)[1].cost
 
     def time(self, iterations: int) -> float:
         return _time(lambda: self._run(iterations, 0.0), self.window, self.clock)
@@ -152,7 +152,7 @@ class _Ours:
                 warnings.simplefilter("always")
                 torch.cuda.set_sync_debug_mode("warn")
                 try:
-                    iterations = minimise(problem, self.config).iterations
+                    iterations = solve_compiled(problem, self.config)[1].iterations
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
         return {"iterations": iterations, "synchronisations": sum("synchroniz" in str(w.message) for w in caught)}

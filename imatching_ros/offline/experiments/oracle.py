@@ -13,7 +13,7 @@ from ...core.config import BundleConfig, LearningConfig
 from ...core.types import BAResult, BAStatus, LearningSample
 from ...core.errors import SourceError
 from ...learning.rematching import Rematch, Solution
-from ...core.residuals import kernel_weight
+from ...core.residuals import RobustKernel
 from ..recordings.base import Source
 
 _DEPTH_TOLERANCE = 0.03
@@ -59,7 +59,7 @@ class Oracle:
             seen[mine] = ((there - points_C[mine, 2]).abs() < _DEPTH_TOLERANCE * there).double()
         # Wrong matches weigh as little as in bundle adjustment: the same step, with the truth in its place.
         error = (found.uv.detach().double() - uv).nan_to_num(1e6) / found.sigma_px[:, None].double().clamp_min(1e-2)
-        weight = kernel_weight(bundle.kernel, (error**2).sum(1), bundle.kernel_width)
+        weight = RobustKernel(bundle.kernel, bundle.kernel_width).weight((error**2).sum(1))
         told = BAResult(
             T_WC,
             points_W,

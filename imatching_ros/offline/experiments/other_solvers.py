@@ -17,7 +17,7 @@ from torch import Tensor
 from ...core import geometry
 from ...core.types import ObservationKind, WindowSnapshot
 from ...core.errors import BundleError
-from ...core.residuals import kernel_cost, squared
+from ...core.residuals import RobustKernel, squared_norm
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def missing() -> dict[str, str]:
 
 def measure_cost(window: WindowSnapshot, T_WC: Tensor, points_W: Tensor, kernel: str, width: float) -> float:
     """The robust cost of a solution; inf when an observation has no reprojection."""
-    s = squared(window.camera, T_WC, points_W, window.kf_idx, window.pt_idx, window.obs, window.kind, window.sigma)
-    return float(0.5 * kernel_cost(kernel, s, width).sum()) if bool(s.isfinite().all()) else float("inf")
+    s = squared_norm(window, T_WC, points_W)
+    return float(0.5 * RobustKernel(kernel, width).cost(s).sum()) if bool(s.isfinite().all()) else float("inf")
 
 
 def _sigmas(window: WindowSnapshot) -> list[float]:
