@@ -15,7 +15,7 @@ PYTHON = """#!/usr/bin/env bash
 case "$*" in
     --version) echo "Python 3.12.3" ;;
     "-m venv"*) mkdir -p "${@: -1}/bin" "${@: -1}/share"; cp "$0" "${@: -1}/bin/python" ;;
-    "-m pip"*) echo "$*" >> "$PIP_LOG" ;;
+    "-m pip"*) echo "$*" >> "$PIP_LOG"; echo "Collecting torch"; echo "Installing collected packages: torch"; exit "${PIP_RC:-0}" ;;
     "-m colcon"*) mkdir -p install log; touch install/setup.bash ;;
 esac
 """
@@ -99,11 +99,17 @@ def test_without_ros_all_of_it_comes_in_the_tested_versions(tmp_path):
     assert clone.source()[1] == ""
 
 
-def test_the_tests_ask_for_what_they_need():
-    assert all(
-        "\nWITH_TESTS=1 source scripts/environment\n" in (ROOT / "scripts" / name).read_text()
-        for name in ("test", "lint")
-    )
+def test_the_installation_shows_its_progress(tmp_path):
+    clone = Clone(tmp_path, ros=False)
+    lines = clone.source()[2].splitlines()
+    assert any(re.fullmatch(r"environment: \d+ s: Installing collected packages: torch", line) for line in lines)
+    assert "environment:" not in clone.source()[2]  # nothing to do, nothing to show
+
+
+def test_a_failed_installation_is_an_error(tmp_path):
+    clone = Clone(tmp_path, ros=False)
+    assert clone.source(PIP_RC="1")[0] != 0
+    assert clone.source()[0] == 0 and clone.log.read_text() != "", "it is tried again"
 
 
 @pytest.mark.parametrize("ros", [True, False])
