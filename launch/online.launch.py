@@ -103,7 +103,7 @@ def make_remappings(values, mode):
 
 
 def make_player_arguments(values, settings):
-    """Arguments of `play`: it waits until the node listens, for loading the weights takes longer than the start of a player."""
+    """Arguments of `play`, which waits until the node has subscribed: loading weights takes longer than starting a player."""
     topic = values["image_topic"] or IMAGES[settings["mode"]]
     if not topic.startswith("/"):
         topic = "/".join(["", *filter(None, [values["namespace"].strip("/"), topic])])

@@ -118,10 +118,10 @@ def decode(message: Any) -> Tensor:
         TypeError,
         ValueError,
         cv2.error,
-    ) as error:  # CvBridgeError is a TypeError; so is what NumPy says of too few bytes
+    ) as error:  # CvBridgeError is a TypeError; NumPy raises one too where bytes are missing
         raise SourceError(
             f"an image of {message.width} x {message.height} cannot be read: images of encoding '{encoding}' cannot be used; expected one "
-            f"of {', '.join(ENCODINGS)}, or one that cv_bridge reads, which says: {_one_line(error)}"
+            f"of {', '.join(ENCODINGS)}, or one that cv_bridge reads, which reports: {_one_line(error)}"
         ) from None
 
 

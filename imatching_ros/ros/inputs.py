@@ -72,7 +72,7 @@ class CameraInputs:
     Attributes:
         config: the node's settings; replaced when they change.
         topics: by relative name.
-        external_odometry: messages that nobody has taken yet, bounded; `append` and `popleft` are safe between threads.
+        external_odometry: messages that wait for the odometry, bounded; `append` and `popleft` are safe between threads.
         missing_info: images that could not be used because no CameraInfo has arrived.
         problem: what the newest image lacked; empty when it came complete.
     """
@@ -255,7 +255,7 @@ def info_parameter(image: str) -> str:
 def find_info_topic(node: Node, image: str, info: str, parameter: str) -> str:
     """The CameraInfo topic: the parameter's, else as remapped, else the sibling `camera_info` of the (remapped) image topic.
 
-    A remapping to the topic's own default name cannot be told from none; hence the parameter.
+    rclpy cannot distinguish a remapping to the topic's own default name from none; hence the parameter.
 
     Raises:
         ConfigError: the parameter is no name of a topic.

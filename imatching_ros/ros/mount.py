@@ -154,13 +154,14 @@ class TransformTree:
         return None
 
     def close(self) -> None:
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
+        if self._node is not None:
+            for subscription in self._subscriptions:
+                self._node.destroy_subscription(subscription)
 
     def _climb(self, frame: str) -> dict[str, np.ndarray]:
         """{ancestor: T_ancestor_frame}, the frame itself first."""
         T, chain = np.eye(4), {}
-        while frame not in chain:  # ends at the root, or where somebody published a loop
+        while frame not in chain:  # ends at the root, or where a loop was published
             chain[frame] = T
             if frame not in self._parents:
                 break

@@ -1,4 +1,4 @@
-"""The publishers of the node. What nobody subscribes to is not computed."""
+"""The publishers of the node. Without a subscriber nothing is computed."""
 
 from __future__ import annotations
 

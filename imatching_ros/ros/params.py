@@ -215,10 +215,9 @@ def make_configs(values: dict[str, Any]) -> Configs:
     Raises:
         ConfigError: a value out of bounds, or settings that contradict each other.
     """
-    own = {f.name: values[f.name] for f in fields(NodeConfig)}
-    config = NodeConfig(
-        **{name: value if isinstance(value, (bool, int, float, str)) else tuple(value) for name, value in own.items()}
-    )
+    own: dict[str, Any] = {f.name: values[f.name] for f in fields(NodeConfig)}
+    own["base_from_camera"] = tuple(own["base_from_camera"])  # ROS has it as an array
+    config = NodeConfig(**own)
     for name, value, meta in walk(config):
         check(name, value, meta)
     if len(config.base_from_camera) != 7:

@@ -19,7 +19,7 @@ class RobotPose:
     T_OC: np.ndarray  # (4, 4)
     covariance: np.ndarray  # position and rotation about the axes of the odometry frame
     twist: np.ndarray  # (6,) m/s and rad/s in the base frame; zero in the first pose and in the first after a gap
-    twist_covariance: np.ndarray  # NaN (unknown) where the twist is zero for want of a previous pose
+    twist_covariance: np.ndarray  # NaN (unknown) where there is no twist
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class RobotPoseTracker:
         return transforms.body_covariance(self._gap_covariance, transforms.inverse(T_OB) @ self._T_OB_gap)
 
     def _add_gap(self, stamp_ns: int, last: _Last) -> None:
-        """The core was reset after `last`: what it knew of its drift then, and the motion since at the last known speed."""
+        """Adds the drift as of `last`, which the reset core has lost, and the motion since then at the last known speed."""
         sigma = np.repeat(self._speed, 3) * (stamp_ns - last.stamp_ns) / 1e9
         sigma[3:] += self.GAP_ROTATION_RAD
         self._gap_covariance, self._T_OB_gap = last.covariance_B + np.diag(sigma**2), last.pose.T_OB

@@ -1,4 +1,4 @@
-"""The other side of the wire: the node in a process of its own, and a peer that publishes images and listens."""
+"""The node in a process of its own, and a peer that publishes images and receives the outputs."""
 
 from __future__ import annotations
 
@@ -161,9 +161,9 @@ class Peer:
         return messages
 
     def meet(self, name: str = "/imatching") -> None:
-        """Waits until a node knows of every subscription made so far: what it publishes before, nobody receives, ever.
+        """Waits until a node has discovered every subscription made so far; what it publishes before is never received.
 
-        DDS announces subscriptions in the order in which they are made. So once a last one has received something, all are known.
+        DDS discovers subscriptions in the order in which they are made: when the last one has received something, all are discovered.
         """
         names: list[str] = []
         # It stays: to destroy a subscription that another thread spins may end that thread.

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from nav_msgs.msg import Odometry
@@ -25,7 +24,6 @@ from imatching_ros.core.errors import ConfigError
 from imatching_ros.ros import params
 from imatching_ros.offline.ros_tools import reference
 from imatching_ros.ros.inputs import TOPICS
-from imatching_ros.offline.ros_tools.serialized import move_stamp, read_stamp_ns, starts_with_header
 
 pytestmark = pytest.mark.ros
 
@@ -73,7 +71,7 @@ def test_launch_sets_only_parameters_that_exist():
         launch.ARGUMENTS
     )
     defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
-    assert launch.make_parameters(defaults) == {}, "what nobody asked for would win over the user's parameter file"
+    assert launch.make_parameters(defaults) == {}, "defaults would override the user's parameter file"
     assert ("external_odometry", "/wheels") in launch.make_remappings(
         defaults | {"external_odometry_topic": "/wheels"}, "mono"
     )
@@ -91,11 +89,11 @@ def test_launch_sets_only_parameters_that_exist():
         "robot: {imatching: {ros__parameters: {mode: rgbd}}, camera: {ros__parameters: {mode: 3}}}",
     ],
 )
-def test_launch_reads_the_node_s_part_of_a_parameter_file(text):
+def test_launch_reads_the_parameters_of_the_node(text):
     assert load_launch("online").read_parameters(yaml.safe_load(text)) == {"mode": "rgbd"}
 
 
-def test_launch_has_the_player_wait_for_the_node():
+def test_the_player_of_launch_waits_for_the_node():
     from imatching_ros.offline.ros_tools import play
 
     launch = load_launch("online")
@@ -117,9 +115,7 @@ def test_launch_has_the_player_wait_for_the_node():
 def test_launch_remaps_only_topics_that_exist(mode):
     launch = load_launch("online")
     defaults = {name: default for name, (default, _) in launch.ARGUMENTS.items()}
-    assert launch.make_remappings(defaults, mode) == [], (
-        "without arguments the node listens to the topics of its own names"
-    )
+    assert launch.make_remappings(defaults, mode) == [], "without arguments topics keep the node's own names"
     values = defaults | {"image_topic": "/a", "right_image_topic": "/c", "depth_topic": "/e"}
     names = [name for name, _ in launch.make_remappings(values, mode)]
     assert names == list(TOPICS[mode]) and launch.IMAGES[mode] == names[0]
@@ -204,7 +200,7 @@ def test_layouts_show_topics_that_exist():
     assert len(shown) >= 6 and shown <= names, shown - names
 
 
-def test_documentation_is_what_the_code_says():
+def test_documentation_matches_the_code():
     text = (ROOT / "docs" / "ros.md").read_text()
     assert reference.fill(text) == text, "run: python -m imatching_ros.offline.ros_tools.reference docs/ros.md"
 
@@ -263,18 +259,6 @@ def test_every_dependency_of_the_code_is_in_package_xml():
     assert {"ament_index_python", "launch_ros"} <= ros and started == {"rviz2"}
     assert ros | started <= named, (ros | started) - named
     assert {"rclpy", "cv_bridge", "sensor_msgs_py", "python3-opencv"} <= named
-
-
-def test_stamps_are_moved_without_unpacking():
-    from rclpy.serialization import deserialize_message, serialize_message
-
-    message = image_message(5 * 10**9 + 7, np.zeros((2, 3), np.uint8), "mono8")
-    data = serialize_message(message)
-    assert read_stamp_ns(data) == 5 * 10**9 + 7 and starts_with_header(Image)
-    moved = deserialize_message(move_stamp(data, 10**9 + 1), Image)
-    assert (moved.header.stamp.sec, moved.header.stamp.nanosec) == (6, 8)
-    moved.header.stamp = message.header.stamp
-    assert moved == message
 
 
 @pytest.mark.parametrize("name", ["online", "play", "record", "replay"])

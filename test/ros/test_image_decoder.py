@@ -107,7 +107,7 @@ def test_matches_of_a_raw_pair_are_given_in_its_own_pixels(camera):
 
 
 class Bridge:
-    """What cv_bridge does with one encoding that the core does not know, for machines without it: its errors are those of NumPy."""
+    """cv_bridge for one encoding that the core lacks, for machines without it; it raises the errors of NumPy."""
 
     def imgmsg_to_cv2(self, message: Image, desired_encoding: str) -> np.ndarray:
         if message.encoding != "nv21":

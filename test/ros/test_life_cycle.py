@@ -50,7 +50,7 @@ def context(domain) -> Iterator[rclpy.Context]:
 
 @pytest.fixture
 def make_node(context, tmp_path) -> Iterator:
-    """Makes nodes in this process, which nobody spins."""
+    """Makes nodes in this process; they are not spun."""
     nodes = []
 
     def make(kind: type[OdometryNode] = OdometryNode, namespace: str = "", **values) -> OdometryNode:

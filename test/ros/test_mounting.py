@@ -85,7 +85,7 @@ def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
     )
     start = robot.show(0.05)
     np.testing.assert_allclose(robot.show(0.1) - start, [0, 0.05, 0], atol=0.006)
-    np.testing.assert_allclose(start, 0, atol=0.006)  # it began anew
+    np.testing.assert_allclose(start, 0, atol=0.006)  # odometry was reset
     before = len(robot.levels())
     send_until(
         lambda: robot.send(0.1),

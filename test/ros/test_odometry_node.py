@@ -1,4 +1,4 @@
-"""External odometry over DDS: one node hears the wheels of its base, another waits in vain, then hears a frame without TF."""
+"""External odometry over DDS: one node receives the wheel odometry of its base; the other none, then that of a frame without TF."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     """The tour for both nodes; the wheels for one of them."""
     parameters = {"external_odometry.use": "both", "no_data_warning_s": 1.0, "tf_timeout_s": 30.0}
     cameras = ("-r", "image:=/cam/image")
-    heard = start_node(parameters, (*cameras, "-r", "__ns:=/heard", "-r", "external_odometry:=/wheels/odom"))
+    driven = start_node(parameters, (*cameras, "-r", "__ns:=/driven", "-r", "external_odometry:=/wheels/odom"))
     alone = start_node(parameters, (*cameras, "-r", "__ns:=/alone"))
     T = TransformStamped(child_frame_id="optical")
     T.header.frame_id = "base_link"
@@ -61,12 +61,12 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     peer.node.create_publisher(TFMessage, "/tf_static", latched).publish(TFMessage(transforms=[T]))
     seen = {}
-    for name in ("heard", "alone"):
+    for name in ("driven", "alone"):
         seen[name] = SimpleNamespace(
             status=peer.collect(Status, f"/{name}/imatching/status"), odom=peer.collect(Odometry, f"/{name}/odom")
         )
     diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
-    for node in (heard, alone):
+    for node in (driven, alone):
         node.wait_for("active")
     for name in seen:
         peer.meet(f"/{name}/imatching")
@@ -88,7 +88,7 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
         send_until(
             send,
             lambda count=count: all(len(s.status) >= count for s in seen.values()),
-            f"image {count}:\n{heard.output}\n{alone.output}",
+            f"image {count}:\n{driven.output}\n{alone.output}",
         )
 
     def newest(name: str) -> DiagnosticStatus | None:
@@ -98,7 +98,7 @@ def run(peer: Peer, start_node, tour) -> SimpleNamespace:
     before = len(diagnostics)
     wait_until(lambda: len(diagnostics) >= before + 4, what="diagnostics")
     return SimpleNamespace(
-        nodes={"heard": heard, "alone": alone},
+        nodes={"driven": driven, "alone": alone},
         newest=newest,
         send=send,
         peer=peer,
@@ -111,29 +111,29 @@ def length(positions: np.ndarray) -> float:
     return float(np.linalg.norm(positions - positions[0], axis=1).max())
 
 
-def test_wheels_give_one_camera_its_metres(run, tour):
+def test_wheels_give_one_camera_its_scale(run, tour):
     assert (
-        run.heard.status[-1].metric
-        and run.heard.status[-1].scale == "odometry"
-        and run.heard.status[-1].state == Status.TRACKING
+        run.driven.status[-1].metric
+        and run.driven.status[-1].scale == "odometry"
+        and run.driven.status[-1].state == Status.TRACKING
     )
     truth = {s.stamp_ns: (transforms.from_pose(s.T_WC) @ transforms.inverse(MOUNT))[:3, 3] for s in tour}
     positions = np.array(
-        [[m.pose.pose.position.x, m.pose.pose.position.y, m.pose.pose.position.z] for m in run.heard.odom]
+        [[m.pose.pose.position.x, m.pose.pose.position.y, m.pose.pose.position.z] for m in run.driven.odom]
     )
-    true = np.array([truth[stamp_of(m)] for m in run.heard.odom])
+    true = np.array([truth[stamp_of(m)] for m in run.driven.odom])
     assert length(true) > 0.4 and length(positions) == pytest.approx(
         length(true), rel=0.06
     )  # it drifts a little within the way
 
 
 def test_use_is_reported(run):
-    values = {entry.key: entry.value for entry in run.texts["heard"].values}
+    values = {entry.key: entry.value for entry in run.texts["driven"].values}
     assert values["external odometry"] == "used"
 
 
 def test_without_it_odometry_continues_and_reports_why(run):
-    assert len(run.alone.odom) == len(run.heard.odom)
+    assert len(run.alone.odom) == len(run.driven.odom)
     last = run.alone.status[-1]
     assert last.state == Status.TRACKING and not last.metric and last.scale == "unknown: no odometry has arrived"
     values = {entry.key: entry.value for entry in run.texts["alone"].values}

@@ -12,7 +12,7 @@ from walls import CAMERA, look
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 
-def test_a_latched_camera_info_is_received_and_a_misspelt_override_told(peer, start_node):
+def test_a_latched_camera_info_is_received_and_a_misspelt_override_gives_a_warning(peer, start_node):
     once = peer.publisher(
         CameraInfo, "/camera_info", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL), subscribers=0
     )
@@ -37,6 +37,6 @@ def test_a_latched_camera_info_is_received_and_a_misspelt_override_told(peer, st
 
     send_until(send, lambda: status, f"a status:\n{node.output}")
     assert status[0].state == Status.UNINITIALIZED
-    told = [line for line in node.output.splitlines() if misspelt in line]
-    assert len(told) == 1 and "did you mean 'qos_overrides./camera_info.subscription.reliability'?" in told[0]
-    assert "TOPIC one of /camera_info, /image, POLICY one of depth, durability, history, reliability" in told[0]
+    warnings = [line for line in node.output.splitlines() if misspelt in line]
+    assert len(warnings) == 1 and "did you mean 'qos_overrides./camera_info.subscription.reliability'?" in warnings[0]
+    assert "TOPIC one of /camera_info, /image, POLICY one of depth, durability, history, reliability" in warnings[0]

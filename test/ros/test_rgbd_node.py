@@ -35,7 +35,7 @@ class Robot:
         self.node = start_node(
             {"mode": "rgbd", "tf_timeout_s": 30.0}, ("-r", "image:=/cam/image", "-r", "depth/image:=/cam/depth")
         )
-        # base -> mast -> optical frame, in two steps, latched before the node listens
+        # base -> mast -> optical frame, in two steps, latched before the node subscribes
         static = peer.node.create_publisher(
             TFMessage, "/tf_static", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         )
@@ -86,7 +86,7 @@ class Robot:
         return self.show()
 
     def spoil(self, text: str, *arguments, **options) -> None:
-        """Sends an image that cannot be used, until the node says so."""
+        """Sends an image that cannot be used, until the status reports it."""
         self.stamp += 10**8
         send_until(
             lambda: self.send(*arguments, **options), lambda: text in self.node.output, f"'{text}':\n{self.node.output}"
@@ -95,9 +95,9 @@ class Robot:
         index = wait_until(
             lambda: [k for k, m in enumerate(self.status) if m.header.stamp == stamp], what="its status"
         )[0]
-        before, told = self.status[index - 1], self.status[index]
-        assert text in told.reason and told.frames_rejected > before.frames_rejected
-        assert (told.state, told.frames_processed, told.matches, told.is_keyframe) == (
+        before, rejected = self.status[index - 1], self.status[index]
+        assert text in rejected.reason and rejected.frames_rejected > before.frames_rejected
+        assert (rejected.state, rejected.frames_processed, rejected.matches, rejected.is_keyframe) == (
             before.state,
             before.frames_processed,
             0,

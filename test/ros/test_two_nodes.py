@@ -80,7 +80,7 @@ def robots(peer: Peer, start_node) -> tuple[StereoRobot, CompressedRobot]:
 
 
 def test_silence_names_what_is_missing(robots):
-    """Nobody publishes the compressed images, and another node's images are of another type."""
+    """There is no publisher of compressed images, and another node's images are of another type."""
     robots[1].node.wait_for("nothing received on /mono/image/compressed for")
     assert "nobody publishes it; no topic of type sensor_msgs/msg/CompressedImage exists" in robots[1].node.output
 
@@ -169,7 +169,7 @@ def test_a_clock_that_jumps_back_resets(robots):
     assert robot.status[-1].state == Status.UNINITIALIZED
 
 
-def test_neither_hears_the_other(robots):
+def test_namespaces_are_separate(robots):
     stereo, mono = robots
     count = len(mono.status)
     stereo.show(0.1)

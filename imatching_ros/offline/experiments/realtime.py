@@ -1,10 +1,10 @@
-"""Frames at the pace of a camera: how many are lost, how late poses come, and whether memory grows."""
+"""Playing at sensor rate: the clock, and odometry timed behind a camera (frames dropped, latency, memory)."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,28 @@ from ...core.config import Config
 from ...core.types import Frame
 from ...pipeline import Pipeline
 from ..recordings.base import Source
+
+
+class SensorClock:
+    """Sensor time, s, since the clock was made: `rate` times real time."""
+
+    def __init__(self, rate: float = 1.0) -> None:
+        self._rate = rate
+        self._begin_s = time.perf_counter()
+
+    @property
+    def now_s(self) -> float:
+        return (time.perf_counter() - self._begin_s) * self._rate
+
+    def wait_until(self, due_s: float, meanwhile: Callable[[], None] | None = None, period_s: float = 0.1) -> None:
+        """Returns at `due_s`, at once when it has passed. `meanwhile` is called once, and every period of real time until then."""
+        while True:
+            if meanwhile is not None:
+                meanwhile()
+            left_s = (due_s - self.now_s) / self._rate
+            if left_s <= 0:
+                return
+            time.sleep(left_s if meanwhile is None else min(left_s, period_s))
 
 
 def play(frames: Sequence[Frame], config: Config, seconds: float, rate_hz: float) -> dict[str, Any]:
@@ -28,21 +50,19 @@ def play(frames: Sequence[Frame], config: Config, seconds: float, rate_hz: float
     total, period_s = round(seconds * rate_hz), 1 / rate_hz
     times_ms: dict[str, list[float]] = defaultdict(list)
     memory_mb, dropped = [], 0
-    begin = time.perf_counter()
+    clock = SensorClock()
     for k in range(total):
-        due_s, now_s = k * period_s, time.perf_counter() - begin
+        due_s, now_s = k * period_s, clock.now_s
         if now_s > due_s + period_s:
             dropped += 1
             continue
-        time.sleep(max(0.0, due_s - now_s))
-        posed: list[float] = []
-        started = time.perf_counter()
+        clock.wait_until(due_s)
+        posed_s: list[float] = []
+        started_s = clock.now_s
         frame = replace(_back_and_forth(frames, k), id=k, stamp_ns=round(due_s * 1e9) + 1)
-        output = pipeline.process(
-            frame, lambda _: posed.append(time.perf_counter()), behind=now_s > due_s + period_s / 2
-        )
-        processing_ms = (time.perf_counter() - started) * 1e3
-        times_ms["latency"].append((posed[0] - begin - due_s) * 1e3)
+        output = pipeline.process(frame, lambda _: posed_s.append(clock.now_s), behind=now_s > due_s + period_s / 2)
+        processing_ms = (clock.now_s - started_s) * 1e3
+        times_ms["latency"].append((posed_s[0] - due_s) * 1e3)
         times_ms["processing"].append(processing_ms)
         if "adopt" in output.timings_ms:
             times_ms["adopting"].append(processing_ms)

@@ -1,4 +1,4 @@
-"""The whole loop in a few minutes: renders a scene, plays it to the running node over DDS, and reports how that went."""
+"""The whole loop in a few minutes: renders a scene, plays it to the running node over DDS, scores it and writes a report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 from ...core.errors import ImatchingError, SourceError
 
 IMAGE_TOPIC = "/camera/image_raw"
-_MARK = ".imatching_demo"  # what makes a folder ours to replace
+MARK = ".imatching_demo"  # a file in every folder that a demonstration wrote, and the next may replace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shift", default="dark_noise", help="domain shift that the weights have to adapt to (default dark_noise)"
     )
     parser.add_argument(
-        "--frames", type=int, default=450, help="length at 10 Hz (default 450: long enough for a candidate to be tried)"
+        "--frames", type=int, default=450, help="length at 10 Hz (default 450: long enough to validate a candidate)"
     )
     parser.add_argument(
         "--held-out", type=int, default=30, help="frames on another path, to score matching (default 30)"
@@ -45,39 +45,25 @@ def run(args: argparse.Namespace) -> int:
     """Runs the demonstration.
 
     Raises:
-        SourceError: a part of it ended with an error, which was printed.
+        SourceError: the folder is not an earlier demonstration's, or a step failed.
     """
     out = args.out.resolve()
-    if out.exists():
-        if any(out.iterdir()) and not (out / _MARK).exists():
-            raise SourceError(f"{out} exists and is no earlier demonstration; name another folder with --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    (out / _MARK).touch()
+    replace_folder(out)
     started = time.monotonic()
     scene, held_out = out / "scene.mcap", out / "held_out.mcap"
-    say("1/5", "rendering a scene with known truth, and another path through it to score matching")
-    common = [
-        "--kind",
-        args.kind,
-        "--shift",
-        args.shift,
-        "--width",
-        str(args.size[0]),
-        "--height",
-        str(args.size[1]),
-        "--seed",
-        str(args.seed),
-    ]
+    print_step("1/5", "rendering a scene with known truth, and another path through it to score matching")
+    width, height = map(str, args.size)
+    common = ["--kind", args.kind, "--shift", args.shift, "--width", width, "--height", height]
+    common += ["--seed", str(args.seed)]
     command("simulate", str(scene), "--frames", str(args.frames), *common)
     command("simulate", str(held_out), "--frames", str(args.held_out), "--path-seed", str(args.seed + 1), *common)
-    say("2/5", "playing it to the node over DDS")
+    print_step("2/5", "playing it to the node over DDS")
     shift_ns, adapted = play(scene, out, args.matcher)
-    say("3/5", "scoring the trajectory")
+    print_step("3/5", "scoring the trajectory")
     metrics = write_run(scene, out, args, shift_ns)
-    say("4/5", "scoring frozen and adapted weights on the other path")
+    print_step("4/5", "scoring frozen and adapted weights on the other path")
     accuracy = score_matching(held_out, out, args.matcher, adapted)
-    say("5/5", "writing the report")
+    print_step("5/5", "writing the report")
     print(table(metrics, accuracy))
     from ..evaluation.report import write_report
 
@@ -86,65 +72,60 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def replace_folder(out: Path) -> None:
+    """Empties the folder of an earlier demonstration; any other folder that holds something is an error."""
+    if out.exists():
+        if any(out.iterdir()) and not (out / MARK).exists():
+            raise SourceError(f"{out} exists and is no earlier demonstration; name another folder with --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
+
+
 def play(scene: Path, out: Path, matcher: str) -> tuple[int, Path]:
-    """Node, recorder and player, each in a process of its own. Returns the shift of the stamps and the adapted weights."""
-    from .published_run import TOPICS
+    """Node, recorder and player, each in a process of its own.
+
+    Returns:
+        The shift of the stamps, ns, and the file of the adapted weights.
+    """
+    from .record import TOPICS
 
     environment = os.environ | {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     adapted = out / "adapted.safetensors"
-    # The camera is the robot here: base_link sits at the camera, looking forward.
     parameters = {
         "matcher.name": matcher,
         "weights_dir": str(out / "weights"),
-        "base_from_camera": "[0.0,0.0,0.0,-0.5,0.5,-0.5,0.5]",
+        "base_from_camera": "[0.0,0.0,0.0,-0.5,0.5,-0.5,0.5]",  # base_link at the camera, x along its optical axis
     }
-    online = [
-        "online",
-        "--ros-args",
-        "-r",
-        f"image:={IMAGE_TOPIC}",
-        *(part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")),
-    ]
-    topics = [f"/{name}:{kind}" for name, kind in TOPICS.items()]
+    given = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
+    online = ["online", "--ros-args", "-r", f"image:={IMAGE_TOPIC}", *given]
+    record = [str(out / "published"), *(f"/{name}:{kind}" for name, kind in TOPICS.items())]
+    recorder = "imatching_ros.offline.ros_tools.record"
     with (
         process("imatching_ros", *online, log=out / "node.log", environment=environment) as node,
-        process(
-            "imatching_ros.offline.ros_tools.record",
-            str(out / "published"),
-            *topics,
-            log=out / "recorder.log",
-            environment=environment,
-        ),
+        process(recorder, *record, log=out / "recorder.log", environment=environment),
     ):
         wait_for(node, out / "node.log", "active", 60.0)
-        played = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "imatching_ros.offline.ros_tools.play",
-                str(scene),
-                "--restamp",
-                "--topics",
-                IMAGE_TOPIC,
-                "/camera/camera_info",
-                "--wait-for",
-                IMAGE_TOPIC,
-                "/camera/camera_info",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        if played.returncode:
-            raise SourceError(f"the player ended with code {played.returncode}")
+        shift_ns = play_scene(scene, environment)
         save_weights(adapted, environment)
         if node.poll() is not None:
             raise SourceError(f"the node ended with code {node.returncode}:\n{(out / 'node.log').read_text()}")
-    return json.loads(played.stdout.splitlines()[-1])["shift_ns"], adapted
+    return shift_ns, adapted
+
+
+def play_scene(scene: Path, environment: dict[str, str]) -> int:
+    """Plays the images once the node has subscribed, stamped with the present; returns the shift of the stamps, ns."""
+    topics = [IMAGE_TOPIC, "/camera/camera_info"]
+    command = [sys.executable, "-m", "imatching_ros.offline.ros_tools.play", str(scene), "--restamp"]
+    command += ["--topics", *topics, "--wait-for", *topics]
+    played = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if played.returncode:
+        raise SourceError(f"the player ended with code {played.returncode}")
+    return json.loads(played.stdout.splitlines()[-1])["shift_ns"]
 
 
 def save_weights(path: Path, environment: dict[str, str]) -> None:
-    """Asks the node for the weights that it uses now."""
+    """Has the node write the weights in use."""
     import rclpy
 
     from imatching_ros.srv import Weights
@@ -173,7 +154,7 @@ def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -
     from ...core.config import Config
     from ..recordings.base import SourceOptions
     from ..recordings.opening import open_source
-    from . import published_run
+    from .record import write_run as write_published_run
 
     source = open_source(scene, SourceOptions(mode="mono"))
     camera = {
@@ -182,11 +163,11 @@ def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -
     }
     config = Config().with_values({"matcher.name": args.matcher, "odometry.mode": "mono"})
     more = {"source": {"path": str(scene), "name": scene.name, "mode": "mono", "camera": camera}}
-    return published_run.write_run(out / "published", out / "run", config, source.groundtruth(), shift_ns, more=more)
+    return write_published_run(out / "published", out / "run", config, source.groundtruth(), shift_ns, more=more)
 
 
 def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> dict[str, Any]:
-    """Right matches (of all asked) within 1, 3 and 5 px, by frame gap, with frozen and adapted weights; drawn for the report."""
+    """{matcher: {frame gap: share of right matches within 1, 3 and 5 px}} of frozen and adapted weights; figures for the report."""
     from ..progress import Progress
     from ...core.config import MatcherConfig
     from ..evaluation.frozen_adapted import compare_frozen_adapted
@@ -210,7 +191,7 @@ def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> di
 
 
 def table(metrics: dict[str, Any], accuracy: dict[str, Any]) -> str:
-    """What a person wants to know, a line each."""
+    """The results, a line each."""
     latency, learning, ate = metrics["latency_ms"], metrics["learning"], metrics["ate"]
     rows = [
         (
@@ -250,7 +231,7 @@ def table(metrics: dict[str, Any], accuracy: dict[str, Any]) -> str:
     return "\n" + "\n".join(f"{name:<20}{text}" for name, text in rows)
 
 
-def say(step: str, text: str) -> None:
+def print_step(step: str, text: str) -> None:
     print(f"[{step}] {text}", flush=True)
 
 
@@ -285,7 +266,7 @@ def process(module: str, *arguments: str, log: Path, environment: dict[str, str]
 
 
 def wait_for(running: subprocess.Popen, log: Path, text: str, timeout_s: float) -> None:
-    """Waits until a process has printed a text."""
+    """Waits until a process has printed a text to its log."""
     deadline = time.monotonic() + timeout_s
     while text not in log.read_text():
         if running.poll() is not None or time.monotonic() > deadline:
@@ -294,7 +275,7 @@ def wait_for(running: subprocess.Popen, log: Path, text: str, timeout_s: float) 
 
 
 def free_domain() -> int:
-    """A ROS_DOMAIN_ID whose discovery port nobody on this machine uses."""
+    """A ROS_DOMAIN_ID whose discovery port is free on this machine."""
     for domain in range(100, 50, -1):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as test:
             try:

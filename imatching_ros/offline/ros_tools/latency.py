@@ -1,7 +1,7 @@
-"""Times the running node over DDS: from the stamp of an image to the odometry that another process hears; and what the node uses.
+"""Times the running node over DDS, from the stamp of an image to its odometry in another process, and measures CPU and memory.
 
-Images of a rendered scene are stamped and published at a steady rate, forth and back along a path; the node runs in a process of
-its own, with the settings given. Idle is the active node before the first image.
+Images of a rendered scene, forth and back along a path, are stamped and published at a steady rate; the node runs in a process of
+its own with the given settings. Idle is the active node before the first image.
 
 examples:
   python -m imatching_ros bench latency
@@ -30,19 +30,17 @@ from std_msgs.msg import Header
 
 from imatching_ros.msg import Status
 
-from ...core.types import Frame
 from ...core.errors import SourceError
+from ...core.types import Frame
 from ...ros import convert
-from .demo import free_domain, process, wait_for
 from ...ros.middleware import use_shipped_profile
-
-_MEETING_S = 30.0  # discovery on a busy computer
-_ENDING_S = 2.0  # for the last image's odometry
+from ..experiments.realtime import SensorClock
+from .demo import free_domain, process, wait_for
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process used over a while."""
+    """CPU and memory of a process."""
 
     cpu_percent: float  # of one core
     memory_mb: float  # in RAM, at the end
@@ -139,25 +137,27 @@ def _measure(frames: list[Frame], size: str, rate: float, args: argparse.Namespa
             wait_for(node, log, "active", 60.0)
             camera = _Camera(domain, args.mode == "rgbd")
             try:
-                camera.meet()
+                camera.wait_for_node()
                 meter = _Meter(node.pid)
                 time.sleep(args.idle_seconds)
                 idle = meter.read()
                 camera.play(frames, rate, max(1, round(args.seconds * rate)))
                 working = meter.read()
-                time.sleep(_ENDING_S)
+                time.sleep(2.0)  # for the odometry of the last images
             finally:
                 camera.close()
-            if node.poll() is not None or not camera.heard:
+            if node.poll() is not None or not camera.received:
                 raise SourceError(f"the node gave no odometry:\n{log.read_text()}")
     sent = camera.sent
-    latencies = np.array([(heard - stamp) / 1e6 for stamp, heard in camera.heard if stamp in sent])
+    latencies = np.array([(arrived - stamp) / 1e6 for stamp, arrived in camera.received if stamp in sent])
     percentiles = {f"p{p}": float(np.percentile(latencies, p)) for p in (50, 95, 99)} | {"max": float(latencies.max())}
     return Timing(size, rate, len(sent), len(latencies), camera.dropped, percentiles, idle, working)
 
 
 class _Camera:
-    """Publishes images, and hears odometry in a thread of its own."""
+    """Publishes images, and receives odometry in a thread of its own."""
+
+    DISCOVERY_S = 30.0  # on a busy computer
 
     def __init__(self, domain: int, with_depth: bool) -> None:
         self._context = rclpy.Context()
@@ -169,9 +169,9 @@ class _Camera:
             self._node.create_publisher(Image, "/depth/image", qos_profile_sensor_data) if with_depth else None
         )
         self.sent: set[int] = set()
-        self.heard: list[tuple[int, int]] = []  # stamp of the image, time of arrival
+        self.received: list[tuple[int, int]] = []  # stamp of the image, time of arrival
         self.dropped = 0
-        self._node.create_subscription(Odometry, "/odom", self._hear, 100)
+        self._node.create_subscription(Odometry, "/odom", self._receive, 100)
         self._node.create_subscription(Status, "/imatching/status", self._note, 100)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
@@ -179,15 +179,15 @@ class _Camera:
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
-    def meet(self) -> None:
-        """Waits until the node listens, and is listened to."""
-        deadline = time.monotonic() + _MEETING_S
+    def wait_for_node(self) -> None:
+        """Waits until the node has subscribed, and its odometry is published."""
+        deadline = time.monotonic() + self.DISCOVERY_S
         publishers = [p for p in (self._infos, self._images, self._depths) if p is not None]
         while not all(p.get_subscription_count() for p in publishers) or not self._node.count_publishers("/odom"):
             if time.monotonic() > deadline:
-                raise SourceError(f"the node and its camera did not meet within {_MEETING_S:g} s")
+                raise SourceError(f"the node and the camera did not discover each other within {self.DISCOVERY_S:g} s")
             time.sleep(0.05)
-        time.sleep(1.0)  # best effort: the other side may know later than this one
+        time.sleep(1.0)  # best effort: the other side may complete discovery later
 
     def play(self, frames: list[Frame], rate: float, count: int) -> None:
         """Publishes `count` images at a steady rate; an image's stamp is the moment of its publication."""
@@ -195,10 +195,14 @@ class _Camera:
             _message(frame.image.permute(1, 2, 0).numpy(), "rgb8" if len(frame.image) == 3 else "mono8")
             for frame in frames
         ]
-        depths = [_message(frame.depth.numpy(), "32FC1") for frame in frames] if self._depths is not None else []
-        begin = time.monotonic()
+        depths = [
+            _message(frame.depth.numpy(), "32FC1")
+            for frame in frames
+            if self._depths is not None and frame.depth is not None
+        ]
+        clock = SensorClock()
         for k in range(count):
-            time.sleep(max(0.0, begin + k / rate - time.monotonic()))
+            clock.wait_until(k / rate)
             stamp = time.time_ns()
             self.sent.add(stamp)
             header = convert.make_header(stamp, "camera")
@@ -220,22 +224,22 @@ class _Camera:
         while not self._stop:
             self._executor.spin_once(timeout_sec=0.1)
 
-    def _hear(self, message: Odometry) -> None:
-        self.heard.append((convert.stamp_ns(message.header.stamp), time.time_ns()))
+    def _receive(self, message: Odometry) -> None:
+        self.received.append((convert.stamp_ns(message.header.stamp), time.time_ns()))
 
     def _note(self, message: Status) -> None:
         self.dropped = message.frames_dropped
 
 
 class _Meter:
-    """What a process uses, from /proc."""
+    """CPU and memory of a process, from /proc."""
 
     def __init__(self, pid: int) -> None:
         self._folder = Path(f"/proc/{pid}")
         self._last = time.monotonic(), self._cpu_s()
 
     def read(self) -> Usage:
-        """Since the last reading."""
+        """Usage since the last reading."""
         (then, before), now = self._last, (time.monotonic(), self._cpu_s())
         self._last = now
         pages = int((self._folder / "statm").read_text().split()[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ def tables() -> dict[str, str]:
 
 
 def fill(text: str) -> str:
-    """The document with everything between its `<!-- begin NAME -->` and `<!-- end NAME -->` made anew."""
+    """The document with the text between each `<!-- begin NAME -->` and `<!-- end NAME -->` replaced."""
     for name, table in tables().items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        text, count = re.subn(f"{begin}.*?{end}", lambda _, t=f"{begin}\n{table}\n{end}": t, text, flags=re.DOTALL)
+        section = f"{begin}\n{table}\n{end}"
+        text, count = re.subn(f"{begin}.*?{end}", lambda _: section, text, flags=re.DOTALL)
         assert count == 1, f"{begin} ... {end} must be there once"
     return text
 
@@ -98,7 +100,7 @@ def _value(value: Any) -> str:
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value) if value != "" else "''"
 
 
-def _markdown(rows: list[tuple[str, ...]]) -> str:
+def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
     head, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, tuple("---" for _ in head), *body))
 

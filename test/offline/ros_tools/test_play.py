@@ -1,4 +1,4 @@
-"""The player and the recorder for machines without `ros2 bag`: what one plays, the other records."""
+"""The player and, at its other end, the recorder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tf2_msgs.msg import TFMessage
 
 from imatching_ros.core.errors import SourceError
 from imatching_ros.ros.mount import TransformTree
-from imatching_ros.offline.ros_tools.play import find_qos, find_types
+from imatching_ros.offline.ros_tools.play import find_qos, find_types, move_stamp, read_stamp_ns, starts_with_header
 from imatching_ros.offline.ros_tools.record import make_typestore
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
@@ -70,6 +70,16 @@ def test_a_bag_is_played_and_recorded(domain, tmp_path):
     assert recorded == messages
 
 
+def test_stamps_are_moved_without_unpacking():
+    message = image_message(5 * 10**9 + 7, np.zeros((2, 3), np.uint8), "mono8")
+    data = serialize_message(message)
+    assert read_stamp_ns(data) == 5 * 10**9 + 7 and starts_with_header(Image)
+    moved = deserialize_message(move_stamp(data, 10**9 + 1), Image)
+    assert (moved.header.stamp.sec, moved.header.stamp.nanosec) == (6, 8)
+    moved.header.stamp = message.header.stamp
+    assert moved == message
+
+
 def offer(durability: QosDurability, reliability: QosReliability) -> Qos:
     never = QosTime(0, 0)
     return Qos(QosHistory.KEEP_LAST, 1, reliability, durability, never, never, QosLiveliness.AUTOMATIC, never, False)
@@ -81,7 +91,7 @@ SENSOR = offer(QosDurability.VOLATILE, QosReliability.BEST_EFFORT)
 
 @pytest.fixture
 def robot_bag(tmp_path):
-    """The mount of a camera in two messages on /tf_static, a latched description, images, and a type that nobody has installed."""
+    """TF of a camera in two messages on /tf_static, a latched description, images, and a type that is not installed."""
     store = make_typestore()
     store.register(get_types_from_msg("int32 x", "nowhere_msgs/msg/Strange"))
     with Writer(tmp_path / "robot", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
@@ -106,8 +116,8 @@ def robot_bag(tmp_path):
     return tmp_path / "robot"
 
 
-def test_who_listens_late_gets_what_was_latched(peer, robot_bag, tmp_path):
-    """As tf2 does: a node that starts after the bag must still learn where the camera sits. Topics of unknown types are left out."""
+def test_late_subscribers_receive_latched_messages(peer, robot_bag, tmp_path):
+    """A node that starts after the bag still receives the TF of the camera. Topics of unknown types are not played."""
     log = tmp_path / "player.txt"
     player = NodeProcess(
         peer.context.get_domain_id(), log, program=("-m", "imatching_ros.offline.ros_tools.play", str(robot_bag))
@@ -123,7 +133,7 @@ def test_who_listens_late_gets_what_was_latched(peer, robot_bag, tmp_path):
     player.stop()
     assert (
         player.output.count("warning") == 1
-        and "for want of their message types: /strange (nowhere_msgs/msg/Strange)" in player.output
+        and "their message types are not installed: /strange (nowhere_msgs/msg/Strange)" in player.output
     )
 
 

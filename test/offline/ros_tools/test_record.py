@@ -9,13 +9,12 @@ from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from imatching_ros.core.config import Config
-from imatching_ros.offline.ros_tools.record import make_typestore
-from imatching_ros.offline.ros_tools.published_run import write_run
+from imatching_ros.offline.ros_tools.record import make_typestore, write_run
 
 pytestmark = pytest.mark.ros
 
 
-def test_a_image_that_was_not_used_is_no_frame(tmp_path):
+def test_an_image_that_was_not_used_is_no_frame(tmp_path):
     with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         connection = writer.add_connection("/imatching/status", "imatching_ros/msg/Status", typestore=make_typestore())
         for k, (processed, rejected) in enumerate([(0, 1), (1, 1), (2, 1), (2, 2), (3, 2)], 1):
