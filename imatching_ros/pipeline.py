@@ -122,7 +122,7 @@ class Pipeline:
         Raises:
             SourceError: a pose that is not finite, or without a rotation.
         """
-        self.odometry.input.add(stamp_ns, T_OC)
+        self.odometry.external.add(stamp_ns, T_OC)
 
     @property
     def matcher(self) -> Matcher:

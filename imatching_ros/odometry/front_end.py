@@ -1,24 +1,42 @@
-"""The pose of one frame from its matches with landmarks: a guess or RANSAC, then robust refinement, then its own inliers."""
+"""The front end: guided search for landmarks, the pose that they agree on, and its verification by the ratio of inliers.
+
+Of the landmarks searched for, a frame finds a share that depends on the matcher and the scene. A pose with far fewer inliers
+than usual may be of another place that looks alike. It needs a second look, and without confirmation it is doubted.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
-from dataclasses import dataclass, replace
 from torch import Tensor
-from ..core import geometry
+
 from ..bundle import refine_pose
 from ..camera.model import Camera
+from ..core import geometry
 from ..core.config import BundleConfig, Config, OdometryConfig
-from ..core.types import BAStatus, ObservationKind
-from .measurements import spread
-from ..matching.base import Features, Matcher, Prediction, Queries
+from ..core.timing import Clock
+from ..core.types import BAStatus, Frame, Matches, ObservationKind
+from ..matching.base import Features, Matcher, Queries
 from .local_map import Window
+from .measurements import spread
+from .motion import TrackedFrame
+from .state import Cause
 
 
-_TRUST_GUESS = 0.4  # share of inliers above which the pose refined from the guess is not questioned by RANSAC
-_RANSAC_ITERATIONS = 300
+@dataclass(frozen=True)
+class FeatureFrame:
+    """A frame with what the matcher made of it."""
+
+    frame: Frame
+    image: Tensor  # (1, H, W) uint8 grey
+    features: Features
+
+    @property
+    def camera(self) -> Camera:
+        return self.frame.camera
 
 
 @dataclass(frozen=True)
@@ -33,241 +51,384 @@ class LandmarkMatches:
 
 
 @dataclass(frozen=True)
+class Correspondences:
+    """N landmarks and their pixels in one image."""
+
+    camera: Camera
+    uv: Tensor  # (N, 2) float64 ideal px
+    points_W: Tensor  # (N, 3) float64
+    sigma_px: Tensor  # (N,)
+
+
+@dataclass(frozen=True)
 class PoseEstimate:
+    """The pose that matches agree on."""
+
     T_WC: Tensor  # (7,) float64
     inlier: Tensor  # (N,) bool
     residual_px: Tensor  # (N,) float64
     covariance: Tensor  # (6, 6) float64 of T_WC * Exp([rho, phi]), landmarks taken as exact
 
 
-def estimate_pose(
-    camera: Camera,
-    uv: Tensor,
-    points_W: Tensor,
-    sigma_px: Tensor,
-    T_guess: Tensor | None,
-    config: OdometryConfig,
-    bundle: BundleConfig,
-) -> PoseEstimate | None:
-    """Pose from N landmarks at ideal px `uv` (N, 2) float64; None when too few of them agree on one."""
-    count = len(uv)
-    if count < config.min_inliers:
-        return None
-    best = None
-    if T_guess is not None:
-        best = _refine(camera, uv, points_W, sigma_px, T_guess, config, bundle)
-    if best is None or int(best.inlier.sum()) < _TRUST_GUESS * count:
-        T = _ransac(camera, uv, points_W, config.inlier_px)
-        other = None if T is None else _refine(camera, uv, points_W, sigma_px, T, config, bundle)
-        if best is None or (other is not None and int(other.inlier.sum()) > int(best.inlier.sum())):
-            best = other
-    if best is None or int(best.inlier.sum()) < max(config.min_inliers, config.min_inlier_share * count):
-        return None
-    return best
-
-
-def _ransac(camera: Camera, uv: Tensor, points_W: Tensor, threshold_px: float) -> Tensor | None:
-    K = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
-    ok, rvec, tvec, inliers = cv2.solvePnPRansac(
-        points_W.numpy(),
-        uv.numpy(),
-        K,
-        None,
-        iterationsCount=_RANSAC_ITERATIONS,
-        reprojectionError=threshold_px,
-        confidence=0.999,
-        flags=cv2.SOLVEPNP_AP3P,
-    )
-    if not ok or inliers is None or not np.isfinite(tvec).all():
-        return None
-    R = torch.from_numpy(cv2.Rodrigues(rvec)[0])
-    return geometry.inverse(geometry.from_matrix(torch.cat([R, torch.from_numpy(tvec)], 1)))
-
-
-def _refine(
-    camera: Camera,
-    uv: Tensor,
-    points_W: Tensor,
-    sigma_px: Tensor,
-    T_WC: Tensor,
-    config: OdometryConfig,
-    bundle: BundleConfig,
-) -> PoseEstimate | None:
-    """Motion-only refinement on all matches, then on the inliers of that: the kernel bends outliers, it does not remove them."""
-    obs = torch.cat([uv, torch.zeros_like(uv[:, :1])], 1)
-    sigma = sigma_px.double()[:, None].expand(-1, 3)
-    kind = torch.full((len(uv),), int(ObservationKind.MONO))
-    used = torch.arange(len(uv))
-    # The first round only has to tell who the inliers are.
-    for settings in (replace(bundle, cost_tolerance=max(bundle.cost_tolerance, 1e-2)), bundle):
-        refined = refine_pose(camera, T_WC, points_W[used], obs[used], kind[used], sigma[used], settings)
-        if refined.status is BAStatus.DEGENERATE:
-            return None
-        T_WC = refined.T_WC
-        points_C = geometry.act(geometry.inverse(T_WC), points_W)
-        residual = (uv - geometry.project(camera, points_C)).norm(dim=1)
-        inlier = (residual < config.inlier_px) & (points_C[:, 2] > 0)
-        used = inlier.nonzero()[:, 0]
-    assert refined.covariance is not None, "what is not degenerate has one"
-    return PoseEstimate(T_WC, inlier, residual, refined.covariance)
-
-
-# Whether enough of what a frame looks for is where its pose has it.
-#
-# Of the landmarks looked for, frames find a share that depends on matcher and scene. A pose with which much less than usual agrees may be of
-# another place that looks alike.
-
-
-# In parts of the usual share:
-SECOND_LOOK_INLIER_RATIO = 0.25  # below this a pose needs a second look,
-OCCLUSION_INLIER_RATIO = 0.8  # unless so much is found around what is found, and the rest of the image is hidden
-MIN_INLIER_RATIO = 0.25  # below this the second look's pose is not believed either,
-CONFIRMED_INLIER_RATIO = 0.5  # and below this only right after the last pose, not once lost; it is neither called tracking then nor learned from
-PARTIAL_OCCLUSION_INLIER_RATIO = (
-    0.4  # so much around what is found lets the first pose pass in the same way, when the second look fails
-)
-
-SECOND_LOOK_RADIUS = 3.0  # the second look searches so many times farther than it counts: by chance alone less than a tenth lies where it counts
-_MEMORY = 0.9  # of the running mean, a frame
-
-
-class InlierRatio:
-    """The usual share of a map, and how poses compare with it."""
-
-    def __init__(self) -> None:
-        self.usual = 0.0  # 0: not known yet
-
-    def reset(self) -> None:
-        """For a new map, perhaps of a darker place."""
-        self.usual = 0.0
-
-    def update(self, matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> None:
-        """Takes a pose that is beyond doubt into the running mean."""
-        share = _share(matches, estimate, within_px)
-        self.usual = share if self.usual == 0 else _MEMORY * self.usual + (1 - _MEMORY) * share
-
-    def relative(self, matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> float:
-        """Share of the landmarks looked for that were found within `within_px` of where the pose has them, in parts of what is usual."""
-        return _share(matches, estimate, within_px) / self.usual if self.usual > 0 else 1.0
-
-
-def _share(matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> float:
-    return int((estimate.residual_px < within_px).sum()) / max(len(matches.rows) + len(matches.unmatched), 1)
-
-
-# Finding the window's landmarks in an image, and the pose that they agree on.
-
-
-_MISSES = 5  # a landmark searched in vain in so many frames in a row is not searched any more
-_NEIGHBOURS = 8  # landmarks around an inlier that are asked whether they agree
-
-
 @dataclass(frozen=True)
-class TrackedFrame:
-    """The last frame with a pose."""
+class Localization:
+    """A pose in a window: the current one, or that of a relocalization."""
 
-    id: int
-    stamp_ns: int
-    features: Features
-    T_WC: Tensor  # (7,) float64
-    uv: Tensor  # (N, 2) float32 raw px of its inliers
-    depth: Tensor  # (N,) float64
+    window: Window
+    matches: LandmarkMatches
+    estimate: PoseEstimate  # one row per row of the matches
+    cause: Cause | None = None  # why the pose is doubted
+    recovered: bool = False  # it does not continue the last pose
 
 
-class LandmarkSearch:
-    """Looks things up by the matcher; holds no state of its own but the settings."""
+# -- pose -------------------------------------------------------------------------------------------------------------
+
+
+class PoseEstimator:
+    """Pose from a guess or by RANSAC, refined robustly, then again from its own inliers."""
+
+    TRUSTED_GUESS = 0.4  # share of inliers above which RANSAC is not tried beside a pose refined from the guess
+    RANSAC_ITERATIONS = (
+        300  # four points each; 40 % of inliers need log(1e-3) / log(1 - .4^4) = 266 for 0.999 confidence
+    )
+    COARSE_TOLERANCE = 1e-2  # relative cost: the first refinement only has to separate the inliers
+
+    def __init__(self, config: OdometryConfig, bundle: BundleConfig) -> None:
+        self._config, self._bundle = config, bundle
+
+    def estimate(self, seen: Correspondences, T_guess: Tensor | None) -> PoseEstimate | None:
+        """The pose with the most inliers; None when too few landmarks agree on one."""
+        c, count = self._config, len(seen.uv)
+        if count < c.min_inliers:
+            return None
+        best = None if T_guess is None else self._refine(seen, T_guess)
+        if best is None or int(best.inlier.sum()) < self.TRUSTED_GUESS * count:
+            T_WC = self._ransac(seen)
+            other = None if T_WC is None else self._refine(seen, T_WC)
+            if best is None or (other is not None and int(other.inlier.sum()) > int(best.inlier.sum())):
+                best = other
+        if best is None or int(best.inlier.sum()) < max(c.min_inliers, c.min_inlier_share * count):
+            return None
+        return best
+
+    def _ransac(self, seen: Correspondences) -> Tensor | None:
+        camera = seen.camera
+        K = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+        ok, rvec, tvec, inliers = cv2.solvePnPRansac(
+            seen.points_W.numpy(),
+            seen.uv.numpy(),
+            K,
+            None,
+            iterationsCount=self.RANSAC_ITERATIONS,
+            reprojectionError=self._config.inlier_px,
+            confidence=0.999,
+            flags=cv2.SOLVEPNP_AP3P,
+        )
+        if not ok or inliers is None or not np.isfinite(tvec).all():
+            return None
+        R = torch.from_numpy(cv2.Rodrigues(rvec)[0])
+        return geometry.inverse(geometry.from_matrix(torch.cat([R, torch.from_numpy(tvec)], 1)))
+
+    def _refine(self, seen: Correspondences, T_WC: Tensor) -> PoseEstimate | None:
+        """Motion-only refinement on all matches, then on its inliers: the kernel bends outliers, it does not remove them."""
+        camera, uv, points_W = seen.camera, seen.uv, seen.points_W
+        obs = torch.cat([uv, torch.zeros_like(uv[:, :1])], 1)
+        sigma = seen.sigma_px.double()[:, None].expand(-1, 3)
+        kind = torch.full((len(uv),), int(ObservationKind.MONO))
+        used = torch.arange(len(uv))
+        coarse = replace(self._bundle, cost_tolerance=max(self._bundle.cost_tolerance, self.COARSE_TOLERANCE))
+        for settings in (coarse, self._bundle):
+            refined = refine_pose(camera, T_WC, points_W[used], obs[used], kind[used], sigma[used], settings)
+            if refined.status is BAStatus.DEGENERATE or refined.covariance is None:
+                return None
+            T_WC = refined.T_WC
+            points_C = geometry.act(geometry.inverse(T_WC), points_W)
+            residual = (uv - geometry.project(camera, points_C)).norm(dim=1)
+            inlier = (residual < self._config.inlier_px) & (points_C[:, 2] > 0)
+            used = inlier.nonzero()[:, 0]
+            covariance = refined.covariance
+        return PoseEstimate(T_WC, inlier, residual, covariance)
+
+
+# -- front end --------------------------------------------------------------------------------------------------------
+
+# Bounds on the ratio of inliers, relative to the usual one of the scene. Chosen on rendered jumps of the camera between
+# places that look alike (`bench odometry --jumps`).
+SECOND_LOOK_INLIER_RATIO = 0.25  # below it a pose that continues the last one needs a second look,
+OCCLUSION_INLIER_RATIO = (
+    0.8  # unless the neighbours of its inliers agree as well: something hides the rest of the image
+)
+PARTIAL_OCCLUSION_INLIER_RATIO = 0.4  # the same when the second look fails; the pose is doubted then
+MIN_INLIER_RATIO = 0.25  # below it the pose of a second look is rejected
+CONFIRMED_INLIER_RATIO = 0.5  # below it a pose is doubted, and rejected once tracking was lost
+
+
+class FrontEnd:
+    """Finds the window's landmarks in a frame and verifies the pose.
+
+    Attributes:
+        usual_inlier_ratio: running mean over verified poses of the share of landmarks searched for that are inliers; 0 while
+            unknown.
+    """
+
+    MAX_MISSES = 5  # a landmark searched in vain in so many frames in a row is not searched for any more
+    MEMORY = 0.9  # of the running mean, a frame
+    NEIGHBOURS = 8  # landmarks around an inlier that should be inliers too
+    SECOND_RADIUS = 0.3  # of the search radius: similar things nearby mislead a matcher
+    # A second look searches so many times farther than it counts: by chance less than a tenth lies where it counts.
+    SECOND_REACH = 3.0
+    LOOSE_FACTOR = (
+        4.0  # on the inlier threshold for a first pose after a gap: old landmarks are known less well from there
+    )
+    FOLLOWER_RADIUS = 3.0  # times the search radius for matchers that search from the previous frame
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
-        self._config, self._bundle = config.odometry, config.bundle
         self._matcher = matcher
+        self.usual_inlier_ratio = 0.0
+        self.configure(config)
 
-    def near(
+    def configure(self, config: Config) -> None:
+        self._config, self._bundle = config.odometry, config.bundle
+
+    # -- localization -------------------------------------------------------------------------------------------------
+
+    def track(
         self,
         window: Window,
         last: TrackedFrame,
-        camera: Camera,
-        features: Features,
-        T_WC: Tensor,
-        radius_px: float,
-        again: bool = False,
-    ) -> LandmarkMatches:
-        """Looks for the window's landmarks where the predicted pose (7,) puts them, within a radius; `again`: also for those that were
-        searched in vain too often. A matcher that only follows is asked from the last frame, and for what was seen there.
+        current: FeatureFrame,
+        predictions: list[Tensor],
+        strict: bool,
+        clock: Clock,
+    ) -> Localization | None:
+        """The pose by guided search around predicted poses (7,), the first verified one.
+
+        Without a verified one, the pose of an image that seems to be hidden in part, which is doubted; else None. `strict`: the
+        pose has to be confirmed, for tracking was interrupted or is in doubt.
         """
-        c, landmarks = self._config, window.landmarks
-        if self._matcher.wide_baseline:
-            rows = (landmarks.triangulated & ((landmarks.misses < _MISSES) | again)).nonzero()[:, 0]
-            predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows]))
-            rows, predicted = rows[inside], predicted[inside]
-            rank = landmarks.misses[rows] * 100 - window.views()[rows]
-            chosen = spread(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
-            rows, predicted = rows[chosen], predicted[chosen]
-            queries = window.queries.select(rows.to(self._matcher.device))
-        else:
-            rows = (landmarks.seen == last.id).nonzero()[:, 0]
-            uv = landmarks.uv_last[rows]
-            queries = self._matcher.describe(last.features, uv)
-            nearest = torch.cdist(uv, last.uv).argmin(1)
-            guess = geometry.back_project(camera, camera.undistort(uv.double()), last.depth[nearest])
-            points_W = torch.where(
-                landmarks.triangulated[rows, None], landmarks.points_W[rows], geometry.act(last.T_WC, guess)
-            )
-            predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), points_W))
-            predicted, radius_px = torch.where(inside[:, None], predicted, uv), 3 * radius_px
-        return self.look(rows, queries, features, predicted, radius_px)
+        occluded = None
+        least = CONFIRMED_INLIER_RATIO if strict else SECOND_LOOK_INLIER_RATIO
+        radius_px = self._config.search_radius * current.camera.width
+        for T_predicted in predictions:
+            matches = self.search(window, last, current, T_predicted, radius_px)
+            clock.lap("match")
+            estimate = self.estimate(window, current.camera, matches, T_predicted)
+            clock.lap("pose")
+            if estimate is None:
+                continue
+            found = Localization(window, matches, estimate)
+            if self.inlier_ratio(matches, estimate, self._config.inlier_px) >= least:
+                return found
+            support = self.neighbour_support(window, current.camera, matches, estimate) / self.usual_inlier_ratio
+            if support >= OCCLUSION_INLIER_RATIO:
+                return found
+            if support >= PARTIAL_OCCLUSION_INLIER_RATIO:
+                occluded = replace(found, cause=Cause.OCCLUSION)
+        return occluded
 
-    def everywhere(self, window: Window, features: Features) -> LandmarkMatches:
-        """Looks for landmarks in the whole image, the best supported first."""
-        rows = window.landmarks.triangulated.nonzero()[:, 0]
-        rows = rows[window.views()[rows].argsort(descending=True, stable=True)][: self._config.landmarks_per_frame]
-        return self.look(rows, window.queries.select(rows.to(self._matcher.device)), features, None, None)
+    def look_again(
+        self, window: Window, last: TrackedFrame, current: FeatureFrame, T_predicted: Tensor, least: float
+    ) -> Localization | None:
+        """The pose by a closer search around the predicted pose (7,), then by one in the whole image, confirmed in either case.
 
-    def look(
-        self, rows: Tensor, queries: Queries, features: Features, predicted: Tensor | None, radius_px: float | None
-    ) -> LandmarkMatches:
-        """Looks for landmarks `rows` (N,) by their queries, around `predicted` (N, 2) raw px or everywhere."""
-        if len(rows) == 0:
-            return LandmarkMatches(rows, torch.zeros(0, 2), torch.zeros(0), torch.zeros(0), rows)
-        at = None if predicted is None else predicted[None].float().to(self._matcher.device)
-        found: Prediction = self._matcher.estimate(queries, [features], at, radius_px)
-        score = found.score[0].cpu()
-        ok = score >= self._config.min_score
-        return LandmarkMatches(
-            rows[ok], found.uv[0].cpu().float()[ok], score[ok], found.sigma_px[0].cpu()[ok], rows[~ok]
-        )
+        A loose pose comes first; it guides the search that decides. `least`: inlier ratio that confirms it.
+        """
+        camera = current.camera
+        radius_px = self._config.search_radius * camera.width * self.SECOND_RADIUS
+        for T_guess in (T_predicted, None):
+            if T_guess is not None:
+                matches = self.search(window, last, current, T_guess, radius_px, every=True)
+            else:
+                matches = self.search_everywhere(window, current.features)
+            loose = self.estimate(window, camera, matches, T_guess, self.LOOSE_FACTOR)
+            found = None if loose is None else self.confirm(window, last, current, loose.T_WC, least)
+            if found is not None:
+                return found
+        return None
 
-    def support(self, window: Window, camera: Camera, matches: LandmarkMatches, estimate: PoseEstimate) -> float:
-        """Share of inliers among the landmarks looked for that lie next to inliers.
+    def confirm(
+        self, window: Window, last: TrackedFrame, current: FeatureFrame, T_WC: Tensor, least: float
+    ) -> Localization | None:
+        """Searches close to where a loose pose (7,) puts the landmarks; None below the inlier ratio `least`.
 
-        It stays high where something hides a part of the image, and is low where a few things that look alike agree here and there.
+        When the pose is right many landmarks are there. Of a place that only looks alike few are, and of these little more lie
+        within the inliers' bound than chance puts there.
+        """
+        matches = self.search(window, last, current, T_WC, self._second_radius_px(current.camera), every=True)
+        estimate = self.estimate(window, current.camera, matches, T_WC, self.LOOSE_FACTOR / 2)
+        if estimate is None or self._second_ratio(current.camera, matches, estimate) < least:
+            return None
+        return Localization(window, matches, estimate)
+
+    def verify(self, camera: Camera, found: Localization) -> Localization:
+        """Doubts the pose of a second look or a relocalization that few landmarks agree with."""
+        if self._second_ratio(camera, found.matches, found.estimate) >= CONFIRMED_INLIER_RATIO:
+            return found
+        return replace(found, cause=Cause.LOW_INLIER_RATIO, recovered=True)
+
+    # -- inlier ratio -------------------------------------------------------------------------------------------------
+
+    def inlier_ratio(self, matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> float:
+        """Share of the landmarks searched for that lie within `within_px` of their reprojection, relative to the usual share."""
+        if self.usual_inlier_ratio == 0:
+            return 1.0
+        return _inlier_share(matches, estimate, within_px) / self.usual_inlier_ratio
+
+    def learn_inlier_ratio(self, found: Localization) -> None:
+        """Takes a verified pose into the running mean."""
+        share = _inlier_share(found.matches, found.estimate, self._config.inlier_px)
+        usual = self.usual_inlier_ratio
+        self.usual_inlier_ratio = share if usual == 0 else self.MEMORY * usual + (1 - self.MEMORY) * share
+
+    def neighbour_support(
+        self, window: Window, camera: Camera, matches: LandmarkMatches, estimate: PoseEstimate
+    ) -> float:
+        """Share of inliers among the landmarks searched for that lie next to inliers, 0..1.
+
+        High where something hides a part of the image, low where a few things that look alike agree here and there.
         """
         rows = torch.cat([matches.rows, matches.unmatched])
         right = torch.zeros(len(rows), dtype=torch.bool)
         right[: len(matches.rows)] = estimate.residual_px < self._config.inlier_px
-        if len(rows) <= _NEIGHBOURS or not right.any():
+        if len(rows) <= self.NEIGHBOURS or not right.any():
             return 0.0
         at, _ = geometry.see(camera, geometry.act(geometry.inverse(estimate.T_WC), window.landmarks.points_W[rows]))
         distance = torch.cdist(at[right], at)
         distance[torch.arange(len(distance)), right.nonzero()[:, 0]] = torch.inf
-        return float(right[distance.topk(_NEIGHBOURS, largest=False).indices].double().mean())
+        return float(right[distance.topk(self.NEIGHBOURS, largest=False).indices].double().mean())
 
-    def estimate_pose(
-        self, window: Window, camera: Camera, matches: LandmarkMatches, T_guess: Tensor | None, looser: float = 1.0
-    ) -> PoseEstimate | None:
-        """The pose, inliers within `looser` times the usual; `inlier` and `residual_px` have one row per row of the matches."""
+    def _second_radius_px(self, camera: Camera) -> float:
         c = self._config
-        c = c if looser == 1 else replace(c, inlier_px=c.inlier_px * looser)
+        return max(c.search_radius * camera.width * self.SECOND_RADIUS, self.SECOND_REACH * c.inlier_px)
+
+    def _second_ratio(self, camera: Camera, matches: LandmarkMatches, estimate: PoseEstimate) -> float:
+        return self.inlier_ratio(matches, estimate, self._second_radius_px(camera) / self.SECOND_REACH)
+
+    # -- search -------------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        window: Window,
+        last: TrackedFrame,
+        current: FeatureFrame,
+        T_WC: Tensor,
+        radius_px: float,
+        every: bool = False,
+    ) -> LandmarkMatches:
+        """Searches for the window's landmarks where the predicted pose (7,) puts them, within a radius.
+
+        `every`: also for those that were searched in vain too often. A matcher without a wide baseline searches from the last
+        frame, for the landmarks that were seen there.
+        """
+        if not self._matcher.wide_baseline:
+            return self._follow(window, last, current, T_WC, self.FOLLOWER_RADIUS * radius_px)
+        c, landmarks, camera = self._config, window.landmarks, current.camera
+        rows = (landmarks.triangulated & ((landmarks.misses < self.MAX_MISSES) | every)).nonzero()[:, 0]
+        predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows]))
+        rows, predicted = rows[inside], predicted[inside]
+        rank = landmarks.misses[rows] * 100 - window.views()[rows]  # fewer misses first, then more views
+        chosen = spread(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
+        rows, predicted = rows[chosen], predicted[chosen]
+        return self.match(rows, self._queries(window, rows), current.features, predicted, radius_px)
+
+    def _follow(
+        self, window: Window, last: TrackedFrame, current: FeatureFrame, T_WC: Tensor, radius_px: float
+    ) -> LandmarkMatches:
+        """Landmarks seen in the last frame; those without a position move as far as their neighbours' depth says."""
+        landmarks, camera = window.landmarks, current.camera
+        rows = (landmarks.seen == last.id).nonzero()[:, 0]
+        uv = landmarks.uv_last[rows]
+        queries = self._matcher.describe(last.features, uv)
+        nearest = torch.cdist(uv, last.uv).argmin(1)
+        guess = geometry.back_project(camera, camera.undistort(uv.double()), last.depth[nearest])
+        points_W = torch.where(
+            landmarks.triangulated[rows, None], landmarks.points_W[rows], geometry.act(last.T_WC, guess)
+        )
+        predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), points_W))
+        predicted = torch.where(inside[:, None], predicted, uv)
+        return self.match(rows, queries, current.features, predicted, radius_px)
+
+    def search_everywhere(self, window: Window, features: Features) -> LandmarkMatches:
+        """Searches for landmarks in the whole image, those with most views first."""
+        rows = window.landmarks.triangulated.nonzero()[:, 0]
+        rows = rows[window.views()[rows].argsort(descending=True, stable=True)][: self._config.landmarks_per_frame]
+        return self.match(rows, self._queries(window, rows), features, None, None)
+
+    def match(
+        self, rows: Tensor, queries: Queries, features: Features, predicted: Tensor | None, radius_px: float | None
+    ) -> LandmarkMatches:
+        """Matches landmarks `rows` (N,) by their queries, around `predicted` (N, 2) raw px or everywhere."""
+        if len(rows) == 0:
+            return LandmarkMatches(rows, torch.zeros(0, 2), torch.zeros(0), torch.zeros(0), rows)
+        at = None if predicted is None else predicted[None].float().to(self._matcher.device)
+        found = self._matcher.estimate(queries, [features], at, radius_px)
+        score = found.score[0].cpu()
+        ok = score >= self._config.min_score
+        uv, sigma_px = found.uv[0].cpu().float()[ok], found.sigma_px[0].cpu()[ok]
+        return LandmarkMatches(rows[ok], uv, score[ok], sigma_px, rows[~ok])
+
+    def estimate(
+        self, window: Window, camera: Camera, matches: LandmarkMatches, T_guess: Tensor | None, factor: float = 1.0
+    ) -> PoseEstimate | None:
+        """The pose of the matches, with `factor` times the usual bound of inliers; one row per row of the matches."""
+        c = self._config
+        c = c if factor == 1 else replace(c, inlier_px=c.inlier_px * factor)
         uv = camera.undistort(matches.uv.double())
         sigma = (matches.sigma_px * camera.stretch(uv)).to(matches.sigma_px)
         used = (window.landmarks.triangulated[matches.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
-        estimate = estimate_pose(
-            camera, uv[used], window.landmarks.points_W[matches.rows[used]], sigma[used], T_guess, c, self._bundle
-        )
-        if estimate is None:
+        points_W = window.landmarks.points_W[matches.rows[used]]
+        estimator = PoseEstimator(c, self._bundle)
+        found = estimator.estimate(Correspondences(camera, uv[used], points_W, sigma[used]), T_guess)
+        if found is None:
             return None
-        inlier, residual = (
-            torch.zeros(len(uv), dtype=torch.bool),
-            torch.full((len(uv),), torch.nan, dtype=torch.float64),
-        )
-        inlier[used], residual[used] = estimate.inlier, estimate.residual_px
-        return replace(estimate, inlier=inlier, residual_px=residual)
+        inlier = torch.zeros(len(uv), dtype=torch.bool)
+        residual = torch.full((len(uv),), torch.nan, dtype=torch.float64)
+        inlier[used], residual[used] = found.inlier, found.residual_px
+        return replace(found, inlier=inlier, residual_px=residual)
+
+    def _queries(self, window: Window, rows: Tensor) -> Queries:
+        return window.select_queries(rows.to(self._matcher.device))
+
+
+def _inlier_share(matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> float:
+    return int((estimate.residual_px < within_px).sum()) / max(len(matches.rows) + len(matches.unmatched), 1)
+
+
+# -- after the pose ---------------------------------------------------------------------------------------------------
+
+
+def mark_landmarks(
+    window: Window, frame_id: int, matches: LandmarkMatches, estimate: PoseEstimate, doubted: bool
+) -> LandmarkMatches:
+    """Records which landmarks a frame saw; returns the matches that do not contradict the pose, outliers as unmatched.
+
+    What a doubted pose does not find speaks against the pose, not against the landmarks.
+    """
+    good = estimate.inlier | ~window.landmarks.triangulated[matches.rows]
+    outliers, uv = matches.rows[~good], matches.uv[good]
+    unmatched = outliers[:0] if doubted else torch.cat([matches.unmatched, outliers])
+    window.mark(frame_id, matches.rows[good], uv, unmatched)
+    return LandmarkMatches(matches.rows[good], uv, matches.score[good], matches.sigma_px[good], outliers)
+
+
+def keyframe_matches(
+    window: Window, frame: Frame, matches: LandmarkMatches, estimate: PoseEstimate, weights_version: int
+) -> Matches:
+    """The matches of a frame with the newest keyframe."""
+    newest, at = window.keyframes[-1], window.seen_at(len(window.keyframes) - 1)
+    both = (at[matches.rows] >= 0).nonzero()[:, 0]
+    rows = matches.rows[both]
+    return Matches(
+        id_i=newest.id,
+        id_j=frame.id,
+        stamp_i_ns=newest.stamp_ns,
+        stamp_j_ns=frame.stamp_ns,
+        uv_i=window.observations.uv[at[rows]],
+        uv_j=matches.uv[both],
+        score=matches.score[both],
+        sigma_px=matches.sigma_px[both],
+        residual_px=estimate.residual_px[both].float(),
+        inlier=estimate.inlier[both],
+        landmark_id=window.landmarks.id[rows],
+        weights_version=weights_version,
+    )

@@ -1,87 +1,35 @@
-"""What its surroundings say of a new landmark's depth; in mono this is what carries the scale through turns and darkness.
+"""The local map: a sliding window of keyframes, landmarks and observations as flat arrays (structure of arrays), on the CPU.
 
-Without it only landmarks whose noisy parallax happens to come out large enough are ever triangulated. These come out too near,
-the next motion is measured against them, and the scale of the map shrinks by a part at every keyframe. So a landmark gets the
-median inverse depth of the nearest landmarks that its host image knows, with a wide standard deviation, as one more number
-of its first observation. It enters the map by the parallax it should have at that depth, whatever noise made of its own, and once
-that outweighs the noise for good the prior is left out. Depth filters of semi-direct odometry begin in the same way
-(Forster et al., SVO, ICRA 2014, sec. V).
+A landmark is found as a corner of one keyframe, its host, where its query was described. It is `triangulated` once its position
+is known. Rows are compacted when landmarks or keyframes leave; `id` names a landmark for good, also beyond its window.
+
+In mono, a depth prior on new landmarks carries the scale through turns and darkness. Without it only landmarks whose noisy
+parallax happens to come out large enough are ever triangulated. These come out too near, the next motion is measured against
+them, and the scale of the map shrinks at every keyframe. So a landmark gets the median inverse depth of the nearest landmarks of
+its host image, with a wide standard deviation, as an inverse-depth measurement of its host observation. It enters the map by the
+parallax it should have at that depth, whatever noise made of its own. Once its own parallax outweighs the noise for good the
+prior is left out. Depth filters of semi-direct odometry begin in the same way (Forster et al., SVO, ICRA 2014, sec. V).
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
 from torch import Tensor
-from ..core import geometry
+
 from ..camera.model import Camera
+from ..core import geometry
 from ..core.types import BAResult, ObservationKind, WindowSnapshot
-from collections.abc import Mapping
 from ..matching.base import Features, Matcher, Queries
+from .measurements import DepthMeasurements
 
-
-RELATIVE_SIGMA = 0.5  # standard deviation of the inverse depth, relative to it
-ENTER_SIGMA = (
-    2.0  # a landmark enters when its expected parallax reaches so many standard deviations of its observations
-)
-LEAVE_SIGMA = 8.0  # from here its own parallax is enough
-NEIGHBOURS = 5
-MIN_KNOWN = 8  # fewer known landmarks in an image say nothing about its depth
-
-
-def suggest(window: Window) -> Tensor:
-    """Inverse depth (P,) at the host, taken from its surroundings once they are known and kept from then on; NaN without."""
-    o, table = window.observations, window.landmarks
-    expected = table.expected_inv_depth.clone()
-    new = window.is_host() & ~table.triangulated[o.lm] & expected[o.lm].isnan()
-    for kf in o.kf[new].unique().tolist():
-        known = ((o.kf == kf) & table.triangulated[o.lm]).nonzero()[:, 0]
-        if len(known) < MIN_KNOWN:
-            continue
-        depth = geometry.act(geometry.inverse(window.T_WC[kf]), table.points_W[o.lm[known]])[:, 2]
-        at = (new & (o.kf == kf)).nonzero()[:, 0]
-        nearest = torch.cdist(o.uv[at], o.uv[known]).topk(NEIGHBOURS, largest=False).indices
-        expected[o.lm[at]] = (1 / depth.clamp_min(1e-9))[nearest].median(1).values
-    return expected
-
-
-def parallax_sigmas(window: Window, camera: Camera) -> Tensor:
-    """The parallax (P,) that landmarks should have at their expected depth, in standard deviations of their observations.
-
-    NaN where no depth is expected or the host has left the window.
-    """
-    o, table = window.observations, window.landmarks
-    hosts = (window.is_host() & table.expected_inv_depth[o.lm].isfinite()).nonzero()[:, 0]
-    depth = 1 / table.expected_inv_depth[o.lm[hosts]]
-    points = torch.zeros(len(table), 3, dtype=torch.float64)
-    points[o.lm[hosts]] = geometry.act(window.T_WC[o.kf[hosts]], geometry.back_project(camera, o.obs[hosts, :2], depth))
-    angle = geometry.parallax(window.T_WC, points, o.kf, o.lm)
-    sigma = torch.zeros(len(table), dtype=torch.float64).scatter_reduce(0, o.lm, o.sigma[:, 0], "amax")
-    has = torch.zeros(len(table), dtype=torch.bool)
-    has[o.lm[hosts]] = True
-    return torch.where(has, angle * camera.fx / sigma, torch.nan)
-
-
-def with_prior(window: Window, camera: Camera) -> Observations:
-    """The window's observations (O,), those at the hosts of landmarks of little parallax with the inverse depth expected there.
-
-    Landmarks that were found much nearer than expected, things in front of a background, are left alone.
-    """
-    o, table = window.observations, window.landmarks
-    expected = table.expected_inv_depth[o.lm]
-    weak = parallax_sigmas(window, camera)[o.lm] < LEAVE_SIGMA
-    inv_depth = 1 / geometry.act(geometry.inverse(window.T_WC[o.kf]), table.points_W[o.lm])[:, 2]
-    in_front = table.triangulated[o.lm] & (inv_depth > (1 + 2 * RELATIVE_SIGMA) * expected)
-    use = window.is_host() & weak & ~in_front
-    obs, sigma = o.obs.clone(), o.sigma.clone()
-    obs[use, 2], sigma[use, 2] = expected[use], RELATIVE_SIGMA * expected[use]
-    return replace(o, obs=obs, kind=torch.where(use, int(ObservationKind.DEPTH), o.kind), sigma=sigma)
-
-
-# The sliding window: keyframes, landmarks and observations as flat arrays (structure of arrays), on the CPU.
-#
-# A landmark is found as a corner of one keyframe, its host, where its query was described. It is `triangulated` once its
-# position is known. Rows are compacted when landmarks or keyframes leave; `id` names a landmark for good, also beyond its window.
+# Of the depth prior:
+PRIOR_RELATIVE_SIGMA = 0.5  # standard deviation of the inverse depth, relative to it
+ENTER_SIGMAS = 2.0  # a landmark enters when its expected parallax is so many standard deviations of its observations
+LEAVE_SIGMAS = 8.0  # from here its own parallax is enough
 
 
 @dataclass(frozen=True)
@@ -104,7 +52,7 @@ class Landmarks:
     uv_last: Tensor  # (P, 2) float32 raw px where it was seen last
     seen: Tensor  # (P,) int64, frame id where it was seen last
     misses: Tensor  # (P,) int64, frames in a row in which it was searched in vain
-    expected_inv_depth: Tensor  # (P,) float64, at its host, by its surroundings; NaN without (`depth_prior`)
+    expected_inv_depth: Tensor  # (P,) float64, at its host, by its surroundings; NaN without (depth prior)
 
     @staticmethod
     def empty() -> Landmarks:
@@ -136,14 +84,24 @@ class Observations:
         return len(self.kf)
 
 
-def _each(table, change):
+Table = TypeVar("Table", Landmarks, Observations)
+
+
+def _each(table: Table, change: Callable[[Tensor], Tensor]) -> Table:
+    """The table with every column changed."""
     return replace(table, **{name: change(value) for name, value in vars(table).items()})
+
+
+def _append(table: Table, rows: Table) -> Table:
+    return replace(table, **{name: torch.cat([value, getattr(rows, name)]) for name, value in vars(table).items()})
 
 
 class Window:
     """Owned by one thread; everything that leaves it is cloned.
 
     Attributes:
+        queries: one per landmark; None with matchers that search from the previous frame.
+        keyframe_dropped: a keyframe has left, so that the oldest poses carry what it contributed.
         next_id: of the next landmark; a window that takes the place of another begins there, so that no id names two landmarks.
     """
 
@@ -152,14 +110,21 @@ class Window:
         self.T_WC = torch.zeros(0, 7, dtype=torch.float64)
         self.landmarks = Landmarks.empty()
         self.observations = Observations.empty()
-        self.queries: Queries | None = (
-            None  # one per landmark; None with matchers that are queried from the previous frame
-        )
-        self._scale: tuple[Tensor, Tensor] | None = (
-            None  # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
-        )
-        self.keyframe_dropped = False  # a keyframe has left: the oldest poses carry what it knew
+        self.queries: Queries | None = None
+        self.keyframe_dropped = False
         self.next_id = next_id
+        # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
+        self._scale: tuple[Tensor, Tensor] | None = None
+
+    def select_queries(self, rows: Tensor) -> Queries:
+        """The queries of landmarks (N,); the window is one of a matcher with a wide baseline.
+
+        Raises:
+            ValueError: the window holds no queries.
+        """
+        if self.queries is None:
+            raise ValueError("a window without queries: its matcher searches from the previous frame")
+        return self.queries.select(rows)
 
     # -- growing ------------------------------------------------------------------------------------------------------
 
@@ -189,7 +154,7 @@ class Window:
             expected_inv_depth=torch.full((count,), torch.nan, dtype=torch.float64),
         )
         self.next_id += count
-        self.landmarks = replace(table, **{k: torch.cat([v, getattr(added, k)]) for k, v in vars(table).items()})
+        self.landmarks = _append(table, added)
         if queries is not None:
             self.queries = queries if self.queries is None or len(table) == 0 else Queries.cat([self.queries, queries])
         return torch.arange(len(table), len(table) + count)
@@ -201,16 +166,18 @@ class Window:
         rows: Tensor,
         uv: Tensor,
         sigma_px: Tensor,
-        measured: Tensor | None = None,
-        measured_sigma: Tensor | None = None,
-        kind: ObservationKind = ObservationKind.MONO,
+        depths: DepthMeasurements | None = None,
     ) -> None:
-        """Adds observations of landmarks `rows` (N,) at raw px `uv` (N, 2) in keyframe(s) `kf`; where `measured` (N,) is given and
-        finite, it is the disparity or inverse-depth measurement of an observation of that kind, else the observation is MONO."""
+        """Adds observations of landmarks `rows` (N,) at raw px `uv` (N, 2) in keyframe(s) `kf`, with their measured depths.
+
+        Observations without a measured depth are MONO.
+        """
         count = len(rows)
         ideal = camera.undistort(uv.double())
-        measured = torch.full((count,), torch.nan, dtype=torch.float64) if measured is None else measured.double()
-        measured_sigma = torch.ones(count, dtype=torch.float64) if measured_sigma is None else measured_sigma.double()
+        kind, measured = ObservationKind.MONO, torch.full((count,), torch.nan, dtype=torch.float64)
+        measured_sigma = torch.ones(count, dtype=torch.float64)
+        if depths is not None:
+            kind, measured, measured_sigma = depths.kind, depths.measured.double(), depths.sigma.double()
         known = torch.isfinite(measured) & torch.isfinite(measured_sigma)
         sigma = sigma_px.double().cpu() * camera.stretch(ideal)
         added = Observations(
@@ -221,13 +188,11 @@ class Window:
             kind=torch.where(known, int(kind), int(ObservationKind.MONO)),
             sigma=torch.stack([sigma, sigma, torch.where(known, measured_sigma, 1.0)], 1),
         )
-        added = _each(added, lambda v: v[torch.isfinite(ideal).all(1)])
-        self.observations = replace(
-            self.observations, **{k: torch.cat([v, getattr(added, k)]) for k, v in vars(self.observations).items()}
-        )
+        inside = torch.isfinite(ideal).all(1)
+        self.observations = _append(self.observations, _each(added, lambda v: v[inside]))
 
     def mark(self, frame_id: int, rows: Tensor, uv: Tensor, unmatched: Tensor) -> None:
-        """Notes where landmarks were seen in a frame, and which were searched in vain."""
+        """Records where landmarks were seen in a frame, and which were searched in vain."""
         table = self.landmarks
         uv_last, seen, misses = table.uv_last.clone(), table.seen.clone(), table.misses.clone()
         uv_last[rows], seen[rows], misses[rows] = uv.float(), frame_id, 0
@@ -246,17 +211,16 @@ class Window:
         """Number of observations of each landmark, (P,) int64."""
         return torch.bincount(self.observations.lm, minlength=len(self.landmarks))
 
-    def seen_at(self, kf: int) -> tuple[Tensor, int]:
-        """The row of each landmark's observation in keyframe `kf` (P,), -1 where there is none; how many of them are triangulated."""
+    def seen_at(self, kf: int) -> Tensor:
+        """The row of each landmark's observation in keyframe `kf`, (P,) int64; -1 where there is none."""
         at = torch.full((len(self.landmarks),), -1)
         mine = (self.observations.kf == kf).nonzero()[:, 0]
         at[self.observations.lm[mine]] = mine
-        return at, int(((at >= 0) & self.landmarks.triangulated).sum())
+        return at
 
     def triangulated_in(self, kf: int) -> Tensor:
         """Rows (N,) of the triangulated landmarks that keyframe `kf` observes."""
-        at, _ = self.seen_at(kf)
-        return ((at >= 0) & self.landmarks.triangulated).nonzero()[:, 0]
+        return ((self.seen_at(kf) >= 0) & self.landmarks.triangulated).nonzero()[:, 0]
 
     def residuals(self, camera: Camera) -> tuple[Tensor, Tensor]:
         """Distance between observation and reprojection (O,) in ideal px, and depth of the landmark in that keyframe (O,).
@@ -287,13 +251,13 @@ class Window:
         """Triangulates landmarks whose rays have enough parallax and agree within the gate; returns their rows.
 
         A measured depth counts as parallax. Where nothing measures depth, a landmark whose surroundings are known enters by the
-        parallax that it should have there (`depth_prior`). Observations that disagree with their landmark are dropped; a landmark that is
+        parallax that it should have there (depth prior). Observations that disagree with their landmark are dropped; a landmark that is
         still pending keeps all of its own, for with more views the wrong one may stand out.
         """
         metric = self._is_metric()
         if not metric:
-            self.landmarks = replace(self.landmarks, expected_inv_depth=suggest(self))
-        o = self.observations if metric else with_prior(self, camera)
+            self.landmarks = replace(self.landmarks, expected_inv_depth=expected_inverse_depths(self))
+        o = self.observations if metric else with_depth_prior(self, camera)
         keep = torch.ones(len(o), dtype=torch.bool)
         pending = ~self.landmarks.triangulated
         rows = (pending & ((self.views() >= 2) | self._measured())).nonzero()[:, 0]
@@ -312,7 +276,7 @@ class Window:
         enough = found.parallax_rad * camera.fx >= min_parallax_px
         if not metric:
             sigmas = parallax_sigmas(self, camera)[rows]
-            enough = torch.where(sigmas.isfinite(), sigmas >= ENTER_SIGMA, enough)
+            enough = torch.where(sigmas.isfinite(), sigmas >= ENTER_SIGMAS, enough)
         good = found.valid & (found.rms_px < gate_px) & (enough | self._measured()[rows])
         self.set_positions(rows[good], found.points_W[good])
         self._keep_observations(keep | ~self.landmarks.triangulated[o.lm])
@@ -343,9 +307,9 @@ class Window:
             return None
         index = torch.full((len(self.landmarks),), -1)
         index[rows] = torch.arange(len(rows))
-        # Until a keyframe has left, the scale is the gauge of the problem, and what only passes it on has no say in it.
+        # Until a keyframe has left, the scale is the gauge of the problem: a prior that only passes it on has no part in it.
         plain = self._is_metric() or not self.keyframe_dropped
-        o = _each(self.observations if plain else with_prior(self, camera), lambda v: v[used])
+        o = _each(self.observations if plain else with_depth_prior(self, camera), lambda v: v[used])
         fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
         stereo = bool((o.kind == int(ObservationKind.STEREO)).any())
         fixed[: 2 if self.keyframe_dropped and len(self.keyframes) > 3 and not stereo else 1] = True
@@ -369,13 +333,15 @@ class Window:
         self.set_positions(rows, result.points_W)
 
     def remember_scale(self) -> None:
-        """From here on the depths that landmarks have now say how large the map is, until the oldest keyframe leaves."""
+        """The current depths of landmarks define the scale of the map until the oldest keyframe leaves (`restore_scale`)."""
         rows = self.landmarks.triangulated.nonzero()[:, 0]
         self._scale = self.landmarks.id[rows], self._depths_in_oldest(rows)
 
     def restore_scale(self, rows: Tensor) -> float:
-        """In mono bundle adjustment takes the scale of a window that began with one keyframe from the way to the next: a few
-        centimetres that one pose tells. Hundreds of landmarks told it better.
+        """Scales a mono window that began with one keyframe back to the remembered depths of its landmarks.
+
+        Bundle adjustment takes the scale of such a window from the baseline to the next keyframe, which is a few centimetres
+        that one pose was measured by. Hundreds of landmarks are a better measure.
 
         Args:
             rows: (N,) of the landmarks that bundle adjustment has placed.
@@ -445,21 +411,26 @@ class Window:
     def renew_features(self, matcher: Matcher, features: Mapping[int, Features]) -> None:
         """Replaces features and queries after a change of weights; features that are not given are computed.
 
-        A landmark is described at its host; where that has left the window, the newest keyframe that saw it becomes its
-        host. A landmark that no keyframe saw is dropped.
+        A landmark is described at its host; where that has left the window, the newest keyframe that saw it becomes its host. A
+        landmark that no keyframe saw is dropped.
         """
-        version = matcher.weights_version
-        self.keyframes = [
-            replace(
-                k,
-                features=features[k.id]
-                if k.id in features and features[k.id].weights_version == version
-                else matcher.observe(k.image),
-            )
-            for k in self.keyframes
-        ]
-        if self.queries is None:
-            return
+
+        def renewed(keyframe: Keyframe) -> Features:
+            given = features.get(keyframe.id)
+            if given is None or given.weights_version != matcher.weights_version:
+                return matcher.observe(keyframe.image)
+            return given
+
+        for values in (values for given in features.values() for values in given.maps.values()):
+            if values.is_cuda:
+                # Made on the learner's stream, which must not use their memory again before this stream is done.
+                values.record_stream(torch.cuda.current_stream(values.device))
+
+        self.keyframes = [replace(keyframe, features=renewed(keyframe)) for keyframe in self.keyframes]
+        if self.queries is not None:
+            self._renew_queries(matcher)
+
+    def _renew_queries(self, matcher: Matcher) -> None:
         ids = torch.tensor([k.id for k in self.keyframes])
         o = self.observations
         # Of each landmark's observations, the one at the host comes last, else the newest.
@@ -475,7 +446,7 @@ class Window:
                 parts.append(matcher.describe(keyframe.features, uv[mine].to(matcher.device)))
                 rows.append(mine)
         self.queries = Queries.cat(parts).select(torch.cat(rows).argsort().to(matcher.device)) if parts else None
-        # What was expected at a host that has left says nothing of another.
+        # The depth that was expected at a host that has left is not that at another one.
         expected = torch.where(ids[kf] == self.landmarks.host, self.landmarks.expected_inv_depth, torch.nan)
         self.landmarks = replace(self.landmarks, host=ids[kf], uv_host=uv, expected_inv_depth=expected)
 
@@ -492,3 +463,57 @@ class Window:
         self.landmarks = _each(self.landmarks, lambda v: v[keep])
         if self.queries is not None:
             self.queries = self.queries.select(keep.nonzero()[:, 0].to(self.queries.uv.device))
+
+
+# -- depth prior ------------------------------------------------------------------------------------------------------
+
+
+def expected_inverse_depths(window: Window) -> Tensor:
+    """Inverse depth (P,) at the host, taken from its surroundings once they are known and kept from then on; NaN without."""
+    neighbours = 5
+    min_known = 8  # fewer known landmarks in an image say nothing about its depth
+    o, table = window.observations, window.landmarks
+    expected = table.expected_inv_depth.clone()
+    new = window.is_host() & ~table.triangulated[o.lm] & expected[o.lm].isnan()
+    for kf in o.kf[new].unique().tolist():
+        known = ((o.kf == kf) & table.triangulated[o.lm]).nonzero()[:, 0]
+        if len(known) < min_known:
+            continue
+        depth = geometry.act(geometry.inverse(window.T_WC[kf]), table.points_W[o.lm[known]])[:, 2]
+        at = (new & (o.kf == kf)).nonzero()[:, 0]
+        nearest = torch.cdist(o.uv[at], o.uv[known]).topk(neighbours, largest=False).indices
+        expected[o.lm[at]] = (1 / depth.clamp_min(1e-9))[nearest].median(1).values
+    return expected
+
+
+def parallax_sigmas(window: Window, camera: Camera) -> Tensor:
+    """The parallax (P,) that landmarks should have at their expected depth, in standard deviations of their observations.
+
+    NaN where no depth is expected or the host has left the window.
+    """
+    o, table = window.observations, window.landmarks
+    hosts = (window.is_host() & table.expected_inv_depth[o.lm].isfinite()).nonzero()[:, 0]
+    depth = 1 / table.expected_inv_depth[o.lm[hosts]]
+    points = torch.zeros(len(table), 3, dtype=torch.float64)
+    points[o.lm[hosts]] = geometry.act(window.T_WC[o.kf[hosts]], geometry.back_project(camera, o.obs[hosts, :2], depth))
+    angle = geometry.parallax(window.T_WC, points, o.kf, o.lm)
+    sigma = torch.zeros(len(table), dtype=torch.float64).scatter_reduce(0, o.lm, o.sigma[:, 0], "amax")
+    has = torch.zeros(len(table), dtype=torch.bool)
+    has[o.lm[hosts]] = True
+    return torch.where(has, angle * camera.fx / sigma, torch.nan)
+
+
+def with_depth_prior(window: Window, camera: Camera) -> Observations:
+    """The window's observations (O,), those at the hosts of landmarks of little parallax with the inverse depth expected there.
+
+    Landmarks that were found much nearer than expected, things in front of a background, are left alone.
+    """
+    o, table = window.observations, window.landmarks
+    expected = table.expected_inv_depth[o.lm]
+    weak = parallax_sigmas(window, camera)[o.lm] < LEAVE_SIGMAS
+    inv_depth = 1 / geometry.act(geometry.inverse(window.T_WC[o.kf]), table.points_W[o.lm])[:, 2]
+    in_front = table.triangulated[o.lm] & (inv_depth > (1 + 2 * PRIOR_RELATIVE_SIGMA) * expected)
+    use = window.is_host() & weak & ~in_front
+    obs, sigma = o.obs.clone(), o.sigma.clone()
+    obs[use, 2], sigma[use, 2] = expected[use], PRIOR_RELATIVE_SIGMA * expected[use]
+    return replace(o, obs=obs, kind=torch.where(use, int(ObservationKind.DEPTH), o.kind), sigma=sigma)

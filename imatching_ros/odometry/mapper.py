@@ -1,21 +1,24 @@
-"""When a frame becomes a keyframe; pure."""
+"""The mapper: when a frame becomes a keyframe, and what a keyframe needs: landmarks, matches, bundle adjustment, culling."""
 
 from __future__ import annotations
 
-import torch
 from dataclasses import dataclass, replace
-from ..core.config import Config, OdometryConfig
+
+import torch
 from torch import Tensor
+
 from . import measurements
-from ..core import geometry
 from ..bundle import solve
-from .measurements import detect
+from ..camera.model import Camera
+from ..core import geometry
+from ..core.config import BundleConfig, Config, OdometryConfig
 from ..core.types import BAResult, BAStatus, Frame, WindowSnapshot
-from .initialization import InitialViews
-from ..matching.base import Features, Matcher
-from .relocalization import KeyframeDatabase, stored_keyframe
-from .front_end import LandmarkMatches
+from ..matching.base import Matcher
+from .front_end import FeatureFrame, LandmarkMatches, PoseEstimate
+from .initialization import InitialViews, MonoInitializer
 from .local_map import Keyframe, Window
+from .measurements import detect
+from .relocalization import KeyframeDatabase, stored_keyframe
 
 
 @dataclass(frozen=True)
@@ -29,44 +32,33 @@ class KeyframeStatistics:
     width_px: int
 
 
-def keyframe_reason(progress: KeyframeStatistics, config: OdometryConfig) -> str:
+def keyframe_reason(statistics: KeyframeStatistics, config: OdometryConfig) -> str:
     """Why this frame should become a keyframe; empty when it should not.
 
     A camera that stands still makes no keyframes: without motion, neither time nor a share that noise lowers is a reason.
     """
-    if progress.parallax_px >= config.keyframe_parallax * progress.width_px:
+    wanted_px = config.keyframe_parallax * statistics.width_px
+    if statistics.parallax_px >= wanted_px:
         return "parallax"
-    moved = progress.motion_px >= max(2.0, 0.1 * config.keyframe_parallax * progress.width_px)
-    if progress.share < config.keyframe_share and moved:
+    moved = statistics.motion_px >= max(2.0, 0.1 * config.keyframe_parallax * statistics.width_px)
+    if statistics.share < config.keyframe_share and moved:
         return "share"
-    if (
-        progress.time_s >= config.keyframe_interval_s
-        and progress.parallax_px >= 0.3 * config.keyframe_parallax * progress.width_px
-    ):
-        return "time"
-    return ""
-
-
-# Keyframe work: a new keyframe joins the window, new landmarks are found and triangulated, bundle adjustment, culling.
-
-
-_RECENT = 3  # keyframes in which new points are searched
+    some_parallax = statistics.parallax_px >= 0.3 * config.keyframe_parallax * statistics.width_px
+    return "time" if statistics.time_s >= config.keyframe_interval_s and some_parallax else ""
 
 
 @dataclass(frozen=True)
 class KeyframeCandidate:
     """A frame with a pose that becomes a keyframe; `matches` is None when it is in the window already."""
 
-    frame: Frame
-    image: Tensor  # (1, H, W) uint8 grey
-    features: Features
+    current: FeatureFrame
     T_WC: Tensor  # (7,)
     matches: LandmarkMatches | None
 
 
 @dataclass(frozen=True)
 class SolvedWindow:
-    """A window as bundle adjustment saw it, before culling. Its tensors are never changed in place."""
+    """A window as bundle adjustment got it, before culling. Its tensors are never changed in place."""
 
     keyframes: tuple[Keyframe, ...]
     snapshot: WindowSnapshot
@@ -76,39 +68,99 @@ class SolvedWindow:
 
     @staticmethod
     def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> SolvedWindow:
-        return SolvedWindow(
-            tuple(window.keyframes), snapshot, result, window.observations.uv[used], window.is_host()[used]
-        )
+        """`used`: (O,) rows of the window's observations that the snapshot holds."""
+        uv, is_host = window.observations.uv[used], window.is_host()[used]
+        return SolvedWindow(tuple(window.keyframes), snapshot, result, uv, is_host)
 
 
 @dataclass(frozen=True)
 class MappingResult:
-    """What keyframe work found out."""
+    """The result of bundle adjustment in the scale of the map, and the window that was solved."""
 
     result: BAResult
     solved: SolvedWindow
 
 
 class Mapper:
-    """Builds and extends a window; holds no state of its own but the settings."""
+    """Builds and extends the local map.
+
+    Attributes:
+        initializer: collects the first frames of a mono map.
+    """
+
+    LEAST_FOUND = 0.6  # share of a keyframe's landmarks that the best frame after it is taken to find
+    RECENT_KEYFRAMES = 3  # in which new landmarks are searched
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
-        self._all = config
-        self._config = config.odometry
         self._matcher = matcher
+        self.initializer = MonoInitializer(config, matcher)
+        self._most_found = 0  # landmarks of the newest keyframe that one frame has found again
+        self._solved: SolvedWindow | None = None
+        self.configure(config)
 
-    def start_metric(self, frame: Frame, image: Tensor, features: Features, mode: str, next_id: int) -> Window | str:
+    def configure(self, config: Config) -> None:
+        self._config: OdometryConfig = config.odometry
+        self._bundle: BundleConfig = config.bundle
+        self.initializer.configure(config)
+
+    # -- keyframe rule ------------------------------------------------------------------------------------------------
+
+    def keyframe_reason(self, window: Window, frame: Frame, matches: LandmarkMatches, estimate: PoseEstimate) -> str:
+        """Why a frame with a pose should become a keyframe; empty when it should not."""
+        return keyframe_reason(self._statistics(window, frame, matches, estimate), self._config)
+
+    def start_keyframe(self) -> None:
+        """A keyframe is inserted: the share of landmarks found is counted anew."""
+        self._most_found = 0
+
+    def _statistics(
+        self, window: Window, frame: Frame, matches: LandmarkMatches, estimate: PoseEstimate
+    ) -> KeyframeStatistics:
+        camera, o = frame.camera, window.observations
+        at = window.seen_at(len(window.keyframes) - 1)
+        # Only what more than one keyframe has seen: many a new corner, with a depth but no second view, is never seen again.
+        stable = (at >= 0) & window.landmarks.triangulated & (window.views() >= min(2, len(window.keyframes)))
+        both = estimate.inlier & stable[matches.rows]
+        # A matcher never finds all of them again: the best frame since then is the measure, if it found most.
+        self._most_found = max(self._most_found, int(both.sum()))
+        total = max(self._most_found, self.LEAST_FOUND * int(stable.sum()), 1.0)
+        now = camera.undistort(matches.uv[both].double())
+        before = o.obs[at[matches.rows[both]], :2]
+        time_s = (frame.stamp_ns - window.keyframes[-1].stamp_ns) * 1e-9
+        if len(now) == 0:
+            return KeyframeStatistics(0.0, float("inf"), float("inf"), time_s, camera.width)
+        q_turned = geometry.relative(estimate.T_WC, window.T_WC[-1])[3:]
+        rotated = geometry.project(camera, geometry.rotate(q_turned, geometry.rays(camera, before)))
+        parallax_px, motion_px = ((p - now).norm(dim=1).median() for p in (rotated, before))
+        return KeyframeStatistics(len(now) / total, float(parallax_px), float(motion_px), time_s, camera.width)
+
+    # -- maps ---------------------------------------------------------------------------------------------------------
+
+    def start_map(self, current: FeatureFrame, mode: str, median_depth: float | None, next_id: int) -> Window | str:
+        """A new window, with depth at once, in mono when frames have enough parallax; or why there is none.
+
+        Args:
+            median_depth: of the scene when an earlier map was lost: a mono map keeps the scale as well as that allows.
+            next_id: of the first landmark.
+        """
+        if mode != "mono":
+            return self.start_metric(current, mode, next_id)
+        start = self.initializer.add_frame(current)
+        return start if isinstance(start, str) else self.start_mono(start, median_depth, next_id)
+
+    def start_metric(self, current: FeatureFrame, mode: str, next_id: int) -> Window | str:
         """A window of one keyframe at the origin whose landmarks, with ids from `next_id` on, have a measured depth; or why not."""
+        frame, c = current.frame, self._config
         missing = measurements.lacking(frame, mode)
         if missing:
             return f"the frame has no {missing} image, with which a map in metres begins"
         window = Window(next_id)
-        row = window.add_keyframe(Keyframe(frame.id, frame.stamp_ns, image, features), geometry.identity())
-        self._add_corners(window, row, frame, image, features, mode, far=True)
-        window.triangulate(frame.camera, self._config.min_parallax_px, self._config.inlier_px)
+        row = window.add_keyframe(_keyframe(current), geometry.identity())
+        self._add_corners(window, row, current, mode, far=True)
+        window.triangulate(frame.camera, c.min_parallax_px, c.inlier_px)
         known = int(window.landmarks.triangulated.sum())
-        if known < self._config.start_landmarks:
-            return f"{known} corners with a measured depth, {self._config.start_landmarks} are needed"
+        if known < c.start_landmarks:
+            return f"{known} corners with a measured depth, {c.start_landmarks} are needed"
         return window
 
     def start_mono(self, start: InitialViews, median_depth: float | None, next_id: int) -> Window | str:
@@ -116,125 +168,119 @@ class Mapper:
 
         Its scale: the given median depth, else the known first baseline, else a median depth of 1.
         """
-        c, camera = self._config, start.views[-1].frame.camera
-        window = Window(next_id)
-        for view, T_WC in zip(start.views, start.T_WC):
-            window.add_keyframe(Keyframe(view.frame.id, view.frame.stamp_ns, view.image, view.features), T_WC)
-        inlier = start.inlier.nonzero()[:, 0]
-        reference = start.views[0]
-        rows = self._add_landmarks(window, 0, reference.features, reference.uv[inlier])
-        window.observe(camera, 0, rows, reference.uv[inlier], torch.ones(len(rows)) * self._config.corner_sigma_px)
-        for row, view in enumerate(start.views[1:], 1):
-            seen = view.ok[inlier]
-            window.observe(camera, row, rows[seen], view.uv[inlier[seen]], view.sigma_px[inlier[seen]])
+        c, camera = self._config, start.views[-1].current.camera
+        window = self._window_of_views(start, next_id)
         window.triangulate(camera, c.min_parallax_px, c.inlier_px)
-        for _ in range(2):  # outliers of the two-view geometry go after the first round
-            adjusted = self._adjust(window, camera)
-            if adjusted is None or adjusted.result.status is BAStatus.DEGENERATE:
-                return "bundle adjustment of the first views is degenerate: " + (
-                    adjusted.result.reason if adjusted else "no landmarks"
-                )
+        adjusted = self._adjust(window, camera)
+        if adjusted is not None and adjusted.result.status is not BAStatus.DEGENERATE:
+            adjusted = self._adjust(window, camera)  # again, without the outliers of the two-view geometry
+        if adjusted is None or adjusted.result.status is BAStatus.DEGENERATE:
+            reason = "no landmarks" if adjusted is None else adjusted.result.reason
+            return f"bundle adjustment of the first views is degenerate: {reason}"
+        result = adjusted.result
         known = int(window.landmarks.triangulated.sum())
         if known < c.start_landmarks:
             return f"{known} landmarks agree with the first views, {c.start_landmarks} are needed"
-        if adjusted.result.covariance_newest is None:
-            return f"bundle adjustment of the first views: {adjusted.result.reason}"
+        if result.covariance_newest is None:
+            return f"bundle adjustment of the first views: {result.reason}"
         baseline = float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm())
-        # By the spread of the residuals alone: what all matches err alike is as large for every start.
-        error = float((adjusted.result.covariance_newest[:3, :3].trace() / adjusted.result.inflation).sqrt())
+        # Without the inflation: what all matches of an image err alike is as large for every start.
+        error = float((result.covariance_newest[:3, :3].trace() / result.inflation).sqrt())
         needed = c.start_precision * (2 - start.patience)
         if not error <= needed * baseline:
             return f"the first motion is known to {100 * error / baseline:.1f} % only, {100 * needed:.1f} % are needed"
         if c.first_baseline_m > 0 and median_depth is None:
-            window.rescale(
-                c.first_baseline_m / float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm().clamp_min(1e-9))
-            )
+            window.rescale(c.first_baseline_m / max(baseline, 1e-9))
         else:
             window.rescale((median_depth or 1.0) / window.median_depth(len(window.keyframes) - 1))
         return window
 
+    def _window_of_views(self, start: InitialViews, next_id: int) -> Window:
+        camera, reference = start.views[-1].current.camera, start.views[0]
+        window = Window(next_id)
+        for view, T_WC in zip(start.views, start.T_WC):
+            window.add_keyframe(_keyframe(view.current), T_WC)
+        inlier = start.inlier.nonzero()[:, 0]
+        uv = reference.uv[inlier]
+        rows = self._add_landmarks(window, 0, reference.current, uv)
+        window.observe(camera, 0, rows, uv, self._corner_sigma(len(rows)))
+        for row, view in enumerate(start.views[1:], 1):
+            seen = view.ok[inlier]
+            window.observe(camera, row, rows[seen], view.uv[inlier[seen]], view.sigma_px[inlier[seen]])
+        return window
+
     def extend(
         self, window: Window, database: KeyframeDatabase, candidate: KeyframeCandidate, mode: str
-    ) -> MappingResult | None:
-        """All that a new keyframe needs, in order."""
-        frame, camera = candidate.frame, candidate.frame.camera
-        if candidate.matches is None:
+    ) -> BAResult | None:
+        """Inserts a keyframe; those beyond the window go into the database. None without a problem to solve."""
+        current, matches, camera = candidate.current, candidate.matches, candidate.current.camera
+        wide = self._matcher.wide_baseline
+        if matches is None:
             row = len(window.keyframes) - 1
         else:
-            row = window.add_keyframe(
-                Keyframe(frame.id, frame.stamp_ns, candidate.image, candidate.features), candidate.T_WC
-            )
-            self._observe(
-                window, row, frame, candidate.matches.rows, candidate.matches.uv, candidate.matches.sigma_px, mode
-            )
-            if self._matcher.wide_baseline:
-                self._search_pending(window, row, frame, mode)
-        new = self._add_corners(window, row, frame, candidate.image, candidate.features, mode)
-        if self._matcher.wide_baseline:
-            self._search_backwards(window, row, frame, new)
+            row = window.add_keyframe(_keyframe(current), candidate.T_WC)
+            depths = measurements.measure(current.frame, mode, matches.uv, self._config)
+            window.observe(camera, row, matches.rows, matches.uv, matches.sigma_px, depths)
+            if wide:
+                self._search_pending(window, row, current, mode)
+        new = self._add_corners(window, row, current, mode)
+        if wide:
+            self._search_backwards(window, row, camera, new)
         window.triangulate(camera, self._config.min_parallax_px, self._config.inlier_px)
         while len(window.keyframes) > self._config.window_keyframes:
             database.add(stored_keyframe(window, 0))
             window.drop_keyframe(0)
-        return self._adjust(window, camera)
+        adjusted = self._adjust(window, camera)
+        self._solved = self._solved if adjusted is None else adjusted.solved
+        return None if adjusted is None else adjusted.result
+
+    def take_solved(self) -> SolvedWindow | None:
+        """The newest window that bundle adjustment solved to convergence; each is returned once."""
+        solved, self._solved = self._solved, None
+        return None if solved is None or solved.result.status is not BAStatus.CONVERGED else solved
 
     # -- landmarks ----------------------------------------------------------------------------------------------------
 
-    def _add_landmarks(self, window: Window, row: int, features: Features, uv: Tensor) -> Tensor:
-        queries = self._matcher.describe(features, uv.to(self._matcher.device)) if self._matcher.wide_baseline else None
-        return window.add_landmarks(row, uv, queries)
+    def _corner_sigma(self, count: int) -> Tensor:
+        return torch.full((count,), self._config.corner_sigma_px)
 
-    def _observe(
-        self,
-        window: Window,
-        row: int,
-        frame: Frame,
-        rows: Tensor,
-        uv: Tensor,
-        sigma_px: Tensor,
-        mode: str,
-        far: bool = False,
-    ) -> None:
-        depths = measurements.measure(frame, mode, uv, self._config, far)
-        if depths is None:
-            window.observe(frame.camera, row, rows, uv, sigma_px)
-        else:
-            window.observe(frame.camera, row, rows, uv, sigma_px, depths.measured, depths.sigma, depths.kind)
+    def _add_landmarks(self, window: Window, row: int, current: FeatureFrame, uv: Tensor) -> Tensor:
+        wide, device = self._matcher.wide_baseline, self._matcher.device
+        return window.add_landmarks(row, uv, self._matcher.describe(current.features, uv.to(device)) if wide else None)
 
-    def _add_corners(
-        self, window: Window, row: int, frame: Frame, image: Tensor, features: Features, mode: str, far: bool = False
-    ) -> Tensor:
-        """Fills the image up with new corners as landmarks; returns their rows."""
-        c = self._config
-        o = window.observations
+    def _add_corners(self, window: Window, row: int, current: FeatureFrame, mode: str, far: bool = False) -> Tensor:
+        """Fills the image up with new corners as landmarks; returns their rows. `far`: also with depths beyond `stereo_far`."""
+        c, o, frame = self._config, window.observations, current.frame
         taken = o.uv[o.kf == row]
         wanted = c.landmarks_per_frame - len(taken)
         if wanted <= 0:
             return torch.zeros(0, dtype=torch.int64)
-        uv = detect(
-            self._matcher, features, image, taken, wanted, c.corner_distance * frame.camera.width, c.corner_quality
-        )
-        rows = self._add_landmarks(window, row, features, uv)
-        self._observe(window, row, frame, rows, uv, torch.full((len(rows),), self._config.corner_sigma_px), mode, far)
+        uv = detect(self._matcher, current.features, current.image, taken, wanted, c)
+        rows = self._add_landmarks(window, row, current, uv)
+        depths = measurements.measure(frame, mode, uv, c, far)
+        window.observe(frame.camera, row, rows, uv, self._corner_sigma(len(rows)), depths)
         return rows
 
-    def _search_pending(self, window: Window, row: int, frame: Frame, mode: str) -> None:
-        """Looks for landmarks without a position in the new keyframe; their depth is taken to be that of the scene."""
-        rows = (~window.landmarks.triangulated).nonzero()[:, 0]
+    def _search_pending(self, window: Window, row: int, current: FeatureFrame, mode: str) -> None:
+        """Searches for landmarks without a position in the new keyframe; their depth is taken to be that of the scene."""
+        rows, camera = (~window.landmarks.triangulated).nonzero()[:, 0], current.camera
         if len(rows) == 0:
             return
-        hosts = {keyframe.id: k for k, keyframe in enumerate(window.keyframes)}
-        known = torch.tensor([hosts.get(a, -1) for a in window.landmarks.host[rows].tolist()])
-        rows, known = rows[known >= 0], known[known >= 0]
-        uv = frame.camera.undistort(window.landmarks.uv_host[rows].double())
-        points_C = geometry.back_project(
-            frame.camera, uv, torch.full((len(rows),), window.median_depth(row), dtype=torch.float64)
-        )
-        self._search(window, rows, torch.tensor([row]), geometry.act(window.T_WC[known], points_C), frame, mode)
+        row_of = {keyframe.id: k for k, keyframe in enumerate(window.keyframes)}
+        host = torch.tensor([row_of.get(id, -1) for id in window.landmarks.host[rows].tolist()])
+        rows, host = rows[host >= 0], host[host >= 0]
+        uv = camera.undistort(window.landmarks.uv_host[rows].double())
+        depth = torch.full((len(rows),), window.median_depth(row), dtype=torch.float64)
+        points_W = geometry.act(window.T_WC[host], geometry.back_project(camera, uv, depth))
+        found = self._search(window, rows, torch.tensor([row]), points_W, camera)
+        if found is None:
+            return
+        depths = measurements.measure(current.frame, mode, found.uv, self._config)
+        window.observe(camera, row, found.rows, found.uv, found.sigma_px, depths)
 
-    def _search_backwards(self, window: Window, row: int, frame: Frame, rows: Tensor) -> None:
-        """Looks for new landmarks in the keyframes before, at the depth of their nearest neighbours in the image."""
-        others = torch.arange(max(0, row - _RECENT), row)
+    def _search_backwards(self, window: Window, row: int, camera: Camera, rows: Tensor) -> None:
+        """Searches for new landmarks in the keyframes before, at the depth of their nearest neighbours in the image."""
+        others = torch.arange(max(0, row - self.RECENT_KEYFRAMES), row)
         if len(rows) == 0 or len(others) == 0:
             return
         landmarks, o = window.landmarks, window.observations
@@ -244,50 +290,59 @@ class Mapper:
         if len(mine):
             points_C = geometry.act(geometry.inverse(window.T_WC[row]), landmarks.points_W[o.lm[mine]])
             depth = points_C[torch.cdist(uv, o.uv[mine]).argmin(1), 2]
-        points_C = geometry.back_project(frame.camera, frame.camera.undistort(uv.double()), depth)
-        self._search(window, rows, others, geometry.act(window.T_WC[row], points_C), frame, "mono")
+        points_C = geometry.back_project(camera, camera.undistort(uv.double()), depth)
+        found = self._search(window, rows, others, geometry.act(window.T_WC[row], points_C), camera)
+        if found is not None:
+            window.observe(camera, found.kf, found.rows, found.uv, found.sigma_px)
 
-    def _search(self, window: Window, rows: Tensor, targets: Tensor, points_W: Tensor, frame: Frame, mode: str) -> None:
-        """Matches landmarks into keyframes near where `points_W` would be seen; adds what is found as observations."""
-        c, camera = self._config, frame.camera
+    def _search(self, window: Window, rows: Tensor, targets: Tensor, points_W: Tensor, camera: Camera) -> _Found | None:
+        """Matches landmarks into keyframes near where `points_W` would be seen; None where none of them can be."""
+        c, device = self._config, self._matcher.device
         points_C = geometry.act(geometry.inverse(window.T_WC[targets])[:, None], points_W[None])
         predicted, inside = geometry.see(camera, points_C)
         predicted = torch.where(inside[..., None], predicted, torch.nan)
         some = inside.any(0).nonzero()[:, 0]
         if len(some) == 0:
-            return
+            return None
         found = self._matcher.estimate(
-            window.queries.select(rows[some].to(self._matcher.device)),
+            window.select_queries(rows[some].to(device)),
             [window.keyframes[k].features for k in targets.tolist()],
-            predicted[:, some].float().to(self._matcher.device),
+            predicted[:, some].float().to(device),
             c.new_search_radius * camera.width,
         )
         good = (found.score.cpu() >= c.min_score) & inside[:, some]
         t, n = good.nonzero().unbind(1)
-        uv, sigma = found.uv.cpu().float()[t, n], found.sigma_px.cpu()[t, n]
-        if mode == "mono" or len(targets) > 1:
-            window.observe(camera, targets[t], rows[some][n], uv, sigma)
-        else:
-            self._observe(window, int(targets[0]), frame, rows[some][n], uv, sigma, mode)
+        return _Found(targets[t], rows[some][n], found.uv.cpu().float()[t, n], found.sigma_px.cpu()[t, n])
 
     # -- bundle adjustment --------------------------------------------------------------------------------------------
 
-    def _adjust(self, window: Window, camera) -> MappingResult | None:
+    def _adjust(self, window: Window, camera: Camera) -> MappingResult | None:
         problem = window.snapshot(camera)
         if problem is None:
             return None
         snapshot, used, rows = problem
-        result = solve(snapshot, self._all.bundle)
+        result = solve(snapshot, self._bundle)
         solved = SolvedWindow.of(window, snapshot, result, used)
         if result.status is not BAStatus.DEGENERATE:
             window.absorb(result, rows)
             factor = window.restore_scale(rows)
             if factor != 1 and result.covariance_newest is not None:
                 unit = torch.tensor([factor] * 3 + [1.0] * 3, dtype=torch.float64)
-                result = replace(
-                    result,
-                    T_WC=window.T_WC.clone(),
-                    covariance_newest=unit[:, None] * result.covariance_newest.double() * unit,
-                )
+                covariance = unit[:, None] * result.covariance_newest.double() * unit
+                result = replace(result, T_WC=window.T_WC.clone(), covariance_newest=covariance)
             window.cull(camera, self._config.inlier_px)
         return MappingResult(result, solved)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Landmarks found in keyframes."""
+
+    kf: Tensor  # (N,) int64, rows of keyframes
+    rows: Tensor  # (N,) int64, rows of landmarks
+    uv: Tensor  # (N, 2) float32 raw px
+    sigma_px: Tensor  # (N,)
+
+
+def _keyframe(current: FeatureFrame) -> Keyframe:
+    return Keyframe(current.frame.id, current.frame.stamp_ns, current.image, current.features)

@@ -1,40 +1,36 @@
-"""Where to look: corners of an image, and an even choice among points."""
+"""Measurements in an image: corners, and depths from a depth image or a rectified stereo pair."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from ..matching.base import Features, Matcher
-from dataclasses import dataclass
+
 from ..core.config import OdometryConfig
-from ..core.types import Frame, ObservationKind, as_grey
 from ..core.errors import CameraError, SourceError
+from ..core.types import Frame, ObservationKind, as_grey
+from ..matching.base import Features, Matcher
+
+# -- corners ----------------------------------------------------------------------------------------------------------
 
 
 def detect(
-    matcher: Matcher, features: Features, image: Tensor, taken: Tensor, count: int, distance_px: float, quality: float
+    matcher: Matcher, features: Features, image: Tensor, taken: Tensor, count: int, config: OdometryConfig
 ) -> Tensor:
     """New points (N, 2) float32 raw px of an image (1, H, W) uint8, at most `count`, away from those already taken (K, 2).
 
     The matcher's own points where it has any, else corners by the smaller eigenvalue (Shi and Tomasi 1994).
     """
     height, width = image.shape[-2:]
-    free = np.full((height, width), 255, np.uint8)
-    if len(taken):
-        # Stamping squares by a dilation costs the same for any number of points.
-        marks = np.zeros((height, width), np.uint8)
-        at = taken.round().long()
-        inside = at[((at >= 0) & (at < torch.tensor([width, height]))).all(1)].numpy()
-        marks[inside[:, 1], inside[:, 0]] = 255
-        side = 2 * round(distance_px) + 1
-        free[cv2.dilate(marks, np.ones((side, side), np.uint8)) > 0] = 0
+    distance_px = config.corner_distance * width
+    free = _free_mask(height, width, taken, distance_px)
     own = matcher.points(features)
     if own is None:
-        corners = cv2.goodFeaturesToTrack(
-            np.ascontiguousarray(image[0].cpu().numpy()), count, quality, distance_px, mask=free
-        )
+        grey = np.ascontiguousarray(image[0].cpu().numpy())
+        corners = cv2.goodFeaturesToTrack(grey, count, config.corner_quality, distance_px, mask=free)
         if corners is None:
             return torch.zeros(0, 2)
         # The gradient's window is symmetric only inside the image; OpenCV gives whole pixels.
@@ -44,6 +40,19 @@ def detect(
     at = torch.minimum(at.clamp_min(0), torch.tensor([width - 1, height - 1]))
     own = own[torch.from_numpy(free)[at[:, 1], at[:, 0]] > 0]
     return own[spread(own, torch.arange(len(own), dtype=torch.float32), count, width, height)]
+
+
+def _free_mask(height: int, width: int, taken: Tensor, distance_px: float) -> np.ndarray:
+    """(H, W) uint8, 0 within squares around the points taken (K, 2), else 255; the cost is the same for any number of points."""
+    free = np.full((height, width), 255, np.uint8)
+    if len(taken):
+        marks = np.zeros((height, width), np.uint8)
+        at = taken.round().long()
+        inside = at[((at >= 0) & (at < torch.tensor([width, height]))).all(1)].numpy()
+        marks[inside[:, 1], inside[:, 0]] = 255
+        side = 2 * round(distance_px) + 1
+        free[cv2.dilate(marks, np.ones((side, side), np.uint8)) > 0] = 0
+    return free
 
 
 def spread(uv: Tensor, rank: Tensor, count: int, width: int, height: int, cell_px: float | None = None) -> Tensor:
@@ -74,12 +83,7 @@ def _refine(image: Tensor, corners: Tensor) -> Tensor:
     return torch.where(((refined - corners).norm(dim=1, keepdim=True) < 2), refined, corners)
 
 
-# Measured depth at points of an image: looked up in a depth image, or matched along the row of a rectified pair.
-
-
-_EDGE = 0.05  # neighbours differ by more than this share of the depth: an edge, where colour and depth disagree
-_STEREO_SIGMA_PX = 0.5
-_ROW_PX = 1.0  # a match in the right image must stay this near to the row
+# -- depths -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -88,22 +92,18 @@ class DepthMeasurements:
 
     kind: ObservationKind
     measured: (
-        Tensor  # (N,) float64, u in the right image (STEREO) or inverse depth (DEPTH); NaN where nothing was measured
+        Tensor  # (N,) float64: u in the right image (STEREO), inverse depth (DEPTH); NaN where nothing was measured
     )
-    sigma: Tensor  # (N,) float64
+    sigma: Tensor  # (N,) float64 of `measured`
     depth: Tensor  # (N,) float64, along the optical axis; NaN where nothing was measured
 
 
 def resolve_mode(frame: Frame, mode: str) -> str:
     """mono, stereo or rgbd: the configured mode, checked against what the first frame carries."""
     if mode == "auto":
-        return (
-            "rgbd"
-            if frame.depth is not None
-            else "stereo"
-            if frame.right is not None and frame.camera.baseline_m
-            else "mono"
-        )
+        if frame.depth is not None:
+            return "rgbd"
+        return "stereo" if frame.right is not None and frame.camera.baseline_m else "mono"
     missing = lacking(frame, mode)
     if missing:
         raise SourceError(
@@ -132,15 +132,19 @@ def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig, far: bo
     In stereo, points beyond `stereo_far` baselines count as not measured unless `far`: there, a rectification that is wrong by
     a fraction of a pixel outweighs the measurement, and motion tells their depth better.
     """
-    if mode == "mono" or lacking(frame, mode):
-        return None
-    if mode == "rgbd":
-        return _look_up(frame, uv, config)
-    return _match_row(frame, uv, config, torch.inf if far else config.stereo_far * frame.camera.baseline_m)
+    camera = frame.camera
+    if mode == "rgbd" and frame.depth is not None:
+        return _look_up(frame.depth, uv, config)
+    if mode == "stereo" and frame.right is not None and camera.baseline_m is not None:
+        farthest_m = torch.inf if far else config.stereo_far * camera.baseline_m
+        return _match_row(frame.image, frame.right, uv, camera.fx * camera.baseline_m, farthest_m, config)
+    return None
 
 
-def _look_up(frame: Frame, uv: Tensor, config: OdometryConfig) -> DepthMeasurements:
-    depth_map = frame.depth.cpu()
+def _look_up(depth_map: Tensor, uv: Tensor, config: OdometryConfig) -> DepthMeasurements:
+    """Depths at the nearest pixels of a depth image (H, W), not at edges, where colour and depth disagree."""
+    edge = 0.05  # neighbours differ by more than this share of the depth
+    depth_map = depth_map.cpu()
     height, width = depth_map.shape
     at = uv.round().long()
     step = torch.tensor([-1, 0, 1])
@@ -149,51 +153,74 @@ def _look_up(frame: Frame, uv: Tensor, config: OdometryConfig) -> DepthMeasureme
     patch = depth_map[rows, cols].double().flatten(1)  # (N, 9)
     depth = patch[:, 4]
     patch = torch.where(torch.isfinite(patch) & (patch > 0), patch, torch.nan)
-    flat = (patch - depth[:, None]).abs().nan_to_num(torch.inf).amax(1) < _EDGE * depth
+    flat = (patch - depth[:, None]).abs().nan_to_num(torch.inf).amax(1) < edge * depth
     good = flat & (depth >= config.depth_min_m) & (depth <= config.depth_max_m)
     depth = torch.where(good, depth, torch.nan)
     return DepthMeasurements(ObservationKind.DEPTH, 1 / depth, torch.full_like(depth, config.depth_sigma), depth)
 
 
-def _match_row(frame: Frame, uv: Tensor, config: OdometryConfig, farthest_m: float) -> DepthMeasurements:
-    """Block matching finds the disparity to a pixel, Lucas-Kanade refines it and must come back to where it started."""
-    camera = frame.camera
-    left, right = (np.ascontiguousarray(as_grey(image)[0].cpu().numpy()) for image in (frame.image, frame.right))
+def _match_row(
+    image: Tensor, right_image: Tensor, uv: Tensor, focal_baseline: float, farthest_m: float, config: OdometryConfig
+) -> DepthMeasurements:
+    """Disparities of points (N, 2) of the left image, by matching along the rows of a rectified pair.
+
+    `focal_baseline`: fx * baseline, px m.
+    """
+    sigma_px = 0.5  # of u in the right image, the tolerance of the check of Lucas-Kanade forwards and backwards
+    left, right = (np.ascontiguousarray(as_grey(side)[0].cpu().numpy()) for side in (image, right_image))
     if left.shape != right.shape:
         raise SourceError(
             f"the right image is {right.shape[1]} x {right.shape[0]}, the left one {left.shape[1]} x {left.shape[0]}; "
             "a stereo pair must be rectified to one size"
         )
-    height, width = left.shape
-    # Block matching at half the size costs an eighth; Lucas-Kanade brings the precision back.
-    steps = max(16, -(-int(config.max_disparity * width / 2) // 16) * 16)
-    block = cv2.StereoBM_create(numDisparities=steps, blockSize=11)
-    half = [cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA) for image in (left, right)]
-    # Without the border, OpenCV leaves the leftmost columns empty.
-    coarse = block.compute(*(cv2.copyMakeBorder(image, 0, 0, steps, 0, cv2.BORDER_REPLICATE) for image in half))[
-        :, steps:
-    ]
-    at = torch.minimum((uv / 2).floor().long().clamp_min(0), torch.tensor([width // 2 - 1, height // 2 - 1])).numpy()
-    disparity = coarse[at[:, 1], at[:, 0]].astype(np.float32) / 8
-    found = disparity > 0
-    start = np.ascontiguousarray(uv.float().numpy())
-    guess = start - np.stack([np.maximum(disparity, 0), np.zeros_like(disparity)], 1)
-    if len(start):
-        options = dict(winSize=(15, 15), maxLevel=1, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)
-        there, ok, _ = cv2.calcOpticalFlowPyrLK(left, right, start, guess.copy(), **options)
-        back, ok_back, _ = cv2.calcOpticalFlowPyrLK(right, left, there, start.copy(), **options)
-        returned = np.linalg.norm(back - start, axis=1) < 0.5
-        found &= (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & returned & (np.abs(there[:, 1] - start[:, 1]) < _ROW_PX)
-        found &= np.abs(there[:, 0] - guess[:, 0]) < 3
-    else:
-        there = start
-    disparity = torch.from_numpy(start[:, 0] - there[:, 0]).double()
-    depth = camera.fx * camera.baseline_m / disparity.clamp_min(1e-3)
+    u_right, found = _follow_row(left, right, uv, _coarse_disparity(left, right, uv, config))
+    disparity = torch.from_numpy(np.ascontiguousarray(uv.float().numpy())[:, 0] - u_right).double()
+    depth = focal_baseline / disparity.clamp_min(1e-3)
     good = torch.from_numpy(found) & (disparity > 0.5) & (depth >= config.depth_min_m) & (depth <= farthest_m)
     nothing = torch.full_like(depth, torch.nan)
     return DepthMeasurements(
         ObservationKind.STEREO,
-        torch.where(good, torch.from_numpy(there[:, 0]).double(), nothing),
-        torch.full_like(depth, _STEREO_SIGMA_PX),
+        torch.where(good, torch.from_numpy(u_right).double(), nothing),
+        torch.full_like(depth, sigma_px),
         torch.where(good, depth, nothing),
     )
+
+
+def _coarse_disparity(left: np.ndarray, right: np.ndarray, uv: Tensor, config: OdometryConfig) -> np.ndarray:
+    """Disparities (N,) float32 px to a pixel, by block matching at half the size, which costs an eighth; 0 or less where unknown."""
+    height, width = left.shape
+    steps = max(16, -(-int(config.max_disparity * width / 2) // 16) * 16)
+    block = cv2.StereoBM_create(numDisparities=steps, blockSize=11)
+    half = [cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA) for image in (left, right)]
+    # Without the border, OpenCV leaves the leftmost columns empty.
+    padded = [cv2.copyMakeBorder(image, 0, 0, steps, 0, cv2.BORDER_REPLICATE) for image in half]
+    coarse = block.compute(*padded)[:, steps:]
+    at = torch.minimum((uv / 2).floor().long().clamp_min(0), torch.tensor([width // 2 - 1, height // 2 - 1])).numpy()
+    return coarse[at[:, 1], at[:, 0]].astype(np.float32) / 8  # 16 steps to a pixel of half the size
+
+
+def _follow_row(
+    left: np.ndarray, right: np.ndarray, uv: Tensor, disparity: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """u (N,) float32 in the right image to a fraction of a pixel by Lucas-Kanade, and whether it may be used (N,) bool.
+
+    It must come back to where it started, stay near to the row, and near to the coarse disparity.
+    """
+    return_px, row_px, coarse_px = 0.5, 1.0, 3
+    found = disparity > 0
+    start = np.ascontiguousarray(uv.float().numpy())
+    if not len(start):
+        return start[:, 0], found
+    guess = start - np.stack([np.maximum(disparity, 0), np.zeros_like(disparity)], 1)
+
+    def follow(source: np.ndarray, target: np.ndarray, points: np.ndarray, at: np.ndarray):
+        moved, ok, _ = cv2.calcOpticalFlowPyrLK(
+            source, target, points, at.copy(), winSize=(15, 15), maxLevel=1, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
+        )
+        return moved, ok[:, 0] > 0
+
+    there, ok = follow(left, right, start, guess)
+    back, ok_back = follow(right, left, there, start)
+    found &= ok & ok_back & (np.linalg.norm(back - start, axis=1) < return_px)
+    found &= (np.abs(there[:, 1] - start[:, 1]) < row_px) & (np.abs(there[:, 0] - guess[:, 0]) < coarse_px)
+    return there[:, 0], found

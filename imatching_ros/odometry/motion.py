@@ -1,70 +1,153 @@
-"""How the uncertainty of odometry grows: what bundle adjustment says of its window, and what windows before it have added up."""
+"""The motion of the camera: prediction, motion gate, zero-motion update, and how the covariance of the pose grows."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
-from ..core import geometry
-from ..core.types import BAResult, BAStatus, ObservationKind
-from dataclasses import dataclass, replace
+
 from ..bundle import refine_pose
 from ..camera.model import Camera
+from ..core import geometry
 from ..core.config import BundleConfig
-from .front_end import PoseEstimate
+from ..core.types import BAResult, BAStatus, ObservationKind
+from ..matching.base import Features
+
+
+@dataclass(frozen=True)
+class TrackedFrame:
+    """The last frame with a pose."""
+
+    id: int
+    stamp_ns: int
+    features: Features
+    T_WC: Tensor  # (7,) float64
+    uv: Tensor  # (N, 2) float32 raw px of its inliers
+    depth: Tensor  # (N,) float64
+
+    def median_depth(self) -> float:
+        return float(self.depth.median())
+
+
+class MotionModel:
+    """Constant velocity. Lengths are in units of the map.
+
+    Attributes:
+        covariance: of the pose relative to the start.
+        zero_motion: holds the pose of a camera that stands still.
+    """
+
+    # Without a pose for longer than this, the camera may be anywhere.
+    MAX_GAP_NS = 3_000_000_000
+    # The maximum velocity decays by this factor a frame, so that it follows the last few seconds.
+    DECAY = 0.99
+
+    def __init__(self) -> None:
+        self.covariance = PoseCovariance()
+        self.zero_motion = ZeroMotionUpdate()
+        self._twist = torch.zeros(6, dtype=torch.float64)  # per second, in the camera's frame
+        self._max_velocity = torch.zeros(2, dtype=torch.float64)  # units/s and rad/s
+
+    def start_map(self) -> None:
+        """A new map begins with a camera at rest; the maximum velocity stays, for the camera is the same."""
+        self._twist = torch.zeros(6, dtype=torch.float64)
+        self.zero_motion.reset()
+
+    def gap_exceeded(self, last: TrackedFrame, stamp_ns: int) -> bool:
+        return stamp_ns - last.stamp_ns > self.MAX_GAP_NS
+
+    def predict(self, last: TrackedFrame, stamp_ns: int) -> Tensor:
+        """The pose (7,) at a time, by constant velocity."""
+        return geometry.retract(last.T_WC, self._twist * _seconds(last, stamp_ns))
+
+    def update(self, last: TrackedFrame, stamp_ns: int, T_WC: Tensor, recovered: bool) -> None:
+        """Takes the velocity over from two poses; `recovered`: the new one does not continue the last one."""
+        dt = _seconds(last, stamp_ns)
+        self._twist = self._twist * 0 if recovered or dt <= 0 else geometry.local(last.T_WC, T_WC) / dt
+        if not recovered:
+            velocity = torch.stack([self._twist[:3].norm(), self._twist[3:].norm()])
+            self._max_velocity = torch.maximum(self._max_velocity * self.DECAY, velocity)
+
+    def is_plausible(self, last: TrackedFrame, stamp_ns: int, T_WC: Tensor) -> bool:
+        """Motion gate: whether the camera could have deviated from constant velocity so far as to be at the pose (7,).
+
+        Up to half of the way at maximum velocity, and in any case 2 % of the median depth and 0.02 rad.
+        """
+        share, tolerance = 0.5, 0.02
+        deviation = geometry.local(self.predict(last, stamp_ns), T_WC)
+        least = torch.tensor([tolerance * last.median_depth(), tolerance], dtype=torch.float64)
+        bound = share * self._max_velocity * _seconds(last, stamp_ns) + least
+        return bool((torch.stack([deviation[:3].norm(), deviation[3:].norm()]) <= bound).all())
+
+    def add_gap(self, last: TrackedFrame, stamp_ns: int) -> None:
+        """Adds to the covariance that the camera stayed at the last pose, while it may have moved at maximum velocity."""
+        sigma = self._max_velocity * _seconds(last, stamp_ns)
+        least = 1e-4  # 1 cm and 0.6 degrees, squared
+        self.covariance.add(torch.diag(sigma.square().clamp_min(least).repeat_interleave(3)), last.T_WC)
+
+    def rescale(self, factor: float, centre: Tensor) -> None:
+        """The same motion in a map that is scaled about a point (3,)."""
+        self.covariance.rescale(factor, centre)
+        self.zero_motion.reset()
+        self._twist = torch.cat([self._twist[:3] * factor, self._twist[3:]])
+        self._max_velocity = self._max_velocity * torch.tensor([factor, 1.0], dtype=torch.float64)
+
+
+def _seconds(last: TrackedFrame, stamp_ns: int) -> float:
+    return (stamp_ns - last.stamp_ns) * 1e-9
 
 
 class PoseCovariance:
     """Covariance (6, 6) of a pose relative to the start, for T_WC * Exp([rho, phi]); zero at the start.
 
-    A window knows its newest pose relative to the ones it holds. When it slides by a keyframe, the share of one keyframe of
-    that covariance passes into what is lost for good. Covariances are carried along the path as motions are compounded
-    (Smith and Cheeseman 1986), which makes a turn's error grow into position.
+    Bundle adjustment gives the newest pose relative to the keyframes of its window. When a keyframe is dropped, one keyframe's
+    share of that covariance becomes drift that no later window can remove. Covariances are propagated along the path as motions
+    are compounded (Smith and Cheeseman 1986), which turns an error of rotation into one of position.
     """
 
     def __init__(self) -> None:
-        self._lost = torch.zeros(6, 6, dtype=torch.float64)
+        self._drift = torch.zeros(6, 6, dtype=torch.float64)
         self._window = torch.zeros(6, 6, dtype=torch.float64)
         self._T_WC = geometry.identity()
 
     def at(self, T_WC: Tensor) -> Tensor:
-        """The covariance carried to the pose T_WC (7,), landmarks of the window included."""
-        return self._carry(self._lost + self._window, T_WC)
+        """The covariance propagated to the pose T_WC (7,), landmarks of the window included."""
+        return self._transport(self._drift + self._window, T_WC)
 
     def add(self, covariance: Tensor, T_WC: Tensor) -> None:
-        """Adds what is lost at the pose T_WC (7,), as when a map had to start again."""
-        self._lost = self.at(T_WC) + covariance
+        """Adds drift (6, 6) at the pose T_WC (7,), as when a new map begins."""
+        self._drift = self.at(T_WC) + covariance
         self._window, self._T_WC = torch.zeros_like(self._window), T_WC
 
     def rescale(self, factor: float, centre: Tensor) -> None:
         """The same uncertainty in a map that is scaled about a point (3,)."""
         unit = torch.diag(torch.tensor([factor] * 3 + [1.0] * 3, dtype=torch.float64))
-        self._lost, self._window = unit @ self._lost @ unit, unit @ self._window @ unit
+        self._drift, self._window = unit @ self._drift @ unit, unit @ self._window @ unit
         self._T_WC = torch.cat([centre + (self._T_WC[:3] - centre) * factor, self._T_WC[3:]])
 
     def propagate(self, result: BAResult, keyframe_dropped: bool) -> None:
-        """Takes over the newest solution; `keyframe_dropped`: a keyframe has left the window before it."""
+        """Takes the newest solution over; `keyframe_dropped`: a keyframe has left the window before it."""
         newest = result.T_WC[-1]
-        self._lost, self._window, self._T_WC = (
-            self._carry(self._lost, newest),
-            self._carry(self._window, newest),
-            newest,
-        )
-        if result.covariance_newest is not None:  # else nothing better is known than what the last window said
-            self._window = result.covariance_newest.to(self._lost)
+        self._drift, self._window = self._transport(self._drift, newest), self._transport(self._window, newest)
+        self._T_WC = newest
+        if result.covariance_newest is not None:  # otherwise that of the window before is the best there is
+            self._window = result.covariance_newest.to(self._drift)
         if keyframe_dropped:
-            self._lost = self._lost + self._window / max(1, len(result.T_WC) - 2)
+            self._drift = self._drift + self._window / max(1, len(result.T_WC) - 2)
 
-    def _carry(self, covariance: Tensor, T_WC: Tensor) -> Tensor:
-        to_here = geometry.adjoint(geometry.relative(T_WC, self._T_WC))
-        return to_here @ covariance @ to_here.T
-
-
-# Whether the camera stands still: then its pose is held, for a pose found anew in every frame would wander within its errors.
+    def _transport(self, covariance: Tensor, T_WC: Tensor) -> Tensor:
+        adjoint = geometry.adjoint(geometry.relative(T_WC, self._T_WC))
+        return adjoint @ covariance @ adjoint.T
 
 
-_LEAST = 15  # landmarks that both images must show
-_MOVING = 2.0  # sigmas: matches that have moved farther on median need no test
-_UNLIKELY = 22.46  # 99.9 % quantile of chi-square with 6 degrees of freedom
+@dataclass(frozen=True)
+class SeenLandmarks:
+    """Landmarks that support the pose of a frame."""
+
+    id: Tensor  # (N,) int64
+    uv: Tensor  # (N, 2) float64 ideal px
+    sigma_px: Tensor  # (N,)
 
 
 @dataclass(frozen=True)
@@ -78,53 +161,55 @@ class _Reference:
 
 
 class ZeroMotionUpdate:
-    """Compares every frame with the last one that had moved.
+    """Holds the pose of a camera that stands still, which would otherwise wander within its errors.
 
-    The motion between the two follows from the pixels of landmarks that both show, placed where the first of them saw them: errors
-    of the map, such as a noisy depth or a corner that the matcher sees a little aside, are the same in both and cancel. As long as
-    no motion explains them as well, by the motion's own covariance, the pose stays what it was. The reference stays too, so that
-    slow motion adds up until it is told from none.
+    Every frame is compared with the last one that had moved. The motion between the two follows from the pixels of landmarks
+    that both show, placed where the first of them saw them: errors of the map, such as a noisy depth or a corner that the
+    matcher sees a little aside, are the same in both and cancel. As long as no motion explains them as well, by the motion's
+    own covariance, the pose stays what it was. The reference stays too, so that slow motion adds up until it is significant.
     """
 
+    MIN_LANDMARKS = 15  # that both frames show
+    MAX_MEDIAN_SIGMAS = 2.0  # farther median displacements are motion without a test
+    CHI2_999_6 = 22.46  # 99.9 % quantile of chi-square with 6 degrees of freedom
+
     def __init__(self) -> None:
-        self._reference: _Reference | None = None
+        self.reference: _Reference | None = None
         self.still = False
 
     def reset(self) -> None:
-        """There is nothing to compare with: another map, or another scale."""
-        self._reference, self.still = None, False
+        """There is no reference: another map, another scale, or a pose that does not continue the last one."""
+        self.reference, self.still = None, False
 
-    def apply(
-        self, camera: Camera, estimate: PoseEstimate, id: Tensor, uv: Tensor, sigma_px: Tensor, config: BundleConfig
-    ) -> PoseEstimate:
-        """`estimate`, or the reference's pose in its place while the camera stands still.
-
-        Args:
-            id: (N,) landmarks that support the pose. uv: (N, 2) ideal px. sigma_px: (N,).
-        """
-        self.still = self._reference is not None and self._stands(camera, id, uv.double(), sigma_px, config)
-        return replace(estimate, T_WC=self._reference.T_WC.clone()) if self.still else estimate
+    def apply(self, camera: Camera, T_WC: Tensor, seen: SeenLandmarks, config: BundleConfig) -> Tensor:
+        """The pose (7,) of a frame: the reference's pose while the camera stands still, else `T_WC`."""
+        reference = self.reference
+        self.still = reference is not None and self._is_still(reference, camera, seen, config)
+        return reference.T_WC.clone() if reference is not None and self.still else T_WC
 
     def set_reference(self, id: Tensor, uv: Tensor, depth: Tensor, T_WC: Tensor) -> None:
-        """Makes this frame the reference unless its pose was held; arguments as in `apply`, depth (N,) along the optical axis."""
+        """Makes a frame the reference unless its pose was held.
+
+        Args:
+            id: (N,) landmarks. uv: (N, 2) ideal px. depth: (N,) along the optical axis. T_WC: (7,).
+        """
         if not self.still:
             order = id.argsort()
-            self._reference = _Reference(id[order], uv[order].double(), depth[order], T_WC.clone())
+            self.reference = _Reference(id[order], uv[order].double(), depth[order], T_WC.clone())
 
     def follow_adjustment(self, before: Tensor, after: Tensor) -> None:
         """Bundle adjustment has moved the newest pose (7,): the reference moves with it."""
-        if self._reference is not None:
-            T_WC = geometry.compose(after, geometry.relative(before, self._reference.T_WC))
-            self._reference = replace(self._reference, T_WC=T_WC)
+        if self.reference is not None:
+            T_WC = geometry.compose(after, geometry.relative(before, self.reference.T_WC))
+            self.reference = replace(self.reference, T_WC=T_WC)
 
-    def _stands(self, camera: Camera, id: Tensor, uv: Tensor, sigma_px: Tensor, config: BundleConfig) -> bool:
-        r = self._reference
-        at = torch.searchsorted(r.id, id).clamp_max(len(r.id) - 1)
-        both = ((r.id[at] == id) & (r.depth[at] > 0)).nonzero()[:, 0]
-        if len(both) < _LEAST:
+    def _is_still(self, reference: _Reference, camera: Camera, seen: SeenLandmarks, config: BundleConfig) -> bool:
+        r, at = reference, torch.searchsorted(reference.id, seen.id).clamp_max(len(reference.id) - 1)
+        both = ((r.id[at] == seen.id) & (r.depth[at] > 0)).nonzero()[:, 0]
+        if len(both) < self.MIN_LANDMARKS:
             return False
-        before, now, sigma = r.uv[at[both]], uv[both], sigma_px[both].double()
-        if float((now - before).norm(dim=1).median()) > _MOVING * float(sigma.median()):
+        before, now, sigma = r.uv[at[both]], seen.uv.double()[both], seen.sigma_px[both].double()
+        if float((now - before).norm(dim=1).median()) > self.MAX_MEDIAN_SIGMAS * float(sigma.median()):
             return False
         points = geometry.back_project(camera, before, r.depth[at[both]])
         obs = torch.cat([now, torch.zeros_like(now[:, :1])], 1)
@@ -133,4 +218,4 @@ class ZeroMotionUpdate:
         if moved.status is BAStatus.DEGENERATE or moved.covariance is None:
             return False
         e = geometry.log(moved.T_WC)
-        return float(e @ torch.linalg.solve(moved.covariance, e)) < _UNLIKELY
+        return float(e @ torch.linalg.solve(moved.covariance, e)) < self.CHI2_999_6

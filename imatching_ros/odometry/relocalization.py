@@ -1,4 +1,4 @@
-"""Relocalization: a bounded database of older keyframes, compared by a small image."""
+"""Relocalization: a bounded database of older keyframes, compared by thumbnails, and poses against the most similar ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..camera.model import Camera
+from ..core.config import Config
 from ..matching.base import Matcher, Queries
+from .front_end import CONFIRMED_INLIER_RATIO, FeatureFrame, FrontEnd, Localization
 from .local_map import Keyframe, Window
-
-_THUMBNAIL = (40, 30)  # px, width and height
-_DARK = 4.0  # grey levels of standard deviation below which an image shows nothing
+from .motion import TrackedFrame
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StoredKeyframe:
 
 
 class KeyframeDatabase:
-    """At most `capacity` keyframes; of the two most similar neighbours the older one is dropped, so that they span the whole path."""
+    """At most `capacity` keyframes; of the two most similar neighbours the older one is dropped, so that they span the path."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -45,44 +45,105 @@ class KeyframeDatabase:
         self._keyframes.clear()
 
     def add(self, stored: StoredKeyframe) -> None:
+        """Appends a keyframe; an older one of the same id is replaced."""
         if self.capacity == 0:
             self._keyframes.clear()
             return
-        self._keyframes = deque(p for p in self._keyframes if p.id != stored.id)  # a restored one comes again
+        self._keyframes = deque(k for k in self._keyframes if k.id != stored.id)
         self._keyframes.append(stored)
         while len(self._keyframes) > self.capacity:
-            # Dropping the older of the most alike neighbours keeps the most different views.
-            thumbnails = torch.stack([p.thumbnail for p in self._keyframes])
+            # Dropping the older of the most similar neighbours keeps the most different views.
+            thumbnails = torch.stack([k.thumbnail for k in self._keyframes])
             del self._keyframes[int((thumbnails[1:] * thumbnails[:-1]).sum(1).argmax())]
 
     def rescale(self, factor: float, centre: Tensor) -> None:
         """Scales poses and landmarks about a point (3,)."""
         self._keyframes = deque(
             replace(
-                p,
-                T_WC=torch.cat([centre + (p.T_WC[:3] - centre) * factor, p.T_WC[3:]]),
-                points_W=centre + (p.points_W - centre) * factor,
+                k,
+                T_WC=torch.cat([centre + (k.T_WC[:3] - centre) * factor, k.T_WC[3:]]),
+                points_W=centre + (k.points_W - centre) * factor,
             )
-            for p in self._keyframes
+            for k in self._keyframes
         )
 
     def most_similar(self, image: Tensor, count: int, window: Window) -> list[StoredKeyframe]:
-        """At most `count` keyframes whose thumbnails are most similar to that of `image` (1, H, W) uint8, best first; those of the window included."""
-        inside = {keyframe.id for keyframe in window.keyframes}  # their poses and landmarks are newer there
-        stored = [
-            *(p for p in self._keyframes if p.id not in inside),
+        """At most `count` keyframes, those of the window included, whose thumbnails are most similar to that of `image`, best first.
+
+        `image` is (1, H, W) uint8.
+        """
+        inside = {keyframe.id for keyframe in window.keyframes}  # their poses and landmarks are newer in the window
+        keyframes = [
+            *(k for k in self._keyframes if k.id not in inside),
             *(stored_keyframe(window, row) for row in range(len(window.keyframes))),
         ]
-        if not stored:
+        if not keyframes:
             return []
-        score = torch.stack([p.thumbnail for p in stored]) @ thumbnail(image)
-        return [stored[i] for i in score.argsort(descending=True, stable=True)[:count].tolist()]
+        score = torch.stack([k.thumbnail for k in keyframes]) @ thumbnail(image)
+        return [keyframes[i] for i in score.argsort(descending=True, stable=True)[:count].tolist()]
+
+
+class Relocalizer:
+    """Finds the pose of a frame near older keyframes, after tracking was lost.
+
+    Attributes:
+        database: keyframes that have left the window.
+    """
+
+    CANDIDATES = 2  # keyframes tried per frame: each costs a search in the whole image
+
+    def __init__(self, config: Config, matcher: Matcher, front_end: FrontEnd) -> None:
+        self._matcher, self._front_end = matcher, front_end
+        self.database = KeyframeDatabase(config.odometry.stored_keyframes)
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        self._config = config.odometry
+        self.database.capacity = config.odometry.stored_keyframes
+
+    def relocalize(self, window: Window, last: TrackedFrame, current: FeatureFrame) -> Localization | None:
+        """The pose near one of the most similar keyframes; None without one.
+
+        With a keyframe that has left the window, the result holds a window of this keyframe alone, and the keyframes of `window`
+        go into the database.
+        """
+        for stored in self.database.most_similar(current.image, self.CANDIDATES, window):
+            found = self._localize(window, last, current, stored)
+            if found is None:
+                continue
+            if found.window is not window:
+                for row in range(len(window.keyframes)):
+                    self.database.add(stored_keyframe(window, row))
+            return replace(found, recovered=True)
+        return None
+
+    def _localize(
+        self, window: Window, last: TrackedFrame, current: FeatureFrame, stored: StoredKeyframe
+    ) -> Localization | None:
+        rows_inside = [row for row, keyframe in enumerate(window.keyframes) if keyframe.id == stored.id]
+        if rows_inside:
+            keyframe = window.keyframes[rows_inside[0]]
+            rows = window.triangulated_in(rows_inside[0])
+            queries = self._matcher.describe(keyframe.features, stored.uv.to(self._matcher.device))
+        else:
+            window, queries = restore_window(
+                stored, current.camera, self._matcher, self._config.corner_sigma_px, window.next_id
+            )
+            rows = torch.arange(len(stored.uv))
+        wide, front_end = self._matcher.wide_baseline, self._front_end
+        matches = front_end.match(rows, queries, current.features, None if wide else stored.uv, None)
+        estimate = front_end.estimate(window, current.camera, matches, None)
+        found = None if estimate is None else Localization(window, matches, estimate)
+        if found is not None and wide:
+            found = front_end.confirm(window, last, current, found.estimate.T_WC, CONFIRMED_INLIER_RATIO)
+        enough = found is not None and int(found.estimate.inlier.sum()) >= self._config.verified_inliers
+        return found if enough else None
 
 
 def stored_keyframe(window: Window, row: int) -> StoredKeyframe:
     """The keyframe in this row of the window, with copies of its triangulated landmarks."""
     keyframe, rows = window.keyframes[row], window.triangulated_in(row)
-    at, _ = window.seen_at(row)
+    at = window.seen_at(row)
     return StoredKeyframe(
         keyframe.id,
         keyframe.stamp_ns,
@@ -110,8 +171,8 @@ def restore_window(
 
 
 def thumbnail(image: Tensor) -> Tensor:
-    """An image (1, H, W) uint8 -> (1200,) float32: small, blurred, independent of brightness and contrast."""
-    small = cv2.resize(np.ascontiguousarray(image[0].cpu().numpy()), _THUMBNAIL, interpolation=cv2.INTER_AREA)
+    """An image (1, H, W) uint8 -> (1200,) float32: 40 x 30 px, blurred, independent of brightness and contrast."""
+    small = cv2.resize(np.ascontiguousarray(image[0].cpu().numpy()), (40, 30), interpolation=cv2.INTER_AREA)
     blurred = torch.from_numpy(cv2.GaussianBlur(small, (0, 0), 1.0).astype(np.float32)).flatten()
     blurred = blurred - blurred.mean()
     return blurred / blurred.norm().clamp_min(1e-6)
@@ -119,5 +180,5 @@ def thumbnail(image: Tensor) -> Tensor:
 
 def is_blank(image: Tensor) -> bool:
     """Whether an image (1, H, W) uint8 has no contrast: dark, covered or empty."""
-    sample = image[0, ::8, ::8].float()
-    return float(sample.std()) < _DARK
+    least = 4.0  # grey levels of standard deviation, which the noise of a dark image stays below
+    return float(image[0, ::8, ::8].float().std()) < least

@@ -265,4 +265,4 @@ class Processor:
                 continue
             pose = np.array([*T_OC[:3, 3], *transforms.quaternion(T_OC[:3, :3])])
             self.pipeline.add_odometry(stamp_ns(message.header.stamp), torch.from_numpy(pose))
-        return self.pipeline.odometry.input.problem or "used"
+        return self.pipeline.odometry.external.problem or "used"

@@ -12,6 +12,7 @@ from imatching_ros.learning.learner import Learner, WeightsUpdate
 from imatching_ros.learning.validation import Verdict
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header
+from imatching_ros.odometry.state import Lost
 from imatching_ros.pipeline import Pipeline
 from imatching_ros.offline.simulation.sequence import simulated_frames
 
@@ -273,13 +274,13 @@ def test_unconfirmed_weights_leave_with_their_validation(frames, make_sample, mo
     if ended_by == "switched off":
         pipeline.set_learning(False)
     else:
-        pipeline.odometry._lost = 1  # as after a frame that could not be located
+        pipeline.odometry.state = Lost()  # as after a frame that could not be located
         for k in range(1, 200):
             stamp_ns = frames[0].stamp_ns + k * 10_000_000
             pipeline.process(dataclasses.replace(frames[k % 2], id=k, stamp_ns=stamp_ns))
             if hash_state(pipeline.matcher.state_dict()) == home:
                 break
-            pipeline.odometry._lost = 1
+            pipeline.odometry.state = Lost()
     assert hash_state(pipeline.matcher.state_dict()) == home
     pipeline.close()
     assert sum(e["event"] == "rollback" for e in events) == 1

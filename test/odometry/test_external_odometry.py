@@ -166,7 +166,7 @@ def test_mono_gets_its_metres_at_the_start(clip):
     assert len(tracked) > 10 and all(o.metric and o.scale == "odometry" for o in tracked)
     assert not outputs[0].metric and outputs[0].scale.startswith("unknown: ")
     assert scale_of(outputs, clip) == pytest.approx(1.0, abs=0.03)
-    assert pipeline.odometry.input.problem == ""
+    assert pipeline.odometry.external.problem == ""
 
 
 def test_metres_are_those_of_the_odometry(clip):
@@ -180,7 +180,7 @@ def test_without_odometry_mono_goes_on_unscaled_and_says_why(clip):
     for a, b in zip(outputs, plain, strict=True):
         assert a.state is b.state and not a.metric and (a.T_WC is None or torch.equal(a.T_WC, b.T_WC))
         assert a.scale == "unknown: no odometry has arrived" and b.scale == "unknown"
-    assert pipeline.odometry.input.problem == "no odometry has arrived"
+    assert pipeline.odometry.external.problem == "no odometry has arrived"
 
 
 def test_scale_that_comes_late_makes_no_jump(clip):
@@ -213,7 +213,7 @@ def test_prediction_needs_no_scale(clip):
     tracked = [o for o in outputs if o.T_WC is not None]
     assert tracked and not any(o.metric for o in outputs) and tracked[-1].scale == "unknown"
     # It is measured all the same, so that its translation can be used.
-    assert pipeline.odometry.input.unit_m == pytest.approx(scale_of(outputs, clip), rel=0.05)
+    assert pipeline.odometry.external.unit_m == pytest.approx(scale_of(outputs, clip), rel=0.05)
 
 
 def test_prediction_bridges_a_change_of_speed(clip):
@@ -245,7 +245,7 @@ def test_wrong_odometry_does_not_break_tracking(clip, matcher):
     _, plain = drive(clip, [], matcher)
     assert [o.state for o in outputs] == [o.state for o in plain]
     assert all(o.state is TrackingState.TRACKING for o in outputs[-6:])
-    assert "contradicts the images" in pipeline.odometry.input.problem
+    assert "contradicts the images" in pipeline.odometry.external.problem
     for a, b in list(zip(outputs, plain))[-3:]:
         assert float((a.T_WC[:3] - b.T_WC[:3]).norm()) < 0.03 * float(b.T_WC[:3].norm())
 
@@ -258,7 +258,7 @@ def test_holes_in_odometry_are_told_and_survived(clip):
         while holed and holed[0][0] <= frame.stamp_ns:
             pipeline.add_odometry(*holed.pop(0))
         outputs.append(pipeline.process(frame))
-        problems.append(pipeline.odometry.input.problem)
+        problems.append(pipeline.odometry.external.problem)
     first = next(k for k, o in enumerate(outputs) if o.T_WC is not None)
     assert all(o.state is TrackingState.TRACKING for o in outputs[first:])
     assert "older than the image" in problems[13] and problems[-1] == ""
@@ -271,8 +271,8 @@ def test_scale_is_put_right_when_the_map_drifts(clip):
     )
     assert outputs[-1].metric
     pipeline.window.rescale(1.2)  # what a drift of scale would have made of it
-    pipeline.odometry._last = replace(
-        pipeline.odometry._last, T_WC=pipeline.window.T_WC[-1].clone(), depth=pipeline.odometry._last.depth * 1.2
+    pipeline.odometry.last = replace(
+        pipeline.odometry.last, T_WC=pipeline.window.T_WC[-1].clone(), depth=pipeline.odometry.last.depth * 1.2
     )
     after = []
     for frame, _ in clip[16:]:
@@ -282,7 +282,7 @@ def test_scale_is_put_right_when_the_map_drifts(clip):
         after.append(pipeline.process(frame))
     assert any(o.is_keyframe for o in after)
     assert math.log(
-        pipeline.odometry.input.measure([k.stamp_ns for k in pipeline.window.keyframes], pipeline.window.T_WC)
+        pipeline.odometry.external.measure([k.stamp_ns for k in pipeline.window.keyframes], pipeline.window.T_WC)
     ) == pytest.approx(0, abs=0.05)
 
 

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from imatching_ros.core import geometry
+from imatching_ros.core.config import Config, walk
+from imatching_ros.core.errors import ConfigError, SourceError
 from imatching_ros.core.types import Frame, ObservationKind, OdometryOutput, TrackingState, WeightsSnapshot
-from imatching_ros.core.errors import SourceError
+from imatching_ros.learning.learner import Learner
+from imatching_ros.matching import create_matcher
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.odometry.odometry import Odometry
-from imatching_ros.pipeline import Pipeline
+from imatching_ros.odometry.state import Cause, Unverified
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
+from imatching_ros.pipeline import Pipeline
 from odometry_scenes import CAMERA, STEP_NS, configure, noisy, rotating, speckle
 
 
@@ -198,7 +202,7 @@ def room() -> list[tuple[Frame, torch.Tensor]]:
 
 
 def after(room, order, **values):
-    """What is said of the frames `order`, of which the first 20 are a walk; how far each pose is from the truth, seen from the last of these."""
+    """Outputs of the frames `order` after the first 20, which are a walk, and the errors of their poses in m, seen from the last of these."""
     _, outputs = drive(
         [replace(room[i][0], id=k, stamp_ns=k * STEP_NS) for k, i in enumerate(order)], matcher="expectation", **values
     )
@@ -236,7 +240,7 @@ def test_after_a_long_time_without_images_a_pose_has_to_be_firm(room):
         pipeline = Pipeline(configure("expectation", odometry__mode="rgbd"))
         for frame, _ in room[:12]:
             pipeline.process(frame)
-        pipeline.odometry._inlier_ratio.usual *= 2.5  # as if two fifths of the usual share agreed
+        pipeline.odometry.front_end.usual_inlier_ratio *= 2.5  # as if two fifths of the usual share agreed
         return pipeline.process(replace(room[12][0], stamp_ns=room[12][0].stamp_ns + round(pause_s * 1e9)))
 
     assert resumed(0.0).state is TrackingState.TRACKING
@@ -256,20 +260,20 @@ def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
     pipeline = Pipeline(configure("expectation", odometry__mode="rgbd"))
     for frame, _ in room[:20]:
         pipeline.process(frame)
-    usual = pipeline.odometry._inlier_ratio.usual
-    pipeline.odometry._inlier_ratio.usual = (
+    usual = pipeline.odometry.front_end.usual_inlier_ratio
+    pipeline.odometry.front_end.usual_inlier_ratio = (
         2.5 * usual
     )  # as if two fifths of the usual share agreed, after a pose far from the way
-    pipeline.odometry._unsure = pipeline.odometry._wild = True
-    reference = pipeline.odometry._zero_motion._reference
+    pipeline.odometry.state = Unverified(cause=Cause.LOW_INLIER_RATIO, mapping_frozen=True)
+    reference = pipeline.odometry.motion.zero_motion.reference
     misses, doubted = int(pipeline.window.landmarks.misses.sum()), []
     for frame, _ in room[20:23]:
         doubted.append(pipeline.process(frame))
     assert all(o.state is TrackingState.UNVERIFIED and not o.is_keyframe for o in doubted)
-    held = pipeline.odometry._zero_motion._reference
+    held = pipeline.odometry.motion.zero_motion.reference
     assert held is None or held is reference, "a camera that stands would be held at a doubtful pose"
     assert pipeline.odometry.tracking_failed and int(pipeline.window.landmarks.misses.sum()) <= misses
-    pipeline.odometry._inlier_ratio.usual = usual
+    pipeline.odometry.front_end.usual_inlier_ratio = usual
     firm = [pipeline.process(frame) for frame, _ in room[23:27]]
     assert (
         all(o.state is TrackingState.TRACKING for o in firm)
@@ -278,7 +282,7 @@ def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
     )
 
 
-def test_weights_answer_only_for_losses_that_began_with_them(room):
+def test_weights_are_blamed_only_for_losses_that_began_with_them(room):
     odometry = Odometry(configure("expectation", odometry__mode="rgbd"), ExpectationMatcher())
     odometry.matcher.weights_version = 1
 
@@ -356,7 +360,7 @@ def test_memory_is_bounded(clip):
     pipeline, outputs = drive(frames, **values)
     assert sum(o.is_keyframe for o in outputs) > 8  # more than the window and the memory hold
     window = pipeline.window
-    assert len(window.keyframes) == 4 and len(pipeline.odometry._database) == 3
+    assert len(window.keyframes) == 4 and len(pipeline.odometry.relocalizer.database) == 3
     assert len(window.landmarks) < 4 * 400 and len(window.observations) < 16 * 400
     assert position_error(outputs[-1], clip[-1][1]) < 0.05
 
@@ -400,3 +404,91 @@ def test_real_sequences(data_folder, name, mode, bound):
     scale = S.sum() / estimate.square().sum() if mode == "mono" else 1.0
     error = (scale * estimate @ (U @ Vt).T - truth).norm(dim=1)
     assert error.square().mean().sqrt() < bound * (truth[1:] - truth[:-1]).norm(dim=1).sum()
+
+
+@pytest.fixture(scope="module")
+def brisk_walk():
+    sequence = SimulatedSequence(kind="clutter", frames=18, seed=1, width=320, height=240, supersample=1, speed_mps=1.2)
+    return [frame for frame, _ in sequence.read()]
+
+
+def test_settings_act_from_the_next_frame_on(brisk_walk):
+    config = configure(odometry__keyframe_parallax=0.002)
+    pipeline = Pipeline(config)
+    for frame in brisk_walk[:12]:
+        assert pipeline.process(frame).state is TrackingState.TRACKING
+    assert len(pipeline.window.keyframes) > 4
+    pipeline.configure(
+        config.with_values(
+            {"odometry.window_keyframes": 4, "odometry.verified_inliers": 1000, "odometry.stored_keyframes": 1}
+        )
+    )
+    after = [pipeline.process(frame) for frame in brisk_walk[12:15]]
+    assert all(o.state is TrackingState.UNVERIFIED and o.T_WC is not None for o in after) and any(
+        o.is_keyframe for o in after
+    )
+    assert len(pipeline.window.keyframes) == 4 and len(pipeline.odometry.relocalizer.database) == 1
+    pipeline.configure(config.with_values({"odometry.min_inliers": 1000}))
+    assert pipeline.process(brisk_walk[15]).state is TrackingState.LOST
+    pipeline.configure(config)
+    assert pipeline.process(brisk_walk[16]).state is TrackingState.TRACKING
+
+
+def test_the_same_settings_change_nothing(brisk_walk):
+    config = configure()
+    one, other = Pipeline(config), Pipeline(config)
+    for frame in brisk_walk:
+        other.configure(Config.from_dict(config.to_dict()))
+        assert torch.equal(one.process(frame).T_WC, other.process(frame).T_WC)
+
+
+def test_a_mono_start_keeps_its_views(brisk_walk):
+    config = configure()
+    pipeline, plain = Pipeline(config), Pipeline(config)
+    states = []
+    for frame in brisk_walk:
+        frame = replace(frame, depth=None)
+        pipeline.configure(config)
+        states.append((pipeline.process(frame).state, plain.process(frame).state))
+    assert states[-1][0] is TrackingState.TRACKING and all(a is b for a, b in states)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("matcher.name", "sift"),
+        ("bundle.kernel", "cauchy"),
+        ("odometry.first_baseline_m", 1.0),
+        ("external_odometry.use", "both"),
+        ("learning.confidence", 0.9),
+        ("seed", 3),
+    ],
+)
+def test_what_cannot_change_is_refused_with_the_reason(brisk_walk, key, value):
+    config = configure()
+    pipeline = Pipeline(config)
+    changed = config.with_values({key: value, "odometry.min_inliers": 30})
+    with pytest.raises(ConfigError, match=f"{key} is .* and cannot become .* while running"):
+        pipeline.configure(changed)
+    assert pipeline.config is config and pipeline.odometry.config is config
+
+
+def test_the_learner_takes_settings_over():
+    config = Config()
+    learner = Learner(create_matcher(config.matcher), config, lambda _: None)
+    learner.configure(config.with_values({"learning.clip_norm": 0.5, "bundle.max_iterations": 7}))
+    assert learner.stepper.config.clip_norm == 0.5 and learner.stepper.bundle.max_iterations == 21
+
+
+def test_most_settings_of_odometry_may_change():
+    may = {path for path, _, meta in walk(Config()) if meta["live"]}
+    odometry = {path for path, _, _ in walk(Config()) if path.startswith("odometry.")}
+    assert odometry - may == {"odometry.mode", "odometry.first_baseline_m"}
+    # What defines the residual that both levels share, and the rules of a validation, stay for the whole run.
+    assert not may & {
+        "bundle.kernel",
+        "bundle.kernel_width",
+        "bundle.precision",
+        "learning.validation_windows",
+        "learning.confidence",
+    }

@@ -1,0 +1,207 @@
+"""The tracking state of odometry: one frozen value, the events that change it, and the table of transitions.
+
+```
+Uninitialized --map--> Tracking <--verified-- Unverified
+                          |  ^--------------------^ |
+                          |  doubted --> Unverified  |
+                          +--no pose--> Lost <-------+
+Lost --verified--> Tracking;  Lost --doubted--> Unverified;  Lost --map--> Tracking (a new map)
+```
+
+A frame whose image is blank changes nothing: it neither supports nor refutes the pose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from ..core.types import TrackingState
+
+# The windows of the frames right after a loss rest on few matches, so the learner does not get them.
+RELOCALIZATION_COOLDOWN = 5  # frames
+
+
+class Cause(Enum):
+    """Why a pose is not verified; the value is the reason that is published."""
+
+    FEW_INLIERS = "only {inliers} matches agree with the pose"
+    LOW_INLIER_RATIO = "found again, but few landmarks are where this pose has them ({inliers} agree)"
+    OCCLUSION = "most landmarks are not found; something may hide the image ({inliers} agree)"
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """What all states have in common.
+
+    Attributes:
+        failing_version: version of the weights in use when tracking began to fail; None while it does not fail. After a gap
+            without images it is None as well, for the weights are not to blame then.
+    """
+
+    published: ClassVar[TrackingState]
+    failing_version: int | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the window may be learned from."""
+        return True
+
+
+@dataclass(frozen=True)
+class Uninitialized(State):
+    """There has been no map yet."""
+
+    published: ClassVar[TrackingState] = TrackingState.UNINITIALIZED
+
+
+@dataclass(frozen=True)
+class Tracking(State):
+    """The last pose is verified: as large a share of the landmarks agrees with it as is usual in this scene."""
+
+    published: ClassVar[TrackingState] = TrackingState.TRACKING
+    relocalization_cooldown: int = 0  # frames for which the window is not learned from
+
+    @property
+    def healthy(self) -> bool:
+        return self.relocalization_cooldown == 0
+
+
+@dataclass(frozen=True)
+class Unverified(State):
+    """There is a pose, but it may be wrong."""
+
+    published: ClassVar[TrackingState] = TrackingState.UNVERIFIED
+    cause: Cause = Cause.FEW_INLIERS
+    relocalization_cooldown: int = 0
+    mapping_frozen: bool = False  # no keyframes: a map that grew from a wrong pose would confirm it ever after
+    gap_covariance_added: bool = False  # the covariance has grown by the motion since the last verified pose
+
+    @property
+    def healthy(self) -> bool:
+        return self.relocalization_cooldown == 0
+
+
+@dataclass(frozen=True)
+class Lost(State):
+    """The last usable image gave no pose."""
+
+    published: ClassVar[TrackingState] = TrackingState.LOST
+    frames_without_pose: int = 1  # usable images in a row
+    mapping_frozen: bool = False  # carried from an unverified pose to the next one
+
+    @property
+    def healthy(self) -> bool:
+        return False
+
+
+# -- events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MapCreated:
+    """The first map, or a new one after a loss, begins with this frame."""
+
+
+@dataclass(frozen=True)
+class PoseVerified:
+    """Attributes: recovered: the pose does not continue the one before, for tracking was lost or interrupted."""
+
+    recovered: bool = False
+    few_inliers: bool = False
+
+
+@dataclass(frozen=True)
+class PoseDoubted:
+    """Attributes: plausible: the camera could have moved so far since the last pose."""
+
+    cause: Cause
+    plausible: bool = True
+
+
+@dataclass(frozen=True)
+class PoseNotFound:
+    pass
+
+
+Event = MapCreated | PoseVerified | PoseDoubted | PoseNotFound
+
+
+@dataclass(frozen=True)
+class Context:
+    """What transitions need of the frame.
+
+    Attributes:
+        weights_version: of the weights that made its features.
+        gap_exceeded: no frame had a pose for so long that the camera may be anywhere.
+    """
+
+    weights_version: int
+    gap_exceeded: bool = False
+
+
+# -- transitions ------------------------------------------------------------------------------------------------------
+
+
+def transition(state: State, event: Event, context: Context) -> State:
+    """The state after a frame.
+
+    Raises:
+        ValueError: the event cannot happen in this state.
+    """
+    match event:
+        case PoseNotFound() if isinstance(state, Uninitialized):
+            return state
+        case PoseNotFound():
+            return Lost(_failing(state, context), frames_without_pose(state) + 1, mapping_frozen(state))
+        case MapCreated() if isinstance(state, Uninitialized):
+            return Tracking()
+        case MapCreated() if isinstance(state, Lost):
+            return Tracking(_failing(state, context), RELOCALIZATION_COOLDOWN)
+        case PoseVerified(recovered, few_inliers) if not isinstance(state, Uninitialized):
+            failing = _failing(state, context) if recovered else None
+            cooldown = RELOCALIZATION_COOLDOWN if recovered else max(0, _cooldown(state) - 1)
+            if few_inliers:
+                return Unverified(failing, Cause.FEW_INLIERS, cooldown)
+            return Tracking(failing, cooldown)
+        case PoseDoubted(cause, plausible) if not isinstance(state, Uninitialized):
+            return Unverified(
+                _failing(state, context),
+                cause,
+                RELOCALIZATION_COOLDOWN,
+                mapping_frozen=cause is Cause.OCCLUSION or not plausible or mapping_frozen(state),
+                gap_covariance_added=cause is Cause.LOW_INLIER_RATIO or gap_covariance_added(state),
+            )
+    raise ValueError(f"{event} cannot happen in the state {state}")
+
+
+def pose_doubted(state: State) -> bool:
+    """Whether the last pose itself is in doubt; one with few inliers is not."""
+    return isinstance(state, Unverified) and state.cause is not Cause.FEW_INLIERS
+
+
+def mapping_frozen(state: State) -> bool:
+    return isinstance(state, (Unverified, Lost)) and state.mapping_frozen
+
+
+def gap_covariance_added(state: State) -> bool:
+    return isinstance(state, Unverified) and state.gap_covariance_added
+
+
+def frames_without_pose(state: State) -> int:
+    return state.frames_without_pose if isinstance(state, Lost) else 0
+
+
+def _failing(state: State, context: Context) -> int | None:
+    """The weights with which the failure began are to blame for it, not those promoted in the meantime."""
+    if context.gap_exceeded:
+        return None
+    return context.weights_version if state.failing_version is None else state.failing_version
+
+
+def _cooldown(state: State) -> int:
+    return state.relocalization_cooldown if isinstance(state, (Tracking, Unverified)) else 0
