@@ -116,7 +116,7 @@ class Pipeline:
         """(stamp_ns, T_WC (7,)) of every keyframe of the run, oldest first, as bundle adjustment last left it."""
         return sorted(self._refined.values(), key=lambda keyframe: keyframe[0])
 
-    def add_odometry(self, stamp_ns: int, T_OC: Tensor) -> None:
+    def add_external_odometry(self, stamp_ns: int, T_OC: Tensor) -> None:
         """A pose (7,) of the camera from external odometry, in any frame that stays; metres. See `external_odometry` in the configuration.
 
         Raises:

@@ -55,33 +55,7 @@ class Diagnostics:
         output_hz = (now.processed - processed) / span if span > 0 else 0.0
         self._last = (t, now.received, now.processed)
         level, text = judge(now, input_hz)
-        values = {
-            "lifecycle": now.lifecycle,
-            "tracking": now.tracking,
-            "scale": now.scale,
-            "metric": now.metric,
-            "input rate [Hz]": f"{input_hz:.1f}",
-            "output rate [Hz]": f"{output_hz:.1f}",
-            "latency [ms]": f"{now.latency_ms:.1f}",
-            "processing [ms]": f"{now.processing_ms:.1f}",
-            "images received": now.received,
-            "images dropped": now.dropped,
-            "images rejected": now.rejected,
-            "images lost": now.lost,
-            "external odometry": now.external_odometry,
-            "memory [MB]": f"{resident_mb():.0f}",
-        }
-        if torch.cuda.is_initialized():
-            values["device memory [MB]"] = f"{torch.cuda.memory_allocated() / 2**20:.0f}"
-        if now.learning is not None:
-            values |= {
-                "learning": now.learning.state,
-                "learning steps": now.learning.step,
-                "promotions": now.learning.promotions,
-                "rollbacks": now.learning.rollbacks,
-                "weights": f"{now.learning.weights_version} ({now.learning.weights_hash})",
-                "learning time [s]": f"{now.learning.busy_s:.1f}",
-            }
+        values = describe(now) | {"input rate [Hz]": f"{input_hz:.1f}", "output rate [Hz]": f"{output_hz:.1f}"}
         status = DiagnosticStatus(
             level=level,
             name=f"{self._node.get_fully_qualified_name()}: odometry",
@@ -92,6 +66,36 @@ class Diagnostics:
         array = DiagnosticArray(status=[status])
         array.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(array)
+
+
+def describe(now: Snapshot) -> dict[str, Any]:
+    """The values of the status, without rates."""
+    values: dict[str, Any] = {
+        "lifecycle": now.lifecycle,
+        "tracking": now.tracking,
+        "scale": now.scale,
+        "metric": now.metric,
+        "latency [ms]": f"{now.latency_ms:.1f}",
+        "processing [ms]": f"{now.processing_ms:.1f}",
+        "images received": now.received,
+        "images dropped": now.dropped,
+        "images rejected": now.rejected,
+        "images lost": now.lost,
+        "external odometry": now.external_odometry,
+        "memory [MB]": f"{resident_mb():.0f}",
+    }
+    if torch.cuda.is_initialized():
+        values["device memory [MB]"] = f"{torch.cuda.memory_allocated() / 2**20:.0f}"
+    if now.learning is not None:
+        values |= {
+            "learning": now.learning.state,
+            "learning steps": now.learning.step,
+            "promotions": now.learning.promotions,
+            "rollbacks": now.learning.rollbacks,
+            "weights": f"{now.learning.weights_version} ({now.learning.weights_hash})",
+            "learning time [s]": f"{now.learning.busy_s:.1f}",
+        }
+    return values
 
 
 def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:

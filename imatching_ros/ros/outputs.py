@@ -59,7 +59,7 @@ TOPICS: dict[str, tuple[type | None, int, str]] = {
     ),
 }
 
-_STATES = {
+STATES = {
     TrackingState.UNINITIALIZED: Status.UNINITIALIZED,
     TrackingState.TRACKING: Status.TRACKING,
     TrackingState.UNVERIFIED: Status.UNVERIFIED,
@@ -162,7 +162,7 @@ class Outputs:
     ) -> None:
         msg = Status(
             header=convert.make_header(output.stamp_ns, camera_frame),
-            state=_STATES[output.state],
+            state=STATES[output.state],
             reason=output.reason,
             mode=self.config.mode,
             metric=bool(output.metric),

@@ -264,5 +264,5 @@ class Processor:
                 self._node.warn_throttled("external odometry", f"external odometry not used: {error}")
                 continue
             pose = np.array([*T_OC[:3, 3], *transforms.quaternion(T_OC[:3, :3])])
-            self.pipeline.add_odometry(stamp_ns(message.header.stamp), torch.from_numpy(pose))
+            self.pipeline.add_external_odometry(stamp_ns(message.header.stamp), torch.from_numpy(pose))
         return self.pipeline.odometry.external.problem or "used"

@@ -9,7 +9,7 @@ examples:
   python -m imatching_ros replay rgbd_dataset_freiburg1_desk --out run --mode mono --learning off
   python -m imatching_ros replay monday.mcap tuesday.mcap --out week --report
   python -m imatching_ros replay run.mcap --out run --groundtruth truth.txt --learning sync --seed 1
-  python -m imatching_ros replay run.mcap --out run --mode mono --odometry-topic /wheel_odometry
+  python -m imatching_ros replay run.mcap --out run --mode mono --external-odometry-topic /wheel_odometry
 """
 
 from __future__ import annotations
@@ -46,18 +46,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_options(parser)
     group = parser.add_argument_group("external odometry")
     group.add_argument(
-        "--odometry",
+        "--external-odometry",
         type=Path,
         metavar="FILE",
         help="poses of the camera, in metres: TUM format. Predicts the motion between "
         "images and gives one camera its scale, unless --set external_odometry.use=... says which",
     )
-    group.add_argument("--odometry-topic", metavar="TOPIC", help="the same from the bag: Odometry, PoseStamped or TF")
+    group.add_argument(
+        "--external-odometry-topic", metavar="TOPIC", help="the same from the bag: Odometry, PoseStamped or TF"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    options = replace(source_options(args), odometry=args.odometry, odometry_topic=args.odometry_topic)
+    options = replace(
+        source_options(args),
+        external_odometry=args.external_odometry,
+        external_odometry_topic=args.external_odometry_topic,
+    )
     config = read_config(args)
     results = []
     for number, path in enumerate(args.sources):
@@ -201,7 +207,7 @@ def _pass_odometry(pipeline: Any, waiting: deque, until_ns: int) -> None:
     """Gives the pipeline what has arrived by the time of an image: up to the first pose that is not older."""
     while waiting:
         stamp_ns, T_OC = waiting.popleft()
-        pipeline.add_odometry(stamp_ns, T_OC)
+        pipeline.add_external_odometry(stamp_ns, T_OC)
         if stamp_ns >= until_ns:
             break
 

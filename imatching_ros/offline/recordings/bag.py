@@ -114,7 +114,7 @@ class BagSource(Source):
         return self._to_frames(read_truth(self._reader, self.topics.truth, self.topics.image))
 
     def odometry(self) -> Trajectory | None:
-        topic = self.options.odometry_topic
+        topic = self.options.external_odometry_topic
         if topic is None:
             return self._to_frames(super().odometry())
         found = read_truth(self._reader, topic, self.topics.image, connected=True)

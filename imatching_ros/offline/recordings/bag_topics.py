@@ -50,7 +50,7 @@ def choose_topics(topics: dict[str, str], options: SourceOptions, name: str) -> 
         (options.depth_topic, IMAGE_TYPES),
         (options.info_topic, (INFO_TYPE,)),
         (options.truth_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage")),
-        (options.odometry_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage")),
+        (options.external_odometry_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage")),
     ):
         if given is not None and topics.get(given) not in types:
             there = f"is a {topics[given]}" if given in topics else "is not there"

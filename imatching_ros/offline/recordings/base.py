@@ -35,8 +35,8 @@ class SourceOptions:
     right_topic: str | None = None
     depth_topic: str | None = None
     truth_topic: str | None = None
-    odometry: Path | None = None  # poses of the camera from elsewhere
-    odometry_topic: str | None = None
+    external_odometry: Path | None = None  # poses of the camera
+    external_odometry_topic: str | None = None
 
 
 class Source(ABC):
@@ -75,11 +75,11 @@ class Source(ABC):
         Raises:
             SourceError: unreadable file, no such topic, or a topic whose frame is not connected to the camera's.
         """
-        if self.options.odometry_topic is not None:
+        if self.options.external_odometry_topic is not None:
             raise SourceError(
-                f"{self.name} is no bag and has no topic {self.options.odometry_topic}; give the odometry as a file"
+                f"{self.name} is no bag and has no topic {self.options.external_odometry_topic}; give the odometry as a file"
             )
-        return None if self.options.odometry is None else read_trajectory(self.options.odometry)
+        return None if self.options.external_odometry is None else read_trajectory(self.options.external_odometry)
 
     @property
     def length(self) -> int | None:

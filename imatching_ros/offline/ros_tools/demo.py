@@ -152,9 +152,10 @@ def save_weights(path: Path, environment: dict[str, str]) -> None:
 def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -> dict[str, Any]:
     """The run's folder from what was recorded; returns its metrics."""
     from ...core.config import Config
+    from ..evaluation.run_writer import RunWriter
     from ..recordings.base import SourceOptions
     from ..recordings.opening import open_source
-    from .record import write_run as write_published_run
+    from .record import add_published
 
     source = open_source(scene, SourceOptions(mode="mono"))
     camera = {
@@ -162,8 +163,11 @@ def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -
         for name in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "baseline_m")
     }
     config = Config().with_values({"matcher.name": args.matcher, "odometry.mode": "mono"})
-    more = {"source": {"path": str(scene), "name": scene.name, "mode": "mono", "camera": camera}}
-    return write_published_run(out / "published", out / "run", config, source.groundtruth(), shift_ns, more=more)
+    more: dict[str, Any] = {"seed": config.seed}
+    more["source"] = {"path": str(scene), "name": scene.name, "mode": "mono", "camera": camera}
+    writer = RunWriter(out / "run", config)
+    more |= add_published(writer, out / "published", shift_ns)
+    return writer.finish(source.groundtruth(), [], more)
 
 
 def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Records topics into a rosbag2 (mcap) as they arrive, for machines without `ros2 bag`. Ends on SIGINT or SIGTERM.
 
-A recording of the node becomes the folder of a run (`write_run`).
+A recording of the node becomes a run (`add_published`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from ...core.config import Config
 from ...core.errors import SourceError
 from ...core.types import Matches, OdometryOutput, TrackingState
 from ...ros import transforms
@@ -33,7 +32,6 @@ from ...ros.convert import read_pose
 from ...ros.convert import stamp_ns as to_ns
 from ...ros.middleware import find_shared
 from ..evaluation.run_writer import RunWriter
-from ..recordings.truth import Trajectory
 from .play import find_type, run_program
 
 
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-# {topic: type} of which the folder of a run is made
+# {topic: type} of which a run is made
 TOPICS = {
     "odom": "nav_msgs/msg/Odometry",
     "imatching/status": "imatching_ros/msg/Status",
@@ -100,80 +98,58 @@ TOPICS = {
 STATES = (TrackingState.UNINITIALIZED, TrackingState.TRACKING, TrackingState.UNVERIFIED, TrackingState.LOST)
 
 
-def write_run(
-    bag: Path,
-    folder: Path,
-    config: Config,
-    truth: Trajectory | None,
-    shift_ns: int = 0,
-    namespace: str = "",
-    T_BC: np.ndarray = transforms.T_BODY_OPTICAL,
-    more: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A recording of the node's topics -> the folder that a replay writes: trajectory.txt, frames.csv, events.jsonl, metrics.json.
-
+def add_published(writer: RunWriter, bag: Path, shift_ns: int = 0) -> dict[str, Any]:
+    """Adds what the node published, frames and events, to a run.
 
     Args:
+        bag: recording of TOPICS; the camera is at the base, whose x axis is the optical axis.
         shift_ns: added to the stamps when the recording was played; subtracted here.
-        T_BC: (4, 4) pose of the camera on the base whose odometry was recorded.
-        more: further entries of metrics.json.
 
     Returns:
-        The metrics.
+        Entries of metrics.json.
 
     Raises:
         SourceError: the node published nothing.
     """
-    messages = read_messages(bag, namespace)
+    messages = read_messages(bag)
     statuses = messages["imatching/status"]
     if not statuses:
         raise SourceError(f"{bag} holds no status of the node; did it receive images and CameraInfo?")
     poses = {to_ns(m.header.stamp): m for m in messages["odom"]}
     matches = {to_ns(m.header.stamp): m for m in messages["imatching/matches"]}
-    writer = RunWriter(folder, config)
     processed = 0
     for number, status in enumerate(statuses):
         if status.frames_processed == processed:  # the image was not used
             continue
         processed = status.frames_processed
         stamp = to_ns(status.header.stamp)
-        writer.add_frame(
-            _output(number, stamp - shift_ns, status, poses.get(stamp), matches.get(stamp), T_BC),
-            status.latency_ms,
-            status.processing_ms,
-        )
+        output = _output(number, stamp - shift_ns, status, poses.get(stamp), matches.get(stamp))
+        writer.add_frame(output, status.latency_ms, status.processing_ms)
     for message in messages["imatching/events"]:
         event = json.loads(message.data)
         if event.get("stamp_ns") is not None:
             event["stamp_ns"] -= shift_ns
         writer.add_event(event)
-    last = statuses[-1]
-    more = {
-        **(more or {}),
-        "frames_dropped": last.frames_dropped,
-        "frames_rejected": last.frames_rejected,
-        "seed": config.seed,
-    }
-    if messages["imatching/learning/status"]:
-        more |= _learning(messages["imatching/learning/status"][-1])
-    return writer.finish(truth, [], more)
+    counts = {"frames_dropped": statuses[-1].frames_dropped, "frames_rejected": statuses[-1].frames_rejected}
+    learning = messages["imatching/learning/status"]
+    return counts | (_learning(learning[-1]) if learning else {})
 
 
-def read_messages(bag: Path, namespace: str = "") -> dict[str, list[Any]]:
+def read_messages(bag: Path) -> dict[str, list[Any]]:
     """All messages of the node's topics, by relative topic name."""
     messages: dict[str, list[Any]] = {name: [] for name in TOPICS}
     with AnyReader([bag], default_typestore=make_typestore()) as reader:
         for connection, _, data in reader.messages():
-            name = connection.topic.removeprefix(namespace).lstrip("/")
+            name = connection.topic.lstrip("/")
             if name in messages:
                 messages[name].append(reader.deserialize(data, connection.msgtype))
     return messages
 
 
-def _output(number: int, stamp_ns: int, status: Any, odometry: Any, matches: Any, T_BC: np.ndarray) -> OdometryOutput:
+def _output(number: int, stamp_ns: int, status: Any, odometry: Any, matches: Any) -> OdometryOutput:
     T_WC = None
     if odometry is not None:
-        T = read_pose(odometry.pose.pose) @ T_BC
+        T = read_pose(odometry.pose.pose) @ transforms.T_BODY_OPTICAL
         T_WC = torch.tensor([*T[:3, 3], *transforms.quaternion(T[:3, :3])], dtype=torch.float64)
     return OdometryOutput(
         number,

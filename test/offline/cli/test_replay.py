@@ -324,7 +324,7 @@ def test_replay_with_odometry_is_metric_in_mono(wall, tmp_path, capsys, file):
         "mono",
         "--quiet",
     ]
-    assert main([*command, *(["--odometry", str(given)] if file else [])]) == 0
+    assert main([*command, *(["--external-odometry", str(given)] if file else [])]) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["metric"] is file and metrics["scale"] == ("odometry" if file else "unknown")
     poses = read_trajectory(tmp_path / "run" / "trajectory.txt")

@@ -349,11 +349,11 @@ def test_odometry_of_the_base_is_carried_to_the_camera(tmp_path):
             bag.transform("/tf", stamp, "odom", "base", 1.0 * k)
             bag.pose("/fused", stamp, 2.0 * k)
     assert open_source(tmp_path / "bag").odometry() is None
-    given = open_source(tmp_path / "bag", SourceOptions(odometry_topic="/tf")).odometry()
+    given = open_source(tmp_path / "bag", SourceOptions(external_odometry_topic="/tf")).odometry()
     np.testing.assert_allclose(given.T_WC[:, 0], 0.3 + np.arange(N))
-    assert open_source(tmp_path / "bag", SourceOptions(odometry_topic="/fused")).odometry().T_WC[3, 0] == 6.0
+    assert open_source(tmp_path / "bag", SourceOptions(external_odometry_topic="/fused")).odometry().T_WC[3, 0] == 6.0
     with pytest.raises(SourceError, match="/wheels is not there"):
-        open_source(tmp_path / "bag", SourceOptions(odometry_topic="/wheels"))
+        open_source(tmp_path / "bag", SourceOptions(external_odometry_topic="/wheels"))
 
 
 def test_odometry_of_a_frame_without_a_transform_is_refused(tmp_path):
@@ -362,7 +362,7 @@ def test_odometry_of_a_frame_without_a_transform_is_refused(tmp_path):
             bag.info("/camera_info", (k + 1) * STEP)
             bag.image("/image", (k + 1) * STEP, grey(k))
             bag.odometry("/wheels", (k + 1) * STEP, "base", 1.0 * k)
-    source = open_source(tmp_path / "bag", SourceOptions(odometry_topic="/wheels"))
+    source = open_source(tmp_path / "bag", SourceOptions(external_odometry_topic="/wheels"))
     with pytest.raises(
         SourceError,
         match="poses of 'base', and no static transform of the bag connects it to the camera's frame 'camera'",

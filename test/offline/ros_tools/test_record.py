@@ -9,7 +9,8 @@ from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from imatching_ros.core.config import Config
-from imatching_ros.offline.ros_tools.record import make_typestore, write_run
+from imatching_ros.offline.evaluation.run_writer import RunWriter
+from imatching_ros.offline.ros_tools.record import add_published, make_typestore
 
 pytestmark = pytest.mark.ros
 
@@ -21,5 +22,6 @@ def test_an_image_that_was_not_used_is_no_frame(tmp_path):
             status = Status(state=Status.LOST, mode="mono", frames_processed=processed, frames_rejected=rejected)
             status.header.stamp = make_stamp(k * 10**9)
             writer.write(connection, k * 10**9, serialize_message(status))
-    metrics = write_run(tmp_path / "bag", tmp_path / "run", Config(), None)
+    writer = RunWriter(tmp_path / "run", Config())
+    metrics = writer.finish(None, [], add_published(writer, tmp_path / "bag"))
     assert (metrics["frames"], metrics["lost_frames"], metrics["frames_rejected"]) == (3, 3, 2)
