@@ -1,10 +1,9 @@
-"""Spoilt input: whatever learning makes of it, the weights it leaves behind must not be worse on a clean probe."""
+"""Corrupted input: whatever is learned from it, the weights must not become worse on a clean scene."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,23 @@ from ...core.errors import ConfigError
 from ...matching import create_matcher
 from ..recordings.base import SourceOptions
 from ..recordings.opening import open_source
+from .learning_comparison import CellStore, ComparisonPlan
 from .learning_runs import learn_in_turn, save_weights, score_weights
-from .learning_scenes import CLEAN, CLEAN_ROTATION, CLEAN_STILL, FULL, QUICK, RenderedScene, divide, render_scene
+from .learning_scenes import (
+    CLEAN,
+    CLEAN_ROTATION,
+    CLEAN_STILL,
+    FULL,
+    QUICK,
+    Division,
+    RenderedScene,
+    divide,
+    render_scene,
+)
 
 
 def wrong_focal_length(frames: list[Frame]) -> list[Frame]:
-    """The calibration says 20 % more than is true."""
+    """The focal length of the calibration is 20 % too large."""
     return [replace(f, camera=replace(f.camera, fx=1.2 * f.camera.fx, fy=1.2 * f.camera.fy)) for f in frames]
 
 
@@ -31,13 +41,13 @@ def moving_object(frames: list[Frame]) -> list[Frame]:
     h, w = 2 * height // 5, 2 * width // 5
     coarse = torch.randint(30, 226, (1, 1, h // 6, w // 6), generator=torch.Generator().manual_seed(0)).float()
     texture = torch.nn.functional.interpolate(coarse, (h, w), mode="bilinear")[0].byte()
-    spoilt = []
+    corrupted = []
     for k, frame in enumerate(frames):
         x = int((width - w) * (0.5 + 0.5 * torch.sin(torch.tensor(k / 8.0))))
         image = frame.image.clone()
         image[:, height // 3 : height // 3 + h, x : x + w] = texture
-        spoilt.append(replace(frame, image=image))
-    return spoilt
+        corrupted.append(replace(frame, image=image))
+    return corrupted
 
 
 def out_of_order(frames: list[Frame]) -> list[Frame]:
@@ -53,13 +63,13 @@ def out_of_order(frames: list[Frame]) -> list[Frame]:
 
 def repeated_texture(frames: list[Frame]) -> list[Frame]:
     """The middle of every image, eight times side by side: every corner has seven twins."""
-    spoilt = []
+    corrupted = []
     for frame in frames:
         _, height, width = frame.image.shape
         h, w = height // 2, width // 4
         tile = frame.image[:, height // 4 : height // 4 + h, 3 * width // 8 : 3 * width // 8 + w]
-        spoilt.append(replace(frame, image=tile.repeat(1, 2, 4)[:, :height, :width].contiguous()))
-    return spoilt
+        corrupted.append(replace(frame, image=tile.repeat(1, 2, 4)[:, :height, :width].contiguous()))
+    return corrupted
 
 
 def black_frames(frames: list[Frame]) -> list[Frame]:
@@ -67,7 +77,7 @@ def black_frames(frames: list[Frame]) -> list[Frame]:
     return [replace(f, image=torch.zeros_like(f.image)) if k % 3 == 2 else f for k, f in enumerate(frames)]
 
 
-POISONS: dict[str, Callable[[list[Frame]], list[Frame]]] = {
+CORRUPTIONS: dict[str, Callable[[list[Frame]], list[Frame]]] = {
     "wrong_focal_length": wrong_focal_length,
     "moving_object": moving_object,
     "out_of_order": out_of_order,
@@ -77,58 +87,49 @@ POISONS: dict[str, Callable[[list[Frame]], list[Frame]]] = {
 MOTIONS = {"pure_rotation": CLEAN_ROTATION, "still": CLEAN_STILL}
 
 
-def poison_cells(
-    out: Path, config: Config, quick: bool, pairs: int, keep: Callable[..., dict[str, Any]], chosen: Sequence[str] = ()
-) -> Iterator[dict[str, Any]]:
-    """One cell per poison, guarded and not, besides the frozen weights; all scored on the clean scene's unseen part.
+def corrupted_input_cells(config: Config, plan: ComparisonPlan, chosen: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """One cell per corruption, guarded and not, besides the frozen weights; all scored on the clean scene's unseen part.
 
     Args:
-        chosen: names out of `POISONS` and `MOTIONS`, or `clean`; all when empty.
+        chosen: names out of `CORRUPTIONS` and `MOTIONS`, or `clean`; all when empty.
 
     Raises:
         ConfigError: a name that is none of these.
     """
-    known = ("clean", *POISONS, *MOTIONS)
+    known = ("clean", *CORRUPTIONS, *MOTIONS)
     unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise ConfigError(f"'{unknown[0]}' is no poison; known are {', '.join(known)}")
-    chosen = chosen or known
-    extent = QUICK if quick else FULL
+        raise ConfigError(f"'{unknown[0]}' is no corruption of the input; known are {', '.join(known)}")
     config = config.with_values({"odometry.mode": "mono"})
-
-    def recording(name: str, scene: Any) -> Any:
-        return open_source(render_scene(name, scene, extent, out / "scenes"), SourceOptions())
-
-    clean = divide(recording("clean", CLEAN), extent.learning_frames, mono=True)
+    store = CellStore(plan)
+    clean = _divided_scene("clean", CLEAN, plan)
 
     def cell(name: str, variant: str, frames: Callable[[], list[Frame]]) -> dict[str, Any]:
         settings = config.with_values({"learning.guard": variant == "guarded"})
 
         def work(weights: Path) -> dict[str, Any]:
             if variant == "frozen":
-                matcher, told = create_matcher(settings.matcher), {"steps": 0}
+                matcher, counters = create_matcher(settings.matcher), {"steps": 0}
             else:
-                matcher, told = learn_in_turn(settings, [frames()])
-            return {
-                "learning": told,
-                "hash": save_weights(weights, matcher, told),
-                **score_weights(matcher, settings, clean, pairs),
-            }
+                matcher, counters = learn_in_turn(settings, [frames()])
+            digest = save_weights(weights, matcher, counters)
+            return {"learning": counters, "hash": digest, **score_weights(matcher, settings, clean, plan.pairs)}
 
-        return keep(name, "repeated" if variant != "frozen" else "-", variant, settings, work)
-
-    def spoilt(spoil: Callable[[list[Frame]], list[Frame]]) -> list[Frame]:
-        return spoil(list(clean.learning))
+        return store.get((name, "repeated" if variant != "frozen" else "-", variant), settings, work)
 
     yield cell("clean", "frozen", list)
-    for name in [n for n in ("clean", *POISONS) if n in chosen]:
-        spoil = POISONS.get(name, list)
+    for name in [n for n in known if not chosen or n in chosen]:
         for variant in ("guarded", "unguarded"):
-            yield cell(name, variant, partial(spoilt, spoil))
+            yield cell(name, variant, lambda: _learning_frames(name, clean, plan))
 
-    def learning_part(name: str, scene: RenderedScene) -> list[Frame]:
-        return list(divide(recording(name, scene), extent.learning_frames, True).learning)
 
-    for name, scene in [(n, s) for n, s in MOTIONS.items() if n in chosen]:
-        for variant in ("guarded", "unguarded"):
-            yield cell(name, variant, partial(learning_part, name, scene))
+def _learning_frames(name: str, clean: Division, plan: ComparisonPlan) -> list[Frame]:
+    if name in MOTIONS:
+        return list(_divided_scene(name, MOTIONS[name], plan).learning)
+    return CORRUPTIONS.get(name, list)(list(clean.learning))
+
+
+def _divided_scene(name: str, scene: RenderedScene, plan: ComparisonPlan) -> Division:
+    extent = QUICK if plan.quick else FULL
+    whole = open_source(render_scene(name, scene, extent, plan.out / "scenes"), SourceOptions())
+    return divide(whole, extent.learning_frames, mono=True)

@@ -13,14 +13,14 @@ import numpy as np
 from ...core.types import plain
 from .retention import summarise_retention
 
-HEALTHY_MMA = 0.10  # sources whose frozen MMA at 1 px is lower say nothing about a ratio
+HEALTHY_MMA = 0.10  # sources whose frozen MMA at 1 px is lower make no meaningful ratio
 Rows = list[list[str]]
 
 
 def write_report(out: Path, cells: list[dict[str, Any]], kind: str = "comparison") -> str:
-    """Writes table.txt, comparison.json and index.html of a `comparison`, `poison` or `retention` into `out`; returns the table."""
+    """Writes table.txt, comparison.json and index.html of a `comparison`, `corrupted_input` or `retention`; returns the table."""
     head, rows = _rows(cells)
-    summary = {"comparison": summarise, "retention": summarise_retention, "poison": lambda _: []}[kind](cells)
+    summary = {"comparison": summarise, "retention": summarise_retention, "corrupted_input": lambda _: []}[kind](cells)
     text = "\n".join([format_table(head, rows), "", *summary])
     (out / "table.txt").write_text(text + "\n")
     (out / "comparison.json").write_text(json.dumps(plain({"cells": cells, "summary": summary}), indent=1) + "\n")
@@ -126,7 +126,7 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
         )
         if not used:
             lines.append(
-                f"{regime}: no gain can be told; " + (told or "nothing was adapted: add adapted to --variants")
+                f"{regime}: the gain is unknown; " + (told or "nothing was adapted: add adapted to --variants")
             )
             continue
         total = sum(sums["frozen"])
@@ -238,11 +238,11 @@ def _curves(cells: list[dict[str, Any]]) -> str:
 def _page(head: list[str], rows: Rows, summary: list[str], curves: str, kind: str) -> str:
     title, note = {
         "comparison": (
-            "Frozen against adapted",
+            "Frozen vs. adapted",
             "Scored on the unseen part of every source, after a gap of 10 frames, with learning off. "
             "Live and repeated runs are never mixed.",
         ),
-        "poison": ("Learning from spoilt input", "Scored on a clean probe that learning never saw."),
+        "corrupted_input": ("Learning from corrupted input", "Scored on a clean scene that learning never saw."),
         "retention": (
             "Learning at one place after another",
             "Learned on A (the source named), then on B. Scored on the unseen part of A, with learning off.",

@@ -84,7 +84,7 @@ TUNING = {
     "tuning_fog": RenderedScene("room", 103, "fog"),
     "tuning_none": RenderedScene("corridor", 104, "none"),
 }
-# Seen by a healthy camera; the probe on which poisoned learning must not have become worse.
+# Seen by a healthy camera: what was learned from corrupted input must not be worse here.
 CLEAN = RenderedScene("clutter", 916, "none")
 CLEAN_STILL = RenderedScene("clutter", 916, "none", "still")
 CLEAN_ROTATION = RenderedScene("clutter", 916, "none", "pure_rotation")

@@ -2,50 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...core.config import Config
 from ...matching import create_matcher
+from .learning_comparison import CellStore, ComparedSource, ComparisonPlan
 from .learning_runs import learn_in_turn, save_weights, score_weights
 from .learning_scenes import Division
 
 
 def retention_cells(
-    first: tuple[str, Division],
-    second: tuple[str, Division],
-    config: Config,
-    pairs: int,
-    keep: Callable[..., dict[str, Any]],
+    first: ComparedSource, second: ComparedSource, config: Config, plan: ComparisonPlan
 ) -> Iterator[dict[str, Any]]:
     """Frozen weights, those after A and those after A and then B, guarded and not; all scored on the unseen part of A.
 
     One learner lives through both places, with its replay buffer, as on a robot that drives on.
     """
-    (name, place), (_, later) = first, second
+    store = CellStore(plan, recording=first.recording, then=[second.name, second.recording])
 
     def cell(variant: str, guard: bool, *parts: Division) -> dict[str, Any]:
         settings = config.with_values({"learning.guard": guard})
 
         def work(weights: Path) -> dict[str, Any]:
-            matcher, told = (
-                learn_in_turn(settings, [part.learning for part in parts])
-                if parts
-                else (create_matcher(settings.matcher), {"steps": 0})
-            )
+            if parts:
+                matcher, counters = learn_in_turn(settings, [part.learning for part in parts])
+            else:
+                matcher, counters = create_matcher(settings.matcher), {"steps": 0}
+            digest = save_weights(weights, matcher, counters)
             return {
-                "learning": told,
-                "hash": save_weights(weights, matcher, told),
-                **score_weights(matcher, settings, place, pairs),
+                "learning": counters,
+                "hash": digest,
+                **score_weights(matcher, settings, first.division, plan.pairs),
             }
 
-        return keep(name, "repeated" if parts else "-", variant, settings, work)
+        return store.get((first.name, "repeated" if parts else "-", variant), settings, work)
 
     yield cell("frozen", True)
     for guard, tag in ((True, ""), (False, " unguarded")):
-        yield cell(f"A{tag}", guard, place)
-        yield cell(f"A+B{tag}", guard, place, later)
+        yield cell(f"A{tag}", guard, first.division)
+        yield cell(f"A+B{tag}", guard, first.division, second.division)
 
 
 def summarise_retention(cells: list[dict[str, Any]]) -> list[str]:
@@ -59,7 +56,7 @@ def summarise_retention(cells: list[dict[str, Any]]) -> list[str]:
         if any(
             found[f"{place}{tag}", seed]["matching"]["1"]["mma"] is None for place in ("A", "A+B") for seed in seeds
         ):
-            lines.append(f"retention{tag}: not to be told; without depth truth there is no MMA on A")
+            lines.append(f"retention{tag}: unknown, since without depth truth there is no MMA on A")
             continue
 
         def total(variant: str, px: str) -> float:

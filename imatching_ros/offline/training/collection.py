@@ -17,7 +17,7 @@ from ...matching import create_matcher
 from ...odometry.odometry import Odometry
 from ...learning.sample import next_sample
 from ..recordings.base import Source
-from ..recordings.identity import identify
+from ..recordings.base import identify
 from .stored_windows import write_json, write_window
 
 DONE = "recording.json"

@@ -19,7 +19,7 @@ from ...matching import create_matcher
 from ...matching.weights import hash_state, write_weights
 from ...core.types import plain
 from ..recordings.base import SourceOptions
-from ..recordings.identity import identify
+from ..recordings.base import identify
 from ..recordings.opening import open_source
 from .collection import Recording, collect, hold_back, read_recording
 from .judgement import Judgement, judge_windows

@@ -1,9 +1,8 @@
-"""The comparison of frozen and adapted weights: parts of a recording, saved cells, sums, spoilt input, the oracle's truth."""
+"""The comparison of frozen and adapted weights: parts of a recording, saved cells, sums, corrupted input, the oracle's truth."""
 
-import argparse
 import json
 import shutil
-from functools import partial
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +12,11 @@ import torch
 from imatching_ros.core import geometry
 from imatching_ros.__main__ import main
 from imatching_ros.camera.model import Camera
-from imatching_ros.offline.cli.compare import _keep
 from imatching_ros.core.config import BundleConfig, Config, LearningConfig
 from imatching_ros.core.types import Frame
 from imatching_ros.core.errors import ConfigError
 from imatching_ros.offline.experiments import corrupted_input
+from imatching_ros.offline.experiments.learning_comparison import CellStore, ComparisonPlan
 from imatching_ros.offline.experiments.learning_runs import describe, learn_in_turn, learn_live, learn_offline
 from imatching_ros.offline.experiments.learning_report import summarise, write_report
 from imatching_ros.offline.experiments.learning_scenes import GAP_FRAMES, SCENES, TUNING, divide
@@ -43,7 +42,7 @@ class Wall(Source):
         super().__init__()
         self.count = count
 
-    def window_loss(self):
+    def read(self):
         for k in range(self.count):
             image = torch.full((1, 64, 96), k, dtype=torch.uint8)
             yield Frame(k, 10**8 * (k + 1), image, CAMERA, torch.full((64, 96), 2.0))
@@ -103,30 +102,28 @@ def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path
         calls.append(weights)
         return {"value": float("nan"), "learning": {}}
 
-    config, asked = Config(), argparse.Namespace(out=tmp_path, pairs=40, quick=False, mode="mono", passes=2)
+    config, plan = Config(), ComparisonPlan(tmp_path, pairs=40, quick=False, mode="mono", passes=2)
+
+    def get(plan, regime="repeated", config=config, **more):
+        return CellStore(plan, **more).get(("fog", regime, "adapted"), config, work)
+
     for settings in (config, config, config.with_values({"learning.learning_rate": 1e-5})):
-        result = _keep(asked)("fog", "live", "adapted", settings, work)
-        assert result["value"] is None  # not a number has no place in JSON
+        assert get(plan, config=settings)["value"] is None  # not a number has no place in JSON
     assert len(calls) == 2
-    keep = partial(work_out, work=work, config=config)
-    for count, changed in (
-        (3, {}),
-        (3, {"passes": 3}),
-        (4, {"pairs": 10}),
-        (5, {"quick": True}),
-        (6, {"then": "dark_noise"}),
+    get(plan)
+    for count, plan in (
+        (4, replace(plan, passes=3)),
+        (5, replace(plan, pairs=10)),
+        (6, replace(plan, quick=True)),
     ):
-        keep(
-            argparse.Namespace(**{**vars(asked), **{k: v for k, v in changed.items() if k != "then"}}),
-            changed.get("then"),
-        )
-        assert len(calls) == count, changed
-    keep(asked, None, config=config.with_values({"bundle.kernel": "cauchy"}))
+        get(plan)
+        assert len(calls) == count, plan
+    get(plan, then="dark_noise")
+    get(plan, then="dark_noise")
     assert len(calls) == 7
-
-
-def work_out(asked, then, config, work):
-    return _keep(asked, **({} if then is None else {"then": then}))("fog", "live", "adapted", config, work)
+    for passes in (2, 3):  # one live pass whatever is said of repeated ones
+        get(replace(plan, passes=passes), "live")
+    assert len(calls) == 8
 
 
 def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
@@ -144,7 +141,7 @@ def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
 
 
 @pytest.mark.parametrize(
-    ("cells", "says"),
+    ("cells", "reason"),
     [
         (
             [cell("adapted", 0.3), cell("control", 0.24)],
@@ -155,9 +152,9 @@ def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
         ([cell("frozen", 0.09), cell("adapted", 0.3)], "fog left out, since the frozen MMA at 1 px is below 0.1"),
     ],
 )
-def test_what_a_summary_lacks_is_said(cells, says):
+def test_what_a_summary_lacks_is_named(cells, reason):
     line = summarise(cells)[0]
-    assert line.startswith("repeated: no gain can be told; ") and line.endswith(says)
+    assert line.startswith("repeated: the gain is unknown; ") and line.endswith(reason)
 
 
 def test_without_mma_a_summary_says_what_there_is():
@@ -181,7 +178,7 @@ def test_gain_without_a_control_is_not_claimed():
     assert "claimed" not in line and "+50.0 % over frozen alone" in line and "add control to --variants" in line
 
 
-def test_losses_are_told():
+def test_losses_are_reported():
     (line,) = summarise([cell("frozen", 0.2, ate=0.1), cell("adapted", 0.1, ate=0.13), cell("control", 0.2)])
     assert "claimed -50.0 %" in line and "largest loss at 3 px 0.200" in line and "ATE +30 %" in line
 
@@ -195,8 +192,8 @@ def test_report_has_table_page_and_numbers(tmp_path):
     assert "<svg" in page and "0.350+-0.071" in page
 
 
-@pytest.mark.parametrize("name", corrupted_input.POISONS)
-def test_poison_changes_what_it_should_and_nothing_else(name):
+@pytest.mark.parametrize("name", corrupted_input.CORRUPTIONS)
+def test_corruption_changes_what_it_should_and_nothing_else(name):
     frames = [
         Frame(
             k,
@@ -206,15 +203,15 @@ def test_poison_changes_what_it_should_and_nothing_else(name):
         )
         for k in range(12)
     ]
-    spoilt = corrupted_input.POISONS[name](frames)
-    assert [f.stamp_ns for f in spoilt] == [f.stamp_ns for f in frames]
-    assert all(f.image.shape == g.image.shape for f, g in zip(frames, spoilt))
-    changed_camera = any(f.camera != g.camera for f, g in zip(frames, spoilt))
-    changed_image = any(not torch.equal(f.image, g.image) for f, g in zip(frames, spoilt))
+    corrupted = corrupted_input.CORRUPTIONS[name](frames)
+    assert [f.stamp_ns for f in corrupted] == [f.stamp_ns for f in frames]
+    assert all(f.image.shape == g.image.shape for f, g in zip(frames, corrupted))
+    changed_camera = any(f.camera != g.camera for f, g in zip(frames, corrupted))
+    changed_image = any(not torch.equal(f.image, g.image) for f, g in zip(frames, corrupted))
     assert changed_camera == (name == "wrong_focal_length") and changed_image != changed_camera
 
 
-def test_oracle_knows_where_landmarks_truly_are(make_sample_of_wall):
+def test_oracle_places_landmarks_where_landmarks_truly_are(make_sample_of_wall):
     sample, points = make_sample_of_wall
     oracle = Oracle(Wall(), {10**8 * (k + 1): k for k in sample.keyframe_ids})
     assert oracle.knows(sample)
@@ -341,9 +338,9 @@ def test_control_begins_anew_and_its_steps_belong_to_its_cell(tmp_path, monkeypa
     (tmp_path / "control").mkdir()
     (tmp_path / "control/checkpoint.safetensors").write_bytes(b"of another control")
     assert learn_offline(config, 1, tmp_path, (64, 96))[1]["steps"] == 1
-    asked = argparse.Namespace(out=tmp_path, pairs=40, quick=False, mode="mono", passes=2)
+    store = CellStore(ComparisonPlan(tmp_path, pairs=40, quick=False, mode="mono", passes=2))
     for value, steps in ((1, 10), (2, 10), (3, 11)):
-        found = _keep(asked)("fog", "live", "control", config, lambda weights, v=value: {"value": v}, steps=steps)
+        found = store.get(("fog", "live", "control"), config, lambda weights, v=value: {"value": v}, steps=steps)
         assert found["value"] == (1 if steps == 10 else 3)
 
 
@@ -353,9 +350,9 @@ def test_how_to_learn_is_the_regimes_to_say(tmp_path):
         main(["compare", "fog", "--learning", "sync", "--out", str(tmp_path)])
 
 
-def test_poison_runs_every_seed(tmp_path, monkeypatch):
+def test_corrupted_input_runs_every_seed(tmp_path, monkeypatch):
     """Whole runs take minutes; only what they would be asked is looked at."""
     seeds = []
-    monkeypatch.setattr(corrupted_input, "poison_cells", lambda out, config, *more: seeds.append(config.seed) or [])
-    assert main(["compare", "--poison", "--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(corrupted_input, "corrupted_input_cells", lambda config, *more: seeds.append(config.seed) or [])
+    assert main(["compare", "--corrupted-input", "--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
     assert seeds == [0, 1, 2]

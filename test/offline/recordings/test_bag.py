@@ -11,7 +11,7 @@ from rosbags.typesys import Stores, get_typestore
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.errors import CameraError, SourceError
 from imatching_ros.offline.recordings.base import SourceOptions
-from imatching_ros.offline.recordings.identity import identify
+from imatching_ros.offline.recordings.base import identify
 from imatching_ros.offline.recordings.opening import open_source
 
 H, W, N = 48, 64, 6
