@@ -11,7 +11,7 @@ import pytest
 import torch
 from known_pairs import as_float
 
-from imatching_ros.offline.cli.match_eval import make_contestant
+from imatching_ros.offline.cli.match_eval import make_pair_matcher
 from imatching_ros.core.config import MatcherConfig
 from imatching_ros.core.errors import ConfigError, MatcherError
 from imatching_ros.matching import create_matcher
@@ -56,7 +56,7 @@ def matcher(site, monkeypatch):
 
 
 def test_it_is_found_by_its_entry_point_only(matcher, pair, monkeypatch, tmp_path):
-    assert type(matcher).__module__ == "my_matcher" and make_contestant("patch").matcher.name == "patch"
+    assert type(matcher).__module__ == "my_matcher" and make_pair_matcher("patch").matcher.name == "patch"
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="'patch', expected one of"):
         create_matcher(MatcherConfig(name="patch"))

@@ -3,7 +3,7 @@
 A matcher is NAME or NAME:WEIGHTS, where NAME is expectation, regression, klt, sift, an installed one, or one of the references at
 their best: klt-chained (followed from frame to frame), sift-corners (descriptors at the common queries and at the corners of the
 other image) and sift-own (its own keypoints, within the same budget; its figures count right matches per common query).
-All get the same 512 Shi-Tomasi corners; a missing match counts as wrong; points hidden in the other image are not asked.
+All get the same 512 Shi-Tomasi corners; a missing match counts as wrong; points hidden in the other image do not count.
 
 examples:
   python -m imatching_ros match-eval my_sequence/ --out figures
@@ -68,16 +68,15 @@ def run(args: argparse.Namespace) -> int:
         )
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
-    contestants_of = [(name, make_contestant) for name in args.matcher or DEFAULT]
     results: list[dict[str, Any]] = []
     interrupted = False
     for path in args.sources:
         source = open_source(path, source_options(args))
-        contestants = [make(name, args.device) for name, make in contestants_of]
+        matchers = [make_pair_matcher(name, args.device) for name in args.matcher or DEFAULT]
         total = count_pairs(source, gaps, args.pairs)
         with Progress(f"match-eval {source.name}", total, "pairs", quiet=args.quiet) as progress:
             try:
-                results += evaluate(contestants, source, gaps, args.pairs, args.seed, not args.no_pose, progress.update)
+                results += evaluate(matchers, source, gaps, args.pairs, args.seed, not args.no_pose, progress.update)
             except KeyboardInterrupt:
                 interrupted = True
                 break
@@ -87,19 +86,21 @@ def run(args: argparse.Namespace) -> int:
             from ..evaluation.match_images import write_match_images
 
             source = open_source(args.sources[0], source_options(args))
-            write_match_images(args.out, [make(name, args.device) for name, make in contestants_of], source, gaps)
+            write_match_images(
+                args.out, [make_pair_matcher(name, args.device) for name in args.matcher or DEFAULT], source, gaps
+            )
     print(json.dumps(results, indent=2) if args.json else table(results))
     return 130 if interrupted else 0
 
 
-def make_contestant(text: str, device: str = "cpu") -> Any:
-    """NAME[:WEIGHTS] -> a contestant.
+def make_pair_matcher(text: str, device: str = "cpu") -> Any:
+    """NAME[:WEIGHTS] -> a matcher.
 
     Raises:
         ConfigError, WeightsError: no such matcher, or weights that do not fit.
     """
     from ...core.config import MatcherConfig
-    from ..evaluation.baselines import Chained, Contestant, OwnKeypoints, SiftCorners
+    from ..evaluation.baselines import Chained, PairMatcher, OwnKeypoints, SiftCorners
     from ..evaluation.pairs import QUERIES
     from ...matching import create_matcher
 
@@ -108,7 +109,7 @@ def make_contestant(text: str, device: str = "cpu") -> Any:
         "klt-chained": (Chained, "klt"),
         "sift-own": (OwnKeypoints, "sift"),
         "sift-corners": (SiftCorners, "sift"),
-    }.get(name, (Contestant, name))
+    }.get(name, (PairMatcher, name))
     matcher = create_matcher(MatcherConfig(name=base, weights=weights or "default", device=device))
     return kind(text, matcher, QUERIES) if kind is OwnKeypoints else kind(text, matcher)
 

@@ -17,8 +17,8 @@ from .pairs import sample_queries
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a contestant says of a pair."""
+class PairMatches:
+    """The matches of a pair of frames."""
 
     uv_i: Tensor  # (N, 2) float32 raw px, the queries; its own in `OwnKeypoints`
     uv_j: Tensor  # (N, 2) float32 raw px
@@ -27,7 +27,7 @@ class Answer:
     match_ms: float
 
 
-class Contestant:
+class PairMatcher:
     """Matches queries of the first frame directly in the last one.
 
     Attributes:
@@ -41,13 +41,13 @@ class Contestant:
         self.features_ms: list[float] = []
         self._cache: dict[int, Features] = {}
 
-    def answer(self, frames: Sequence[Frame], uv: Tensor) -> Answer:
+    def match(self, frames: Sequence[Frame], uv: Tensor) -> PairMatches:
         """Queries (N, 2) raw px of frames[0] in frames[-1]; the frames between are those of the sequence."""
         first, last = self.features(frames[0]), self.features(frames[-1])
         start = time.perf_counter()
         found = self.matcher.estimate(self.matcher.describe(first, uv.to(self.matcher.device)), [last])
         uv_j, score, sigma = (x[0].float().cpu() for x in (found.uv, found.score, found.sigma_px))
-        return Answer(uv, uv_j, score, sigma, (time.perf_counter() - start) * 1e3)
+        return PairMatches(uv, uv_j, score, sigma, (time.perf_counter() - start) * 1e3)
 
     def features(self, frame: Frame) -> Features:
         """The features of a frame, computed once."""
@@ -62,21 +62,21 @@ class Contestant:
         self._cache = {k: v for k, v in self._cache.items() if k >= before}
 
 
-class Chained(Contestant):
+class Chained(PairMatcher):
     """Follows the queries from each frame to the next; a point lost once stays lost."""
 
-    def answer(self, frames: Sequence[Frame], uv: Tensor) -> Answer:
+    def match(self, frames: Sequence[Frame], uv: Tensor) -> PairMatches:
         start = sum(self.features_ms)
         clock = time.perf_counter()
         here, score, variance = uv, torch.ones(len(uv)), torch.zeros(len(uv))
         for a, b in zip(frames, frames[1:]):
-            step = super().answer([a, b], here)
+            step = super().match([a, b], here)
             here, score, variance = step.uv_j, score * step.score, variance + step.sigma_px**2
         spent = (time.perf_counter() - clock) * 1e3 - (sum(self.features_ms) - start)
-        return Answer(uv, here, score, variance.sqrt(), spent)
+        return PairMatches(uv, here, score, variance.sqrt(), spent)
 
 
-class OwnKeypoints(Contestant):
+class OwnKeypoints(PairMatcher):
     """SIFT at its own strongest keypoints, as many as the others get queries."""
 
     own_queries = True
@@ -86,15 +86,15 @@ class OwnKeypoints(Contestant):
         self._detector = cv2.SIFT_create(nfeatures=budget)
         self._budget = budget
 
-    def answer(self, frames: Sequence[Frame], uv: Tensor) -> Answer:
+    def match(self, frames: Sequence[Frame], uv: Tensor) -> PairMatches:
         keypoints = self._detector.detect(as_grey(frames[0].image)[0].numpy(), None)
         strongest = sorted(keypoints, key=lambda k: -k.response)
         # One keypoint with two orientations is one place.
         places = list(dict.fromkeys(k.pt for k in strongest))[: self._budget]
-        return super().answer(frames, torch.tensor(places, dtype=torch.float32).reshape(-1, 2))
+        return super().match(frames, torch.tensor(places, dtype=torch.float32).reshape(-1, 2))
 
 
-class SiftCorners(Contestant):
+class SiftCorners(PairMatcher):
     """SIFT descriptors at the common queries, matched to those at the corners of the other image: ratio test and mutual best.
 
     Upright, at one size: between neighbouring frames this loses nothing, and a corner need not be a blob to be described. Size
@@ -110,7 +110,7 @@ class SiftCorners(Contestant):
         self._sift = cv2.SIFT_create()
         self._found: dict[int, tuple[Tensor, Tensor]] = {}  # by frame id: corners and their descriptors
 
-    def answer(self, frames: Sequence[Frame], uv: Tensor) -> Answer:
+    def match(self, frames: Sequence[Frame], uv: Tensor) -> PairMatches:
         (uv_t, described_t), image = self._corners(frames[-1]), as_grey(frames[0].image)[0].numpy()
         start = time.perf_counter()
         rows, described = self._describe(image, uv)
@@ -122,7 +122,7 @@ class SiftCorners(Contestant):
             ratio = best[:, 0] / best[:, 1].clamp_min(1e-6)
             good = mutual & (ratio < self._RATIO)
             uv_j[rows[good]], score[rows[good]] = uv_t[index[good, 0]], 1.0
-        return Answer(uv, uv_j, score, torch.full((len(uv),), 0.7), (time.perf_counter() - start) * 1e3)
+        return PairMatches(uv, uv_j, score, torch.full((len(uv),), 0.7), (time.perf_counter() - start) * 1e3)
 
     def _corners(self, frame: Frame) -> tuple[Tensor, Tensor]:
         if frame.id not in self._found:

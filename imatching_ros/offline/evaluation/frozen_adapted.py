@@ -12,7 +12,7 @@ from ...core.config import MatcherConfig
 from ...matching import create_matcher
 from ...core.types import plain
 from ..recordings.base import Source
-from .baselines import Contestant
+from .baselines import PairMatcher
 from .match_images import write_match_images
 from .matching import evaluate
 
@@ -35,13 +35,13 @@ def compare_frozen_adapted(
         config: names the matcher and the frozen weights. adapted: promoted weights, None when nothing was promoted.
         unseen: learning never saw this recording; otherwise the figures show what changed, not what holds elsewhere.
     """
-    contestants = [Contestant("frozen", create_matcher(config))]
+    matchers = [PairMatcher("frozen", create_matcher(config))]
     if adapted is not None:
-        contestants.append(Contestant("adapted", create_matcher(replace(config, weights=str(adapted)))))
-    results = evaluate(contestants, source, gaps, max_pairs, seed, pose=False, on_progress=on_progress)
+        matchers.append(PairMatcher("adapted", create_matcher(replace(config, weights=str(adapted)))))
+    results = evaluate(matchers, source, gaps, max_pairs, seed, pose=False, on_progress=on_progress)
     images = folder / "matches"
     images.mkdir(exist_ok=True)
-    files = write_match_images(images, contestants, source, gaps)
+    files = write_match_images(images, matchers, source, gaps)
     data = plain(
         {
             "results": results,

@@ -1,83 +1,44 @@
-"""Matches drawn on images."""
+"""Matches drawn on the middle pair of a recording, one image per matcher and gap."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from ...core.types import Frame, as_grey
-from collections.abc import Sequence
-from pathlib import Path
+
 from ...core import geometry
+from ...core.types import Frame, as_grey
 from ..recordings.base import Source
-from .baselines import Answer, Contestant
+from .baselines import PairMatcher, PairMatches
 from .matching import MIN_SCORE, iterate_pairs
 from .pairs import PairTruth, find_truth, sample_queries
 
 
-# Right to wrong, readable to people who cannot tell red from green: blue, yellow, vermilion (Okabe and Ito), as BGR.
-_GOOD, _FAIR, _BAD, _UNKNOWN = (178, 114, 0), (66, 228, 240), (0, 94, 213), (170, 170, 170)
-
-
-def draw_matches(
-    i: Frame, j: Frame, uv_i: Tensor, uv_j: Tensor, error_px: Tensor, title: str, most: int = 150
-) -> np.ndarray:
-    """Both images above each other, a line per match: blue within 1 px, yellow within 3, vermilion beyond, grey unknown (NaN).
-
-    Args:
-        uv_i, uv_j: (N, 2) raw px. error_px: (N,).
-
-    Returns:
-        (H, W, 3) uint8 BGR.
-    """
-    top, bottom = (cv2.cvtColor(as_grey(f.image)[0].numpy(), cv2.COLOR_GRAY2BGR) for f in (i, j))
-    wide = top.shape[1] > 1.6 * top.shape[0]
-    image = np.concatenate([top, bottom], 0 if wide else 1) // 2 + 64
-    shift = np.array([0, top.shape[0]] if wide else [top.shape[1], 0])
-    step = max(len(uv_i) // most, 1)
-    for a, b, e in zip(uv_i.numpy()[::step], uv_j.numpy()[::step], error_px.numpy()[::step]):
-        colour = _UNKNOWN if np.isnan(e) else _GOOD if e <= 1 else _FAIR if e <= 3 else _BAD
-        p, q = tuple(np.round(a).astype(int).tolist()), tuple(np.round(b + shift).astype(int).tolist())
-        cv2.line(image, p, q, colour, 1, cv2.LINE_AA)
-        cv2.circle(image, p, 2, colour, -1, cv2.LINE_AA)
-        cv2.circle(image, q, 2, colour, -1, cv2.LINE_AA)
-    cv2.rectangle(image, (0, 0), (image.shape[1], 22), (30, 30, 30), -1)
-    cv2.putText(image, title, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.48, (255, 255, 255), 1, cv2.LINE_AA)
-    return image
-
-
-# What each matcher finds on one pair of a recording, as images.
-
-
 def write_match_images(
-    folder: Path, contestants: Sequence[Contestant], source: Source, gaps: Sequence[int]
+    folder: Path, matchers: Sequence[PairMatcher], source: Source, gaps: Sequence[int]
 ) -> list[Path]:
-    """Draws every contestant on the middle pair of each gap; returns the files."""
+    """Draws the matches of every matcher on the middle pair of each gap; returns the files."""
     files = []
-    names = _file_names([contestant.name for contestant in contestants])
+    names = _file_names([matcher.name for matcher in matchers])
     for frames, T_WC in middle_pairs(source, gaps):
+        pair, gap = (frames[0], frames[-1]), len(frames) - 1
         uv = sample_queries(frames[0].image)
-        truth = find_truth(frames[0], frames[-1], T_WC[0], T_WC[1], uv)
-        for contestant, name in zip(contestants, names):
-            answer = contestant.answer(frames, uv)
-            own = find_truth(frames[0], frames[-1], T_WC[0], T_WC[1], answer.uv_i) if contestant.own_queries else truth
-            error, kind = match_error(answer, own, frames[0], frames[-1])
-            used = answer.score >= MIN_SCORE
-            known = used & error.isfinite()
-            within = float((error[known] <= 3).float().mean()) if known.any() else float("nan")
-            title = f"{contestant.name}, gap {len(frames) - 1}: {int(used.sum())} matches, {100 * within:.0f} % within 3 px ({kind})"
-            image = draw_matches(frames[0], frames[-1], answer.uv_i[used], answer.uv_j[used], error[used], title)
-            files.append(folder / f"gap{len(frames) - 1:02d}_{name}.jpg")
+        for matcher, name in zip(matchers, names):
+            matches = matcher.match(frames, uv)
+            error_px, kind = match_error(matches, find_truth(*pair, *T_WC, matches.uv_i), *pair)
+            used = matches.score >= MIN_SCORE
+            known = used & error_px.isfinite()
+            within = float((error_px[known] <= 3).float().mean()) if known.any() else float("nan")
+            title = f"{matcher.name}, gap {gap}: {int(used.sum())} matches, {100 * within:.0f} % within 3 px ({kind})"
+            image = draw_matches(pair, matches.uv_i[used], matches.uv_j[used], error_px[used], title)
+            files.append(folder / f"gap{gap:02d}_{name}.jpg")
             cv2.imwrite(str(files[-1]), image, [cv2.IMWRITE_JPEG_QUALITY, 85])
-            contestant.forget(frames[-1].id + 1)
+            matcher.forget(frames[-1].id + 1)
     return files
-
-
-def _file_names(names: Sequence[str]) -> list[str]:
-    """What names, which may hold whole paths, are called as files: each otherwise, and none too long for a file system."""
-    safe = ["".join(c if c.isalnum() or c in "-_" else "_" for c in name)[-150:] for name in names]
-    return [name if safe.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(safe)]
 
 
 def middle_pairs(source: Source, gaps: Sequence[int]) -> list[tuple[list[Frame], tuple]]:
@@ -93,12 +54,47 @@ def middle_pairs(source: Source, gaps: Sequence[int]) -> list[tuple[list[Frame],
     return [found[gap] for gap in gaps if gap in found]
 
 
-def match_error(answer: Answer, truth: PairTruth, i: Frame, j: Frame) -> tuple[Tensor, str]:
+def match_error(matches: PairMatches, truth: PairTruth, i: Frame, j: Frame) -> tuple[Tensor, str]:
     """(N,) px from the true place, or from the true epipolar line where there is no depth; NaN where nothing is known."""
     if truth.visible.any():
-        error = (answer.uv_j.double() - truth.uv_j).norm(dim=1)
+        error = (matches.uv_j.double() - truth.uv_j).norm(dim=1)
         return torch.where(truth.uv_j.isfinite().all(1), error, torch.nan), "of the true place"
     if truth.T_ij is not None:
-        ideal = (i.camera.undistort(answer.uv_i.double()), j.camera.undistort(answer.uv_j.double()))
+        ideal = (i.camera.undistort(matches.uv_i.double()), j.camera.undistort(matches.uv_j.double()))
         return geometry.sampson(i.camera, j.camera, truth.T_ij, *ideal), "of the epipolar line"
-    return torch.full((len(answer.uv_i),), torch.nan), "unknown"
+    return torch.full((len(matches.uv_i),), torch.nan), "unknown"
+
+
+def draw_matches(frames: tuple[Frame, Frame], uv_i: Tensor, uv_j: Tensor, error_px: Tensor, title: str) -> np.ndarray:
+    """Both images side by side, or wide ones above each other, with a line for at most about 150 matches.
+
+    Blue is an error within 1 px, yellow within 3, vermilion beyond, grey an unknown one (NaN): readable to people who cannot tell red
+    from green (Okabe and Ito).
+
+    Args:
+        uv_i, uv_j: (N, 2) raw px. error_px: (N,).
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+    """
+    good, fair, bad, unknown = (178, 114, 0), (66, 228, 240), (0, 94, 213), (170, 170, 170)  # BGR
+    top, bottom = (cv2.cvtColor(as_grey(f.image)[0].numpy(), cv2.COLOR_GRAY2BGR) for f in frames)
+    wide = top.shape[1] > 1.6 * top.shape[0]
+    image = np.concatenate([top, bottom], 0 if wide else 1) // 2 + 64
+    shift = np.array([0, top.shape[0]] if wide else [top.shape[1], 0])
+    step = max(len(uv_i) // 150, 1)
+    for a, b, e in zip(uv_i.numpy()[::step], uv_j.numpy()[::step], error_px.numpy()[::step]):
+        colour = unknown if np.isnan(e) else good if e <= 1 else fair if e <= 3 else bad
+        p, q = tuple(np.round(a).astype(int).tolist()), tuple(np.round(b + shift).astype(int).tolist())
+        cv2.line(image, p, q, colour, 1, cv2.LINE_AA)
+        cv2.circle(image, p, 2, colour, -1, cv2.LINE_AA)
+        cv2.circle(image, q, 2, colour, -1, cv2.LINE_AA)
+    cv2.rectangle(image, (0, 0), (image.shape[1], 22), (30, 30, 30), -1)
+    cv2.putText(image, title, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.48, (255, 255, 255), 1, cv2.LINE_AA)
+    return image
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """File names of matchers, whose names may hold whole paths: all different, none too long for a file system."""
+    safe = ["".join(c if c.isalnum() or c in "-_" else "_" for c in name)[-150:] for name in names]
+    return [name if safe.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(safe)]

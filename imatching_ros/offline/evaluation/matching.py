@@ -16,20 +16,20 @@ from ...core.config import OdometryConfig
 from ...core.types import Frame
 from ...matching.base import Matcher
 from ..recordings.base import Source
-from .baselines import Answer, Contestant
+from .baselines import PairMatches, PairMatcher
 from .pairs import PairTruth, QUERIES, find_truth, sample_queries
 from .relative_pose import AUC_DEG, MIN_BASELINE_M, MIN_RELATIVE_BASELINE, auc, essential, pose_error_deg
 
 MMA_PX = (1, 3, 5)
 MIN_SCORE = OdometryConfig.min_score  # a match that odometry would use
-_MIN_VISIBLE = 10  # pairs with fewer visible queries tell nothing
-_RIGHT_PX = 5.0  # sigma speaks of right matches only
+_MIN_VISIBLE = 10  # pairs with fewer visible queries are left out: their share would be noise
+_RIGHT_PX = 5.0  # the stated sigma is that of right matches
 _GRID = (8, 6)
 
 
 @dataclass
 class _Tally:
-    """What is gathered of one contestant at one gap; one entry per pair unless stated otherwise."""
+    """What is collected of one matcher at one gap; one entry per pair unless stated otherwise."""
 
     mma: list[list[float]] = field(default_factory=list)
     correct: list[list[int]] = field(default_factory=list)
@@ -55,11 +55,11 @@ def evaluate_matcher(
     pose: bool = True,
 ) -> dict[str, Any]:
     """Scores one matcher, queried directly; the same pairs and queries for every matcher. See `evaluate`."""
-    return evaluate([Contestant(matcher.name, matcher)], source, gaps, max_pairs, seed, pose)[0]
+    return evaluate([PairMatcher(matcher.name, matcher)], source, gaps, max_pairs, seed, pose)[0]
 
 
 def evaluate(
-    contestants: Sequence[Contestant],
+    matchers: Sequence[PairMatcher],
     source: Source,
     gaps: Sequence[int],
     max_pairs: int = 100,
@@ -67,13 +67,13 @@ def evaluate(
     pose: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Scores contestants over evenly spread pairs of a recording, all in one pass.
+    """Scores matchers over evenly spread pairs of a recording, all in one pass.
 
     Queries are the strongest Shi-Tomasi corners of the earlier image. Per gap (keys are the gap as text):
-    `mma` {px: share of visible queries found within px; a query without an answer is wrong}, `mma_interval` (95 %, bootstrap
+    `mma` {px: share of visible queries found within px; a query without a match is wrong}, `mma_interval` (95 %, bootstrap
     over pairs), `correct_per_pair`, `precision_3px` and `delivered` (of matches with a score that odometry would use),
     `coverage`, `sampson_px`, `pose_auc` with `pose_auc_interval` and `pose_from` (all delivered matches or those with the better half
-    of the scores, whichever gives this contestant the larger AUC at 5 degrees), `sigma` (reliability), `features_ms`, `match_ms` (medians).
+    of the scores, whichever gives this matcher the larger AUC at 5 degrees), `sigma` (reliability), `features_ms`, `match_ms` (medians).
     Own keypoints have other queries; their `mma` is the count of right matches over the count of visible common queries.
     Without true poses only `self_consistency` remains. Entries without truth are None.
 
@@ -81,18 +81,18 @@ def evaluate(
         max_pairs: per gap. pose: also estimate relative poses, the slower part. on_progress: called with pairs done.
     """
     torch.manual_seed(seed)
-    tallies = [{gap: _Tally() for gap in gaps} for _ in contestants]
+    tallies = [{gap: _Tally() for gap in gaps} for _ in matchers]
     done = 0
     for frames, T_WC in iterate_pairs(source, gaps, max_pairs):
         gap = len(frames) - 1
         i, j = frames[0], frames[-1]
         uv = sample_queries(i.image)
         truth = find_truth(i, j, T_WC[0], T_WC[1], uv)
-        for contestant, by_gap in zip(contestants, tallies):
-            contestant.forget(i.id)
-            answer = contestant.answer(frames, uv)
-            own = find_truth(i, j, T_WC[0], T_WC[1], answer.uv_i) if contestant.own_queries else truth
-            _score(by_gap[gap], answer, own, int(truth.visible.sum()), i, j, pose, seed)
+        for matcher, by_gap in zip(matchers, tallies):
+            matcher.forget(i.id)
+            matches = matcher.match(frames, uv)
+            own = find_truth(i, j, T_WC[0], T_WC[1], matches.uv_i) if matcher.own_queries else truth
+            _score(by_gap[gap], matches, own, int(truth.visible.sum()), i, j, pose, seed)
         done += 1
         if on_progress is not None:
             on_progress(done)
@@ -106,7 +106,7 @@ def evaluate(
             "seed": seed,
             "gaps": {str(gap): _summarise(t, c, rng) for gap, t in by_gap.items()},
         }
-        for c, by_gap in zip(contestants, tallies)
+        for c, by_gap in zip(matchers, tallies)
     ]
 
 
@@ -143,15 +143,22 @@ def _spread(count: int, most: int) -> set[int]:
 
 
 def _score(
-    tally: _Tally, answer: Answer, truth: PairTruth, common_visible: int, i: Frame, j: Frame, pose: bool, seed: int
+    tally: _Tally,
+    matches: PairMatches,
+    truth: PairTruth,
+    common_visible: int,
+    i: Frame,
+    j: Frame,
+    pose: bool,
+    seed: int,
 ) -> None:
-    tally.match_ms.append(answer.match_ms)
-    used = answer.score >= MIN_SCORE
+    tally.match_ms.append(matches.match_ms)
+    used = matches.score >= MIN_SCORE
     tally.delivered.append(float(used.float().mean()) if len(used) else 0.0)
     right = None
     if common_visible >= _MIN_VISIBLE:
-        error = (answer.uv_j.double() - truth.uv_j).norm(dim=1)
-        error = torch.where(truth.visible & (answer.score > 0), error, torch.inf).nan_to_num(torch.inf)
+        error = (matches.uv_j.double() - truth.uv_j).norm(dim=1)
+        error = torch.where(truth.visible & (matches.score > 0), error, torch.inf).nan_to_num(torch.inf)
         counts = [int((error <= px).sum()) for px in MMA_PX]
         tally.correct.append(counts)
         tally.mma.append([count / common_visible for count in counts])
@@ -159,13 +166,13 @@ def _score(
         if judged.any():
             tally.precision.append(float((error[judged] <= 3).float().mean()))
         sure = judged & (error <= _RIGHT_PX)
-        tally.errors.append((answer.uv_j.double() - truth.uv_j)[sure])
-        tally.sigmas.append(answer.sigma_px[sure])
+        tally.errors.append((matches.uv_j.double() - truth.uv_j)[sure])
+        tally.sigmas.append(matches.sigma_px[sure])
         right = error <= 3
-        tally.coverage.append(_coverage(answer.uv_i, right, truth.visible, i))
-    ideal_i, ideal_j = i.camera.undistort(answer.uv_i.double()), j.camera.undistort(answer.uv_j.double())
+        tally.coverage.append(_coverage(matches.uv_i, right, truth.visible, i))
+    ideal_i, ideal_j = i.camera.undistort(matches.uv_i.double()), j.camera.undistort(matches.uv_j.double())
     if truth.T_ij is None:
-        tally.held_out.append(_held_out_sampson(answer, used, i, j, seed))
+        tally.held_out.append(_held_out_sampson(matches, used, i, j, seed))
         return
     seen = truth.baseline >= (MIN_RELATIVE_BASELINE if truth.baseline_is_relative else MIN_BASELINE_M)
     if seen:
@@ -174,13 +181,13 @@ def _score(
         if right is None:
             near = torch.zeros(len(used), dtype=torch.bool)
             near[used] = sampson <= 3
-            tally.coverage.append(_coverage(answer.uv_i, near, torch.ones_like(near), i))
+            tally.coverage.append(_coverage(matches.uv_i, near, torch.ones_like(near), i))
     if pose:
         tally.translation_scored += seen
-        better = used & (answer.score >= answer.score[used].median()) if used.any() else used
+        better = used & (matches.score >= matches.score[used].median()) if used.any() else used
         for name, chosen in (("all", used), ("better half", better)):
             error_deg = pose_error_deg(
-                i.camera, j.camera, answer.uv_i[chosen], answer.uv_j[chosen], truth.T_ij, seen, seed
+                i.camera, j.camera, matches.uv_i[chosen], matches.uv_j[chosen], truth.T_ij, seen, seed
             )
             tally.pose_deg[name].append(error_deg)
 
@@ -193,15 +200,15 @@ def _coverage(uv: Tensor, right: Tensor, possible: Tensor, frame: Frame) -> floa
     return len(cell[right & possible].unique()) / len(asked) if len(asked) else 0.0
 
 
-def _held_out_sampson(answer: Answer, used: Tensor, i: Frame, j: Frame, seed: int) -> Tensor:
+def _held_out_sampson(matches: PairMatches, used: Tensor, i: Frame, j: Frame, seed: int) -> Tensor:
     """Sampson distance of every second match from the geometry that the others agree on; (K,) px."""
     rows = used.nonzero()[:, 0]
     fit, rest = rows[::2], rows[1::2]
-    model = essential(i.camera, j.camera, answer.uv_i[fit], answer.uv_j[fit], seed)
+    model = essential(i.camera, j.camera, matches.uv_i[fit], matches.uv_j[fit], seed)
     if model is None or not len(rest):
         return torch.full((len(rest),), torch.inf)
-    a = geometry.rays(i.camera, i.camera.undistort(answer.uv_i[rest].double()))
-    b = geometry.rays(j.camera, j.camera.undistort(answer.uv_j[rest].double()))
+    a = geometry.rays(i.camera, i.camera.undistort(matches.uv_i[rest].double()))
+    b = geometry.rays(j.camera, j.camera.undistort(matches.uv_j[rest].double()))
     E = torch.from_numpy(model[0])
     Ea, Eb = a @ E.mT, b @ E
     gradient = ((Ea[:, :2] / Ea.new_tensor([j.camera.fx, j.camera.fy])) ** 2).sum(1)
@@ -209,7 +216,7 @@ def _held_out_sampson(answer: Answer, used: Tensor, i: Frame, j: Frame, seed: in
     return (b * Ea).sum(1).abs() / gradient.sqrt()
 
 
-def _summarise(tally: _Tally, contestant: Contestant, rng: np.random.Generator) -> dict[str, Any]:
+def _summarise(tally: _Tally, matcher: PairMatcher, rng: np.random.Generator) -> dict[str, Any]:
     result: dict[str, Any] = {
         "pairs": len(tally.match_ms),
         "delivered": _mean(tally.delivered),
@@ -237,7 +244,7 @@ def _summarise(tally: _Tally, contestant: Contestant, rng: np.random.Generator) 
         low, high = _bootstrap(np.array(degrees), lambda rows: np.array(list(auc(rows).values())), rng)
         result["pose_auc_interval"] = {str(k): [float(a), float(b)] for k, a, b in zip(AUC_DEG, low, high)}
         result["pose_translation_scored"] = tally.translation_scored
-    result["features_ms"] = float(np.median(contestant.features_ms)) if contestant.features_ms else None
+    result["features_ms"] = float(np.median(matcher.features_ms)) if matcher.features_ms else None
     result["match_ms"] = float(np.median(tally.match_ms)) if tally.match_ms else None
     return result
 

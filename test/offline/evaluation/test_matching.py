@@ -7,7 +7,7 @@ import torch
 from imatching_ros.core import geometry
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.types import Frame
-from imatching_ros.offline.evaluation.baselines import Chained, Contestant, OwnKeypoints, SiftCorners
+from imatching_ros.offline.evaluation.baselines import Chained, PairMatcher, OwnKeypoints, SiftCorners
 from imatching_ros.offline.evaluation.match_images import middle_pairs
 from imatching_ros.offline.evaluation.matching import (
     count_pairs,
@@ -115,13 +115,13 @@ def test_reliability_sees_overconfidence():
 
 def test_klt_direct_and_chained_and_sift_on_the_wall():
     klt, sift = KltMatcher(), SiftMatcher()
-    contestants = [
-        Contestant("klt", klt),
+    matchers = [
+        PairMatcher("klt", klt),
         Chained("klt-chained", klt),
         SiftCorners("sift-corners", sift),
         OwnKeypoints("sift-own", sift, 200),
     ]
-    results = {r["matcher"]: r["gaps"] for r in evaluate(contestants, SlidingWall(), (1, 5), pose=False)}
+    results = {r["matcher"]: r["gaps"] for r in evaluate(matchers, SlidingWall(), (1, 5), pose=False)}
     assert results["klt"]["1"]["mma"]["1"] > 0.9 and results["klt-chained"]["5"]["mma"]["3"] > 0.8
     assert results["sift-corners"]["1"]["mma"]["3"] > 0.5
     assert results["sift-own"]["1"]["correct_per_pair"]["3"] > 5
