@@ -117,9 +117,7 @@ class OdometryConfig:
         "auto", "mono, stereo, rgbd, or auto: what the first frame carries", choices=("auto", "mono", "stereo", "rgbd")
     )
     window_keyframes: int = setting(8, "keyframes in bundle adjustment", low=3, high=30, live=True, expose=True)
-    stored_keyframes: int = setting(
-        20, "older keyframes kept to recognise a place when lost", low=0, high=200, live=True
-    )
+    stored_keyframes: int = setting(20, "older keyframes kept to relocalize when lost", low=0, high=200, live=True)
     landmarks_per_frame: int = setting(
         400, "landmarks searched in a frame, and corners kept in a keyframe", low=50, high=5000, live=True, expose=True
     )

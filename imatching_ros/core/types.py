@@ -49,10 +49,10 @@ class BAStatus(Enum):
 
 
 class TrackingState(Enum):
-    UNINITIALIZED = "uninitialized"
-    TRACKING = "tracking"
-    UNVERIFIED = "unverified"
-    LOST = "lost"
+    UNINITIALIZED = "uninitialized"  # there has been no map yet
+    TRACKING = "tracking"  # the pose is verified
+    UNVERIFIED = "unverified"  # there is a pose, but it may be wrong
+    LOST = "lost"  # there is no pose
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class LearningSample:
     images: tuple[Tensor, ...]  # M x (1, H, W) uint8 grey, raw
     window: WindowSnapshot
     result: BAResult
-    uv_px: Tensor  # (O, 2) float32 raw px: what the matcher (or, at an anchor, the detector) said
+    uv_px: Tensor  # (O, 2) float32 raw px: by the matcher or, at the host observation, by the detector
     host_obs: Tensor  # (P,) int64: index of the observation at which the landmark was detected, the matcher's query
     held_out: Tensor  # (O,) bool: never trained on, used to validate a candidate
     weights_version: int

@@ -21,7 +21,7 @@ from ..core.timing import Clock
 from ..core.types import BAStatus, Frame, Matches, ObservationKind
 from ..matching.base import Features, Matcher, Queries
 from .local_map import Window
-from .measurements import spread
+from .measurements import spread_evenly
 from .motion import TrackedFrame
 from .state import Cause
 
@@ -327,14 +327,14 @@ class FrontEnd:
         predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows]))
         rows, predicted = rows[inside], predicted[inside]
         rank = landmarks.misses[rows] * 100 - window.views()[rows]  # fewer misses first, then more views
-        chosen = spread(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
+        chosen = spread_evenly(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
         rows, predicted = rows[chosen], predicted[chosen]
         return self.match(rows, self._queries(window, rows), current.features, predicted, radius_px)
 
     def _follow(
         self, window: Window, last: TrackedFrame, current: FeatureFrame, T_WC: Tensor, radius_px: float
     ) -> LandmarkMatches:
-        """Landmarks seen in the last frame; those without a position move as far as their neighbours' depth says."""
+        """Landmarks seen in the last frame; those without a position are taken to be as far as their neighbours."""
         landmarks, camera = window.landmarks, current.camera
         rows = (landmarks.seen == last.id).nonzero()[:, 0]
         uv = landmarks.uv_last[rows]

@@ -39,7 +39,7 @@ def detect(
     at = own.round().long()
     at = torch.minimum(at.clamp_min(0), torch.tensor([width - 1, height - 1]))
     own = own[torch.from_numpy(free)[at[:, 1], at[:, 0]] > 0]
-    return own[spread(own, torch.arange(len(own), dtype=torch.float32), count, width, height)]
+    return own[spread_evenly(own, torch.arange(len(own), dtype=torch.float32), count, width, height)]
 
 
 def _free_mask(height: int, width: int, taken: Tensor, distance_px: float) -> np.ndarray:
@@ -55,7 +55,9 @@ def _free_mask(height: int, width: int, taken: Tensor, distance_px: float) -> np
     return free
 
 
-def spread(uv: Tensor, rank: Tensor, count: int, width: int, height: int, cell_px: float | None = None) -> Tensor:
+def spread_evenly(
+    uv: Tensor, rank: Tensor, count: int, width: int, height: int, cell_px: float | None = None
+) -> Tensor:
     """Indices (at most `count`,) of points (N, 2) px, chosen evenly over the image; low `rank` (N,) first within a cell."""
     if len(uv) <= count:
         return torch.arange(len(uv))
@@ -130,7 +132,7 @@ def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig, far: bo
     """Depth of a frame at raw px (N, 2); None in mono, and for a frame that came without its depth or right image.
 
     In stereo, points beyond `stereo_far` baselines count as not measured unless `far`: there, a rectification that is wrong by
-    a fraction of a pixel outweighs the measurement, and motion tells their depth better.
+    a fraction of a pixel outweighs the measurement, and parallax from motion determines their depth better.
     """
     camera = frame.camera
     if mode == "rgbd" and frame.depth is not None:

@@ -1,13 +1,13 @@
 """The tracking state of odometry: one frozen value, the events that change it, and the table of transitions.
 
-```
-Uninitialized --map--> Tracking <--verified-- Unverified
-                          |  ^--------------------^ |
-                          |  doubted --> Unverified  |
-                          +--no pose--> Lost <-------+
-Lost --verified--> Tracking;  Lost --doubted--> Unverified;  Lost --map--> Tracking (a new map)
-```
+| state         | MapCreated | PoseVerified | PoseDoubted | PoseNotFound  |
+|---------------|------------|--------------|-------------|---------------|
+| Uninitialized | Tracking   |              |             | Uninitialized |
+| Tracking      |            | Tracking *   | Unverified  | Lost          |
+| Unverified    |            | Tracking *   | Unverified  | Lost          |
+| Lost          | Tracking   | Tracking *   | Unverified  | Lost          |
 
+* Unverified while the pose has few inliers. A map created when lost is a new map, at the last pose.
 A frame whose image is blank changes nothing: it neither supports nor refutes the pose.
 """
 
@@ -109,7 +109,12 @@ class MapCreated:
 
 @dataclass(frozen=True)
 class PoseVerified:
-    """Attributes: recovered: the pose does not continue the one before, for tracking was lost or interrupted."""
+    """As many landmarks agree with the pose as is usual.
+
+    Attributes:
+        recovered: the pose does not continue the one before, for tracking was lost or interrupted.
+        few_inliers: fewer than `odometry.verified_inliers`.
+    """
 
     recovered: bool = False
     few_inliers: bool = False
@@ -117,7 +122,11 @@ class PoseVerified:
 
 @dataclass(frozen=True)
 class PoseDoubted:
-    """Attributes: plausible: the camera could have moved so far since the last pose."""
+    """The pose may be wrong.
+
+    Attributes:
+        plausible: the camera could have moved so far since the last pose.
+    """
 
     cause: Cause
     plausible: bool = True
@@ -125,7 +134,7 @@ class PoseDoubted:
 
 @dataclass(frozen=True)
 class PoseNotFound:
-    pass
+    """A usable image gave no pose."""
 
 
 Event = MapCreated | PoseVerified | PoseDoubted | PoseNotFound

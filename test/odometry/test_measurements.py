@@ -11,7 +11,7 @@ from imatching_ros.core.errors import CameraError, SourceError
 from imatching_ros.core.types import Frame, ObservationKind
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.sift import SiftMatcher
-from imatching_ros.odometry.measurements import detect, measure, resolve_mode, spread
+from imatching_ros.odometry.measurements import detect, measure, resolve_mode, spread_evenly
 from odometry_scenes import CAMERA, speckle
 
 CONFIG = OdometryConfig()
@@ -42,7 +42,7 @@ def test_spread_is_even_and_prefers_low_rank():
     rest = torch.rand(100, 2, generator=generator) * torch.tensor([640.0, 480.0])
     uv = torch.cat([crowd, rest])
     rank = torch.arange(1000.0)
-    chosen = spread(uv, rank, 120, 640, 480)
+    chosen = spread_evenly(uv, rank, 120, 640, 480)
     assert len(chosen) == 120 == len(chosen.unique())
     assert (
         chosen >= 900
