@@ -27,6 +27,8 @@ COMMANDS = {
     "weights": ("imatching_ros.offline.cli.weights", "list, show, compare and export weights"),
     "simulate": ("imatching_ros.offline.cli.simulate", "render a recording with exact truth"),
     "train": ("imatching_ros.offline.cli.train", "train default weights"),
+    "bench kpi": ("imatching_ros.offline.cli.bench_kpi", "key figures of this version beside the committed baseline"),
+    "bench gpu": ("imatching_ros.offline.cli.bench_gpu", "correctness, time and memory on a CUDA device, in one table"),
     "bench ba": ("imatching_ros.offline.cli.bench_ba", "time bundle adjustment"),
     "bench matcher": ("imatching_ros.offline.cli.bench_matcher", "time matchers"),
     "bench nees": ("imatching_ros.offline.cli.bench_nees", "compare covariances with errors on rendered scenes"),

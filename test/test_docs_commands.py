@@ -17,6 +17,8 @@ LONG = {
     "finetune": "an hour; run with few steps in test/offline/training",
     "train": "hours; the trainer takes some steps in test/offline/training",
     "simulate": "minutes; smaller recordings are written in test/offline/simulation",
+    "bench kpi": "minutes; run smaller in test/offline/cli/test_bench_kpi.py",
+    "bench gpu": "needs a CUDA device; run on the CPU in test/offline/cli/test_bench_gpu.py",
     "bench ba": "minutes; run smaller in test/offline/cli/test_bench_ba.py",
     "bench nees": "minutes; run smaller in test/offline/cli/test_bench_nees.py",
     "bench interference": "ten minutes; run smaller in test/offline/cli/test_bench_interference.py",

@@ -14,6 +14,7 @@ from ...core.config import Config
 from ...core.types import Frame, OdometryOutput
 from ...odometry.odometry import Odometry
 from ...pipeline import Pipeline
+from ..evaluation.tracking_errors import find_tracking_errors
 from ..evaluation.trajectory import TrajectoryScore, score_trajectory
 from ..progress import Progress
 from ..recordings.base import Source
@@ -74,8 +75,16 @@ def score_outputs(outputs: Iterable[OdometryOutput], truth: Trajectory | None) -
 
 
 def measure(source: Source, config: Config) -> dict[str, Any]:
-    """One run as a flat row: counts of frames, ATE and RPE where there is truth, times of the parts."""
-    outputs = [o for o in drive(source, config) if o is not None]
+    """One run as a flat row: counts of frames, ATE and RPE where there is truth, times of the parts.
+
+    `wrong_tracking` of the `judged` frames are TRACKING although the motion over ten frames is wrong (`evaluation.tracking_errors`).
+    """
+    depths: list[float] = []
+
+    def observe(pipeline: Pipeline, frame: Frame, output: OdometryOutput) -> None:
+        depths.append(pipeline.window.median_depth(len(pipeline.window.keyframes) - 1))
+
+    outputs = [o for o in drive(source, config, observe=observe) if o is not None]
     tracked = sum(o.T_WC is not None for o in outputs)
     first = next((i for i, o in enumerate(outputs) if o.T_WC is not None), None)
     row: dict[str, Any] = {
@@ -86,7 +95,11 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
         "keyframes": sum(o.is_keyframe for o in outputs),
         "maps": 1 + max(o.map_id for o in outputs),
     }
-    score = score_outputs(outputs, source.groundtruth())
+    truth = source.groundtruth()
+    if truth is not None:
+        errors = find_tracking_errors(outputs, depths, truth)
+        row |= {"judged": len(errors.judged), "wrong_tracking": len(errors.wrong)}
+    score = score_outputs(outputs, truth)
     if score is not None:
         row |= {
             "ate_m": score.ate["rmse"],

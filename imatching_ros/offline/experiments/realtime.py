@@ -39,12 +39,21 @@ class SensorClock:
             time.sleep(left_s if meanwhile is None else min(left_s, period_s))
 
 
-def play(frames: Sequence[Frame], config: Config, seconds: float, rate_hz: float) -> dict[str, Any]:
+def play(
+    frames: Sequence[Frame],
+    config: Config,
+    seconds: float,
+    rate_hz: float,
+    memory: Callable[[], float] | None = None,
+) -> dict[str, Any]:
     """Plays frames forwards and backwards, so that the camera never jumps; a frame that the next one overtakes is dropped.
+
+    Args:
+        memory: returns the memory in use, MB; by default resident memory.
 
     Returns:
         Counts, percentiles in ms of latency (from a frame's due time to its pose), of processing (until the next frame could be
-        taken), of keyframes and of frames that adopted new weights, resident memory in MB over time, and the learner's counters.
+        taken), of keyframes and of frames that adopted new weights, memory in MB over time, and the learner's counters.
     """
     pipeline = Pipeline(config)
     total, period_s = round(seconds * rate_hz), 1 / rate_hz
@@ -69,7 +78,7 @@ def play(frames: Sequence[Frame], config: Config, seconds: float, rate_hz: float
         elif output.is_keyframe:
             times_ms["keyframe"].append(processing_ms)
         if k % max(total // 20, 1) == 0:
-            memory_mb.append(round(resident_mb(), 1))
+            memory_mb.append(round((memory or resident_mb)(), 1))
     status = pipeline.learning_status()
     pipeline.close()
     return {

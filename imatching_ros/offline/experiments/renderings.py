@@ -23,7 +23,9 @@ class Rendering:
     modes: tuple[str, ...]  # mono, stereo, rgbd
 
 
-def _walk(kind: str, seed: int, modes: tuple[str, ...], width: int, height: int, frames: int) -> Rendering:
+def _walk(
+    kind: str, seed: int, modes: tuple[str, ...], width: int, height: int, frames: int, **options: int
+) -> Rendering:
     baseline_m = 0.5 if kind == "outdoor" else 0.12
     return Rendering(
         SimulatedSequence(
@@ -35,6 +37,7 @@ def _walk(kind: str, seed: int, modes: tuple[str, ...], width: int, height: int,
             supersample=1,
             baseline_m=baseline_m if "stereo" in modes else 0.0,
             depth_noise=0.003 if "rgbd" in modes else 0.0,
+            **options,
         ),
         modes,
     )
@@ -48,6 +51,17 @@ ACCURACY = {
     "eval_outdoor_stereo": _walk("outdoor", 74, ("stereo",), 640, 480, 100),
     "eval_room_rgbd": _walk("room", 75, ("rgbd",), 640, 480, 100),
 }
+
+
+def key_figures(width: int, height: int, frames: int, texture_size: int) -> dict[str, Rendering]:
+    """For `bench kpi`: the first scene in the size given, which is also matched and timed, and smaller ones of other cameras."""
+    small, options = (width // 2, height // 2), {"texture_size": texture_size, "workers": 2}
+    scenes = {
+        "clutter": _walk("clutter", 81, ("mono",), width, height, frames, **options),
+        "corridor": _walk("corridor", 82, ("stereo",), *small, frames, **options),
+        "room": _walk("room", 83, ("rgbd",), *small, frames, **options),
+    }
+    return {f"kpi_{name}_{width}x{height}_{frames}": rendering for name, rendering in scenes.items()}
 
 
 def consistency(seed: int) -> dict[str, Rendering]:

@@ -1,0 +1,88 @@
+"""Frames whose state is TRACKING although the motion over the last ten frames is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core import geometry
+from ...core.types import OdometryOutput, TrackingState
+from ..recordings.truth import Trajectory
+
+FRAMES = 10  # over which motion is compared with the truth
+MAX_ROTATION_DEG = 5.0
+MAX_TRANSLATION = 0.2  # of the true translation; and more than
+MIN_DEPTH_SHARE = 0.02  # of the median depth, below which a translation is too small to be judged relative to itself
+MAX_SCALE_CHANGE = 1.3
+
+
+@dataclass(frozen=True)
+class TrackingErrors:
+    """Indices of frames."""
+
+    judged: tuple[int, ...]  # TRACKING, as was the frame `FRAMES` before in the same map; the truth of both is known
+    wrong: tuple[int, ...]  # of these
+
+
+def find_tracking_errors(
+    outputs: Sequence[OdometryOutput], median_depths: Sequence[float], truth: Trajectory
+) -> TrackingErrors:
+    """Compares the published motion over `FRAMES` frames with the truth.
+
+    A frame is wrong when the rotation is off by more than 5 degrees, the translation by more than 20 % of itself and 2 % of the median depth,
+    or the scale changed by more than 1.3.
+
+    Args:
+        outputs: one per frame. median_depths: of the map as seen from each frame, in units of the map.
+    """
+    matrices, known = truth.at(np.array([o.stamp_ns for o in outputs], np.int64))
+    T_true = geometry.from_matrix(torch.from_numpy(matrices))
+    scales = _Scales()
+    judged, wrong = [], []
+    for i in range(FRAMES, len(outputs)):
+        first, last = outputs[i - FRAMES], outputs[i]
+        tracking = first.state is last.state is TrackingState.TRACKING and first.map_id == last.map_id
+        if not tracking or not known[[i - FRAMES, i]].all() or first.T_WC is None or last.T_WC is None:
+            continue
+        judged.append(i)
+        moved, true = geometry.relative(first.T_WC, last.T_WC), geometry.relative(T_true[i - FRAMES], T_true[i])
+        if scales.refute(i, last, moved[:3], true[:3], median_depths[i]) or _turned_wrongly(moved, true):
+            wrong.append(i)
+    return TrackingErrors(tuple(judged), tuple(wrong))
+
+
+def _turned_wrongly(moved: Tensor, true: Tensor) -> bool:
+    off = geometry.log_so3(geometry.relative(moved, true)[3:]).norm()
+    return float(torch.rad2deg(off)) > MAX_ROTATION_DEG
+
+
+class _Scales:
+    """Judges translations by the scale of the map, which only the truth gives where odometry is not metric.
+
+    The scale before a motion is that of the last motion in the same map that ended before it began and was long enough.
+    """
+
+    def __init__(self) -> None:
+        self._measured: dict[int, dict[int, float]] = {}  # map -> {index of the last frame: metres per unit of the map}
+
+    def refute(self, i: int, output: OdometryOutput, moved: Tensor, true: Tensor, median_depth: float) -> bool:
+        """Whether the translation `moved` (3,), which ended at frame i, is wrong; `true` (3,) is in metres."""
+        length, true_length = max(float(moved.norm()), 1e-12), float(true.norm())
+        in_map = self._measured.setdefault(output.map_id, {})
+        before = [scale for end, scale in in_map.items() if end <= i - FRAMES]
+        reference = 1.0 if output.metric else before[-1] if before else true_length / length
+        least_m = MIN_DEPTH_SHARE * median_depth * reference
+        scale = reference
+        if true_length > least_m:
+            in_map[i] = true_length / length
+            change = in_map[i] / reference
+            if max(change, 1 / change) > MAX_SCALE_CHANGE:
+                return True
+            if not output.metric:  # what remains is the direction
+                scale = max(float(moved @ true), 0.0) / length**2
+        off_m = float((moved * scale - true).norm())
+        return off_m > MAX_TRANSLATION * true_length and off_m > least_m

@@ -1,0 +1,282 @@
+"""The key figures of one version: accuracy on fixed recordings, and time as ratios that hold on any machine.
+
+Times are processor time of one thread. What they are compared with, `klt` on the same back end and Ceres, takes turns with the project's own
+parts in the same run.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ...core.config import Config
+from ...core.timing import Clock
+from ...core.types import Frame, LearningSample, OdometryOutput
+from ...learning.step import StepResult, Stepper
+from ...matching import create_matcher
+from ...pipeline import Pipeline
+from ..evaluation.matching import MMA_PX, evaluate_matcher
+from ..recordings.base import SourceOptions
+from ..recordings.opening import open_source
+from ..training.collection import solved_windows
+from . import other_solvers
+from .ba_timing import TimingOptions, time_window
+from .machine import ROOT
+from .odometry_runs import measure, timings
+from .renderings import key_figures, written
+
+Value = float | None  # None: could not be measured
+Figures = dict[str, dict[str, dict[str, Value]]]  # section -> row -> column -> value
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a section's rows. Without a tolerance it is reported only."""
+
+    form: str
+    tolerance: float | None = None  # by which it may be worse than the baseline
+    relative: bool = False  # the tolerance is a share of the baseline's value
+    higher_is_better: bool = False
+
+    def is_worse(self, value: Value, baseline: Value) -> bool:
+        """Whether the value lies outside the tolerance, on the bad side."""
+        if self.tolerance is None or baseline is None:
+            return False
+        if value is None:
+            return True
+        loss = baseline - value if self.higher_is_better else value - baseline
+        return loss > self.tolerance * (abs(baseline) if self.relative else 1.0) + 1e-9
+
+
+_TIME, _RATIO = Column(".1f"), Column(".2f")
+SECTIONS: dict[str, dict[str, Column]] = {
+    "matching": {f"MMA {px} px": Column(".3f", 0.01, higher_is_better=True) for px in MMA_PX},
+    "odometry": {
+        "ATE, cm": Column(".2f", 0.25, relative=True),
+        "lost": Column(".0f", 1.0),
+        "TRACKING while wrong": Column(".0f", 0.0),
+        "judged": Column(".0f"),
+    },
+    "time of a frame, ms": {"ours": _TIME, "klt": _TIME, "/ klt": _RATIO},
+    "bundle adjustment, ms": {"ours": _TIME, "Ceres": _TIME, "/ Ceres": _RATIO},
+    "learning": {"steps per second": _RATIO},
+    "memory, MB": {"peak": Column(".0f")},
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    width: int = 640
+    height: int = 480
+    frames: int = 50  # of each rendered recording
+    scenes: int = 3  # rendered recordings
+    texture_size: int = 512  # of their surfaces, texels
+    pairs: int = 20  # of images per gap
+    gaps: tuple[int, ...] = (1, 5, 10)
+    windows: tuple[tuple[int, int], ...] = ((8, 300), (8, 1000), (12, 300))  # keyframes, landmarks
+    repeats: int = 5  # of bundle adjustment
+    steps: int = 4  # of learning
+
+
+QUICK = Plan(160, 120, 16, 1, 128, 3, (1,), ((4, 40),), 1, 1)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording in one mode."""
+
+    name: str
+    path: Path
+    mode: str
+
+    def frames(self) -> list[Frame]:
+        """All of them, in memory."""
+        return list(open_source(self.path, SourceOptions(mode=self.mode)))
+
+
+# Real recordings that are used where there is a data folder.
+REAL = (
+    ("tartanair_hospital", "mono"),
+    ("kitti_stereo_curve", "stereo"),
+    ("tum_fr1_rpy", "rgbd"),
+    ("tum_fr1_desk_sweep", "mono"),
+)
+
+
+def measure_key_figures(
+    plan: Plan, config: Config, rendered: Path, data: Path | None, report: Callable[[str], None] = lambda text: None
+) -> Figures:
+    """Measures everything with learning off, save for the learning step and the memory.
+
+    Args:
+        rendered: folder of the rendered recordings, which are written there unless they are there already.
+        data: folder of the real sequences, or None.
+        report: called with the name of each part before it begins.
+    """
+    config = config.with_values({"learning.mode": "'off'"})
+    report("rendering")
+    scenes = [
+        Recording(f"rendered {rendering.sequence.kind}, {mode}", written(rendered, name, rendering), mode)
+        for name, rendering in list(key_figures(plan.width, plan.height, plan.frames, plan.texture_size).items())[
+            : plan.scenes
+        ]
+        for mode in rendering.modes
+    ]
+    real = [Recording(f"{name}, {mode}", data / name, mode) for name, mode in REAL if data and (data / name).is_dir()]
+    figures: Figures = {}
+    parts: dict[str, Callable[[], dict[str, dict[str, Value]]]] = {
+        "matching": lambda: measure_matching(plan, config, [scenes[0], *real[:1]]),
+        "odometry": lambda: measure_odometry(config, [*scenes, *real]),
+        "time of a frame, ms": lambda: time_frames(config, scenes[0].frames()),
+        "bundle adjustment, ms": lambda: time_bundle_adjustment(plan),
+        "learning": lambda: time_steps(plan, config, scenes[0].frames()),
+        "memory, MB": lambda: measure_memory(scenes[0]),
+    }
+    torch.set_num_threads(config.matcher.threads)
+    with processor_time():
+        for name, part in parts.items():
+            report(name)
+            figures[name] = part()
+    return figures
+
+
+@contextmanager
+def processor_time() -> Iterator[None]:
+    """Times the parts of frames by processor time: other load on the machine hardly changes it."""
+    before = Clock.read
+    Clock.read = staticmethod(time.process_time)
+    try:
+        yield
+    finally:
+        Clock.read = staticmethod(before)
+
+
+def measure_matching(plan: Plan, config: Config, recordings: Sequence[Recording]) -> dict[str, dict[str, Value]]:
+    """MMA by true depth and poses; a missing match is wrong."""
+    rows: dict[str, dict[str, Value]] = {}
+    for recording in recordings:
+        source = open_source(recording.path, SourceOptions(mode="rgbd"))
+        matcher = create_matcher(config.matcher)
+        result = evaluate_matcher(matcher, source, plan.gaps, plan.pairs, config.seed, pose=False)
+        for gap, found in result["gaps"].items():
+            mma = found["mma"] or {}
+            name = f"{recording.name.partition(',')[0]}, gap {gap}"
+            rows[name] = {f"MMA {px} px": mma.get(str(px)) for px in MMA_PX}
+    return rows
+
+
+def measure_odometry(config: Config, recordings: Sequence[Recording]) -> dict[str, dict[str, Value]]:
+    """Accuracy of the poses as published. `lost` counts frames without a pose after the first one."""
+    rows: dict[str, dict[str, Value]] = {}
+    for recording in recordings:
+        source = open_source(recording.path, SourceOptions(mode=recording.mode))
+        row = measure(source, config.with_values({"odometry.mode": recording.mode}))
+        rows[recording.name] = {
+            "ATE, cm": 100 * row["ate_m"] if "ate_m" in row else None,
+            "lost": row["lost"],
+            "TRACKING while wrong": row["wrong_tracking"],
+            "judged": row["judged"],
+        }
+    return rows
+
+
+def time_frames(config: Config, frames: Sequence[Frame], warm_up: int = 5) -> dict[str, dict[str, Value]]:
+    """The configured matcher and `klt`, each on its own back end, frame by frame in turns; there and back."""
+    names = (config.matcher.name, "klt")
+    pipelines = [Pipeline(config.with_values({"matcher.name": n, "odometry.mode": "mono"})) for n in names]
+    outputs: list[list[OdometryOutput]] = [[], []]
+    period_ns = frames[1].stamp_ns - frames[0].stamp_ns
+    for k, frame in enumerate([*frames, *frames[-2::-1]]):
+        stamped = replace(frame, id=k, stamp_ns=frames[0].stamp_ns + k * period_ns)
+        for pipeline, own in zip(pipelines, outputs):
+            own.append(pipeline.process(stamped))
+    for pipeline in pipelines:
+        pipeline.close()
+    timed = [own[warm_up:] for own in outputs]
+    ours, klt = map(timings, timed)
+    rows = {"front end p50": "front_p50", "front end p95": "front_p95", "keyframe p50": "keyframe_p50"}
+    rows |= {"keyframe p95": "keyframe_p95"} | {f"{part} p50": f"{part}_p50" for part in ("features", "match", "pose")}
+    means = [statistics.mean(sum(o.timings_ms.values()) for o in own) for own in timed]
+    return {
+        **{name: _ratio(ours.get(key), klt.get(key), "klt") for name, key in rows.items()},
+        "mean of all frames": _ratio(*means, "klt"),
+    }
+
+
+def time_bundle_adjustment(plan: Plan) -> dict[str, dict[str, Value]]:
+    """Both to within 0.1 % of the best cost, building the problem included (`bench ba`)."""
+    others = () if "ceres" in other_solvers.missing() else ("ceres",)
+    options = TimingOptions(others, repeats=plan.repeats, clock="cpu")
+    rows: dict[str, dict[str, Value]] = {}
+    for keyframes, landmarks in plan.windows:
+        ms = time_window(keyframes, landmarks, options)["ms"]
+        rows[f"{keyframes} x {landmarks}"] = _ratio(ms["ours float64"], ms.get("ceres"), "Ceres")
+    return rows
+
+
+def _ratio(ours: Value, other: Value, name: str) -> dict[str, Value]:
+    return {"ours": ours, name: other, f"/ {name}": ours / other if ours and other else None}
+
+
+def time_steps(plan: Plan, config: Config, frames: Sequence[Frame]) -> dict[str, dict[str, Value]]:
+    """Steps on windows of a recording, the first of which warms up."""
+    samples = collect_samples(config, frames, plan.steps + 1)
+    taken = time_stepper(make_stepper(config), samples, config.seed, time.process_time)
+    return {"one thread": {"steps per second": 1 / statistics.median(taken[1:]) if len(taken) > 1 else None}}
+
+
+def collect_samples(config: Config, frames: Sequence[Frame], count: int) -> list[LearningSample]:
+    """The newest windows of a recording that the gate accepts; again from the first where they are too few; empty without any."""
+    config = config.with_values({"odometry.mode": "mono"})
+    accepted = [sample for _, sample, refused in solved_windows(config, frames) if sample is not None and not refused]
+    newest = accepted[-count:]
+    return [newest[k % len(newest)] for k in range(count)] if newest else []
+
+
+def make_stepper(config: Config) -> Stepper:
+    """As the learner makes it, from the configured weights."""
+    matcher = create_matcher(config.matcher).eval()
+    return Stepper(matcher, copy.deepcopy(matcher.state_dict()), config.learning, config.bundle)
+
+
+def time_stepper(
+    stepper: Stepper, samples: Sequence[LearningSample], seed: int, clock: Callable[[], float]
+) -> list[float]:
+    """Seconds of every step that was taken."""
+    generator = torch.Generator().manual_seed(seed)
+    seconds = []
+    for sample in samples:
+        begin = clock()
+        if isinstance(stepper.step(sample, generator), StepResult):
+            seconds.append(clock() - begin)
+    return seconds
+
+
+def measure_memory(recording: Recording) -> dict[str, dict[str, Value]]:
+    """Peak resident memory of `replay` with learning in its thread, in a process of its own; None where Linux does not report it."""
+    with tempfile.TemporaryDirectory() as out:
+        program = (
+            "from imatching_ros.__main__ import main\n"
+            f"assert main(['replay', {str(recording.path)!r}, '--mode', {recording.mode!r}, '--out', {out!r}, '--quiet', '--json']) == 0\n"
+            "peak = next(l for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"
+            "print('\\n' + peak.split()[1])\n"
+        )
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
+    peak = int(done.stdout.split()[-1]) / 1024 if done.returncode == 0 else None
+    return {"replay, learning in its thread": {"peak": peak}}

@@ -1,0 +1,78 @@
+"""Each of the three errors is found, in the frames that it concerns, and a right trajectory has none."""
+
+import numpy as np
+import pytest
+import torch
+
+from imatching_ros.core import geometry
+from imatching_ros.core.types import OdometryOutput, TrackingState
+from imatching_ros.offline.evaluation.tracking_errors import FRAMES, find_tracking_errors
+from imatching_ros.offline.recordings.truth import Trajectory
+
+N = 60
+STEP_NS = 100_000_000
+
+
+def walk(steps_m):
+    """Poses (N, 7) that go along x by the given steps and turn slowly."""
+    twist = torch.zeros(N, 6, dtype=torch.float64)
+    twist[:, 0], twist[:, 4] = torch.as_tensor(steps_m).cumsum(0), 0.005 * torch.arange(N)
+    return geometry.exp(twist)
+
+
+def outputs_of(T_WC, metric=False, state=lambda i: TrackingState.TRACKING, map_id=lambda i: 0):
+    return [
+        OdometryOutput(i, STEP_NS * (i + 1), state(i), "", T, None, 50, False, metric, map_id(i), None)
+        for i, T in enumerate(T_WC)
+    ]
+
+
+TRUE = walk(np.full(N, 0.1))
+TRUTH = Trajectory(STEP_NS * np.arange(1, N + 1), TRUE.numpy())
+
+
+def find(T_WC, **options):
+    return find_tracking_errors(outputs_of(T_WC, **options), [4.0] * N, TRUTH)
+
+
+@pytest.mark.parametrize("metric", (False, True))
+def test_the_truth_is_right_in_any_scale_of_one_camera(metric):
+    T_WC = TRUE.clone()
+    if not metric:
+        T_WC[:, :3] *= 0.3
+    found = find(T_WC, metric=metric)
+    assert found.judged == tuple(range(FRAMES, N)) and not found.wrong
+
+
+def test_another_scale_is_wrong_where_the_scale_is_known():
+    T_WC = TRUE.clone()
+    T_WC[:, :3] *= 1.5
+    assert find(T_WC, metric=True).wrong == tuple(range(FRAMES, N))
+
+
+def test_a_jump_of_the_rotation_is_wrong_for_ten_frames():
+    T_WC = TRUE.clone()
+    T_WC[30:] = geometry.retract(T_WC[30:], torch.tensor([[0, 0, 0, 0, 0.1, 0]], dtype=torch.float64))
+    assert set(range(30, 40)) <= set(find(T_WC, metric=True).wrong)
+
+
+def test_a_change_of_scale_is_wrong_once_ten_frames_show_it():
+    steps = np.full(N, 0.1)
+    steps[30:] *= 1.6
+    wrong = find(walk(steps)).wrong
+    assert 36 in wrong and 39 in wrong and not {29, 30, 55} & set(wrong)
+
+
+def test_motion_that_never_was_is_wrong():
+    still = walk(np.where(np.arange(N) < 30, 0.1, 0.0))
+    truth = Trajectory(TRUTH.stamps_ns, still.numpy())
+    assert not find_tracking_errors(outputs_of(still), [4.0] * N, truth).wrong
+    assert 45 in find_tracking_errors(outputs_of(TRUE), [4.0] * N, truth).wrong
+
+
+def test_frames_that_do_not_claim_to_be_tracking_and_other_maps_are_not_judged():
+    T_WC = TRUE.clone()
+    T_WC[30:, 1] += 3.0
+    lost = find(T_WC, state=lambda i: TrackingState.UNVERIFIED if 30 <= i < 40 else TrackingState.TRACKING)
+    assert not lost.wrong and not set(range(30, 50)) & set(lost.judged)
+    assert not find(T_WC, map_id=lambda i: int(i >= 30)).wrong
