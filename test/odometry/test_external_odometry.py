@@ -146,7 +146,7 @@ def drive(clip, odometry, matcher="klt", delay_ns=30 * MS, events=None, **values
     waiting, outputs = list(odometry), []
     for frame, _ in clip:
         while waiting and waiting[0][0] + delay_ns <= frame.stamp_ns:
-            pipeline.add_odometry(*waiting.pop(0))
+            pipeline.add_external_odometry(*waiting.pop(0))
         outputs.append(pipeline.process(frame))
     return pipeline, outputs
 
@@ -256,7 +256,7 @@ def test_holes_in_odometry_are_told_and_survived(clip):
     problems, outputs = [], []
     for frame, _ in clip:
         while holed and holed[0][0] <= frame.stamp_ns:
-            pipeline.add_odometry(*holed.pop(0))
+            pipeline.add_external_odometry(*holed.pop(0))
         outputs.append(pipeline.process(frame))
         problems.append(pipeline.odometry.external.problem)
     first = next(k for k, o in enumerate(outputs) if o.T_WC is not None)
@@ -278,7 +278,7 @@ def test_scale_is_put_right_when_the_map_drifts(clip):
     for frame, _ in clip[16:]:
         for stamp, T in wheels(clip):
             if frame.stamp_ns - STEP_NS < stamp <= frame.stamp_ns:
-                pipeline.add_odometry(stamp, T)
+                pipeline.add_external_odometry(stamp, T)
         after.append(pipeline.process(frame))
     assert any(o.is_keyframe for o in after)
     assert math.log(
@@ -299,11 +299,11 @@ def test_a_new_map_lies_where_odometry_has_carried_the_camera():
     moved = pose(x=0.5, yaw=0.3)
     pipeline = Pipeline(configure(external_odometry__use="prediction", odometry__restart_frames=2))
     for frame in frames:
-        pipeline.add_odometry(frame.stamp_ns, geometry.identity())
+        pipeline.add_external_odometry(frame.stamp_ns, geometry.identity())
         last = pipeline.process(frame)
     outputs = []
     for frame in elsewhere:
-        pipeline.add_odometry(frame.stamp_ns, moved)
+        pipeline.add_external_odometry(frame.stamp_ns, moved)
         outputs.append(pipeline.process(frame))
     restarted = next(o for o in outputs if o.T_WC is not None)
     assert last.T_WC is not None and outputs[0].state is TrackingState.LOST and restarted.map_id == 1
