@@ -7,16 +7,20 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Collects the time that each part of a frame takes, ms."""
+    """Collects the time that each part of a frame takes.
 
-    read: Callable[[], float] = staticmethod(time.perf_counter)  # s; a benchmark may count processor time instead
+    Attributes:
+        laps: ms by the name of the part.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:
+        """`read` returns seconds; `time.process_time` counts processor time instead."""
         self.laps: dict[str, float] = {}
-        self._since = Clock.read()
+        self._read = read
+        self._since = read()
 
     def lap(self, name: str) -> None:
-        """Ends a part."""
-        now = Clock.read()
+        """Ends a part; parts of the same name add up."""
+        now = self._read()
         self.laps[name] = self.laps.get(name, 0.0) + (now - self._since) * 1e3
         self._since = now

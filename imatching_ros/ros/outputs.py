@@ -20,7 +20,7 @@ from imatching_ros.msg import LearningStatus as LearningStatusMsg
 from imatching_ros.msg import Matches as MatchesMsg
 from imatching_ros.msg import Status
 
-from ..core.types import Frame, Matches, OdometryOutput, TrackingState, plain
+from ..core.types import Frame, Matches, OdometryOutput, TrackingState, to_json_value
 from . import convert
 from .params import NodeConfig
 from .image_decoder import ImageDecoder
@@ -190,7 +190,7 @@ class Outputs:
 
     def publish_event(self, event: dict[str, Any]) -> None:
         """One JSON object, as a line of the events.jsonl of a replay."""
-        self._send("~/events", String(data=json.dumps(plain(event))))
+        self._send("~/events", String(data=json.dumps(to_json_value(event))))
 
     def _send(self, name: str, message: Any) -> None:
         self._publishers[name].publish(message)

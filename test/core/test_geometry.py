@@ -41,6 +41,15 @@ def test_poses_agree_with_pypose():
     assert (geometry.retract(T, x) - (reference @ reference).tensor()).abs().max() < 1e-12
 
 
+def test_gradients_are_those_of_plain_autograd_which_pypose_does_not_give():
+    x = twists()[4].requires_grad_()
+    p = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda y: geometry.act(geometry.exp(y), p), (x,), atol=1e-6)
+    (ours,) = torch.autograd.grad(geometry.act(geometry.exp(x), p).sum(), x)
+    (mixed,) = torch.autograd.grad(geometry.act(pp.se3(x).Exp().tensor(), p).sum(), x)
+    assert (ours - mixed).abs().max() > 0.1 * ours.abs().max()
+
+
 def test_exp_log_retract_and_local_are_inverse_to_each_other():
     x = twists()
     x[:, 3:] *= (x[:, 3:].norm(dim=1).clamp_max(3.1) / x[:, 3:].norm(dim=1).clamp_min(1e-30))[:, None]

@@ -116,10 +116,10 @@ def make_pair_matcher(text: str, device: str = "cpu") -> Any:
 
 def write(out: Path, results: list[dict[str, Any]]) -> None:
     """results.json and table.md."""
-    from ...core.types import plain
+    from ...core.types import to_json_value
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(plain(results), indent=2) + "\n")
+    (out / "results.json").write_text(json.dumps(to_json_value(results), indent=2) + "\n")
     (out / "table.md").write_text(table(results) + "\n")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...core.config import MatcherConfig
 from ...matching import create_matcher
-from ...core.types import plain
+from ...core.types import to_json_value
 from ..recordings.base import Source
 from .baselines import PairMatcher
 from .match_images import write_match_images
@@ -42,7 +42,7 @@ def compare_frozen_adapted(
     images = folder / "matches"
     images.mkdir(exist_ok=True)
     files = write_match_images(images, matchers, source, gaps)
-    data = plain(
+    data = to_json_value(
         {
             "results": results,
             "images": [str(f.relative_to(folder)) for f in files],

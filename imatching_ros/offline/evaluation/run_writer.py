@@ -13,7 +13,7 @@ import yaml
 
 from ...core.config import Config
 from ...core.types import OdometryOutput, TrackingState
-from ...core.types import plain
+from ...core.types import to_json_value
 from ..recordings.truth import Trajectory, tum_line, write_tum
 from .trajectory import TrajectoryScore, score_trajectory
 
@@ -115,7 +115,7 @@ class RunWriter:
 
     def add_event(self, event: dict[str, Any]) -> None:
         """One JSON object per line; numbers that are not finite become null."""
-        line = json.dumps(plain(event))
+        line = json.dumps(to_json_value(event))
         with self._lock:
             if not self._events.closed:
                 self._events.write(line + "\n")
@@ -154,7 +154,7 @@ class RunWriter:
             else "estimated, in map units",
             **more,
         }
-        metrics = plain(metrics)
+        metrics = to_json_value(metrics)
         (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         self.close()
         return metrics

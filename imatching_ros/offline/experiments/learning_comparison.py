@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.errors import CameraError, ConfigError, SourceError
-from ...core.types import Frame, plain
+from ...core.types import Frame, to_json_value
 from ...matching import create_matcher
 from ...matching.base import Matcher
 from ..recordings.base import Source, SourceOptions, identify
@@ -68,7 +68,7 @@ class CellStore:
         source, regime, variant = key
         stem = "_".join([source, regime.replace("-", "any"), variant.replace(" ", "-"), str(config.seed)])
         path = self._folder / f"{stem}.json"
-        settings = self._settings(regime, config) | plain(more)
+        settings = self._settings(regime, config) | to_json_value(more)
         if path.is_file():
             saved = json.loads(path.read_text())
             if saved["settings"] == settings:
@@ -76,7 +76,7 @@ class CellStore:
             print(f"{path} is of other settings: worked out again", flush=True)
         begin = time.perf_counter()
         cell = {"source": source, "regime": regime, "variant": variant, "seed": config.seed, "settings": settings}
-        cell = plain(cell | work(self._folder / f"{stem}.safetensors"))
+        cell = to_json_value(cell | work(self._folder / f"{stem}.safetensors"))
         cell["cell_s"] = time.perf_counter() - begin
         partial_path = path.with_suffix(".partial")
         partial_path.write_text(json.dumps(cell, indent=1) + "\n")
@@ -87,7 +87,7 @@ class CellStore:
     def _settings(self, regime: str, config: Config) -> dict[str, Any]:
         plan = {name: getattr(self._plan, name) for name in ("pairs", "quick", "mode")}
         passes = self._plan.passes if regime == "repeated" else 1
-        return plain({**runs.describe(config), **plan, "passes": passes, **self._more})
+        return to_json_value({**runs.describe(config), **plan, "passes": passes, **self._more})
 
 
 def open_sources(names: Iterable[str], plan: ComparisonPlan, options: SourceOptions) -> Iterator[ComparedSource]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.types import plain
+from ...core.types import to_json_value
 from .retention import summarise_retention
 
 HEALTHY_MMA = 0.10  # sources whose frozen MMA at 1 px is lower make no meaningful ratio
@@ -23,7 +23,9 @@ def write_report(out: Path, cells: list[dict[str, Any]], kind: str = "comparison
     summary = {"comparison": summarise, "retention": summarise_retention, "corrupted_input": lambda _: []}[kind](cells)
     text = "\n".join([format_table(head, rows), "", *summary])
     (out / "table.txt").write_text(text + "\n")
-    (out / "comparison.json").write_text(json.dumps(plain({"cells": cells, "summary": summary}), indent=1) + "\n")
+    (out / "comparison.json").write_text(
+        json.dumps(to_json_value({"cells": cells, "summary": summary}), indent=1) + "\n"
+    )
     (out / "index.html").write_text(_page(head, rows, summary, _curves(cells) if kind == "comparison" else "", kind))
     return text
 

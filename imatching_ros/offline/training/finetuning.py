@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ...core.config import Config
 from ...matching import create_matcher
 from ...matching.weights import hash_state, write_weights
-from ...core.types import plain
+from ...core.types import to_json_value
 from ..recordings.base import SourceOptions
 from ..recordings.base import identify
 from ..recordings.opening import open_source
@@ -262,7 +262,7 @@ def _learn_and_judge(
             "validation_after_px": judgement.verdict.after_px,
         },
     )
-    result = plain(
+    result = to_json_value(
         {
             "interrupted": False,
             "finished": True,
@@ -373,7 +373,7 @@ def _describe(sources: list[Path], origin: str, config: Config, options: SourceO
         for name in names:
             del settings[section][name]
     told = {name: value for name, value in asdict(options).items() if value is not None and name != "groundtruth"}
-    return plain(
+    return to_json_value(
         {
             "sources": [path.resolve().name for path in sources],
             "weights": origin,

@@ -9,7 +9,7 @@ import torch
 from imatching_ros.core import geometry
 from imatching_ros.core.config import Config
 from imatching_ros.core.types import Matches, OdometryOutput, TrackingState
-from imatching_ros.offline.evaluation.run_writer import FRAME_COLUMNS, RunWriter, plain
+from imatching_ros.offline.evaluation.run_writer import FRAME_COLUMNS, RunWriter
 from imatching_ros.offline.recordings.truth import Trajectory, read_trajectory
 
 STEP = 100_000_000
@@ -106,11 +106,3 @@ def test_lines_are_on_disk_before_the_end(tmp_path):
     assert (tmp_path / "events.jsonl").read_text().count("\n") == 1
     writer.close()
     writer.add_event({"event": "late"})  # a learner's thread may speak last
-
-
-def test_plain_has_only_what_json_knows():
-    assert plain({"a": torch.tensor([1.0, math.inf]), 2: TrackingState.LOST, "p": (1, None)}) == {
-        "a": [1.0, None],
-        "2": "lost",
-        "p": [1, None],
-    }
