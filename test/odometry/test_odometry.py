@@ -390,7 +390,7 @@ def test_time_that_goes_backwards_is_refused(clip):
 )
 def test_real_sequences(data_folder, name, mode, bound):
     from imatching_ros.offline.recordings.base import SourceOptions
-    from imatching_ros.offline.recordings.opening import open_source
+    from imatching_ros.offline.recordings import open_source
 
     source = open_source(data_folder / name, SourceOptions(mode=mode, duration_s=3.0))
     truth = source.groundtruth().T_WC

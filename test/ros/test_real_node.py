@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 
 from imatching_ros.offline.recordings.base import SourceOptions
-from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.recordings import open_source
 
 pytestmark = [pytest.mark.ros, pytest.mark.data, pytest.mark.slow]
 

@@ -70,8 +70,8 @@ def open_recordings(args: argparse.Namespace) -> Iterator[tuple[str, Source]]:
     Raises:
         ConfigError: no recording, or an unknown mode.
     """
-    from ..experiments.renderings import ACCURACY, written
-    from ..recordings.opening import open_source
+    from ..experiments.scenes import ACCURACY, render
+    from ..recordings import open_source
 
     options = source_options(args)
     paths = []
@@ -82,7 +82,7 @@ def open_recordings(args: argparse.Namespace) -> Iterator[tuple[str, Source]]:
         paths.append((Path(path if equals else text), mode if equals else options.mode))
     if args.rendered is not None:
         for name, rendering in ACCURACY.items():
-            paths += [(written(args.rendered, name, rendering), mode) for mode in rendering.modes]
+            paths += [(render(args.rendered, name, rendering), mode) for mode in rendering.modes]
     if not paths:
         raise ConfigError("nothing to run on; give recordings, or --rendered FOLDER")
     for path, mode in paths:

@@ -63,17 +63,14 @@ def run(args: argparse.Namespace) -> int:
 def _frames(args: argparse.Namespace) -> list[Frame]:
     """The rendered scene as images without depth; rendered unless it is there already."""
     from ...core.types import Frame
-    from ..recordings.opening import open_source
-    from ..simulation.recording import write_recording
+    from ..experiments.scenes import INTERFERENCE_SEED, render_once
+    from ..recordings import open_source
     from ..simulation.sequence import SimulatedSequence
 
     width, height = (int(x) for x in args.size.split("x"))
-    path = args.out / f"scene_{args.size}_{args.loop:g}s_{args.rate_hz:g}hz"
-    if not (path / "complete").is_file():
-        count = round(args.loop * args.rate_hz)
-        sequence = SimulatedSequence("room", count, 907, width, height, args.rate_hz, supersample=1)
-        write_recording(path, sequence, format="tum", overwrite=True)
-        (path / "complete").touch()
+    count = round(args.loop * args.rate_hz)
+    sequence = SimulatedSequence("room", count, INTERFERENCE_SEED, width, height, args.rate_hz, supersample=1)
+    path = render_once(args.out / f"scene_{args.size}_{args.loop:g}s_{args.rate_hz:g}hz", sequence)
     return [Frame(f.id, f.stamp_ns, f.image, f.camera) for f in open_source(path)]
 
 

@@ -38,14 +38,14 @@ def run(args: argparse.Namespace) -> int:
     import cv2
 
     from ..experiments.consistency import measure_consistency, summarise
-    from ..experiments.renderings import consistency, written
+    from ..experiments.scenes import consistency, render
     from ..recordings.base import SourceOptions
-    from ..recordings.opening import open_source
+    from ..recordings import open_source
 
     cv2.setNumThreads(1)
     base = read_config(args).with_values({"learning.mode": "'off'"})
     paths = [
-        written(args.folder, name, rendering, args.frames)
+        render(args.folder, name, rendering, args.frames)
         for seed in map(int, args.seeds.split(","))
         for name, rendering in consistency(seed).items()
     ]

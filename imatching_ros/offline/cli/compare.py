@@ -108,7 +108,7 @@ def _seeds(args: argparse.Namespace, config: Config) -> Iterator[Config]:
 
 def _comparison(args: argparse.Namespace, config: Config) -> Iterator[dict[str, Any]]:
     from ..experiments.learning_comparison import SourceComparison, open_sources
-    from ..experiments.learning_scenes import QUICK_SCENES
+    from ..experiments.scenes import QUICK_SCENES
 
     variants = _choose(args.variants, VARIANTS, "--variants")
     regimes = _choose(args.regime or ("repeated" if args.quick else ",".join(REGIMES)), REGIMES, "--regime")

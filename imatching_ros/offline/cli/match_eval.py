@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ...core.errors import ConfigError
     from ..evaluation.matching import count_pairs, evaluate
-    from ..recordings.opening import open_source
+    from ..recordings import open_source
     from ..progress import Progress
 
     try:

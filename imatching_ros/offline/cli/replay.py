@@ -97,7 +97,7 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     from ..evaluation.run_writer import RunWriter
     from ...learning.weights_store import CURRENT
     from ...pipeline import Pipeline
-    from ..recordings.opening import open_source
+    from ..recordings import open_source
     from ..progress import Progress
 
     torch.set_num_threads(config.matcher.threads)

@@ -49,7 +49,7 @@ def add_matches(folder: Path, path: Path | None, options, pairs: int = 24, quiet
     from ..evaluation.frozen_adapted import compare_frozen_adapted
     from ..evaluation.matching import count_pairs
     from ..evaluation.run_reader import read_run
-    from ..recordings.opening import open_source
+    from ..recordings import open_source
     from ..progress import Progress
 
     recorded = (read_run(folder).metrics.get("source") or {}).get("path")

@@ -24,7 +24,6 @@ MMA_PX = (1, 3, 5)
 MIN_SCORE = OdometryConfig.min_score  # a match that odometry would use
 _MIN_VISIBLE = 10  # pairs with fewer visible queries are left out: their share would be noise
 _RIGHT_PX = 5.0  # the stated sigma is that of right matches
-_GRID = (8, 6)
 
 
 @dataclass
@@ -194,10 +193,11 @@ def _score(
 
 def _coverage(uv: Tensor, right: Tensor, possible: Tensor, frame: Frame) -> float:
     """Of the cells of an 8 x 6 grid that hold a query, the share that holds a right match."""
-    cell = (uv / uv.new_tensor([frame.camera.width / _GRID[0], frame.camera.height / _GRID[1]])).long()
-    cell = cell[:, 0].clamp(0, _GRID[0] - 1) * _GRID[1] + cell[:, 1].clamp(0, _GRID[1] - 1)
-    asked = cell[possible].unique()
-    return len(cell[right & possible].unique()) / len(asked) if len(asked) else 0.0
+    columns, rows = 8, 6
+    cell = (uv / uv.new_tensor([frame.camera.width / columns, frame.camera.height / rows])).long()
+    cell = cell[:, 0].clamp(0, columns - 1) * rows + cell[:, 1].clamp(0, rows - 1)
+    queried = cell[possible].unique()
+    return len(cell[right & possible].unique()) / len(queried) if len(queried) else 0.0
 
 
 def _held_out_sampson(matches: PairMatches, used: Tensor, i: Frame, j: Frame, seed: int) -> Tensor:

@@ -14,20 +14,11 @@ from ...core.types import Frame
 from ...core.errors import ConfigError
 from ...matching import create_matcher
 from ..recordings.base import SourceOptions
-from ..recordings.opening import open_source
+from ..recordings import open_source
 from .learning_comparison import CellStore, ComparisonPlan
 from .learning_runs import learn_in_turn, save_weights, score_weights
-from .learning_scenes import (
-    CLEAN,
-    CLEAN_ROTATION,
-    CLEAN_STILL,
-    FULL,
-    QUICK,
-    Division,
-    RenderedScene,
-    divide,
-    render_scene,
-)
+from .division import Division, divide
+from .scenes import CLEAN, CLEAN_ROTATION, CLEAN_STILL, FULL, QUICK, RenderedScene, render_scene
 
 
 def wrong_focal_length(frames: list[Frame]) -> list[Frame]:

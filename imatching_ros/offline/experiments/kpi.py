@@ -28,13 +28,13 @@ from ...matching import create_matcher
 from ...pipeline import Pipeline
 from ..evaluation.matching import MMA_PX, evaluate_matcher
 from ..recordings.base import SourceOptions
-from ..recordings.opening import open_source
+from ..recordings import open_source
 from ..training.collection import solved_windows
 from . import other_solvers
 from .ba_timing import TimingOptions, time_window
 from .machine import ROOT
 from .odometry_runs import measure, timings
-from .renderings import key_figures, written
+from .scenes import key_figures, render
 
 Value = float | None  # None: could not be measured
 Figures = dict[str, dict[str, dict[str, Value]]]  # section -> row -> column -> value
@@ -129,7 +129,7 @@ def measure_key_figures(
     config = config.with_values({"learning.mode": "'off'"})
     report("rendering")
     scenes = [
-        Recording(f"rendered {rendering.sequence.kind}, {mode}", written(rendered, name, rendering), mode)
+        Recording(f"rendered {rendering.sequence.kind}, {mode}", render(rendered, name, rendering), mode)
         for name, rendering in list(key_figures(plan.width, plan.height, plan.frames, plan.texture_size).items())[
             : plan.scenes
         ]

@@ -17,9 +17,10 @@ from ...core.types import Frame, to_json_value
 from ...matching import create_matcher
 from ...matching.base import Matcher
 from ..recordings.base import Source, SourceOptions, identify
-from ..recordings.opening import open_source
+from ..recordings import open_source
 from . import learning_runs as runs
-from .learning_scenes import FULL, QUICK, SCENES, TUNING, Division, divide, render_scene
+from .division import Division, divide
+from .scenes import FULL, QUICK, SCENES, TUNING, render_scene
 
 Cell = dict[str, Any]
 Learned = tuple[Matcher, dict[str, Any]]  # weights, and counters of how they were learned

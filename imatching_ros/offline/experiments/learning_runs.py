@@ -20,7 +20,7 @@ from ...matching.base import Matcher
 from ...matching.weights import hash_state, write_weights
 from ...odometry.odometry import Odometry
 from ...pipeline import Pipeline
-from .learning_scenes import Division
+from .division import Division
 from ..evaluation.matching import evaluate_matcher
 from .oracle import Oracle
 from .odometry_runs import score_outputs, track

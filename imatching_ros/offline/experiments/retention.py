@@ -10,7 +10,7 @@ from ...core.config import Config
 from ...matching import create_matcher
 from .learning_comparison import CellStore, ComparedSource, ComparisonPlan
 from .learning_runs import learn_in_turn, save_weights, score_weights
-from .learning_scenes import Division
+from .division import Division
 
 
 def retention_cells(

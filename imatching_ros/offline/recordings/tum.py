@@ -26,7 +26,7 @@ _PUBLISHED = {
 }
 
 
-def recognise(path: Path) -> bool:
+def recognises(path: Path) -> bool:
     """Whether `path` is such a folder."""
     return (path / "rgb.txt").is_file()
 

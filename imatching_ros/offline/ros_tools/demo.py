@@ -154,7 +154,7 @@ def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -
     from ...core.config import Config
     from ..evaluation.run_writer import RunWriter
     from ..recordings.base import SourceOptions
-    from ..recordings.opening import open_source
+    from ..recordings import open_source
     from .record import add_published
 
     source = open_source(scene, SourceOptions(mode="mono"))
@@ -177,7 +177,7 @@ def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> di
     from ..evaluation.frozen_adapted import compare_frozen_adapted
     from ..evaluation.matching import count_pairs
     from ..recordings.base import SourceOptions
-    from ..recordings.opening import open_source
+    from ..recordings import open_source
 
     source, gaps, pairs = open_source(held_out, SourceOptions(mode="rgbd")), (1, 5), 20
     with Progress("matching", count_pairs(source, gaps, pairs), "pairs") as progress:

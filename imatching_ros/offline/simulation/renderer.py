@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.geometry import rotation_matrix
 from ...camera.model import Camera
 from .scene import Scene, Shape
 from .shading import Hits, shade
@@ -344,18 +345,4 @@ def _from_tiles(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:
     """(..., 4) xyzw, any length above zero -> (..., 3, 3)."""
-    x, y, z, w = (q / q.norm(dim=-1, keepdim=True)).unbind(-1)
-    return torch.stack(
-        [
-            1 - 2 * (y * y + z * z),
-            2 * (x * y - z * w),
-            2 * (x * z + y * w),
-            2 * (x * y + z * w),
-            1 - 2 * (x * x + z * z),
-            2 * (y * z - x * w),
-            2 * (x * z - y * w),
-            2 * (y * z + x * w),
-            1 - 2 * (x * x + y * y),
-        ],
-        -1,
-    ).view(*q.shape[:-1], 3, 3)
+    return rotation_matrix(q / q.norm(dim=-1, keepdim=True))

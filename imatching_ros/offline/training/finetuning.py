@@ -20,7 +20,7 @@ from ...matching.weights import hash_state, write_weights
 from ...core.types import to_json_value
 from ..recordings.base import SourceOptions
 from ..recordings.base import identify
-from ..recordings.opening import open_source
+from ..recordings import open_source
 from .collection import Recording, collect, hold_back, read_recording
 from .judgement import Judgement, judge_windows
 from .ranks import Interruption, Ranks, process_count

@@ -5,7 +5,7 @@ import json
 import torch
 
 from imatching_ros.__main__ import main
-from imatching_ros.offline.experiments import renderings
+from imatching_ros.offline.experiments import scenes
 from imatching_ros.offline.experiments.consistency import Consistency, summarise
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
 
@@ -27,8 +27,8 @@ def test_the_command_renders_runs_and_prints(tmp_path, capsys, monkeypatch):
         kind="clutter", seed=1, frames=16, width=320, height=240, supersample=1, depth_noise=0.003, speed_mps=1.4
     )
     monkeypatch.setattr(
-        "imatching_ros.offline.experiments.renderings.consistency",
-        lambda seed: {f"small_{seed}": renderings.Rendering(small, ("rgbd",))},
+        "imatching_ros.offline.experiments.scenes.consistency",
+        lambda seed: {f"small_{seed}": scenes.Rendering(small, ("rgbd",))},
     )
     assert (
         main(

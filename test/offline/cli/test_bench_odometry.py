@@ -12,7 +12,7 @@ from imatching_ros.offline.experiments.realtime import play_recording
 from imatching_ros.core.types import Frame, OdometryOutput, TrackingState
 from imatching_ros.core.errors import ConfigError
 from imatching_ros.offline.recordings.base import SourceOptions
-from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.recordings import open_source
 from imatching_ros.offline.simulation.recording import write_recording
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
 from odometry_scenes import CAMERA, configure, rotating, speckle

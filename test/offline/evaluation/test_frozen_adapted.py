@@ -8,7 +8,7 @@ import numpy as np
 from imatching_ros.core.config import MatcherConfig
 from imatching_ros.offline.evaluation.frozen_adapted import compare_frozen_adapted
 from imatching_ros.matching.weights import DEFAULT_DIR
-from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.recordings import open_source
 
 
 def write_sliding_wall(folder):

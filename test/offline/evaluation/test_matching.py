@@ -180,7 +180,7 @@ def test_auc_by_hand():
 @pytest.mark.data
 def test_klt_on_real_depth(data_folder):
     """The tracker's accuracy on this sequence is known: a wrong truth would ruin it."""
-    from imatching_ros.offline.recordings.opening import open_source
+    from imatching_ros.offline.recordings import open_source
 
     result = evaluate_matcher(KltMatcher(), open_source(data_folder / "tartanair_hospital"), (1,), 8, pose=False)[
         "gaps"

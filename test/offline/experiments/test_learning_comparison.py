@@ -19,12 +19,13 @@ from imatching_ros.offline.experiments import corrupted_input
 from imatching_ros.offline.experiments.learning_comparison import CellStore, ComparisonPlan
 from imatching_ros.offline.experiments.learning_runs import describe, learn_in_turn, learn_live, learn_offline
 from imatching_ros.offline.experiments.learning_report import summarise, write_report
-from imatching_ros.offline.experiments.learning_scenes import GAP_FRAMES, SCENES, TUNING, divide
+from imatching_ros.offline.experiments.division import GAP_FRAMES, divide
+from imatching_ros.offline.experiments.scenes import SCENES, TUNING
 from imatching_ros.offline.experiments.oracle import Oracle
 from imatching_ros.offline.experiments.retention import summarise_retention
 from imatching_ros.learning.rematching import Rematch
 from imatching_ros.offline.recordings.base import Source, SourceOptions
-from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.recordings import open_source
 from imatching_ros.offline.simulation.recording import write_recording
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
 from imatching_ros.offline.recordings.truth import Trajectory

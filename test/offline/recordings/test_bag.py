@@ -12,7 +12,7 @@ from imatching_ros.camera.model import Camera
 from imatching_ros.core.errors import CameraError, SourceError
 from imatching_ros.offline.recordings.base import SourceOptions
 from imatching_ros.offline.recordings.base import identify
-from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.recordings import open_source
 
 H, W, N = 48, 64, 6
 STEP = 100_000_000

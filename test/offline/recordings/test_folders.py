@@ -10,7 +10,7 @@ import yaml
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.errors import CameraError, SourceError
 from imatching_ros.offline.recordings.base import SourceOptions, associate
-from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.recordings import open_source
 from imatching_ros.offline.recordings.truth import from_matrices, write_tum
 
 H, W, N = 48, 64, 5

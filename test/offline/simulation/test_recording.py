@@ -10,7 +10,7 @@ from imatching_ros.camera.model import Camera
 from imatching_ros.core.types import as_grey
 from imatching_ros.core.errors import ConfigError, SourceError
 from imatching_ros.offline.recordings.base import SourceOptions
-from imatching_ros.offline.recordings.opening import open_source
+from imatching_ros.offline.recordings import open_source
 from imatching_ros.offline.simulation.recording import write_recording
 from imatching_ros.offline.simulation.sequence import SimulatedSequence, simulated_frames
 from imatching_ros.offline.simulation.shifts import SHIFTS, motion_blur

@@ -1,0 +1,168 @@
+"""Every rendered scene that something is measured on: fixed seeds and paths, none of which training has seen.
+
+- `ACCURACY`: odometry. Its settings were chosen on these (how many poses are held, and how much must agree before a pose is believed),
+  so they compare versions and matchers, and are no test on scenes that nothing was fitted to.
+- `consistency`: the truth of covariances. `INTERFERENCE_SEED`: odometry beside the learner.
+- `SCENES`: what learning is judged on, fixed before the first learning run; no setting was ever chosen on them. `TUNING` is for that.
+- `CLEAN`: seen by a healthy camera; what was learned from corrupted input must not be worse here.
+
+Recordings are rendered once, below a folder of the caller's choice, and used again from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..progress import Progress
+from ..simulation.recording import write_recording
+from ..simulation.sequence import SimulatedSequence
+from .division import GAP_FRAMES
+
+RATE_HZ = 10.0
+INTERFERENCE_SEED = 907
+
+
+def render_once(path: Path, sequence: SimulatedSequence) -> Path:
+    """The recording at `path` in the TUM RGB-D layout; rendered unless it is there, complete."""
+    complete = path / "complete"
+    if not complete.is_file():
+        with Progress(f"render {path.name}", sequence.frames) as bar:
+            write_recording(path, sequence, format="tum", overwrite=True, progress=bar.update)
+        complete.touch()
+    return path
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One recording and the modes that it is used in."""
+
+    sequence: SimulatedSequence
+    modes: tuple[str, ...]  # mono, stereo, rgbd
+
+
+def _walk(
+    kind: str, seed: int, modes: tuple[str, ...], width: int, height: int, frames: int, **options: int
+) -> Rendering:
+    baseline_m = 0.5 if kind == "outdoor" else 0.12
+    return Rendering(
+        SimulatedSequence(
+            kind=kind,
+            seed=seed,
+            frames=frames,
+            width=width,
+            height=height,
+            supersample=1,
+            baseline_m=baseline_m if "stereo" in modes else 0.0,
+            depth_noise=0.003 if "rgbd" in modes else 0.0,
+            **options,
+        ),
+        modes,
+    )
+
+
+# For the accuracy of odometry.
+ACCURACY = {
+    "eval_room_mono": _walk("room", 71, ("mono",), 640, 480, 100),
+    "eval_clutter_mono": _walk("clutter", 72, ("mono",), 640, 480, 100),
+    "eval_corridor_stereo": _walk("corridor", 73, ("stereo",), 640, 480, 100),
+    "eval_outdoor_stereo": _walk("outdoor", 74, ("stereo",), 640, 480, 100),
+    "eval_room_rgbd": _walk("room", 75, ("rgbd",), 640, 480, 100),
+}
+
+
+def key_figures(width: int, height: int, frames: int, texture_size: int) -> dict[str, Rendering]:
+    """For `bench kpi`: the first scene in the size given, which is also matched and timed, and smaller ones of other cameras."""
+    small, options = (width // 2, height // 2), {"texture_size": texture_size, "workers": 2}
+    scenes = {
+        "clutter": _walk("clutter", 81, ("mono",), width, height, frames, **options),
+        "corridor": _walk("corridor", 82, ("stereo",), *small, frames, **options),
+        "room": _walk("room", 83, ("rgbd",), *small, frames, **options),
+    }
+    return {f"kpi_{name}_{width}x{height}_{frames}": rendering for name, rendering in scenes.items()}
+
+
+def consistency(seed: int) -> dict[str, Rendering]:
+    """For the truth of covariances: small recordings with the depth of a sensor and a right image."""
+    return {
+        f"nees_{kind}_{seed}": _walk(kind, seed, ("rgbd", "stereo"), 320, 240, 80)
+        for kind in ("room", "clutter", "corridor")
+    }
+
+
+def render(folder: Path, name: str, rendering: Rendering, frames: int | None = None) -> Path:
+    """The recording of that name below `folder`; `frames` shortens it (the path then is another one)."""
+    if frames is None:
+        return render_once(folder / name, rendering.sequence)
+    return render_once(folder / f"{name}_{frames}", replace(rendering.sequence, frames=frames))
+
+
+@dataclass(frozen=True)
+class RenderedScene:
+    """One scene under one domain shift: the first part is for learning, the rest is unseen."""
+
+    kind: str
+    seed: int
+    shift: str
+    motion: str = "tour"
+
+    def sequence(self, extent: Extent) -> SimulatedSequence:
+        """What is rendered of it."""
+        return SimulatedSequence(
+            kind=self.kind,
+            frames=extent.frames,
+            seed=self.seed,
+            width=extent.width,
+            height=extent.height,
+            rate_hz=RATE_HZ,
+            shift=self.shift,
+            motion=self.motion,
+            supersample=extent.supersample,
+        )
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of every scene is rendered."""
+
+    learning_s: float
+    unseen_s: float
+    width: int
+    height: int
+    supersample: int
+
+    @property
+    def learning_frames(self) -> int:
+        return round(self.learning_s * RATE_HZ)
+
+    @property
+    def frames(self) -> int:
+        return self.learning_frames + GAP_FRAMES + round(self.unseen_s * RATE_HZ)
+
+
+FULL = Extent(120.0, 60.0, 320, 240, 2)
+QUICK = Extent(20.0, 6.0, 320, 240, 1)
+
+SCENES = {
+    "dark_noise": RenderedScene("room", 911, "dark_noise"),
+    "motion_blur": RenderedScene("corridor", 912, "motion_blur"),
+    "fog": RenderedScene("outdoor", 913, "fog"),
+    "vignette": RenderedScene("room", 914, "vignette"),
+    "new_texture": RenderedScene("clutter", 915, "new_texture"),
+}
+QUICK_SCENES = ("dark_noise", "fog", "new_texture")
+TUNING = {
+    "tuning_dark_noise": RenderedScene("room", 101, "dark_noise"),
+    "tuning_motion_blur": RenderedScene("clutter", 102, "motion_blur"),
+    "tuning_fog": RenderedScene("room", 103, "fog"),
+    "tuning_none": RenderedScene("corridor", 104, "none"),
+}
+CLEAN = RenderedScene("clutter", 916, "none")
+CLEAN_STILL = RenderedScene("clutter", 916, "none", "still")
+CLEAN_ROTATION = RenderedScene("clutter", 916, "none", "pure_rotation")
+
+
+def render_scene(name: str, scene: RenderedScene, extent: Extent, folder: Path) -> Path:
+    """The folder of a scene's recording below `folder`."""
+    path = folder / f"{name}_{scene.kind}{scene.seed}_{extent.width}x{extent.height}_{extent.frames}"
+    return render_once(path, scene.sequence(extent))
