@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ..experiments.kpi import Column
 
 BASELINE = Path(__file__).parents[3] / "docs" / "kpi_baseline.json"
-COMMAND = "python -m imatching_ros bench kpi"
-_MARKS = "<!-- begin key figures -->", "<!-- end key figures -->"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +172,7 @@ def document(baseline: dict[str, Any] | None) -> str:
     if baseline is None:
         return "No baseline has been measured yet."
     parts = [
-        f"One torch thread, processor time, {about(baseline)}. Measured in {baseline['seconds']} s by\n`{COMMAND} --update-baseline`"
+        f"One torch thread, processor time, {about(baseline)}. Measured in {baseline['seconds']} s by\n`python -m imatching_ros bench kpi --update-baseline`"
     ]
     for section, rows in baseline["figures"].items():
         columns = list(next(iter(rows.values()), {}))
@@ -194,7 +192,7 @@ def fill(text: str, baseline: dict[str, Any] | None) -> str:
     """
     from ...core.errors import ConfigError
 
-    begin, end = _MARKS
+    begin, end = "<!-- begin key figures -->", "<!-- end key figures -->"
     body = f"{begin}\n{document(baseline)}\n{end}"
     text, count = re.subn(f"{begin}.*?{end}", lambda _: body, text, flags=re.DOTALL)
     if count != 1:
