@@ -126,7 +126,7 @@ def project(observations: Observations, points_C: Tensor) -> Residuals:
     depth = points_C[:, 2]
     inv_depth = depth.clamp_min(MIN_DEPTH).reciprocal()
     predicted = points_C[:, :2].transpose(0, 1) * inv_depth
-    if observations.alpha is not None:
+    if observations.alpha is not None and observations.beta is not None:
         d = torch.addcmul(observations.alpha * predicted[0], observations.beta, inv_depth)
         predicted = torch.cat([predicted, d[None]])
     whitened = (observations.observed - predicted) * observations.inv_sigma
