@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -12,14 +12,17 @@ from geometry_msgs.msg import Pose, PoseArray, PoseStamped, PoseWithCovarianceSt
 from nav_msgs.msg import Odometry, Path
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
-from torch import Tensor
 
 from imatching_ros.msg import LearningStatus as LearningStatusMsg
 from imatching_ros.msg import Matches as MatchesMsg
 
-from ..core.types import Matches
 from . import transforms
 from .robot_pose import RobotPose
+
+if TYPE_CHECKING:  # the player and the recorder start without torch
+    from torch import Tensor
+
+    from ..core.types import Matches
 
 try:  # where ROS is installed, its own packing of clouds
     from sensor_msgs_py import point_cloud2

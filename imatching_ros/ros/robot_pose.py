@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from ..core.types import OdometryOutput
 from . import transforms
+
+if TYPE_CHECKING:  # as in convert, which needs RobotPose
+    from torch import Tensor
+
+    from ..core.types import OdometryOutput
 
 
 @dataclass(frozen=True)

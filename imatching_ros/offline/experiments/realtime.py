@@ -7,14 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...core.config import Config
-from ...core.types import Frame
-from ...pipeline import Pipeline
-from ..recordings.base import Source
+if TYPE_CHECKING:
+    from ...core.config import Config
+    from ...core.types import Frame
+    from ..recordings.base import Source
 
 
 class SensorClock:
@@ -55,6 +55,8 @@ def play(
         Counts, percentiles in ms of latency (from a frame's due time to its pose), of processing (until the next frame could be
         taken), of keyframes and of frames that adopted new weights, memory in MB over time, and the learner's counters.
     """
+    from ...pipeline import Pipeline  # not for a player that only needs the clock
+
     pipeline = Pipeline(config)
     total, period_s = round(seconds * rate_hz), 1 / rate_hz
     times_ms: dict[str, list[float]] = defaultdict(list)

@@ -12,11 +12,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rclpy
-import torch
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
@@ -26,13 +25,15 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from ...core.errors import SourceError
-from ...core.types import Matches, OdometryOutput, TrackingState
 from ...ros import transforms
 from ...ros.convert import read_pose
 from ...ros.convert import stamp_ns as to_ns
 from ...ros.middleware import find_shared
-from ..evaluation.run_writer import RunWriter
 from .play import find_type, run_program
+
+if TYPE_CHECKING:  # the recorder starts without torch
+    from ...core.types import Matches, OdometryOutput
+    from ..evaluation.run_writer import RunWriter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +96,6 @@ TOPICS = {
     "imatching/keyframes": "geometry_msgs/msg/PoseArray",
     "imatching/events": "std_msgs/msg/String",
 }
-STATES = (TrackingState.UNINITIALIZED, TrackingState.TRACKING, TrackingState.UNVERIFIED, TrackingState.LOST)
 
 
 def add_published(writer: RunWriter, bag: Path, shift_ns: int = 0) -> dict[str, Any]:
@@ -147,6 +147,11 @@ def read_messages(bag: Path) -> dict[str, list[Any]]:
 
 
 def _output(number: int, stamp_ns: int, status: Any, odometry: Any, matches: Any) -> OdometryOutput:
+    import torch
+
+    from ...core.types import OdometryOutput, TrackingState
+
+    states = (TrackingState.UNINITIALIZED, TrackingState.TRACKING, TrackingState.UNVERIFIED, TrackingState.LOST)
     T_WC = None
     if odometry is not None:
         T = read_pose(odometry.pose.pose) @ transforms.T_BODY_OPTICAL
@@ -154,7 +159,7 @@ def _output(number: int, stamp_ns: int, status: Any, odometry: Any, matches: Any
     return OdometryOutput(
         number,
         stamp_ns,
-        STATES[status.state],
+        states[status.state],
         status.reason,
         T_WC,
         None,
@@ -170,6 +175,10 @@ def _output(number: int, stamp_ns: int, status: Any, odometry: Any, matches: Any
 
 
 def _matches(m: Any) -> Matches:
+    import torch
+
+    from ...core.types import Matches
+
     def tensor(values: Any, kind: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.as_tensor(np.array(values), dtype=kind)
 
