@@ -28,7 +28,7 @@ def _pose_block_map(dtype: torch.dtype, device: torch.device) -> Tensor:
     generators[0, :, :3] = -torch.eye(3)
     for k, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):  # [Y]x holds Y_k at (j, i) and -Y_k at (i, j)
         generators[1 + k, j, 3 + i], generators[1 + k, i, 3 + j] = 1.0, -1.0
-    products = {(0, 0): 0, (0, 1): 1, (0, 2): 2, (0, 3): 3}
+    products: dict[tuple[int, ...], int] = {(0, 0): 0, (0, 1): 1, (0, 2): 2, (0, 3): 3}
     products |= {tuple(sorted((i + 1, j + 1))): 4 + n for n, (i, j) in enumerate(PAIRS)}
     table = torch.zeros(9, 10, 42, dtype=torch.float64)
     for n, (i, j) in enumerate(PAIRS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,58 +65,79 @@ def refine_pose(
     Raises:
         BundleError: a start that is not finite, or arrays that disagree in length.
     """
-    N = len(points_W)
-    if not (obs.shape == sigma.shape == (N, 3) and kind.shape == (N,) and T_WC.shape == (7,)):
-        raise BundleError(
-            f"refine_pose got T_WC {tuple(T_WC.shape)}, points {tuple(points_W.shape)}, obs {tuple(obs.shape)}, "
-            f"kind {tuple(kind.shape)}, sigma {tuple(sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)"
-        )
-    T, X, obs, sigma = T_WC.double(), points_W.double().T, obs.double(), sigma.double()
-    if not bool(T.isfinite().all()):
-        raise BundleError(f"refine_pose needs a finite start pose, got {T.tolist()}")
-    R, t = geometry.rotation_matrix(T[3:] / T[3:].norm()), T[:3, None]
-    finite = obs.isfinite() & sigma.isfinite() & (sigma > 0)
-    finite[:, 2] |= kind == ObservationKind.MONO  # which measures no depth
-    usable = (R[:, 2] @ (X - t) > MIN_DEPTH) & finite.all(1)
-    observations = unpack(normalize(camera, obs, sigma, kind, usable)[:, None])
-    kernel = RobustKernel(config.kernel, config.kernel_width)
-    problem = _Pose(observations, torch.where(usable, X, 0.0), (R, t), kernel, config)
-    count = int(usable.sum())
+    view = _View(camera, points_W.double(), obs.double(), kind, sigma.double())
+    start = T_WC.double()
+    _check(view, start)
+    problem, usable = _prepare(view, start, config)
+    count, inverse = int(usable.sum()), None
     if count < 3:
         cost = float(problem.state.cost)
-        reason, covariance = f"{count} usable observations, a pose needs at least 3", None
-        outcome = Outcome(cost, cost, 0, False, reason)
+        outcome = Outcome(cost, cost, 0, False, f"{count} usable observations, a pose needs at least 3")
     else:
         outcome = minimize(problem, config, damping=1e-6, rounding=problem.rounding)
-        covariance = problem.invert()
-        reason = outcome.reason
-        if covariance is None:
+        inverse = problem.invert()
+        if inverse is None:
             reason = "the observations do not determine the pose: the system is singular"
-    s, in_front = problem.state.residuals.s[0], problem.state.residuals.depth[0] > MIN_DEPTH
-    usable = usable & in_front
-    weight = torch.where(usable, kernel.weight(s), 0.0)
-    if covariance is None:
-        pose, status = T, BAStatus.DEGENERATE
-    else:
-        pose, status = problem.pose(T), BAStatus.CONVERGED if outcome.converged else BAStatus.MAX_ITER
-        size = torch.where(kind == ObservationKind.MONO, 2.0, 3.0)[usable]
-        influence = torch.where(usable, problem.influence(covariance), 0.0).T
-        covariance = covariance * residual_scale(s[usable], weight[usable], size, 6, kernel)
-        cells = image_cell(camera, obs[:, :2])
-        covariance = covariance * config.shared_error * design_effect(influence, cells, covariance)
-    focal = obs.new_tensor([camera.fx, camera.fy])
-    px = problem.residual()[:2].T * focal
+            outcome = replace(outcome, reason=reason)
+    at = problem.state.residuals
+    usable = usable & (at.depth[0] > MIN_DEPTH)
+    weight = torch.where(usable, problem.kernel.weight(at.s[0]), 0.0)
+    px = problem.residual()[:2].T * obs.new_tensor([camera.fx, camera.fy])
+    status = BAStatus.CONVERGED if outcome.converged else BAStatus.MAX_ITER
     return PoseResult(
-        T_WC=pose,
-        covariance=covariance,
+        T_WC=start if inverse is None else problem.pose(start),
+        covariance=None if inverse is None else _scale(inverse, problem, view, usable, config),
         residual_px=torch.where(usable[:, None], px, torch.nan),
         weight=weight,
         cost_before=outcome.cost_before,
         cost_after=outcome.cost,
         iterations=outcome.iterations,
-        status=status,
-        reason=reason,
+        status=BAStatus.DEGENERATE if inverse is None else status,
+        reason=outcome.reason,
     )
+
+
+@dataclass(frozen=True)
+class _View:
+    """The landmarks of one image and their observations, as in `WindowSnapshot`, float64."""
+
+    camera: Camera
+    points_W: Tensor  # (N, 3)
+    obs: Tensor  # (N, 3)
+    kind: Tensor  # (N,) int64
+    sigma: Tensor  # (N, 3)
+
+
+def _check(view: _View, start: Tensor) -> None:
+    N = len(view.points_W)
+    if not (view.obs.shape == view.sigma.shape == (N, 3) and view.kind.shape == (N,) and start.shape == (7,)):
+        raise BundleError(
+            f"refine_pose got T_WC {tuple(start.shape)}, points {tuple(view.points_W.shape)}, obs {tuple(view.obs.shape)}, "
+            f"kind {tuple(view.kind.shape)}, sigma {tuple(view.sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)"
+        )
+    if not bool(start.isfinite().all()):
+        raise BundleError(f"refine_pose needs a finite start pose, got {start.tolist()}")
+
+
+def _prepare(view: _View, start: Tensor, config: BundleConfig) -> tuple[_Pose, Tensor]:
+    """The problem at its start, and which observations (N,) are used in it."""
+    X = view.points_W.T
+    R, t = geometry.rotation_matrix(start[3:] / start[3:].norm()), start[:3, None]
+    finite = view.obs.isfinite() & view.sigma.isfinite() & (view.sigma > 0)
+    finite[:, 2] |= view.kind == ObservationKind.MONO  # which measures no depth
+    usable = (R[:, 2] @ (X - t) > MIN_DEPTH) & finite.all(1)
+    observations = unpack(normalize(view.camera, view.obs, view.sigma, view.kind, usable)[:, None])
+    return _Pose(observations, torch.where(usable, X, 0.0), (R, t), config), usable
+
+
+def _scale(inverse: Tensor, problem: _Pose, view: _View, usable: Tensor, config: BundleConfig) -> Tensor:
+    """The covariance (6, 6): the inverse of the normal equations by the factors of `bundle.covariance`."""
+    s = problem.state.residuals.s[0][usable]
+    size = torch.where(view.kind == ObservationKind.MONO, 2.0, 3.0)[usable]
+    covariance = inverse * residual_scale(s, problem.kernel.weight(s), size, 6, problem.kernel)
+    influence = torch.where(usable, problem.influence(inverse), 0.0).T
+    cells = image_cell(view.camera, view.obs[:, :2])
+    return covariance * config.shared_error * design_effect(influence, cells, covariance)
 
 
 @dataclass
@@ -136,11 +157,11 @@ class _Pose:
         observations: Observations,
         X: Tensor,
         start: tuple[Tensor, Tensor],
-        kernel: RobustKernel,
         config: BundleConfig,
     ) -> None:
         """X: (3, N) landmarks. start: R (3, 3), t (3, 1)."""
-        self._observations, self._X, self._kernel, self._config = observations, X, kernel, config
+        self._observations, self._X, self._config = observations, X, config
+        self.kernel = RobustKernel(config.kernel, config.kernel_width)
         self.rounding = rounding_cost(observations)
         self.state = self._trial = self._evaluate(*start)
         self._linearize()
@@ -148,7 +169,7 @@ class _Pose:
     def _evaluate(self, R: Tensor, t: Tensor) -> _State:
         points_C = (R.T @ (self._X - t))[None]
         residuals = project(self._observations, points_C)
-        return _State(R, t, points_C, residuals, 0.5 * self._kernel.cost(residuals.s).sum())
+        return _State(R, t, points_C, residuals, 0.5 * self.kernel.cost(residuals.s).sum())
 
     def _jacobian(self, scale: Tensor) -> Tensor:
         """(6, D, N) of the whitened residuals, times `scale` (1, N)."""
@@ -159,7 +180,7 @@ class _Pose:
 
     def _linearize(self) -> None:
         """The normal equations at the state, by iteratively reweighted least squares."""
-        root = self._kernel.weight(self.state.residuals.s).sqrt()
+        root = self.kernel.weight(self.state.residuals.s).sqrt()
         J = self._jacobian(root).flatten(1)
         self._H, self._g = J @ J.T, J @ (self.state.residuals.whitened * root).flatten()
 
@@ -192,7 +213,7 @@ class _Pose:
     def influence(self, inverse: Tensor) -> Tensor:
         """(6, N): by how much each observation moves the pose."""
         at = self.state.residuals
-        return inverse @ (self._jacobian(self._kernel.weight(at.s)) * at.whitened[:, 0]).sum(1)
+        return inverse @ (self._jacobian(self.kernel.weight(at.s)) * at.whitened[:, 0]).sum(1)
 
     def residual(self) -> Tensor:
         """(D, N) observed minus predicted, on the plane z = 1."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.errors import CameraError
 
 # Number of coefficients that each model accepts, in the order of OpenCV.
-_COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
+NUM_COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Camera:
     baseline_m: float | None = None
 
     def __post_init__(self) -> None:
-        if self.model not in _COEFFICIENTS:
-            raise CameraError(f"unknown distortion model '{self.model}'; known are {', '.join(_COEFFICIENTS)}")
-        if len(self.distortion) not in _COEFFICIENTS[self.model]:
+        if self.model not in NUM_COEFFICIENTS:
+            raise CameraError(f"unknown distortion model '{self.model}'; known are {', '.join(NUM_COEFFICIENTS)}")
+        if len(self.distortion) not in NUM_COEFFICIENTS[self.model]:
             raise CameraError(
-                f"distortion model '{self.model}' takes {' or '.join(map(str, _COEFFICIENTS[self.model]))} coefficients, "
+                f"distortion model '{self.model}' takes {' or '.join(map(str, NUM_COEFFICIENTS[self.model]))} coefficients, "
                 f"{len(self.distortion)} were given"
             )
         numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)

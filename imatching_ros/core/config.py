@@ -77,7 +77,9 @@ class BundleConfig:
         choices=("huber", "cauchy", "geman_mcclure", "none"),
         expose=True,
     )
-    kernel_width: float = setting(2.0, "where the kernel starts to bend", unit="sigma", low=0.1, high=100.0)
+    kernel_width: float = setting(
+        2.0, "whitened residual beyond which the kernel reduces weights", unit="sigma", low=0.1, high=100.0
+    )
     max_iterations: int = setting(20, "accepted and rejected Levenberg-Marquardt steps", low=1, high=1000, live=True)
     cost_tolerance: float = setting(
         1e-4, "relative decrease of the cost below which BA has converged", low=0.0, high=1.0, live=True
@@ -85,8 +87,8 @@ class BundleConfig:
     precision: str = setting("float64", "number type of the solver", choices=("float32", "float64"))
     shared_error: float = setting(
         5.0,
-        "factor on the covariance of poses for what all matches of an image err alike, which no residual "
-        "shows; measured on rendered scenes",
+        "factor on the covariance of poses for errors that all matches of an image share, which residuals do not "
+        "show; measured on rendered scenes",
         low=1.0,
         high=1000.0,
         live=True,
@@ -104,7 +106,7 @@ class BundleConfig:
     )
     min_support: float = setting(
         0.3,
-        "part of the observations within twice the kernel width below which a window is degenerate",
+        "share of the observations within twice the kernel width below which a window is degenerate",
         low=0.0,
         high=1.0,
         live=True,

@@ -13,12 +13,12 @@ from ..core.config import MatcherConfig
 from ..core.errors import MatcherError
 from .base import Features, Matcher, Prediction, Queries
 
-_WINDOW = (21, 21)  # px, OpenCV's default
-_LEVELS = 4
-_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
-_ROUND_TRIP_PX = 1.0  # a point tracked there and back must return within this distance
-_SIGMA_PX = 0.5
-_JUMP = 4.0  # grey levels between the means of two images above which they are brought to one exposure
+WINDOW = (21, 21)  # px, OpenCV's default
+LEVELS = 4
+CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
+ROUND_TRIP_PX = 1.0  # a point tracked there and back must return within this distance
+SIGMA_PX = 0.5
+JUMP = 4.0  # grey levels between the means of two images above which they are brought to one exposure
 
 
 class KltMatcher(Matcher):
@@ -70,7 +70,7 @@ class KltMatcher(Matcher):
             if radius_px is not None and predicted is not None:
                 radius = radius_px[t] if isinstance(radius_px, Tensor) else radius_px
                 score[t] *= (uv[t] - guess).norm(dim=-1) <= radius
-        return Prediction(uv, score, torch.full((len(targets), count), _SIGMA_PX))
+        return Prediction(uv, score, torch.full((len(targets), count), SIGMA_PX))
 
     def _features(self, image: Tensor) -> Features:
         return Features({"image": image[0].contiguous()}, image.shape[-2], image.shape[-1], self.weights_version)
@@ -85,23 +85,23 @@ def _track(source: Features, target: Features, uv: Tensor, guess: Tensor) -> tup
         )
     b = _alike(a, b)
     start = np.ascontiguousarray(uv.numpy())
-    options = dict(winSize=_WINDOW, maxLevel=_LEVELS, criteria=_CRITERIA, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)
+    options = dict(winSize=WINDOW, maxLevel=LEVELS, criteria=CRITERIA, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)
     there, ok_there, _ = cv2.calcOpticalFlowPyrLK(a, b, start, np.ascontiguousarray(guess.numpy()).copy(), **options)
     # The way back starts where the way there would have been undone: the same search, mirrored.
     back, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, there, there + (uv - guess).numpy(), **options)
     error = np.linalg.norm(back - start, axis=1)
     inside = ((there >= 0) & (there <= (target.width - 1, target.height - 1))).all(1)
-    ok = (ok_there[:, 0] > 0) & (ok_back[:, 0] > 0) & inside & (error <= _ROUND_TRIP_PX)
+    ok = (ok_there[:, 0] > 0) & (ok_back[:, 0] > 0) & inside & (error <= ROUND_TRIP_PX)
     there = np.where(np.isfinite(there), there, start)
     return torch.from_numpy(there), torch.from_numpy(
-        np.where(ok, np.exp(-((error / _ROUND_TRIP_PX) ** 2)), 0.0).astype(np.float32)
+        np.where(ok, np.exp(-((error / ROUND_TRIP_PX) ** 2)), 0.0).astype(np.float32)
     )
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Image `b` with the exposure of `a`, as one gain and offset: Lucas-Kanade takes brightness to be constant."""
     (mean_a, std_a), (mean_b, std_b) = ([float(x[0, 0]) for x in cv2.meanStdDev(image)] for image in (a, b))
-    if abs(mean_a - mean_b) < _JUMP:
+    if abs(mean_a - mean_b) < JUMP:
         return b
     levels = (np.arange(256) - mean_b) * (std_a / max(std_b, 1.0)) + mean_a
     return cv2.LUT(b, levels.round().clip(0, 255).astype(np.uint8))

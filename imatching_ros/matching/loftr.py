@@ -19,8 +19,8 @@ from .kornia_utils import import_kornia, load_published
 
 ADDRESS = "http://cmp.felk.cvut.cz/~mishkdmy/models/loftr_outdoor.ckpt (or loftr_indoor.ckpt)"
 COARSE, FINE = 8, 2  # strides
-_CENTRE = -0.5  # raw px of the centre of a cell 0: the network counts pixels from their corners
-_WINDOW = 5  # side of the fine window, in fine cells
+CENTRE = -0.5  # raw px of the centre of a cell 0: the network counts pixels from their corners
+WINDOW = 5  # side of the fine window, in fine cells
 
 
 class LoftrMatcher(Matcher):
@@ -83,7 +83,7 @@ class LoftrMatcher(Matcher):
         uv, score, sigma, coarse, fine, origin = zip(*rows)
         distributions: tuple[Distribution, ...] = ()
         if differentiable and len({c.shape for c in coarse}) == 1:
-            centre = uv[0].new_full((2,), _CENTRE)
+            centre = uv[0].new_full((2,), CENTRE)
             distributions = (
                 Distribution(torch.stack(coarse), centre, COARSE),
                 Distribution(torch.stack(fine), torch.stack(origin), FINE),
@@ -111,7 +111,7 @@ class LoftrMatcher(Matcher):
         score = (forth + back.clamp_max(0)).exp().detach()
 
         cell = torch.stack([best % width, best // width], -1)
-        steps = torch.arange(_WINDOW, device=uv.device) - _WINDOW // 2
+        steps = torch.arange(WINDOW, device=uv.device) - WINDOW // 2
         around = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2)
         window_a = _sample(source.maps["fine"], (uv[:, None] + FINE * around).flatten(0, 1), FINE).unflatten(
             0, (len(uv), -1)
@@ -120,21 +120,21 @@ class LoftrMatcher(Matcher):
         padded = F.pad(target.maps["fine"], (2, 2, 2, 2))  # zeros beyond the image, as published
         window_b = padded[:, at[..., 1] + 2, at[..., 0] + 2].permute(1, 2, 0)
         context = self.network.fine_preprocess.down_proj(torch.cat([query, tokens_b[best]]))
-        merged = torch.cat([torch.cat([window_a, window_b]), context[:, None].expand(-1, _WINDOW**2, -1)], -1)
+        merged = torch.cat([torch.cat([window_a, window_b]), context[:, None].expand(-1, WINDOW**2, -1)], -1)
         window_a, window_b = self.network.loftr_fine(*self.network.fine_preprocess.merge_feat(merged).chunk(2))
-        fine = torch.einsum("nc,nrc->nr", window_a[:, _WINDOW**2 // 2], window_b) / window_a.shape[-1] ** 0.5
+        fine = torch.einsum("nc,nrc->nr", window_a[:, WINDOW**2 // 2], window_b) / window_a.shape[-1] ** 0.5
         weight = torch.softmax(fine, -1)[..., None]
         offset = (weight * around).sum(1)
         spread = (weight * (around - offset[:, None]) ** 2).sum((1, 2)).detach()
-        centre = (COARSE * cell + _CENTRE).float()
+        centre = (COARSE * cell + CENTRE).float()
         sigma = (FINE * (spread / 2).sqrt()).clamp_min(0.3)
-        origin = centre - FINE * (_WINDOW // 2)
+        origin = centre - FINE * (WINDOW // 2)
         return (
             centre + FINE * offset,
             score,
             sigma,
             logits.unflatten(-1, (height, width)),
-            fine.unflatten(-1, (_WINDOW, _WINDOW)),
+            fine.unflatten(-1, (WINDOW, WINDOW)),
             origin,
         )
 
@@ -142,7 +142,7 @@ class LoftrMatcher(Matcher):
 def _sample(feature_map: Tensor, uv: Tensor, stride: int) -> Tensor:
     """Bilinear look-up of a (C, h, w) map at (N, 2) raw px -> (N, C); cell i is centred at pixel stride * i - 0.5."""
     height, width = feature_map.shape[-2:]
-    cell = (uv - _CENTRE) / stride
+    cell = (uv - CENTRE) / stride
     grid = 2 * cell / cell.new_tensor([width - 1, height - 1]) - 1
     return F.grid_sample(feature_map[None], grid[None, None], align_corners=True, padding_mode="border")[0, :, 0].T
 
@@ -150,9 +150,9 @@ def _sample(feature_map: Tensor, uv: Tensor, stride: int) -> Tensor:
 def _far(predicted: Tensor, radius: Tensor | float, height: int, width: int) -> Tensor:
     """(n, h * w): cells that lie wholly outside the square of `radius` px around `predicted` (n, 2); none where that is NaN."""
     radius = torch.as_tensor(radius, device=predicted.device, dtype=predicted.dtype).expand(len(predicted))
-    x = torch.arange(width, device=predicted.device) * COARSE + _CENTRE
-    y = torch.arange(height, device=predicted.device) * COARSE + _CENTRE
-    centre = torch.minimum(predicted.clamp_min(_CENTRE), torch.stack([x[-1], y[-1]]))
+    x = torch.arange(width, device=predicted.device) * COARSE + CENTRE
+    y = torch.arange(height, device=predicted.device) * COARSE + CENTRE
+    centre = torch.minimum(predicted.clamp_min(CENTRE), torch.stack([x[-1], y[-1]]))
     limit = radius[:, None] + COARSE / 2
     far_x, far_y = (x - centre[:, :1]).abs() > limit, (y - centre[:, 1:]).abs() > limit
     return (far_y[:, :, None] | far_x[:, None, :]).flatten(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..core.config import MatcherConfig
 
 # Names of the flags on x86-64 and on arm64.
-_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def use_bfloat16(config: MatcherConfig) -> bool:
@@ -28,4 +28,4 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     flags = next(
         (line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), []
     )
-    return not _FLAGS.isdisjoint(flags)
+    return not FLAGS.isdisjoint(flags)

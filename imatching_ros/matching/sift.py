@@ -12,11 +12,11 @@ from torch import Tensor
 from ..core.config import MatcherConfig
 from .base import Features, Matcher, Prediction, Queries
 
-_KEYPOINTS = 2000
-_SNAP_PX = 2.0  # a query this close to a keypoint takes its descriptor
-_RATIO = 0.85
-_DISTANCE = 0.7  # farther is no match, however lonely the candidate
-_SIGMA_PX = 0.7
+KEYPOINTS = 2000
+SNAP_PX = 2.0  # a query this close to a keypoint takes its descriptor
+RATIO = 0.85
+DISTANCE = 0.7  # farther is no match, however lonely the candidate
+SIGMA_PX = 0.7
 
 
 class SiftMatcher(Matcher):
@@ -28,7 +28,7 @@ class SiftMatcher(Matcher):
 
     def __init__(self, config: MatcherConfig | None = None) -> None:
         super().__init__()
-        self._sift = cv2.SIFT_create(nfeatures=_KEYPOINTS)
+        self._sift = cv2.SIFT_create(nfeatures=KEYPOINTS)
 
     def extract(self, images: Tensor) -> list[Features]:
         """(B, 1, H, W) float32 in 0..1 -> B features."""
@@ -57,7 +57,7 @@ class SiftMatcher(Matcher):
         keypoints = features.maps["uv"]
         if len(keypoints) and len(uv):
             distance, index = torch.cdist(uv, keypoints).min(1)
-            near = distance <= _SNAP_PX
+            near = distance <= SNAP_PX
             descriptors[near] = features.maps["descriptors"][index[near]]
         rows = (~near).nonzero()[:, 0]
         if len(rows):
@@ -95,10 +95,10 @@ class SiftMatcher(Matcher):
             best, index = distance.topk(2, 1, largest=False)
             ratio = best[:, 0] / best[:, 1].clamp_min(1e-6)
             mutual = distance.argmin(0)[index[:, 0]] == torch.arange(len(queries))
-            good = (ratio < _RATIO) & (best[:, 0] < _DISTANCE) & mutual & (queries.data["descriptors"].abs().sum(1) > 0)
+            good = (ratio < RATIO) & (best[:, 0] < DISTANCE) & mutual & (queries.data["descriptors"].abs().sum(1) > 0)
             uv[t] = torch.where(good[:, None], target.maps["uv"][index[:, 0]], uv[t])
             score[t] = torch.where(good, 1 - ratio.square(), 0.0)
-        return Prediction(uv, score, torch.full(score.shape, _SIGMA_PX))
+        return Prediction(uv, score, torch.full(score.shape, SIGMA_PX))
 
 
 def _root(descriptors: np.ndarray | None) -> Tensor:

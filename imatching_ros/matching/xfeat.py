@@ -22,9 +22,9 @@ from .coarse import coarse_estimate, search_region
 from .kornia_utils import import_kornia, load_published
 
 ADDRESS = "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt"
-_TEMPERATURE = 20.0  # of the cosine similarity of descriptors
-_FINE_TEMPERATURE = 3.0  # of the offset distribution, as published
-_LEAST_SIMILARITY = 0.7  # cosine at which a match is as likely wrong as right
+TEMPERATURE = 20.0  # of the cosine similarity of descriptors
+FINE_TEMPERATURE = 3.0  # of the offset distribution, as published
+LEAST_SIMILARITY = 0.7  # cosine at which a match is as likely wrong as right
 
 
 class XFeatMatcher(Matcher):
@@ -79,9 +79,9 @@ class XFeatMatcher(Matcher):
             raise MatcherError("the target images have several sizes; match images of one size at a time")
         maps = torch.stack([t.maps["raw"] for t in targets])
         height, width = maps.shape[-2:]
-        logits = _TEMPERATURE * F.normalize(query, dim=-1) @ F.normalize(maps, dim=1).flatten(2)
+        logits = TEMPERATURE * F.normalize(query, dim=-1) @ F.normalize(maps, dim=1).flatten(2)
         logits = logits.unflatten(-1, (height, width))
-        coarse, evidence = coarse_estimate(logits, _TEMPERATURE, search_region(predicted, radius_px))
+        coarse, evidence = coarse_estimate(logits, TEMPERATURE, search_region(predicted, radius_px))
 
         # The whole cell nearest to the coarse estimate, and the place within it that the fine network believes in.
         cell = ((coarse.detach() - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE).round()
@@ -89,7 +89,7 @@ class XFeatMatcher(Matcher):
         x, y = cell.long().unbind(-1)
         found = maps.flatten(2).gather(2, (y * width + x)[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
         pairs = torch.cat([found, query.expand_as(found)], -1)
-        fine = _FINE_TEMPERATURE * self.network.fine_matcher(pairs.flatten(0, 1)).unflatten(
+        fine = FINE_TEMPERATURE * self.network.fine_matcher(pairs.flatten(0, 1)).unflatten(
             0, pairs.shape[:2]
         ).unflatten(-1, (8, 8))
         weight = torch.softmax(fine.flatten(2), -1).view_as(fine)
@@ -100,7 +100,7 @@ class XFeatMatcher(Matcher):
         spread = (in_x * (steps - offset[..., :1]) ** 2).sum(-1) + (in_y * (steps - offset[..., 1:]) ** 2).sum(-1)
 
         log_mass, similarity, _ = evidence.detach().unbind(-1)
-        score = log_mass.exp() * torch.sigmoid((similarity - _LEAST_SIMILARITY) * _TEMPERATURE)
+        score = log_mass.exp() * torch.sigmoid((similarity - LEAST_SIMILARITY) * TEMPERATURE)
         distributions = (
             (
                 Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),

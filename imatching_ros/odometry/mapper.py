@@ -184,7 +184,7 @@ class Mapper:
         if result.covariance_newest is None:
             return f"bundle adjustment of the first views: {result.reason}"
         baseline = float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm())
-        # Without the inflation: what all matches of an image err alike is as large for every start.
+        # Without the inflation: errors that all matches of an image share are as large for every start.
         error = float((result.covariance_newest[:3, :3].trace() / result.inflation).sqrt())
         needed = c.start_precision * (2 - start.patience)
         if not error <= needed * baseline:
