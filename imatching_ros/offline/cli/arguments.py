@@ -13,7 +13,7 @@ from ..recordings.base import MODES, Source, SourceOptions
 
 
 def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True, mode: str = "auto") -> None:
-    """What a user may say about a recording; about its true trajectory only for commands that look at it. `mode` is the default."""
+    """Options of a recording; of its true trajectory only for commands that read it. `mode` is the default."""
     group = parser.add_argument_group("recording")
     group.add_argument(
         "--mode",

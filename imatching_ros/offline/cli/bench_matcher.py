@@ -1,7 +1,7 @@
 """`bench matcher`: features of one image plus its queries into several keyframes, by every way to run the network.
 
 All ways take turns in every round, so that a busy machine slows all of them alike: compare the ratios. Each is also scored on
-views of photographs with known homographies, for a fast way that matches worse is none. "hot" says whether new weights can be
+views of photographs with known homographies, for a fast way that matches worse is none. "hot": whether new weights can be
 taken over between two frames.
 
 examples:

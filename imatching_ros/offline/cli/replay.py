@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="poses of the camera, in metres: TUM format. Predicts the motion between "
-        "images and gives one camera its scale, unless --set external_odometry.use=... says which",
+        "images and gives one camera its scale, unless --set external_odometry.use=... names one",
     )
     group.add_argument(
         "--external-odometry-topic", metavar="TOPIC", help="the same from the bag: Odometry, PoseStamped or TF"
@@ -213,7 +213,7 @@ def _pass_odometry(pipeline: Any, waiting: deque, until_ns: int) -> None:
 
 
 def _put_aside(folder: Path, config: Any) -> Any:
-    """Renames weights of an earlier run: the pipeline would resume from them, and a replay starts from what it was told.
+    """Renames weights of an earlier run: the pipeline would resume from them, and a replay starts from the configured weights.
 
     Returns:
         The settings, which follow the weights that they name where these were among the renamed.

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verb = verbs.add_parser("list", help="the weights files of folders (default: those shipped)")
     verb.add_argument("folders", type=Path, nargs="*")
     verb.add_argument("--json", action="store_true")
-    verb = verbs.add_parser("show", help="everything a file says of itself")
+    verb = verbs.add_parser("show", help="everything in a file's header")
     verb.add_argument("file", help="a .safetensors file, or 'default', or NAME for a matcher's shipped weights")
     verb.add_argument("--json", action="store_true")
     verb = verbs.add_parser("diff", help="how far two files are apart, tensor by tensor")
@@ -69,7 +69,7 @@ def find(name: str) -> Path:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a file says of itself, and whether its contents agree with that."""
+    """The header of a file, and whether its contents agree with it."""
     from ...matching.weights import read_header, read_weights
 
     header = read_header(path)
@@ -115,9 +115,9 @@ def _list(args: argparse.Namespace) -> int:
             for k, v in e["provenance"].items()
             if k in ("kind", "steps", "verdict", "validation_before_px", "validation_after_px", "seed")
         }
-        told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
+        summary = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
         size = f"{e['bytes'] / 1e6:.2f} MB{'' if e['sound'] else ', DAMAGED'}"
-        print(f"{e['file']}: {e['matcher']} version {e['version']}, {e['hash']}, {size}  {told}".rstrip())
+        print(f"{e['file']}: {e['matcher']} version {e['version']}, {e['hash']}, {size}  {summary}".rstrip())
     return 0
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .run_reader import Run
 
-# Okabe and Ito: told apart by people who see few colours, legible on white and on dark grey.
+# Okabe and Ito: distinguishable with colour blindness, legible on white and on dark grey.
 BLUE, ORANGE, GREEN, RED, GREY = "#0f80c4", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
 _INK, _GRID = "#20262e", "#c3c8cf"  # replaced by CSS variables in the page
 _STYLE: dict[Any, Any] = {  # matplotlib's stub knows the keys only as literals

@@ -1,4 +1,4 @@
-"""Frozen against adapted weights on the images of a run: figures into matches.json, drawn pairs into matches/."""
+"""Frozen vs. adapted weights on the images of a run: figures into matches.json, drawn pairs into matches/."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def match_error(matches: PairMatches, truth: PairTruth, i: Frame, j: Frame) -> t
 def draw_matches(frames: tuple[Frame, Frame], uv_i: Tensor, uv_j: Tensor, error_px: Tensor, title: str) -> np.ndarray:
     """Both images side by side, or wide ones above each other, with a line for at most about 150 matches.
 
-    Blue is an error within 1 px, yellow within 3, vermilion beyond, grey an unknown one (NaN): readable to people who cannot tell red
-    from green (Okabe and Ito).
+    Blue is an error within 1 px, yellow within 3, vermilion beyond, grey an unknown one (NaN): distinguishable with colour
+    blindness (Okabe and Ito).
 
     Args:
         uv_i, uv_j: (N, 2) raw px. error_px: (N,).

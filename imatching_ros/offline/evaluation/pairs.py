@@ -15,7 +15,7 @@ from ...core.types import Frame, as_grey
 QUERIES = 512
 _CORNER_QUALITY = 0.001  # low enough for white walls; the same corners serve every matcher
 _CORNER_DISTANCE_PX = 7
-_DEPTH_TOLERANCE = 0.03  # two depths of one surface agree within this share
+DEPTH_TOLERANCE = 0.03  # two depths of one surface agree within this share
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def find_truth(i: Frame, j: Frame, T_WC_i: Tensor | None, T_WC_j: Tensor | None,
     size = uv_j.new_tensor([j.camera.width - 1, j.camera.height - 1])
     inside = ((uv_j >= 0) & (uv_j <= size)).all(1)  # NaN compares False
     there, _ = sample_depth(j.depth, torch.where(inside[:, None], uv_j, 0.0))
-    visible = inside & (there > 0) & ((there / points_j[:, 2] - 1).abs() < _DEPTH_TOLERANCE)
+    visible = inside & (there > 0) & ((there / points_j[:, 2] - 1).abs() < DEPTH_TOLERANCE)
     known_depth = i.depth[i.depth > 0]
     return PairTruth(
         T_ij, uv_j, visible, baseline / max(float(known_depth.median()), 1e-9) if len(known_depth) else 0.0, True
@@ -80,7 +80,7 @@ def sample_depth(depth: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
     x0, y0 = x.floor().long().clamp_max(max(width - 2, 0)), y.floor().long().clamp_max(max(height - 2, 0))
     x1, y1 = (x0 + 1).clamp_max(width - 1), (y0 + 1).clamp_max(height - 1)
     corners = torch.stack([depth[y0, x0], depth[y0, x1], depth[y1, x0], depth[y1, x1]], 1).double()
-    smooth = (corners > 0).all(1) & (corners.amax(1) < corners.amin(1) * (1 + _DEPTH_TOLERANCE))
+    smooth = (corners > 0).all(1) & (corners.amax(1) < corners.amin(1) * (1 + DEPTH_TOLERANCE))
     fx, fy = x - x0, y - y0
     weight = torch.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], 1)
     nearest = depth[y.round().long(), x.round().long()].double()

@@ -19,7 +19,7 @@ _CAPTIONS = {
     ),
     "rpe": ("Relative error", "Error of the motion from one frame to the next."),
     "matching": (
-        "Matching accuracy, frozen against adapted weights",
+        "Matching accuracy, frozen vs. adapted weights",
         "Share of visible query points found within so many pixels; whiskers are 95 % bootstrap intervals over pairs.",
     ),
     "learning": (

@@ -29,7 +29,7 @@ class Run:
     )  # columns of frames.csv; numbers as float64, state as text
     events: list[dict[str, Any]] = field(default_factory=list)
     config: str = ""
-    matches: dict[str, Any] | None = None  # matches.json: frozen against adapted weights
+    matches: dict[str, Any] | None = None  # matches.json: frozen vs. adapted weights
 
     @property
     def start_ns(self) -> int:

@@ -192,7 +192,7 @@ class RunWriter:
             "fps": len(self._states) / spent_s if spent_s > 0 else None,
             "latency_ms": _percentiles(self._latencies_ms),
             "processing_ms": _percentiles(self._processing_ms),
-            # What can be said without truth: it falls with better matches, but wrong and consistent ones lower it too.
+            # What can be measured without truth: it falls with better matches, but wrong and consistent ones lower it too.
             "self_consistency": {
                 "median_residual_px": self._median_residual(),
                 "mean_track_length_frames": self._sightings / len(self._landmarks) if self._landmarks else None,

@@ -28,7 +28,7 @@ OFF_DEG = 5.0
 
 
 def jump_about(source: Source, config: Config, jumps: int) -> dict[str, Any]:
-    """So many times: a walk from a random frame on, then frames from another moment; counts what was said of these.
+    """Repeats a walk from a random frame on, followed by frames from another moment; counts the outcomes of these.
 
     Returns:
         Counts: `right` and `wrong` poses in the state TRACKING of the frame after the jump, `right_unverified` and `wrong_unverified` ones

@@ -123,12 +123,12 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
                 rival = _mma(value.get((source, regime, other, seed), {}), "1", gap)
                 if rival is not None:
                     sums[other].append(rival)
-        told = "; ".join(
+        note = "; ".join(
             f"{', '.join(dict.fromkeys(sources))} left out, since {reason}" for reason, sources in left_out.items()
         )
         if not used:
             lines.append(
-                f"{regime}: the gain is unknown; " + (told or "nothing was adapted: add adapted to --variants")
+                f"{regime}: the gain is unknown; " + (note or "nothing was adapted: add adapted to --variants")
             )
             continue
         total = sum(sums["frozen"])
@@ -147,7 +147,7 @@ def summarise(cells: list[dict[str, Any]]) -> list[str]:
         )
         lines.append(
             f"{regime}: MMA at 1 px (gap {gap}) against frozen over {used} runs: {gains}; {claim}{share}; "
-            f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %" + (f"; {told}" if told else "")
+            f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %" + (f"; {note}" if note else "")
         )
     return lines + _summarise_without_depth(cells)
 
@@ -174,8 +174,8 @@ def _summarise_without_depth(cells: list[dict[str, Any]]) -> list[str]:
                 if share is not None:
                     found[c["variant"]].append(share)
             if found:
-                told = ", ".join(f"{variant} {_spread([*values], '.3f')}" for variant, values in found.items())
-                lines.append(f"{regime}: {source}, gap {gap}, share of matches within 1 px {what}: {told}")
+                shares = ", ".join(f"{variant} {_spread([*values], '.3f')}" for variant, values in found.items())
+                lines.append(f"{regime}: {source}, gap {gap}, share of matches within 1 px {what}: {shares}")
                 break
     return lines
 

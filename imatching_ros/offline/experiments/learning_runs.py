@@ -66,8 +66,8 @@ def learn_live(config: Config, frames: Iterable[Frame]) -> tuple[Matcher, dict[s
         due = (frame.stamp_ns - first) / 1e9
         time.sleep(max(0.0, due - now))
         pipeline.process(frame, behind=now > due + 0.05)
-    matcher, told = _finish(pipeline, events, first, time.perf_counter() - begin)
-    return matcher, told | {"frames_dropped": dropped, "frames": count}
+    matcher, counters = _finish(pipeline, events, first, time.perf_counter() - begin)
+    return matcher, counters | {"frames_dropped": dropped, "frames": count}
 
 
 def _finish(
@@ -142,7 +142,7 @@ def learn_from_windows(
     pretrained = {k: v.clone() for k, v in matcher.state_dict().items()}
     stepper = Stepper(matcher, pretrained, config.learning, config.bundle, *([] if oracle is None else [oracle.solve]))
     generator = torch.Generator().manual_seed(config.seed)
-    samples = [s for s in samples if oracle is None or oracle.knows(s)]
+    samples = [s for s in samples if oracle is None or oracle.covers(s)]
     taken = refused = 0
     while samples and taken < steps and refused <= steps:
         result = stepper.step(samples[int(torch.randint(len(samples), (1,), generator=generator))], generator)
@@ -191,20 +191,20 @@ def score_weights(matcher: Matcher, config: Config, division: Division, pairs: i
     }
 
 
-def save_weights(path: Path, matcher: Matcher, told: dict[str, Any]) -> str:
+def save_weights(path: Path, matcher: Matcher, counters: dict[str, Any]) -> str:
     """Writes the weights of a cell; returns their hash."""
     write_weights(
         path,
         matcher.name,
         matcher.state_dict(),
         matcher.weights_version,
-        {"kind": "comparison", "steps": told.get("steps", 0)},
+        {"kind": "comparison", "steps": counters.get("steps", 0)},
     )
     return hash_state(matcher.state_dict())
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """The settings that decide a cell, with the weights that it starts from. How to learn is the regime's to say."""
-    told = config.to_dict()
-    del told["learning"]["mode"]
-    return {**told, "weights": hash_state(create_matcher(config.matcher).state_dict())}
+    """The settings that decide a cell, with the weights that it starts from. The regime decides the learning mode."""
+    settings = config.to_dict()
+    del settings["learning"]["mode"]
+    return {**settings, "weights": hash_state(create_matcher(config.matcher).state_dict())}

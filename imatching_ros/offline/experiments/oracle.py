@@ -14,13 +14,12 @@ from ...core.types import BAResult, BAStatus, LearningSample
 from ...core.errors import SourceError
 from ...learning.rematching import Rematch, Solution
 from ...core.residuals import RobustKernel
+from ..evaluation.pairs import DEPTH_TOLERANCE
 from ..recordings.base import Source
-
-_DEPTH_TOLERANCE = 0.03
 
 
 class Oracle:
-    """Knows true poses and depths of a recording; `solve` takes the place of bundle adjustment in a `Stepper`."""
+    """Holds true poses and depths of a recording; `solve` takes the place of bundle adjustment in a `Stepper`."""
 
     def __init__(self, source: Source, frame_ids: Mapping[int, int]) -> None:
         """`source` yields depth and has true poses; only frames with the stamps (ns) named are kept, under the ids given for them."""
@@ -34,7 +33,7 @@ class Oracle:
                 if known[0]:
                     self._by_id[frame_ids[frame.stamp_ns]] = frame.depth, geometry.from_matrix(torch.from_numpy(T[0]))
 
-    def knows(self, sample: LearningSample) -> bool:
+    def covers(self, sample: LearningSample) -> bool:
         return all(k in self._by_id for k in sample.keyframe_ids)
 
     def solve(self, sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
@@ -56,11 +55,11 @@ class Oracle:
         for k, image in enumerate(depth):
             mine = (w.kf_idx == k).nonzero()[:, 0]
             there = _look_up(image, uv[mine])
-            seen[mine] = ((there - points_C[mine, 2]).abs() < _DEPTH_TOLERANCE * there).double()
+            seen[mine] = ((there - points_C[mine, 2]).abs() < DEPTH_TOLERANCE * there).double()
         # Wrong matches weigh as little as in bundle adjustment: the same step, with the truth in its place.
         error = (found.uv.detach().double() - uv).nan_to_num(1e6) / found.sigma_px[:, None].double().clamp_min(1e-2)
         weight = RobustKernel(bundle.kernel, bundle.kernel_width).weight((error**2).sum(1))
-        told = BAResult(
+        result = BAResult(
             T_WC,
             points_W,
             error * found.sigma_px[:, None],
@@ -72,7 +71,7 @@ class Oracle:
             "the truth",
             None,
         )
-        return Solution(T_WC, points_W, seen * weight, told)
+        return Solution(T_WC, points_W, seen * weight, result)
 
 
 def _look_up(depth: Tensor, uv: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """GTSAM and Ceres on a mono WindowSnapshot, for comparison only: both hold the GIL while they solve.
 
-Neither is a dependency of the package; `missing` says which cannot be imported.
+Neither is a dependency of the package; `missing` returns those that cannot be imported.
 """
 
 from __future__ import annotations

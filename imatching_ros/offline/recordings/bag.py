@@ -54,13 +54,13 @@ class BagSource(Source):
 
     @property
     def length(self) -> int | None:
-        """Messages of the image topic, unless a time range was asked for."""
+        """Messages of the image topic, unless there is a time range."""
         if self.options.start_s or self.options.duration_s is not None:
             return None
         return self._reader.counts.get(self.topics.image) or None
 
     def count_frames(self) -> int:
-        """Reads the stamps where the bag does not say; images are not decoded."""
+        """Reads the stamps where the bag holds no count; images are not decoded."""
         if self._count is None:
             self._count = self.length if self.length is not None else self._count_stamps()
         return self._count

@@ -23,13 +23,13 @@ class BagReader:
 
     Attributes:
         topics: {name: type as `package/msg/Type`}.
-        counts: {name: number of messages}, empty where the bag does not say.
+        counts: {name: number of messages}, empty where the bag holds no counts.
         files: where the messages are stored.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         """Args:
-            warn: told of damage that was survived.
+            warn: called with a description of damage that was survived.
 
         Raises:
             SourceError: nothing in the bag can be read.

@@ -41,7 +41,7 @@ def choose_topics(topics: dict[str, str], options: SourceOptions, name: str) -> 
     """Chooses among {topic: type}.
 
     Raises:
-        SourceError: a topic that was asked for and is not there, no images, or several cameras.
+        SourceError: a requested topic that is not there, no images, or several cameras.
         CameraError: no CameraInfo and no camera file.
     """
     for given, types in (

@@ -24,10 +24,10 @@ MODES = ("auto", "mono", "stereo", "rgbd")
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a user may say about a recording; everything is found out where nothing is said."""
+    """The options of a recording; what is not given is found out from the recording."""
 
     mode: str = "auto"  # mono drops depth and right images; stereo and rgbd demand them
-    camera: Camera | None = None  # replaces what the recording says
+    camera: Camera | None = None  # replaces the recording's own
     groundtruth: Path | None = None
     start_s: float = 0.0  # relative to the first frame
     duration_s: float | None = None
@@ -125,7 +125,7 @@ class Source(ABC):
             count += 1
         if not count:
             raise SourceError(
-                f"{self.name} yields no frames" + (" in the time range asked for" if first is not None else "")
+                f"{self.name} yields no frames" + (" in the requested time range" if first is not None else "")
             )
 
     def warn(self, text: str, stamp_ns: int | None = None) -> None:
@@ -137,18 +137,18 @@ class Source(ABC):
             log.warning("%s: %s", self.name, text)
 
 
-def choose_mode(asked: str, has_right: bool, has_depth: bool, name: str) -> str:
+def choose_mode(requested: str, has_right: bool, has_depth: bool, name: str) -> str:
     """The mode of a source that offers these.
 
     Raises:
-        SourceError: a mode was asked for that the recording cannot serve.
+        SourceError: the recording cannot serve the requested mode.
     """
-    if asked == "stereo" and not has_right:
+    if requested == "stereo" and not has_right:
         raise SourceError(f"{name} has no second camera; expected one for --mode stereo")
-    if asked == "rgbd" and not has_depth:
+    if requested == "rgbd" and not has_depth:
         raise SourceError(f"{name} has no depth; expected depth images for --mode rgbd")
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     return "rgbd" if has_depth else "stereo" if has_right else "mono"
 
 

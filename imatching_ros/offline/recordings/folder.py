@@ -30,7 +30,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout says of a recording, before the user's options."""
+    """What a layout lists of a recording, before the user's options."""
 
     name: str
     entries: list[Entry]

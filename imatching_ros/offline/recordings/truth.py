@@ -100,7 +100,7 @@ def tum_line(stamp_ns: int, T_WC) -> str:
 def read_trajectory(
     path: str | Path, stamps_ns: np.ndarray | None = None, T_body_camera: np.ndarray | None = None
 ) -> Trajectory:
-    """Reads a trajectory file of a camera; TUM (8 columns), EuRoC csv (8 or more, ns, qw first) and KITTI (12) tell themselves apart.
+    """Reads a trajectory file of a camera; TUM (8 columns), EuRoC csv (8 or more, ns, qw first) and KITTI (12) are distinguished by their form.
 
     Args:
         stamps_ns: the frames' times, needed by KITTI, whose files carry none.
@@ -123,7 +123,7 @@ def read_trajectory(
         raise SourceError(f"the trajectory {path} holds no poses")
     width = len(rows[0])
     comma = "," in lines[0]
-    # EuRoC counts whole nanoseconds, TUM seconds; a comma alone does not tell (TUM is sometimes saved with commas).
+    # EuRoC counts whole nanoseconds, TUM seconds; a comma alone does not decide (TUM is sometimes saved with commas).
     euroc = comma and "." not in rows[0][0] and len(rows[0][0]) > 12
     if any(len(row) != width for row in rows) or (width != 12 and width < 8) or (not comma and width not in (8, 12)):
         raise SourceError(

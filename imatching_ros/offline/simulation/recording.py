@@ -44,7 +44,7 @@ def write_recording(
         format: "mcap" or "tum".
         depth: encoding of the depth images of a bag: "16UC1" (millimetres), "32FC1" (metres) or "none".
         overwrite: replaces what is at `path`.
-        progress: told the number of frames written.
+        progress: called with the number of frames written.
 
     Raises:
         ConfigError: an unknown format or encoding.
@@ -65,11 +65,11 @@ def write_recording(
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = progress or (lambda done: None)
+        report = progress or (lambda done: None)
         if format == "mcap":
-            _write_bag(path, sequence, depth, told)
+            _write_bag(path, sequence, depth, report)
         else:
-            _write_tum(path, sequence, told)
+            _write_tum(path, sequence, report)
     except OSError as error:
         raise SourceError(f"cannot write {path}: {error}") from None
     return path

@@ -168,7 +168,7 @@ class SimulatedSequence:
                     future.cancel()
 
     def _measured(self, depth: Tensor, seed: int) -> Tensor:
-        """(H, W) depth as the sensor tells it; 0 stays unknown."""
+        """(H, W) depth as the sensor measures it; 0 stays unknown."""
         if self.depth_noise == 0:
             return depth
         noise = self.depth_noise * torch.randn(depth.shape, generator=torch.Generator().manual_seed(seed))

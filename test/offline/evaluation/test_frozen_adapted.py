@@ -1,4 +1,4 @@
-"""Frozen against adapted weights in a run's folder."""
+"""Frozen vs. adapted weights in a run's folder."""
 
 import json
 
