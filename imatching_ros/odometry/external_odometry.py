@@ -246,7 +246,7 @@ def metres_per_unit(T_map: Tensor, T_given: Tensor, min_translation_m: float) ->
     """The scale between two sets of poses (M, 7) of one camera at the same times, each in a frame of its own; or why it is not determined.
 
     The median over all pairs that lie at least `min_translation_m` apart, weighted by how far, for the error of a long way is
-    a small part of it: one wheel that slips does not spoil it.
+    a small part of it: one wheel that slips does not change it.
     """
     max_angle_rad = 0.5  # median angle between the directions of motion; beyond it the two are not of the same camera
     max_deviation = 0.2  # relative median deviation of the pairs' scales

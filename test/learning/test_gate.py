@@ -25,7 +25,7 @@ def test_healthy_window_passes(make_sample):
 
 
 @pytest.mark.parametrize(
-    "reason, spoil",
+    "reason, corrupt",
     [
         ("tracking not healthy", lambda s: dataclasses.replace(s, tracking_healthy=False)),
         ("bundle adjustment max_iter", lambda s: with_result(s, status=BAStatus.MAX_ITER)),
@@ -34,8 +34,8 @@ def test_healthy_window_passes(make_sample):
         ("residual too large", lambda s: with_result(s, residual_px=s.result.residual_px + 5)),
     ],
 )
-def test_refusals_of_a_spoilt_window(make_sample, reason, spoil):
-    assert refuse(spoil(make_sample()), CONFIG) == reason
+def test_refusals_of_a_corrupted_window(make_sample, reason, corrupt):
+    assert refuse(corrupt(make_sample()), CONFIG) == reason
 
 
 def test_too_few_landmarks(make_sample):

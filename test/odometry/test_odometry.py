@@ -334,16 +334,16 @@ def test_no_landmark_id_is_given_twice(clip):
     # Back to the first place at once: its keyframe is found in the database, and a window of it alone begins.
     jumped = replace(clip[0][0], id=100, stamp_ns=clip[14][0].stamp_ns)
     _, back = drive([jumped], pipeline=pipeline)
-    recognised = ids([]) - old
+    recognized = ids([]) - old
     assert back[0].T_WC is not None and back[0].map_id == 0 and pipeline.window is not walked
-    assert len(recognised) == len(pipeline.window.landmarks)
+    assert len(recognized) == len(pipeline.window.landmarks)
     # Somewhere else: another map begins.
     elsewhere = [
         replace(frame, id=200 + k, stamp_ns=clip[15][0].stamp_ns + k * STEP_NS, depth=torch.full((240, 320), 3.0))
         for k, frame in enumerate(rotating(4, 0.3))
     ]
     _, after = drive(elsewhere, pipeline=pipeline)
-    assert after[-1].map_id == 1 and ids(after[-1:]).isdisjoint(old | recognised)
+    assert after[-1].map_id == 1 and ids(after[-1:]).isdisjoint(old | recognized)
 
 
 def test_dropped_frames_are_bridged(clip):

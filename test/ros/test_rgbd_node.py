@@ -85,7 +85,7 @@ class Robot:
         self.stamp -= 20 * 10**9
         return self.show()
 
-    def spoil(self, text: str, *arguments, **options) -> None:
+    def reject(self, text: str, *arguments, **options) -> None:
         """Sends an image that cannot be used, until the status reports it."""
         self.stamp += 10**8
         send_until(
@@ -188,19 +188,19 @@ def test_a_image_without_its_depth_is_tracked_and_told(robot):
 
 def test_unknown_encoding(robot):
     image, depth = look()
-    robot.spoil("images of encoding 'mono42' cannot be used; expected one of mono8", image, depth, "mono42")
+    robot.reject("images of encoding 'mono42' cannot be used; expected one of mono8", image, depth, "mono42")
     robot.show()
 
 
 def test_image_of_another_size_than_its_camera_info(robot):
     image, depth = look()
-    robot.spoil("the image is 160 x 240, its camera calibration is for 320 x 240", image[:, :160], depth[:, :160])
+    robot.reject("the image is 160 x 240, its camera calibration is for 320 x 240", image[:, :160], depth[:, :160])
     robot.show()
 
 
 def test_depth_of_another_size(robot):
     image, depth = look()
-    robot.spoil("the depth image is 160 x 120", image, depth[::2, ::2])
+    robot.reject("the depth image is 160 x 120", image, depth[::2, ::2])
     robot.show()
 
 

@@ -60,7 +60,7 @@ class RunWriter:
         self._histogram = np.zeros(len(RESIDUAL_EDGES_PX), np.int64)  # the last bin is everything beyond
         self._keyframes = 0
         self._landmarks: set[int] = set()
-        self._sightings = 0
+        self._observations = 0
         self._maps: set[int] = set()
         self.metric = False
         self.scale = "unknown"
@@ -81,7 +81,7 @@ class RunWriter:
             matches = len(output.matches.uv_i)
             seen = output.matches.landmark_id[output.matches.inlier].tolist()
             self._landmarks.update(seen)
-            self._sightings += len(seen)
+            self._observations += len(seen)
             residuals = output.matches.residual_px[output.matches.inlier].double().cpu().numpy()
             residuals = residuals[np.isfinite(residuals)]
             if len(residuals):
@@ -195,7 +195,7 @@ class RunWriter:
             # What can be measured without truth: it falls with better matches, but wrong and consistent ones lower it too.
             "self_consistency": {
                 "median_residual_px": self._median_residual(),
-                "mean_track_length_frames": self._sightings / len(self._landmarks) if self._landmarks else None,
+                "mean_track_length_frames": self._observations / len(self._landmarks) if self._landmarks else None,
             },
             "residual_histogram": {"edges_px": RESIDUAL_EDGES_PX.tolist(), "counts": self._histogram.tolist()},
         }

@@ -26,7 +26,7 @@ def open_source(path: str | Path, options: SourceOptions = SourceOptions()) -> S
         return BagSource(path, options)
     if path.is_dir():
         for layout in (frames_csv, tum, euroc, kitti):
-            if layout.recognises(path):
+            if layout.recognizes(path):
                 return FolderSource(layout.list_frames(path), options)
         inside = sorted(p.name for p in path.iterdir())[:8]
         raise SourceError(

@@ -19,7 +19,7 @@ from .truth import Trajectory, read_trajectory
 _TOLERANCE_NS = 2_000_000
 
 
-def recognises(path: Path) -> bool:
+def recognizes(path: Path) -> bool:
     """Whether `path` is mav0 or the folder around it."""
     return (_root(path) / "cam0" / "sensor.yaml").is_file()
 

@@ -17,7 +17,7 @@ from .truth import parse_stamp, read_trajectory
 _IMAGE_COLUMNS = ("left", "rgb", "image", "gray", "grey")
 
 
-def recognises(path: Path) -> bool:
+def recognizes(path: Path) -> bool:
     """Whether `path` is such a folder."""
     return (path / "frames.csv").is_file()
 

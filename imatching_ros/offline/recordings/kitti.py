@@ -15,7 +15,7 @@ from ...camera.decoding import read_image
 from .truth import parse_stamp, read_trajectory
 
 
-def recognises(path: Path) -> bool:
+def recognizes(path: Path) -> bool:
     """Whether `path` is a sequence folder."""
     return (path / "calib.txt").is_file() and any((path / f"image_{i}").is_dir() for i in range(4))
 

@@ -26,7 +26,7 @@ _PUBLISHED = {
 }
 
 
-def recognises(path: Path) -> bool:
+def recognizes(path: Path) -> bool:
     """Whether `path` is such a folder."""
     return (path / "rgb.txt").is_file()
 

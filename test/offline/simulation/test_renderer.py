@@ -95,7 +95,7 @@ def test_sky_has_no_depth_and_nothing_is_hit_behind_the_camera(bank):
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_two_views_agree_below_a_tenth_of_a_pixel(bank, kind):
-    """A pixel carried over by depth and pose shows the same; carried half a pixel astray it does not. A disagreement
+    """A pixel carried over by depth and pose shows the same; carried half a pixel off it does not. A disagreement
     between the rays of image and depth would show as an offset of the best alignment."""
     scene = make_scene(kind, 3, bank, low_texture=False)
     A = view_of(scene)
