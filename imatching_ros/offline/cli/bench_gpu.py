@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     import cv2
 
     from ...core.config import Config
-    from ...core.types import plain
+    from ...core.types import to_json_value
     from ...matching import create_matcher
     from ..experiments.gpu import SMALL, Plan, measure_device
     from ..experiments.machine import describe_machine
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.out is not None:
         rows = [asdict(r) | {"within": r.within} for r in results]
-        args.out.write_text(json.dumps(plain({"machine": machine, "results": rows}), indent=1) + "\n")
+        args.out.write_text(json.dumps(to_json_value({"machine": machine, "results": rows}), indent=1) + "\n")
     return int(bool(wrong))
 
 

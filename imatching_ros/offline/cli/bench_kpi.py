@@ -96,7 +96,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     """The sheet: machine, settings, seconds taken, figures."""
     import cv2
 
-    from ...core.types import plain
+    from ...core.types import to_json_value
     from ...matching.precision import use_bfloat16
     from ..experiments.kpi import QUICK, Plan, measure_key_figures
     from ..experiments.machine import describe_machine
@@ -116,7 +116,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         "matcher": config.matcher.name,
         "precision": precision,
         "seconds": round(time.monotonic() - begin),
-        "figures": plain(figures),
+        "figures": to_json_value(figures),
     }
 
 

@@ -34,7 +34,7 @@ def find_tracking_errors(
     """Compares the published motion over `FRAMES` frames with the truth.
 
     A frame is wrong when the rotation is off by more than 5 degrees, the translation by more than 20 % of itself and 2 % of the median depth,
-    or the scale changed by more than 1.3.
+    or the scale changed by more than 1.3. A change of scale that makes less than 2 % of the median depth is noise.
 
     Args:
         outputs: one per frame. median_depths: of the map as seen from each frame, in units of the map.
@@ -80,7 +80,7 @@ class _Scales:
         if true_length > least_m:
             in_map[i] = true_length / length
             change = in_map[i] / reference
-            if max(change, 1 / change) > MAX_SCALE_CHANGE:
+            if max(change, 1 / change) > MAX_SCALE_CHANGE and abs(true_length - length * reference) > least_m:
                 return True
             if not output.metric:  # what remains is the direction
                 scale = max(float(moved @ true), 0.0) / length**2

@@ -13,16 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ...core.config import Config
-from ...core.timing import Clock
-from ...core.types import Frame, LearningSample, OdometryOutput
+from ...core.types import Frame, LearningSample
 from ...learning.step import StepResult, Stepper
 from ...matching import create_matcher
 from ...pipeline import Pipeline
@@ -33,7 +32,7 @@ from ..training.collection import solved_windows
 from . import other_solvers
 from .ba_timing import TimingOptions, time_window
 from .machine import ROOT
-from .odometry_runs import measure, timings
+from .odometry_runs import measure
 from .scenes import key_figures, render
 
 Value = float | None  # None: could not be measured
@@ -146,22 +145,10 @@ def measure_key_figures(
         "memory, MB": lambda: measure_memory(scenes[0]),
     }
     torch.set_num_threads(config.matcher.threads)
-    with processor_time():
-        for name, part in parts.items():
-            report(name)
-            figures[name] = part()
+    for name, part in parts.items():
+        report(name)
+        figures[name] = part()
     return figures
-
-
-@contextmanager
-def processor_time() -> Iterator[None]:
-    """Times the parts of frames by processor time: other load on the machine hardly changes it."""
-    before = Clock.read
-    Clock.read = staticmethod(time.process_time)
-    try:
-        yield
-    finally:
-        Clock.read = staticmethod(before)
 
 
 def measure_matching(plan: Plan, config: Config, recordings: Sequence[Recording]) -> dict[str, dict[str, Value]]:
@@ -197,23 +184,34 @@ def time_frames(config: Config, frames: Sequence[Frame], warm_up: int = 5) -> di
     """The configured matcher and `klt`, each on its own back end, frame by frame in turns; there and back."""
     names = (config.matcher.name, "klt")
     pipelines = [Pipeline(config.with_values({"matcher.name": n, "odometry.mode": "mono"})) for n in names]
-    outputs: list[list[OdometryOutput]] = [[], []]
+    front: list[list[float]] = [[], []]
+    keyframe: list[list[float]] = [[], []]
     period_ns = frames[1].stamp_ns - frames[0].stamp_ns
     for k, frame in enumerate([*frames, *frames[-2::-1]]):
         stamped = replace(frame, id=k, stamp_ns=frames[0].stamp_ns + k * period_ns)
-        for pipeline, own in zip(pipelines, outputs):
-            own.append(pipeline.process(stamped))
+        for pipeline, poses_ms, keyframes_ms in zip(pipelines, front, keyframe):
+            pose_ms, rest_ms, is_keyframe = _time_frame(pipeline, stamped)
+            if k >= warm_up:
+                poses_ms.append(pose_ms)
+                keyframes_ms += [rest_ms] if is_keyframe else []
     for pipeline in pipelines:
         pipeline.close()
-    timed = [own[warm_up:] for own in outputs]
-    ours, klt = map(timings, timed)
-    rows = {"front end p50": "front_p50", "front end p95": "front_p95", "keyframe p50": "keyframe_p50"}
-    rows |= {"keyframe p95": "keyframe_p95"} | {f"{part} p50": f"{part}_p50" for part in ("features", "match", "pose")}
-    means = [statistics.mean(sum(o.timings_ms.values()) for o in own) for own in timed]
-    return {
-        **{name: _ratio(ours.get(key), klt.get(key), "klt") for name, key in rows.items()},
-        "mean of all frames": _ratio(*means, "klt"),
-    }
+    rows: dict[str, dict[str, Value]] = {}
+    for name, (ours, klt) in {"front end": front, "keyframe": keyframe}.items():
+        for q in (50, 95):
+            both = (float(np.percentile(times, q)) if times else None for times in (ours, klt))
+            rows[f"{name} p{q}"] = _ratio(*both, "klt")
+    means = ((sum(front[k]) + sum(keyframe[k])) / len(front[k]) for k in (0, 1))
+    return rows | {"mean of all frames": _ratio(*means, "klt")}
+
+
+def _time_frame(pipeline: Pipeline, frame: Frame) -> tuple[float, float, bool]:
+    """Processor time to the pose and of the work after it, ms; whether the frame became a keyframe."""
+    posed: list[float] = []
+    begin = time.process_time()
+    output = pipeline.process(frame, lambda _: posed.append(time.process_time()))
+    end = time.process_time()
+    return 1e3 * (posed[0] - begin), 1e3 * (end - posed[0]), output.is_keyframe
 
 
 def time_bundle_adjustment(plan: Plan) -> dict[str, dict[str, Value]]:
