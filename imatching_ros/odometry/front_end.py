@@ -1,7 +1,7 @@
 """The front end: guided search for landmarks, the pose that they agree on, and its verification by the ratio of inliers.
 
 Of the landmarks searched for, a frame finds a share that depends on the matcher and the scene. A pose with far fewer inliers
-than usual may be of another place that looks alike. It needs a second look, and without confirmation it is doubted.
+than usual may be of another place that looks alike. It needs a second look, and without confirmation it is unverified.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Localization:
     window: Window
     matches: LandmarkMatches
     estimate: PoseEstimate  # one row per row of the matches
-    cause: Cause | None = None  # why the pose is doubted
+    cause: Cause | None = None  # why the pose is unverified
     recovered: bool = False  # it does not continue the last pose
 
 
@@ -158,9 +158,9 @@ SECOND_LOOK_INLIER_RATIO = 0.25  # below it a pose that continues the last one n
 OCCLUSION_INLIER_RATIO = (
     0.8  # unless the neighbours of its inliers agree as well: something hides the rest of the image
 )
-PARTIAL_OCCLUSION_INLIER_RATIO = 0.4  # the same when the second look fails; the pose is doubted then
+PARTIAL_OCCLUSION_INLIER_RATIO = 0.4  # the same when the second look fails; the pose is unverified then
 MIN_INLIER_RATIO = 0.25  # below it the pose of a second look is rejected
-CONFIRMED_INLIER_RATIO = 0.5  # below it a pose is doubted, and rejected once tracking was lost
+CONFIRMED_INLIER_RATIO = 0.5  # below it a pose is unverified, and rejected once tracking was lost
 
 
 class FrontEnd:
@@ -203,8 +203,8 @@ class FrontEnd:
     ) -> Localization | None:
         """The pose by guided search around predicted poses (7,), the first verified one.
 
-        Without a verified one, the pose of an image that seems to be hidden in part, which is doubted; else None. `strict`: the
-        pose has to be confirmed, for tracking was interrupted or is in doubt.
+        Without a verified one, the pose of an image that seems to be hidden in part, which is unverified; else None. `strict`: the
+        pose has to be confirmed, for tracking was interrupted or unverified.
         """
         occluded = None
         least = CONFIRMED_INLIER_RATIO if strict else SECOND_LOOK_INLIER_RATIO
@@ -261,7 +261,7 @@ class FrontEnd:
         return Localization(window, matches, estimate)
 
     def verify(self, camera: Camera, found: Localization) -> Localization:
-        """Doubts the pose of a second look or a relocalization that few landmarks agree with."""
+        """Marks as unverified the pose of a second look or a relocalization that few landmarks agree with."""
         if self._second_ratio(camera, found.matches, found.estimate) >= CONFIRMED_INLIER_RATIO:
             return found
         return replace(found, cause=Cause.LOW_INLIER_RATIO, recovered=True)
@@ -398,15 +398,15 @@ def _inlier_share(matches: LandmarkMatches, estimate: PoseEstimate, within_px: f
 
 
 def mark_landmarks(
-    window: Window, frame_id: int, matches: LandmarkMatches, estimate: PoseEstimate, doubted: bool
+    window: Window, frame_id: int, matches: LandmarkMatches, estimate: PoseEstimate, unverified: bool
 ) -> LandmarkMatches:
     """Records which landmarks a frame saw; returns the matches that do not contradict the pose, outliers as unmatched.
 
-    What a doubted pose does not find speaks against the pose, not against the landmarks.
+    What an unverified pose does not find speaks against the pose, not against the landmarks.
     """
     good = estimate.inlier | ~window.landmarks.triangulated[matches.rows]
     outliers, uv = matches.rows[~good], matches.uv[good]
-    unmatched = outliers[:0] if doubted else torch.cat([matches.unmatched, outliers])
+    unmatched = outliers[:0] if unverified else torch.cat([matches.unmatched, outliers])
     window.mark(frame_id, matches.rows[good], uv, unmatched)
     return LandmarkMatches(matches.rows[good], uv, matches.score[good], matches.sigma_px[good], outliers)
 

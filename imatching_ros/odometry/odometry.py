@@ -34,7 +34,17 @@ from .local_map import Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame
 from .relocalization import Relocalizer, is_blank
-from .state import Context, Lost, MapCreated, PoseDoubted, PoseNotFound, PoseVerified, State, Uninitialized, Unverified
+from .state import (
+    Context,
+    Lost,
+    MapCreated,
+    PoseUnverified,
+    PoseNotFound,
+    PoseVerified,
+    State,
+    Uninitialized,
+    Unverified,
+)
 
 
 class Odometry:
@@ -115,7 +125,7 @@ class Odometry:
         """Guided search, a second look, relocalization: the first that gives a pose; None without one."""
         state, front_end = self.state, self.front_end
         interrupted = gap_exceeded or isinstance(state, Lost)
-        strict = interrupted or states.pose_doubted(state)
+        strict = interrupted or states.pose_unverified(state)
         predictions = self._predict(current.frame, last)
         tracked = front_end.track(self.window, last, current, predictions, strict, clock)
         if tracked is not None and tracked.cause is None:
@@ -152,11 +162,11 @@ class Odometry:
             self.state = states.transition(self.state, PoseVerified(recovered, few), context)
         else:
             plausible = self.motion.is_plausible(last, frame.stamp_ns, estimate.T_WC)
-            self.state = states.transition(self.state, PoseDoubted(found.cause, plausible), context)
+            self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
         becomes_keyframe = self._becomes_keyframe(frame, matches, estimate, recovered)
         published = keyframe_matches(self.window, frame, matches, estimate, self.matcher.weights_version)
         self.motion.update(last, frame.stamp_ns, estimate.T_WC, recovered)
-        good = mark_landmarks(self.window, frame.id, matches, estimate, states.pose_doubted(self.state))
+        good = mark_landmarks(self.window, frame.id, matches, estimate, states.pose_unverified(self.state))
         self._remember(current, estimate.T_WC, matches.rows[estimate.inlier], matches.uv[estimate.inlier])
         if becomes_keyframe:
             self._candidate = KeyframeCandidate(current, estimate.T_WC, good)
@@ -191,7 +201,7 @@ class Odometry:
         frame, landmarks = current.frame, self.window.landmarks
         depth = geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows])[:, 2]
         self.last = TrackedFrame(frame.id, frame.stamp_ns, current.features, T_WC, uv, depth)
-        if not states.pose_doubted(self.state):
+        if not states.pose_unverified(self.state):
             uv_ideal = frame.camera.undistort(uv.double())
             self.motion.zero_motion.set_reference(landmarks.id[rows], uv_ideal, depth, T_WC)
         self.mapper.initializer.reset()
@@ -279,7 +289,7 @@ class Odometry:
 
     @property
     def tracking_failed(self) -> bool:
-        """Whether a usable image gave no pose, or one that is doubted, found again or of a new map, and that began with the
+        """Whether a usable image gave no pose, or one that is unverified, found again or of a new map, and that began with the
         weights in use."""
         return self.state.failing_version == self.matcher.weights_version
 

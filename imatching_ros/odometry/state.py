@@ -1,11 +1,11 @@
 """The tracking state of odometry: one frozen value, the events that change it, and the table of transitions.
 
-| state         | MapCreated | PoseVerified | PoseDoubted | PoseNotFound  |
-|---------------|------------|--------------|-------------|---------------|
-| Uninitialized | Tracking   |              |             | Uninitialized |
-| Tracking      |            | Tracking *   | Unverified  | Lost          |
-| Unverified    |            | Tracking *   | Unverified  | Lost          |
-| Lost          | Tracking   | Tracking *   | Unverified  | Lost          |
+| state         | MapCreated | PoseVerified | PoseUnverified | PoseNotFound  |
+|---------------|------------|--------------|----------------|---------------|
+| Uninitialized | Tracking   |              |                | Uninitialized |
+| Tracking      |            | Tracking *   | Unverified     | Lost          |
+| Unverified    |            | Tracking *   | Unverified     | Lost          |
+| Lost          | Tracking   | Tracking *   | Unverified     | Lost          |
 
 * Unverified while the pose has few inliers. A map created when lost is a new map, at the last pose.
 A frame whose image is blank changes nothing: it neither supports nor refutes the pose.
@@ -121,7 +121,7 @@ class PoseVerified:
 
 
 @dataclass(frozen=True)
-class PoseDoubted:
+class PoseUnverified:
     """The pose may be wrong.
 
     Attributes:
@@ -137,7 +137,7 @@ class PoseNotFound:
     """A usable image gave no pose."""
 
 
-Event = MapCreated | PoseVerified | PoseDoubted | PoseNotFound
+Event = MapCreated | PoseVerified | PoseUnverified | PoseNotFound
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def transition(state: State, event: Event, context: Context) -> State:
             if few_inliers:
                 return Unverified(failing, Cause.FEW_INLIERS, cooldown)
             return Tracking(failing, cooldown)
-        case PoseDoubted(cause, plausible) if not isinstance(state, Uninitialized):
+        case PoseUnverified(cause, plausible) if not isinstance(state, Uninitialized):
             return Unverified(
                 _failing(state, context),
                 cause,
@@ -188,8 +188,8 @@ def transition(state: State, event: Event, context: Context) -> State:
     raise ValueError(f"{event} cannot happen in the state {state}")
 
 
-def pose_doubted(state: State) -> bool:
-    """Whether the last pose itself is in doubt; one with few inliers is not."""
+def pose_unverified(state: State) -> bool:
+    """Whether the last pose itself is unverified; one with few inliers is not."""
     return isinstance(state, Unverified) and state.cause is not Cause.FEW_INLIERS
 
 

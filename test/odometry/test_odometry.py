@@ -266,12 +266,12 @@ def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
     )  # as if two fifths of the usual share agreed, after a pose far from the way
     pipeline.odometry.state = Unverified(cause=Cause.LOW_INLIER_RATIO, mapping_frozen=True)
     reference = pipeline.odometry.motion.zero_motion.reference
-    misses, doubted = int(pipeline.window.landmarks.misses.sum()), []
+    misses, unverified = int(pipeline.window.landmarks.misses.sum()), []
     for frame, _ in room[20:23]:
-        doubted.append(pipeline.process(frame))
-    assert all(o.state is TrackingState.UNVERIFIED and not o.is_keyframe for o in doubted)
+        unverified.append(pipeline.process(frame))
+    assert all(o.state is TrackingState.UNVERIFIED and not o.is_keyframe for o in unverified)
     held = pipeline.odometry.motion.zero_motion.reference
-    assert held is None or held is reference, "a camera that stands would be held at a doubtful pose"
+    assert held is None or held is reference, "a camera that stands would be held at an unverified pose"
     assert pipeline.odometry.tracking_failed and int(pipeline.window.landmarks.misses.sum()) <= misses
     pipeline.odometry.front_end.usual_inlier_ratio = usual
     firm = [pipeline.process(frame) for frame, _ in room[23:27]]

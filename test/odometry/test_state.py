@@ -9,7 +9,7 @@ from imatching_ros.odometry.state import (
     Context,
     Lost,
     MapCreated,
-    PoseDoubted,
+    PoseUnverified,
     PoseNotFound,
     PoseVerified,
     Tracking,
@@ -21,12 +21,12 @@ from imatching_ros.odometry.state import (
 COOLDOWN = RELOCALIZATION_COOLDOWN
 NOW = Context(weights_version=7)
 VERIFIED, FEW, RECOVERED = PoseVerified(), PoseVerified(few_inliers=True), PoseVerified(recovered=True)
-LOW, FAR = PoseDoubted(Cause.LOW_INLIER_RATIO), PoseDoubted(Cause.LOW_INLIER_RATIO, plausible=False)
-HIDDEN = PoseDoubted(Cause.OCCLUSION)
+LOW, FAR = PoseUnverified(Cause.LOW_INLIER_RATIO), PoseUnverified(Cause.LOW_INLIER_RATIO, plausible=False)
+HIDDEN = PoseUnverified(Cause.OCCLUSION)
 
 TRACKING, COOLING = Tracking(), Tracking(failing_version=6, relocalization_cooldown=3)
 UNSUPPORTED = Unverified(None, Cause.FEW_INLIERS, 2)
-DOUBTED = Unverified(6, Cause.LOW_INLIER_RATIO, COOLDOWN, mapping_frozen=True, gap_covariance_added=True)
+UNVERIFIED = Unverified(6, Cause.LOW_INLIER_RATIO, COOLDOWN, mapping_frozen=True, gap_covariance_added=True)
 LOST = Lost(6, frames_without_pose=2, mapping_frozen=True)
 
 
@@ -49,11 +49,11 @@ LOST = Lost(6, frames_without_pose=2, mapping_frozen=True)
         (UNSUPPORTED, FEW, Unverified(None, Cause.FEW_INLIERS, 1)),
         (UNSUPPORTED, LOW, Unverified(7, Cause.LOW_INLIER_RATIO, COOLDOWN, gap_covariance_added=True)),
         (UNSUPPORTED, PoseNotFound(), Lost(7, 1)),
-        (DOUBTED, VERIFIED, Tracking(None, COOLDOWN - 1)),
-        (DOUBTED, RECOVERED, Tracking(6, COOLDOWN)),
-        (DOUBTED, LOW, DOUBTED),
-        (DOUBTED, HIDDEN, Unverified(6, Cause.OCCLUSION, COOLDOWN, True, True)),
-        (DOUBTED, PoseNotFound(), Lost(6, 1, mapping_frozen=True)),
+        (UNVERIFIED, VERIFIED, Tracking(None, COOLDOWN - 1)),
+        (UNVERIFIED, RECOVERED, Tracking(6, COOLDOWN)),
+        (UNVERIFIED, LOW, UNVERIFIED),
+        (UNVERIFIED, HIDDEN, Unverified(6, Cause.OCCLUSION, COOLDOWN, True, True)),
+        (UNVERIFIED, PoseNotFound(), Lost(6, 1, mapping_frozen=True)),
         (LOST, PoseNotFound(), Lost(6, 3, mapping_frozen=True)),
         (LOST, RECOVERED, Tracking(6, COOLDOWN)),
         (LOST, PoseVerified(recovered=True, few_inliers=True), Unverified(6, Cause.FEW_INLIERS, COOLDOWN)),
@@ -72,7 +72,7 @@ def test_transitions(state, event, after):
         (Uninitialized(), LOW),
         (TRACKING, MapCreated()),
         (UNSUPPORTED, MapCreated()),
-        (DOUBTED, MapCreated()),
+        (UNVERIFIED, MapCreated()),
     ],
 )
 def test_impossible_events_are_refused(state, event):
@@ -93,9 +93,9 @@ def test_the_window_is_learned_from_only_after_the_cooldown():
         assert not state.healthy
         state = transition(state, VERIFIED, NOW)
     assert state == Tracking() and state.healthy
-    assert not LOST.healthy and not DOUBTED.healthy
+    assert not LOST.healthy and not UNVERIFIED.healthy
 
 
 def test_every_state_is_published_under_its_own_name():
-    states = (Uninitialized(), TRACKING, DOUBTED, LOST)
+    states = (Uninitialized(), TRACKING, UNVERIFIED, LOST)
     assert [state.published for state in states] == list(TrackingState)
