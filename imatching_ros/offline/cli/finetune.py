@@ -1,11 +1,11 @@
 """Fine-tunes a matcher on recordings: the learning step of the robot, without ground truth, as often as there is time for.
 
-First, odometry plays every recording with the weights as they are, and keeps the windows that may teach. Then the weights take steps
-on these. At last, both weights are tried on windows from the end of each recording that taught nothing: only when the new ones are
-better by the test that a candidate must pass on the robot are they called so. Ctrl-C or a kill costs little: the same command
-goes on; given more --steps, so does a finished one.
+First, odometry plays every recording with the weights as they are, and keeps the windows that pass the gate. Then the weights are
+trained on these. At last, both weights are validated on windows from the end of each recording, which were not trained on, by the
+test that a candidate must pass on the robot. Ctrl-C or a kill costs little: the same command resumes; given more --steps, it
+resumes a finished run too.
 
-DIR gets finetuned.safetensors (load it with --weights), result.json, the windows, and what is needed to go on.
+DIR gets finetuned.safetensors (load it with --weights), result.json, the windows, and what is needed to resume.
 Exit codes: 0 finished, 1 an error, 3 not shown to be better (with --require-better), 130 interrupted.
 
 examples:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="weights, windows, state; an unfinished run in it goes on",
+        help="weights, windows, state; an unfinished run in it is resumed",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="steps in all (default: as many as --epochs make)")
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=Plan.epochs,
         metavar="X",
-        help="times that every window teaches (default %(default)g)",
+        help="passes over all training windows (default %(default)g)",
     )
     parser.add_argument(
         "--batch",
@@ -63,21 +63,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=Plan.hold_back,
         metavar="X",
-        help="last part of every recording, which judges and does not teach (default %(default)g)",
+        help="last part of every recording, for validation only (default %(default)g)",
     )
     parser.add_argument(
         "--save-every",
         type=float,
         default=Plan.save_every_s,
         metavar="S",
-        help="what a kill may cost (default %(default)g s)",
+        help="longest training that a kill can lose (default %(default)g s)",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=Plan.timeout_s,
         metavar="S",
-        help="several processes: one that is silent for so long is given up (default %(default)g s)",
+        help="several processes: one that is silent for so long ends the run (default %(default)g s)",
     )
     parser.add_argument(
         "--require-better",
@@ -92,16 +92,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from ..training.finetuning import Plan
-    from ..training.finetuning import finetune
+    from ..training.finetuning import Plan, finetune
     from ..progress import Progress
 
     def bar(label: str, total: int | None, unit: str, first: int) -> AbstractContextManager[Progress]:
         return Progress(label, total, unit, quiet=args.quiet, first=first)
 
-    plan = Plan(args.steps, args.epochs, args.batch, args.hold_back, args.save_every, args.timeout)
-    result = finetune(args.sources, args.out, read_config(args), source_options(args), plan, bar)
-    if result is None:  # a process that only helped
+    plan = Plan(
+        args.sources,
+        source_options(args),
+        args.steps,
+        args.epochs,
+        args.batch,
+        args.hold_back,
+        args.save_every,
+        args.timeout,
+    )
+    result = finetune(plan, args.out, read_config(args), bar)
+    if result is None:  # not rank 0
         return 0
     print(json.dumps(result, indent=2) if args.json else summary(result, args.out))
     if result["interrupted"]:
@@ -110,25 +118,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(result: dict[str, Any], out: Path) -> str:
-    """What a person wants to know."""
+    """The result as text."""
     if result["interrupted"]:
         at = (
             "while collecting windows; complete recordings are kept"
             if result["stage"] == "collecting"
-            else f"after {result['steps']} of {result['steps_wanted']} steps; the weights so far are in {out / result['weights']}, not judged"
+            else f"after {result['steps']} of {result['steps_wanted']} steps; the weights so far are in {out / result['weights']}, not validated"
         )
-        return f"interrupted {at}. The same command goes on."
+        return f"interrupted {at}. The same command resumes."
     verdict, windows = result["verdict"], result["windows"]
     lines = [
         f"{s['name']:<24} {s['frames']} frames, {s['windows']} windows" + _refused(s["refused"])
         for s in result["sources"]
     ]
     lines.append(
-        f"{'learned':<24} {result['steps']} steps, {result['updates']} of them moved the weights, on {windows['taught']} windows"
+        f"{'trained':<24} {result['steps']} steps, {result['updates']} of them moved the weights, on {windows['training']} windows"
         + _refused(result["refused_in_steps"])
     )
-    if windows["judged"]:
-        lines.append(f"{'judged':<24} on {windows['judged']} windows that taught nothing, before -> after:")
+    if windows["validation"]:
+        lines.append(f"{'validated':<24} on {windows['validation']} windows that were not trained on, before -> after:")
         lines += [
             f"  {name:<22} {_number(before)} -> {_number(after)}" for name, (before, after) in result["checks"].items()
         ]
@@ -141,11 +149,11 @@ def summary(result: dict[str, Any], out: Path) -> str:
     )
     if result.get("already_finished"):
         lines.append(
-            f"This was finished before, with {result['steps']} steps; nothing was done. Give more --steps to go on."
+            f"This was finished before, with {result['steps']} steps; nothing was done. Give more --steps to continue."
         )
     lines.append(
         f"weights: {out / result['weights']} ({result['hash']})"
-        + ("" if result["better"] else "; they are not shown to be better than those they began with: keep these")
+        + ("" if result["better"] else "; they are not shown to be better than the initial ones: keep those")
     )
     return "\n".join(lines)
 

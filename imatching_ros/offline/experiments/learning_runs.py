@@ -13,7 +13,7 @@ import torch
 
 from ...core.config import Config
 from ...core.types import Frame, LearningSample
-from ..training.collection import solved_windows
+from ..training.windows import solved_windows
 from ...learning.step import Stepper
 from ...matching import create_matcher
 from ...matching.base import Matcher

@@ -1,4 +1,4 @@
-"""How long to fine-tune, and on what."""
+"""Fine-tuning from beginning to end: collect windows, train, validate; every stage resumes where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -6,77 +6,71 @@ import contextlib
 import fcntl
 import json
 import math
+import signal
+import threading
 import time
-import torch
-from dataclasses import asdict, dataclass, replace
-from ...core.errors import ConfigError, SourceError, WeightsError
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
-from ...core.config import Config
+
+import numpy as np
+import torch
+
+from ...core.config import Config, LearningConfig
+from ...core.errors import ConfigError, SourceError, WeightsError
+from ...core.types import to_json_value
+from ...learning.validation import PairedTest, Score, Verdict, score
 from ...matching import create_matcher
 from ...matching.weights import hash_state, write_weights
-from ...core.types import to_json_value
-from ..recordings.base import SourceOptions
-from ..recordings.base import identify
 from ..recordings import open_source
-from .collection import Recording, collect, hold_back, read_recording
-from .judgement import Judgement, judge_windows
-from .ranks import Interruption, Ranks, process_count
-from .tuner import CANDIDATE, StoredWindow, StepStatistics, Tuner
-from .stored_windows import write_json
+from ..recordings.base import SourceOptions, identify
+from .tuner import CANDIDATE, Processes, StepStatistics, StoredWindow, Tuner
+from .windows import Recording, collect, read_recording, read_window, split_windows, write_json
+
+FINISHED = "finetuned.safetensors"
+RESULT = "result.json"
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The run; the learning itself is in the settings."""
+    """Of what and for how long; how to learn is in the settings."""
 
+    sources: list[Path]
+    options: SourceOptions = SourceOptions()
     steps: int | None = None  # None: as many as `epochs` make
-    epochs: float = 3.0  # times that every window teaches
+    epochs: float = 3.0  # passes over all training windows
     batch: int = 4  # windows of a step, over all processes
-    hold_back: float = 0.3  # last part of every recording, which judges and never teaches
-    save_every_s: float = 30.0  # what a kill may cost
-    timeout_s: float = 300.0  # after which a silent process is given up
+    hold_back: float = 0.3  # last part of every recording, for validation
+    save_every_s: float = 30.0  # longest training that a kill can lose
+    timeout_s: float = 300.0  # after which a silent process ends the run
 
-    def check(self) -> None:
-        """Raises ConfigError for what cannot be."""
+    def check(self, processes: int) -> None:
+        """Raises ConfigError for values out of bounds."""
         if (self.steps is not None and self.steps < 1) or not self.epochs > 0 or self.batch < 1:
             raise ConfigError(
                 f"--steps {self.steps}, --epochs {self.epochs:g}, --batch {self.batch}: expected numbers above zero"
             )
         if not 0 <= self.hold_back <= 0.9:
-            raise ConfigError(
-                f"--hold-back {self.hold_back:g}: expected 0 to 0.9, the part of every recording that judges"
-            )
+            raise ConfigError(f"--hold-back {self.hold_back:g}: expected 0 to 0.9, the part of every recording")
         if not self.save_every_s >= 0 or not self.timeout_s > 0:
             raise ConfigError(f"--save-every {self.save_every_s:g}, --timeout {self.timeout_s:g}: expected seconds")
+        if self.batch < processes:
+            raise ConfigError(
+                f"--batch is {self.batch} and there are {processes} processes; give at least one window to each"
+            )
 
     def steps_on(self, windows: int) -> int:
         """Steps in all, on so many windows."""
         return self.steps if self.steps is not None else math.ceil(self.epochs * windows / self.batch)
 
-
-# Fine-tuning from its beginning to its verdict: collect, learn, judge; every stage goes on where an earlier run stopped.
-
-
-FINISHED = "finetuned.safetensors"
-RESULT = "result.json"
-_PLAN = "plan.json"
-# Settings of a process that runs beside odometry, or of this machine: they decide nothing here.
-_WITHOUT_EFFECT = {
-    "matcher": ("weights", "device", "threads"),
-    "learning": (
-        "mode",
-        "guard",
-        "budget",
-        "queue",
-        "replay_windows",
-        "replay_share",
-        "candidate_steps",
-        "post_deployment_windows",
-    ),
-}
+    def folders(self, out: Path) -> list[Path]:
+        """Where the windows of each source are kept."""
+        return [out / "windows" / f"{number:02d}_{path.resolve().stem}" for number, path in enumerate(self.sources)]
 
 
 class Bar(Protocol):
@@ -89,309 +83,376 @@ class Bar(Protocol):
 MakeBar = Callable[[str, "int | None", str, int], AbstractContextManager[Bar]]
 
 
-def finetune(
-    sources: list[Path], out: Path, config: Config, options: SourceOptions, plan: Plan, bar: MakeBar
-) -> dict[str, Any] | None:
-    """Runs, or goes on with, a fine-tuning; what is finished is only told again.
+class Interruption:
+    """Set by Ctrl-C and by SIGTERM; work looks at it where it can stop cleanly. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Interruption]:
+        """Handles the signals, where Python allows it (in the main thread)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt when a stop was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.check()
+        self.asked = True
+
+
+def finetune(plan: Plan, out: Path, config: Config, bar: MakeBar) -> dict[str, Any] | None:
+    """Runs, or resumes, a fine-tuning; a finished one is only reported again.
 
     Returns:
-        What result.json holds, with `interrupted` and the steps so far when it was asked to stop; None on all processes but the first.
+        The content of result.json, with `interrupted` and the steps so far when it was asked to stop; None on all processes but
+        rank 0.
 
     Raises:
         ImatchingError: recordings, weights or settings cannot be used, or another process failed. What was done is kept.
     """
-    plan.check()
+    processes = Processes(config.matcher.device, plan.timeout_s)
+    plan.check(processes.size)
     torch.set_num_threads(config.matcher.threads)
     torch.manual_seed(config.seed)
-    if plan.batch < process_count():
-        raise ConfigError(
-            f"--batch is {plan.batch} and there are {process_count()} processes; give at least one window to each"
-        )
-    matcher = create_matcher(
-        replace(config.matcher, device="cpu")
-    )  # which GPU is this process's own is not settled yet
+    matcher = create_matcher(replace(config.matcher, device="cpu"))
     if not matcher.trainable:
         raise WeightsError(
             f"matcher '{matcher.name}' has no weights that could learn; use one that has, for example expectation"
         )
-    with Interruption().listening() as interruption, Ranks(config.matcher.device, plan.timeout_s).membership() as ranks:
-        if not ranks.leads:
-            if ranks.follow(interruption) == "finished":
-                return None
-            return _learn_and_judge(out, config, plan, _recordings(sources, out), ranks, interruption, bar)
-        with _locked(out):
-            _compare_with_earlier(
-                out / _PLAN, _describe(sources, hash_state(matcher.state_dict()), config, options, plan)
-            )
-            recordings = _collect(sources, out, config, options, ranks, interruption, bar)
-            if recordings is None:
-                ranks.announce("finished")
-                return {"interrupted": True, "finished": False, "stage": "collecting", "steps": 0}
-            known = _earlier_result(out, plan.steps_on(sum(len(_part(r, plan)[0]) for r in recordings)))
-            ranks.announce("collected" if known is None else "finished")
-            return known or _learn_and_judge(out, config, plan, recordings, ranks, interruption, bar)
-
-
-def _collect(
-    sources: list[Path],
-    out: Path,
-    config: Config,
-    options: SourceOptions,
-    ranks: Ranks,
-    interruption: Interruption,
-    bar: MakeBar,
-) -> list[Recording] | None:
-    """The first pass over every source; None when it was asked to stop."""
-    folders = _folders(sources, out)
-    # All are opened before the first is played: what is wrong with the last is not to be found out after an hour.
-    # One whose windows are there already may be away by now.
-    opened = [
-        None if read_recording(folder) and not path.exists() else open_source(path, options)
-        for path, folder in zip(sources, folders)
-    ]
-    recordings = []
-    for path, folder, source in zip(sources, folders, opened):
-        known = read_recording(folder)
-        if known is not None and source is not None and known.identity != identify(source):
-            raise ConfigError(
-                f"{folder} holds windows of another recording than {path}, which has the same name; give another --out"
-            )
-        if source is None or known is not None:
-            assert known is not None
-            recordings.append(known)
-            continue
-        try:
-            with bar(f"collect {path.resolve().name}", source.length, "frames", 0) as shown:
-
-                def on_frame(frames: int, windows: int) -> None:
-                    shown.update(frames, f"{windows} windows")
-                    ranks.beat()
-                    interruption.check()
-
-                recordings.append(collect(source, config, folder, on_frame))
-        except KeyboardInterrupt:
+    with Interruption().listening() as interruption:
+        run = _Run(plan, out, config, bar, interruption)
+        if processes.rank > 0:
+            run.follow(processes)
             return None
-    return recordings
+        with _locked(out):
+            description = _describe(plan, hash_state(matcher.state_dict()), config)
+            return run.lead(processes, description)
 
 
-def _learn_and_judge(
-    out: Path,
-    config: Config,
-    plan: Plan,
-    recordings: list[Recording],
-    ranks: Ranks,
-    interruption: Interruption,
-    bar: MakeBar,
-) -> dict[str, Any] | None:
-    parts = [_part(recording, plan) for recording in recordings]
-    windows = [StoredWindow(r.path(k), len(r.windows[k])) for r, (teach, _) in zip(recordings, parts) for k in teach]
-    if not windows:
-        raise SourceError(
-            f"no window of {', '.join(r.name for r in recordings)} may teach ({_tell_refused(recordings)}); "
-            "record a drive that moves sideways through a scene with texture"
-        )
-    steps = plan.steps_on(len(windows))
-    tuner = Tuner(config, windows, plan.batch, ranks)
-    tuner.resume(out)
-    size = ranks.size
-    about = {
-        "kind": "fine-tuning",
-        "sources": [r.name for r in recordings],
-        "windows": len(windows),
-        "batch": plan.batch,
-        "seed": config.seed,
-        "learning_rate": config.learning.learning_rate,
-        "processes": size,
-        "origin": hash_state(tuner.origin.state_dict()),
-        "torch": torch.__version__,
-    }
-    begin, first = time.perf_counter(), tuner.step
-    finished = _learn(tuner, steps, out, plan.save_every_s, about, ranks, interruption, bar)
-    seconds = time.perf_counter() - begin
-    ranks.leave()
-    if not ranks.leads:
-        return None
-    counts = {"taught": len(windows), "judged": 0}
-    told = {
-        "steps": tuner.step,
-        "updates": tuner.stepper.taken,
-        "refused_in_steps": dict(tuner.refused),
-        "processes": size,
-        "steps_per_s": (tuner.step - first) / max(seconds, 1e-9),
-        "windows": counts,
-        "sources": [
-            {"name": r.name, "frames": r.frames, "windows": len(r.windows), "refused": r.refused} for r in recordings
-        ],
-    }
-    if not finished:
-        return {
+@dataclass
+class _Run:
+    plan: Plan
+    out: Path
+    config: Config
+    bar: MakeBar
+    interruption: Interruption
+
+    def follow(self, processes: Processes) -> None:
+        """All ranks but 0: trains on the windows that rank 0 collects."""
+        with processes.joined():
+            if processes.broadcast(None):
+                self._train(
+                    Tuner(self.config, self._training_windows(self._recordings()), self.plan.batch, processes), {}
+                )
+
+    def lead(self, processes: Processes, description: dict[str, Any]) -> dict[str, Any]:
+        """Rank 0: collects, trains with the others, validates alone."""
+        with processes.joined():
+            _compare_with_earlier(self.out / PLAN, description)
+            recordings = self._collect()
+            earlier = None if recordings is None else self._earlier_result(recordings)
+            training = recordings is not None and earlier is None
+            processes.broadcast(training)
+            if recordings is None:
+                return {"interrupted": True, "finished": False, "stage": "collecting", "steps": 0}
+            if earlier is not None:
+                return earlier
+            windows = self._training_windows(recordings)
+            tuner = Tuner(self.config, windows, self.plan.batch, processes)
+            provenance = self._provenance(recordings, tuner)
+            begin = time.perf_counter()
+            taken, finished = self._train(tuner, provenance)
+            report = self._report(recordings, tuner) | {"steps_per_s": taken / max(time.perf_counter() - begin, 1e-9)}
+        stopped = {
             "interrupted": True,
             "finished": False,
-            "stage": "learning",
-            "steps_wanted": steps,
+            "steps_wanted": self.plan.steps_on(len(windows)),
             "weights": CANDIDATE,
-            **told,
         }
-    looks = 1 + _looks(out)
-    try:
-        judgement = _judge(tuner, config, recordings, [judging for _, judging in parts], looks, interruption, bar)
-    except KeyboardInterrupt:
+        if not finished:
+            return report | stopped | {"stage": "training"}
+        try:
+            validation = self._validate(tuner, recordings)
+        except KeyboardInterrupt:
+            return report | stopped | {"stage": "validation"}
+        return self._finish(tuner, validation, provenance, report)
+
+    # -- collect ------------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> list[Recording] | None:
+        """The windows of every source; None when it was asked to stop."""
+        folders = self.plan.folders(self.out)
+        # All are opened before the first is played: an error in the last must not show after an hour.
+        # One whose windows are there already may be away by now.
+        opened = [
+            None if read_recording(folder) and not path.exists() else open_source(path, self.plan.options)
+            for path, folder in zip(self.plan.sources, folders)
+        ]
+        recordings = []
+        for path, folder, source in zip(self.plan.sources, folders, opened):
+            known = read_recording(folder)
+            if known is None:
+                assert source is not None, "sources without windows were opened"
+                known = self._collect_one(path, source, folder)
+            elif source is not None and known.identity != identify(source):
+                raise ConfigError(
+                    f"{folder} holds windows of another recording than {path}, which has the same name; give another --out"
+                )
+            if known is None:
+                return None
+            recordings.append(known)
+        return recordings
+
+    def _collect_one(self, path: Path, source: Any, folder: Path) -> Recording | None:
+        with self.bar(f"collect {path.resolve().name}", source.length, "frames", 0) as shown:
+
+            def on_frame(frames: int, windows: int) -> None:
+                shown.update(frames, f"{windows} windows")
+                self.interruption.check()
+
+            try:
+                return collect(source, self.config, folder, on_frame)
+            except KeyboardInterrupt:
+                return None
+
+    def _recordings(self) -> list[Recording]:
+        """What rank 0 has collected."""
+        found = [read_recording(folder) for folder in self.plan.folders(self.out)]
+        missing = [str(path) for path, recording in zip(self.plan.sources, found) if recording is None]
+        if missing:
+            raise SourceError(
+                f"the windows of {', '.join(missing)} are not in {self.out}; all processes must see the same folder"
+            )
+        return [recording for recording in found if recording is not None]
+
+    def _training_windows(self, recordings: list[Recording]) -> list[StoredWindow]:
+        windows = [
+            StoredWindow(r.path(k), len(r.windows[k]))
+            for r in recordings
+            for k in split_windows(r, self.plan.hold_back)[0]
+        ]
+        if not windows:
+            counts = sum((Counter(r.refused) for r in recordings), Counter())
+            refused = ", ".join(f"{reason}: {n}" for reason, n in counts.items()) or "no window was solved"
+            raise SourceError(
+                f"no window of {', '.join(r.name for r in recordings)} can be trained on ({refused}); "
+                "record a drive that moves sideways through a scene with texture"
+            )
+        return windows
+
+    # -- train --------------------------------------------------------------------------------------------------------
+
+    def _train(self, tuner: Tuner, provenance: dict[str, Any]) -> tuple[int, bool]:
+        """Takes the steps that are left; returns their number, and whether all were taken. The state of the last whole step is
+        on disk, whatever ends it."""
+        tuner.resume(self.out)
+        first, until, leads = tuner.step, self.plan.steps_on(len(tuner.windows)), tuner.processes.rank == 0
+        residual, saved = float("nan"), time.monotonic()
+
+        def save() -> None:
+            if leads and not tuner.moving:
+                tuner.save(self.out, provenance | {"verdict": "not validated"})
+
+        try:
+            with self.bar("train", until, "steps", first) if leads else contextlib.nullcontext() as shown:
+
+                def on_step(statistics: StepStatistics) -> None:
+                    nonlocal residual, saved
+                    if math.isfinite(statistics.residual):  # shown smoothed
+                        before = statistics.residual if math.isnan(residual) else residual
+                        residual = 0.9 * before + 0.1 * statistics.residual
+                    if shown is not None:
+                        shown.update(statistics.step, f"residual {residual:.3f}")
+                    if time.monotonic() - saved > self.plan.save_every_s:
+                        save()
+                        saved = time.monotonic()
+
+                finished = tuner.run(until, lambda: self.interruption.asked, on_step)
+        finally:
+            save()
+        return tuner.step - first, finished
+
+    def _provenance(self, recordings: list[Recording], tuner: Tuner) -> dict[str, Any]:
         return {
-            "interrupted": True,
-            "finished": False,
-            "stage": "judging",
-            "steps_wanted": steps,
-            "weights": CANDIDATE,
-            **told,
+            "kind": "fine-tuning",
+            "sources": [r.name for r in recordings],
+            "windows": len(tuner.windows),
+            "batch": self.plan.batch,
+            "seed": self.config.seed,
+            "learning_rate": self.config.learning.learning_rate,
+            "processes": tuner.processes.size,
+            "origin": hash_state(tuner.origin.state_dict()),
+            "torch": torch.__version__,
         }
-    counts["judged"] = judgement.verdict.windows
-    matcher = tuner.tuned()
-    header = write_weights(
-        out / FINISHED,
-        matcher.name,
-        matcher.state_dict(),
-        matcher.weights_version + 1,
-        about
-        | {
+
+    @staticmethod
+    def _report(recordings: list[Recording], tuner: Tuner) -> dict[str, Any]:
+        return {
             "steps": tuner.step,
             "updates": tuner.stepper.taken,
-            "verdict": judgement.verdict.outcome,
-            "reason": judgement.verdict.reason,
-            "judged_windows": judgement.verdict.windows,
-            "validation_before_px": judgement.verdict.before_px,
-            "validation_after_px": judgement.verdict.after_px,
-        },
-    )
-    result = to_json_value(
-        {
-            "interrupted": False,
-            "finished": True,
-            "better": judgement.better,
-            "verdict": asdict(judgement.verdict),
-            "checks": judgement.checks,
-            "by_source": judgement.by_source,
-            "weights": FINISHED,
-            "hash": header.hash,
-            "origin": about["origin"],
-            "looks": looks,
-            **told,
+            "refused_in_steps": dict(tuner.refused),
+            "processes": tuner.processes.size,
+            "windows": {"training": len(tuner.windows), "validation": 0},
+            "sources": [
+                {"name": r.name, "frames": r.frames, "windows": len(r.windows), "refused": r.refused}
+                for r in recordings
+            ],
         }
-    )
-    write_json(out / RESULT, result)
-    (out / CANDIDATE).unlink(missing_ok=True)
-    return result
 
+    # -- validate -----------------------------------------------------------------------------------------------------
 
-def _learn(
-    tuner: Tuner,
-    steps: int,
-    out: Path,
-    save_every_s: float,
-    about: dict[str, Any],
-    ranks: Ranks,
-    interruption: Interruption,
-    bar: MakeBar,
-) -> bool:
-    """The second pass; whatever ends it, the state of the last whole step is on disk."""
-    saved = time.monotonic()
-    shown_residual = float("nan")
+    def _validate(self, tuner: Tuner, recordings: list[Recording]) -> Validation:
+        """Compares the weights before and after on the windows held back. KeyboardInterrupt when asked to stop."""
+        windows = [(r.name, r.path(k)) for r in recordings for k in split_windows(r, self.plan.hold_back)[1]]
+        most = 60  # more would cost time and change no verdict
+        if len(windows) > most:
+            windows = [windows[k] for k in np.linspace(0, len(windows) - 1, most).round().astype(int)]
+        before, after, settings = tuner.origin, tuner.tuned(), self.config.learning
+        pairs: list[tuple[str, Score, Score]] = []
+        with self.bar("validate", len(windows), "windows", 0) as shown:
+            for number, (name, path) in enumerate(windows):
+                sample = read_window(path)
+                seed = self.config.seed + sample.stamp_ns % 1_000_003
+                old, new = (score(m, sample, settings, self.config.bundle, seed) for m in (before, after))
+                if old.has_held_out and new.has_held_out:
+                    pairs.append((name, old, new))
+                shown.update(number + 1)
+                self.interruption.check()
+        looks = 1 + self._earlier_looks()
+        return Validation(pairs, decide([(old, new) for _, old, new in pairs], settings, looks), looks)
 
-    def save() -> None:
-        if ranks.leads and not tuner.moving:
-            tuner.save(out, about | {"verdict": "not judged"})
-
-    try:
-        with bar("learn", steps, "steps", tuner.step) if ranks.leads else contextlib.nullcontext() as shown:
-
-            def on_step(told: StepStatistics) -> None:
-                nonlocal saved, shown_residual
-                if math.isfinite(told.residual):
-                    shown_residual = (
-                        told.residual if math.isnan(shown_residual) else 0.9 * shown_residual + 0.1 * told.residual
-                    )
-                if shown is not None:
-                    shown.update(told.step, f"residual {shown_residual:.3f}")
-                if time.monotonic() - saved > save_every_s:
-                    save()
-                    saved = time.monotonic()
-
-            return tuner.run(steps, lambda: interruption.asked, on_step)
-    finally:
-        save()
-
-
-def _judge(
-    tuner: Tuner,
-    config: Config,
-    recordings: list[Recording],
-    judging: list[list[int]],
-    looks: int,
-    interruption: Interruption,
-    bar: MakeBar,
-) -> Judgement:
-    windows = [(r.name, r.path(k)) for r, indices in zip(recordings, judging) for k in indices]
-    with bar("judge", len(windows), "windows", 0) as shown:
-
-        def on_window(done: int) -> None:
-            shown.update(done)
-            interruption.check()
-
-        return judge_windows(tuner.origin, tuner.tuned(), windows, config, looks, on_window)
-
-
-def _part(recording: Recording, plan: Plan) -> tuple[list[int], list[int]]:
-    return hold_back(recording, plan.hold_back)
-
-
-def _folders(sources: list[Path], out: Path) -> list[Path]:
-    return [out / "windows" / f"{number:02d}_{path.resolve().stem}" for number, path in enumerate(sources)]
-
-
-def _recordings(sources: list[Path], out: Path) -> list[Recording]:
-    """What the first process has collected."""
-    found = [read_recording(folder) for folder in _folders(sources, out)]
-    missing = [str(path) for path, recording in zip(sources, found) if recording is None]
-    if missing:
-        raise SourceError(
-            f"the windows of {', '.join(missing)} are not in {out}; all processes must see the same folder"
+    def _finish(
+        self, tuner: Tuner, validation: Validation, provenance: dict[str, Any], report: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Writes the weights and result.json."""
+        matcher, verdict = tuner.tuned(), validation.verdict
+        report["windows"]["validation"] = verdict.windows
+        provenance = provenance | {
+            "steps": tuner.step,
+            "updates": tuner.stepper.taken,
+            "verdict": verdict.outcome,
+            "reason": verdict.reason,
+            "validation_windows": verdict.windows,
+            "validation_before_px": verdict.before_px,
+            "validation_after_px": verdict.after_px,
+        }
+        version = matcher.weights_version + 1
+        header = write_weights(self.out / FINISHED, matcher.name, matcher.state_dict(), version, provenance)
+        result = to_json_value(
+            {
+                "interrupted": False,
+                "finished": True,
+                "better": verdict.outcome == "better",
+                "verdict": asdict(verdict),
+                "checks": validation.checks(),
+                "by_source": validation.by_source(),
+                "weights": FINISHED,
+                "hash": header.hash,
+                "origin": provenance["origin"],
+                "looks": validation.looks,
+                **report,
+            }
         )
-    return [r for r in found if r is not None]
+        write_json(self.out / RESULT, result)
+        (self.out / CANDIDATE).unlink(missing_ok=True)
+        return result
+
+    def _earlier_looks(self) -> int:
+        """How often the windows held back were looked at before: after every number of steps that was asked for."""
+        path = self.out / RESULT
+        return int(json.loads(path.read_text())["looks"]) if path.is_file() else 0
+
+    def _earlier_result(self, recordings: list[Recording]) -> dict[str, Any] | None:
+        """The result of a run that has taken all steps before."""
+        path = self.out / RESULT
+        if not path.is_file():
+            return None
+        count = sum(len(split_windows(r, self.plan.hold_back)[0]) for r in recordings)
+        result = json.loads(path.read_text())
+        return result | {"already_finished": True} if result["steps"] >= self.plan.steps_on(count) else None
 
 
-def _tell_refused(recordings: list[Recording]) -> str:
-    counts: dict[str, int] = {}
-    for recording in recordings:
-        for reason, n in recording.refused.items():
-            counts[reason] = counts.get(reason, 0) + n
-    return ", ".join(f"{reason}: {n}" for reason, n in counts.items()) or "no window was solved"
+@dataclass(frozen=True)
+class Validation:
+    """Scores before and after on the windows held back, and what follows from them."""
+
+    pairs: list[tuple[str, Score, Score]]  # recording, before, after
+    verdict: Verdict
+    looks: int
+
+    def checks(self) -> dict[str, tuple[float, float]]:
+        """Means before and after, by name."""
+        names = ("held_out_px", "warp_px", "forward_backward_px", "matches", "coverage", "within_sigma")
+        return {name: _means([pair[1:] for pair in self.pairs], name) for name in names}
+
+    def by_source(self) -> dict[str, tuple[float, float, int]]:
+        """Held-out error before and after, px, and number of windows, by recording."""
+        out = {}
+        for source in dict.fromkeys(name for name, _, _ in self.pairs):
+            own = [pair[1:] for pair in self.pairs if pair[0] == source]
+            out[source] = (*_means(own, "held_out_px"), len(own))
+        return out
 
 
-def _describe(sources: list[Path], origin: str, config: Config, options: SourceOptions, plan: Plan) -> dict[str, Any]:
-    """What must not change between a run and the one that goes on with it."""
+def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: int) -> Verdict:
+    """The paired test on a number of windows that is fixed beforehand. Pure.
+
+    Look k gets the part 1 / k(k + 1) of the error rate: however many follow, together they get no more than all of it.
+    """
+    count, fewest = len(scores), settings.validation_windows
+    if count < fewest:
+        reason = f"{count} windows were held back, a verdict needs {fewest}: give more or longer recordings, or hold back more"
+        return Verdict("undecided", reason, *_means(scores, "held_out_px"), count)
+    test = PairedTest(settings.confidence, count, count, looks * (looks + 1))
+    return [test.add(before, after) for before, after in scores][-1]
+
+
+def _means(scores: list[tuple[Score, Score]], name: str) -> tuple[float, float]:
+    if not scores:
+        return float("nan"), float("nan")
+    before, after = (float(np.mean([getattr(pair[k], name) for pair in scores])) for k in (0, 1))
+    return before, after
+
+
+def _describe(plan: Plan, origin: str, config: Config) -> dict[str, Any]:
+    """What must not change between a run and one that resumes it."""
+    # Settings of a process that runs beside odometry, or of this machine: they decide nothing here.
+    beside = "mode guard budget queue replay_windows replay_share candidate_steps post_deployment_windows".split()
     settings = config.to_dict()
-    for section, names in _WITHOUT_EFFECT.items():
+    for section, names in {"matcher": ("weights", "device", "threads"), "learning": beside}.items():
         for name in names:
             del settings[section][name]
-    told = {name: value for name, value in asdict(options).items() if value is not None and name != "groundtruth"}
+    options = {k: v for k, v in asdict(plan.options).items() if v is not None and k != "groundtruth"}
     return to_json_value(
         {
-            "sources": [path.resolve().name for path in sources],
+            "sources": [path.resolve().name for path in plan.sources],
             "weights": origin,
             "batch": plan.batch,
             "hold_back": plan.hold_back,
-            "recording": told,
+            "recording": options,
             "settings": settings,
         }
     )
 
 
-def _compare_with_earlier(path: Path, described: dict[str, Any]) -> None:
-    """Refuses to go on with a run that was started otherwise; notes how this one is started when it is the first."""
+def _compare_with_earlier(path: Path, description: dict[str, Any]) -> None:
+    """Refuses to resume a run that was started with other values; the first run writes its own."""
     if not path.is_file():
-        write_json(path, described)
+        write_json(path, description)
         return
-    earlier = json.loads(path.read_text())
-    before, now = _flat(earlier), _flat(described)
+    before, now = _flat(json.loads(path.read_text())), _flat(description)
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         key = changed[0]
@@ -402,28 +463,10 @@ def _compare_with_earlier(path: Path, described: dict[str, Any]) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {
-            k: v
-            for key, item in value.items()
-            for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
-        }
-    return {prefix: value}
-
-
-def _looks(out: Path) -> int:
-    """How often the windows held back were looked at before: after every number of steps that was asked for."""
-    path = out / RESULT
-    return int(json.loads(path.read_text())["looks"]) if path.is_file() else 0
-
-
-def _earlier_result(out: Path, steps: int) -> dict[str, Any] | None:
-    """The result of a run that has taken so many steps before."""
-    path = out / RESULT
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text())
-    return result | {"already_finished": True} if result["steps"] >= steps else None
+    if not isinstance(value, dict):
+        return {prefix: value}
+    parts = [_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+    return {key: item for part in parts for key, item in part.items()}
 
 
 @contextlib.contextmanager

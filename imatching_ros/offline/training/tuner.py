@@ -1,30 +1,96 @@
-"""The second pass: the learning step of the robot, on windows from disk, over one or several processes."""
+"""Training of fine-tuning: the learning step of the robot, on windows from disk, over one or several processes."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from ...core.config import Config
-from ...core.types import LearningSample
-from ...learning.step import WindowLoss, NOT_FINITE, NOT_SOLVED, Stepper, TOO_FEW, draw_gradient_keyframes
+from ...core.errors import ImatchingError
+from ...learning.step import NOT_FINITE, NOT_SOLVED, TOO_FEW, Stepper, draw_gradient_keyframes
 from ...matching import create_matcher
 from ...matching.base import Matcher
 from ...matching.weights import write_weights
-from .ranks import Ranks
-from .stored_windows import read_tensors, read_window, write_tensors
+from .windows import read_tensors, read_window, write_tensors
 
 STATE = "state.safetensors"
 CANDIDATE = "candidate.safetensors"
-_REASONS = (*NOT_SOLVED.values(), TOO_FEW)
+
+
+class ProcessError(ImatchingError):
+    """Another process of the run ended, or does not answer."""
+
+
+class Processes:
+    """The processes of one run, as torchrun started them (RANK, WORLD_SIZE), or this one alone. Rank 0 alone writes and prints."""
+
+    def __init__(self, device: str, timeout_s: float) -> None:
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device, self.timeout_s = device, timeout_s
+
+    @contextmanager
+    def joined(self) -> Iterator[Processes]:
+        """The others can be reached within. Raises ProcessError when they do not come in time."""
+        if self.size == 1:
+            yield self
+            return
+        if self.device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        with self._named_errors():
+            dist.init_process_group(
+                "nccl" if self.device == "cuda" else "gloo", timeout=timedelta(seconds=self.timeout_s)
+            )
+            # While rank 0 plays recordings alone, the others wait as long as it takes; a dead process is noticed all the same.
+            self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        try:
+            yield self
+        finally:
+            with contextlib.suppress(RuntimeError):  # the others may have gone
+                dist.destroy_process_group()
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, any object, for which the others wait without a limit."""
+        values = [value]
+        if self.size > 1:
+            with self._named_errors():
+                dist.broadcast_object_list(values, group=self._patient)
+        return values[0]
+
+    def copy_from_rank_0(self, values: Tensor) -> None:
+        """Overwrites a tensor with that of rank 0."""
+        if self.size > 1:
+            with self._named_errors():
+                dist.broadcast(values, 0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums a tensor over all processes, in place."""
+        if self.size > 1:
+            with self._named_errors():
+                dist.all_reduce(values)
+        return values
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ProcessError(
+                f"another process ended or did not answer within {self.timeout_s:g} s ({reason}); "
+                "what was done is kept, the same command resumes"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -53,151 +119,115 @@ class StepStatistics:
     stop: bool  # some process was asked to stop
 
 
-class WindowLossModule(nn.Module):
-    """The loss of a window as the forward pass of a module, which is what DistributedDataParallel takes part in.
-
-    Windows may be refused, on one process and not on another, but all must go backward together and reach every weight: so zero
-    times every weight is part of each loss, and of the loss of a refused window it is all.
-    """
-
-    def __init__(self, stepper: Stepper) -> None:
-        super().__init__()
-        self.matcher = stepper.matcher
-        self._read = stepper.window_loss
-
-    def forward(
-        self, sample: LearningSample | None, gradient_keyframes: list[int]
-    ) -> tuple[Tensor, WindowLoss | str | None]:
-        """The loss () and what it came from: a window_loss, the reason for a refusal, or None without a window."""
-        # A product for each, so that each gets a gradient in memory of its own: autograd would give single numbers one in common.
-        zero = torch.stack([p.sum() * 0 for p in self.matcher.parameters()]).sum()
-        window_loss = None if sample is None else self._read(sample, gradient_keyframes)
-        return (zero + window_loss.loss.to(zero) if isinstance(window_loss, WindowLoss) else zero), window_loss
-
-
 class Tuner:
-    """Takes steps on batches of windows. Everything random follows from seed and step, so a run that goes on later, or on another
+    """Takes steps on batches of windows. Everything random follows from seed and step, so a resumed run, or one on another
     number of processes, takes the same steps."""
 
-    def __init__(self, config: Config, windows: list[StoredWindow], batch: int, ranks: Ranks) -> None:
-        """`windows` are those that teach; `batch` of them make a step, whatever the number of processes."""
-        self.config, self.windows, self.batch, self.ranks = config, windows, batch, ranks
+    def __init__(self, config: Config, windows: list[StoredWindow], batch: int, processes: Processes) -> None:
+        """`windows` are those for training; `batch` of them make a step, whatever the number of processes."""
+        self.config, self.windows, self.batch, self.processes = config, windows, batch, processes
         matcher = create_matcher(config.matcher)
-        self.origin = copy.deepcopy(matcher).eval()  # what it begins with; the file may change meanwhile
+        for value in matcher.state_dict().values():  # the file may differ by now
+            processes.copy_from_rank_0(value)
+        self.origin = copy.deepcopy(matcher).eval()
         pretrained = {k: v.detach().clone() for k, v in matcher.state_dict().items()}
-        self.stepper = Stepper(matcher, pretrained, config.learning, config.bundle)
+        self.stepper = Stepper(matcher.eval(), pretrained, config.learning, config.bundle)
         self.step = 0
         self.moving = False  # the weights are between two steps; an impatient interruption may leave them there
         self.refused: Counter[str] = Counter()
-        self.lessons: Any = ranks.share(WindowLossModule(self.stepper))
 
     def run(self, until: int, stop: Callable[[], bool], on_step: Callable[[StepStatistics], None]) -> bool:
-        """Steps until `until` were taken, or one of the processes is asked to stop; says whether it got there.
+        """Steps until `until` were taken, or one of the processes is asked to stop; returns whether all were taken.
 
         Raises:
-            RankError: another process failed.
+            ProcessError: another process failed.
         """
-        self.lessons.eval()
         while self.step < until:
-            told = self._take_step(stop())
-            on_step(told)
-            if told.stop:
-                return self.step >= until
-        return True
+            statistics = self.take_step(stop())
+            on_step(statistics)
+            if statistics.stop:
+                break
+        return self.step >= until
 
-    def _take_step(self, stop: bool) -> StepStatistics:
+    def take_step(self, stop: bool) -> StepStatistics:
+        """One step along the mean gradient of a batch. `stop`: this process was asked to stop after it."""
+        reasons = (*NOT_SOLVED.values(), TOO_FEW)
+        sums = torch.zeros(4 + len(reasons), dtype=torch.float64)  # accepted, residual, auxiliary, stops, refusals
+        sums[3] = stop
         batch = self.draw(self.step)
         self.stepper.optimizer.zero_grad(set_to_none=True)
-        mine = list(zip(batch.windows, batch.gradient_keyframes))[self.ranks.rank :: self.ranks.size]
-        sums = [0.0] * (3 + len(_REASONS)) + [float(stop)]
-        turns: list[tuple[int | None, list[int]]] = [*mine] or [(None, [])]
-        for number, (window, gradient_keyframes) in enumerate(turns):
-            sample = None if window is None else read_window(self.windows[window].path)
-            last = number == len(turns) - 1
-            # Gradients add up on each process, and meet once.
-            alone = contextlib.nullcontext() if last or self.ranks.size == 1 else self.lessons.no_sync()
-            with alone, self.ranks.meeting():
-                loss, window_loss = self.lessons(sample, gradient_keyframes)
-                if isinstance(window_loss, WindowLoss):
-                    sums[:3] = [
-                        sums[0] + 1,
-                        sums[1] + float(window_loss.residual),
-                        sums[2] + float(window_loss.auxiliary),
-                    ]
-                elif window_loss is not None:
-                    sums[3 + _REASONS.index(window_loss)] += 1
-                if last:
-                    sums = self.ranks.total(sums)
-                loss.backward()
-        accepted, residual, auxiliary, *counts, stops = sums
+        mine = list(zip(batch.windows, batch.gradient_keyframes))[self.processes.rank :: self.processes.size]
+        for window, gradient_keyframes in mine:
+            result = self.stepper.window_loss(read_window(self.windows[window].path), gradient_keyframes)
+            if isinstance(result, str):
+                sums[4 + reasons.index(result)] += 1
+                continue
+            result.loss.backward()
+            sums[:3] += torch.tensor([1.0, float(result.residual), float(result.auxiliary)], dtype=torch.float64)
+        accepted, residual, auxiliary, stops, *counts = self.processes.sum(sums.to(self.processes.device)).tolist()
         self.moving = True
         norm = self._move(int(accepted))
         self.step += 1
         self.moving = False
-        self.refused.update({reason: int(n) for reason, n in zip(_REASONS, counts) if n})
+        self.refused.update({reason: int(n) for reason, n in zip(reasons, counts) if n})
         if accepted and norm is None:
             self.refused[NOT_FINITE] += 1
         share = 1 / accepted if accepted else float("nan")
-        return StepStatistics(
-            self.step,
-            int(accepted),
-            residual * share,
-            auxiliary * share,
-            float("nan") if norm is None else norm,
-            stops > 0,
-        )
+        norm = float("nan") if norm is None else norm
+        return StepStatistics(self.step, int(accepted), residual * share, auxiliary * share, norm, stops > 0)
 
     def _move(self, accepted: int) -> float | None:
-        """Moves the weights along the mean gradient of the windows that taught, whichever process had them; without any, not at all,
-        for Adam's momentum alone would move them too."""
+        """Moves the weights along the mean gradient of the accepted windows of all processes; returns its norm.
+
+        Without any, not at all, for Adam's momentum alone would move them too.
+        """
         if not accepted:
             return None
-        for parameter in self.stepper.parameters:
-            assert parameter.grad is not None, "each loss reaches every weight"
-            # DistributedDataParallel divided the sum over all windows by the number of processes.
-            parameter.grad.mul_(self.ranks.size / accepted)
+        parameters = self.stepper.parameters
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        total = self.processes.sum(torch.cat([gradient.flatten() for gradient in gradients])) * (1 / accepted)
+        for parameter, part in zip(parameters, total.split([p.numel() for p in parameters])):
+            parameter.grad = part.view_as(parameter)
         return self.stepper.update()
 
     def draw(self, step: int) -> Batch:
-        """The batch of a step: windows in an order drawn anew every time all had their turn."""
+        """The batch of a step: windows in an order that is drawn anew for every epoch."""
         count = len(self.windows)
         windows, gradient_keyframes = [], []
         for position in range(step * self.batch, (step + 1) * self.batch):
             epoch, place = divmod(position, count)
             window = int(torch.randperm(count, generator=self._generator(epoch, 1))[place])
+            keyframes, generator = self.windows[window].keyframes, self.keyframe_generator(position)
             windows.append(window)
-            gradient_keyframes.append(
-                draw_gradient_keyframes(
-                    self.windows[window].keyframes, self.config.learning, self._generator(position, 2)
-                )
-            )
+            gradient_keyframes.append(draw_gradient_keyframes(keyframes, self.config.learning, generator))
         return Batch(tuple(windows), tuple(gradient_keyframes))
+
+    def keyframe_generator(self, position: int) -> torch.Generator:
+        """Draws the gradient keyframes of a window, by its position in the order of all batches."""
+        return self._generator(position, 2)
 
     def _generator(self, number: int, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.config.seed * 4 + stream) * 10_000_019 + number)
 
     def tuned(self) -> Matcher:
-        """What the steps led to: the running mean of the weights."""
+        """The EMA of the weights."""
         return self.stepper.ema_matcher()
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
-        """All that is needed to go on, and the weights as they are, for use."""
+        """Writes the state from which `resume` continues, and the weights so far."""
         matcher = self.tuned()
+        version = matcher.weights_version + 1
         write_weights(
-            folder / CANDIDATE,
-            matcher.name,
-            matcher.state_dict(),
-            matcher.weights_version + 1,
-            provenance | {"steps": self.step},
+            folder / CANDIDATE, matcher.name, matcher.state_dict(), version, provenance | {"steps": self.step}
         )
         write_tensors(folder / STATE, self.stepper.state(), {"step": self.step, "refused": dict(self.refused)})
 
     def resume(self, folder: Path) -> bool:
-        """Goes back to what `save` left; says whether there was anything."""
+        """Goes back to what `save` left; returns whether there was anything."""
         path = folder / STATE
         if not path.is_file():
             return False
-        state, told = read_tensors(path)
+        state, header = read_tensors(path)
         self.stepper.restore(state)
-        self.step, self.refused = told["step"], Counter(told["refused"])
+        self.step, self.refused = header["step"], Counter(header["refused"])
         return True

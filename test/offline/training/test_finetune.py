@@ -25,11 +25,14 @@ def test_run_leaves_weights_that_tell_where_they_come_from(straight, scene):
     matcher = create_matcher(MatcherConfig())
     load_weights(matcher, straight / "finetuned.safetensors")
     assert header.hash == hash_state(matcher.state_dict()) != read_header(DEFAULT_DIR / "expectation.safetensors").hash
-    told = header.provenance
+    provenance = header.provenance
     assert (
-        told["kind"] == "fine-tuning" and told["sources"] == [scene.name] and told["steps"] == 4 and told["seed"] == 3
+        provenance["kind"] == "fine-tuning"
+        and provenance["sources"] == [scene.name]
+        and provenance["steps"] == 4
+        and provenance["seed"] == 3
     )
-    assert told["origin"] == read_header(DEFAULT_DIR / "expectation.safetensors").hash
+    assert provenance["origin"] == read_header(DEFAULT_DIR / "expectation.safetensors").hash
     for path in (straight / "finetuned.safetensors", straight / "result.json", straight / "plan.json"):
         assert str(scene.parent).encode() not in path.read_bytes(), "paths of this computer are nobody's business"
     assert not list(straight.glob("*.partial")) + list(straight.glob(".*.partial"))
@@ -40,7 +43,7 @@ def test_weights_without_enough_windows_are_not_called_better(straight, scene, c
     assert result["finished"] and not result["better"] and result["verdict"]["outcome"] == "undecided"
     assert call(scene, straight, "--steps", "4") == 0
     out = capsys.readouterr().out
-    assert "NOT BETTER" in out and "keep these" in out
+    assert "NOT BETTER" in out and "keep those" in out
     assert call(scene, straight, "--steps", "4", "--require-better") == 3
 
 
@@ -71,7 +74,7 @@ def test_killed_run_goes_on_to_the_same_end(collected, straight, scene):
     process.kill()
     process.communicate()
     assert state.is_file() and not (collected / "result.json").exists(), "it was to be killed in the middle"
-    assert read_header(collected / "candidate.safetensors").provenance["verdict"] == "not judged"
+    assert read_header(collected / "candidate.safetensors").provenance["verdict"] == "not validated"
     assert call(scene, collected, "--steps", "4") == 0
     assert read_header(collected / "finetuned.safetensors").hash == read_header(straight / "finetuned.safetensors").hash
 
@@ -83,7 +86,7 @@ def test_interrupted_run_tells_where_it_stands(collected, scene):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "interrupted after" in out and "of 100000 steps" in out and "The same command goes on" in out
+    assert "interrupted after" in out and "of 100000 steps" in out and "The same command resumes" in out
     load_weights(create_matcher(MatcherConfig()), collected / "candidate.safetensors")
 
 
@@ -121,9 +124,9 @@ def test_what_cannot_be_is_one_line(collected, scene, capsys, arguments, says):
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
 
 
-def test_recording_that_teaches_nothing_is_told_with_the_reasons(scene, tmp_path, capsys):
+def test_recording_without_training_windows_is_refused_with_the_reasons(scene, tmp_path, capsys):
     assert call(scene, tmp_path / "out", "--set", "learning.min_landmarks=10000") == 1
-    assert "may teach (too few landmarks: " in capsys.readouterr().err
+    assert "can be trained on (too few landmarks: " in capsys.readouterr().err
 
 
 def test_second_run_in_one_folder_is_refused(collected, scene, capsys):

@@ -1,4 +1,4 @@
-"""Fine-tuning over two real processes: the same result as over one, and nobody waits for the dead."""
+"""Fine-tuning over two real processes: the same result as over one, and a dead or silent process ends the run."""
 
 import json
 import os
@@ -104,10 +104,10 @@ def test_gradient_of_a_step_does_not_depend_on_the_processes(collected, scene, t
     )
     assert sum(float(v.norm() ** 2) for v in one.values()) > 0
     assert distance(one, two) < 1e-5 * sum(float(v.double().norm() ** 2) for v in one.values()) ** 0.5
-    assert printed[1][0] == "", "the first process alone speaks"
+    assert printed[1][0] == "", "rank 0 alone prints"
 
 
-def test_failure_of_one_ends_the_other_with_its_reason(collected, scene):
+def test_failure_of_one_ends_the_other(collected, scene):
     processes = pair(scene, collected, "--steps", "100000", "--save-every", "0", "--timeout", "60")
     wait_for(collected / "state.safetensors", processes)
     shutil.rmtree(collected / "windows" / "00_scene" / "images")
@@ -125,11 +125,11 @@ def test_killed_process_ends_the_other(collected, scene):
     processes[1].kill()
     codes, printed = wait(processes)
     assert codes == [1, -signal.SIGKILL]
-    assert "another process is gone" in printed[0][1] and "the same command goes on" in printed[0][1]
+    assert "another process ended" in printed[0][1] and "the same command resumes" in printed[0][1]
     assert (collected / "state.safetensors").is_file()
 
 
-def test_silent_process_is_given_up(collected, scene):
+def test_silent_process_ends_the_run(collected, scene):
     processes = pair(scene, collected, "--steps", "100000", "--save-every", "0", "--timeout", "8")
     wait_for(collected / "state.safetensors", processes)
     processes[1].send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The steps: which windows, which gradient, and that nothing moves without a window_loss."""
+"""The steps: which windows, which gradient, and that nothing moves without a loss."""
 
 import copy
 
@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from imatching_ros.core.config import Config
-from imatching_ros.offline.training.collection import read_recording
-from imatching_ros.offline.training.ranks import Ranks
-from imatching_ros.offline.training.tuner import StoredWindow, Tuner
-from imatching_ros.offline.training.stored_windows import read_window
+from imatching_ros.offline.training.tuner import Processes, StoredWindow, Tuner
+from imatching_ros.offline.training.windows import read_recording, read_window
 from imatching_ros.learning import step
 from imatching_ros.learning.step import Stepper
 
@@ -23,7 +21,7 @@ def windows(straight):
 
 
 def make(windows, batch=3, config=CONFIG):
-    return Tuner(config, windows, batch, Ranks("cpu", 10))
+    return Tuner(config, windows, batch, Processes("cpu", 10))
 
 
 def weights(tuner):
@@ -41,15 +39,15 @@ def test_all_windows_have_their_turn_in_another_order_every_time(windows):
 
 
 @pytest.mark.slow
-def test_gradient_of_a_step_is_the_mean_over_the_windows_that_taught(windows):
+def test_gradient_of_a_step_is_the_mean_over_the_windows_with_a_loss(windows):
     tuner = make(windows, batch=6)
     start = weights(tuner)
     batch = tuner.draw(0)
     gradients = []
-    for window, live in zip(batch.windows, batch.live):
-        window_loss = tuner.stepper.window_loss(read_window(windows[window].path), live)
-        if not isinstance(window_loss, str):
-            found = torch.autograd.grad(window_loss.loss, tuner.stepper.parameters, allow_unused=True)
+    for window, keyframes in zip(batch.windows, batch.gradient_keyframes):
+        result = tuner.stepper.window_loss(read_window(windows[window].path), keyframes)
+        if not isinstance(result, str):
+            found = torch.autograd.grad(result.loss, tuner.stepper.parameters, allow_unused=True)
             gradients.append(
                 torch.cat(
                     [
@@ -58,12 +56,12 @@ def test_gradient_of_a_step_is_the_mean_over_the_windows_that_taught(windows):
                     ]
                 )
             )
-    assert 2 <= len(gradients) < len(batch.windows), "one is to be refused and several are to teach"
+    assert 2 <= len(gradients) < len(batch.windows), "one is to be refused and several are to be accepted"
     seen = []
     tuner.stepper.update = lambda: seen.append(torch.cat([p.grad.flatten() for p in tuner.stepper.parameters])) or 1.0
-    told = tuner._take_step(stop=False)
+    statistics = tuner.take_step(stop=False)
     mean = torch.stack(gradients).mean(0)
-    assert told.accepted == len(gradients)
+    assert statistics.accepted == len(gradients)
     assert float((seen[0] - mean).norm() / mean.norm()) < 1e-5
     # Single numbers, such as temperatures, would be lost in the norm of all.
     assert torch.allclose(seen[0], mean, rtol=1e-3, atol=1e-6 * float(mean.abs().max()))
@@ -73,12 +71,14 @@ def test_gradient_of_a_step_is_the_mean_over_the_windows_that_taught(windows):
 @pytest.mark.slow
 def test_step_without_a_lesson_moves_nothing(windows, monkeypatch):
     tuner = make(windows, config=CONFIG.with_values({"learning.keyframes_per_step": 4}))
-    told = tuner._take_step(stop=False)
-    assert told.accepted > 0
+    statistics = tuner.take_step(stop=False)
+    assert statistics.accepted > 0
     after = weights(tuner)
     monkeypatch.setattr(step, "MIN_OBSERVATIONS", 10**6)
-    told = tuner._take_step(stop=False)
-    assert told.accepted == 0 and told.step == 2 and sum(tuner.refused.values()) >= len(tuner.draw(1).windows)
+    statistics = tuner.take_step(stop=False)
+    assert (
+        statistics.accepted == 0 and statistics.step == 2 and sum(tuner.refused.values()) >= len(tuner.draw(1).windows)
+    )
     assert torch.equal(weights(tuner), after), "Adam's momentum alone would have moved them"
 
 
@@ -94,11 +94,11 @@ def test_step_on_one_window_is_the_step_of_the_robot(windows):
     taken = 0
     for number in range(4):
         batch = tuner.draw(number)
-        generator = tuner._generator(number, 2)  # the position in the order of windows, and the stream of keyframes
+        generator = tuner.keyframe_generator(number)
         result = online.step(read_window(windows[batch.windows[0]].path), generator)
-        told = tuner._take_step(stop=False)
-        assert told.accepted == (not isinstance(result, str))
-        taken += told.accepted
+        statistics = tuner.take_step(stop=False)
+        assert statistics.accepted == (not isinstance(result, str))
+        taken += statistics.accepted
         assert torch.equal(weights(tuner), torch.cat([p.detach().flatten() for p in online.parameters]))
     assert taken >= 2
     for name, value in online.ema_matcher().state_dict().items():

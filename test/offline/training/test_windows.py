@@ -8,7 +8,7 @@ import torch
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.types import BAStatus
 from imatching_ros.core.errors import SourceError
-from imatching_ros.offline.training.stored_windows import read_window, write_window
+from imatching_ros.offline.training.windows import read_window, write_window
 
 
 def assert_same(a, b):
@@ -61,7 +61,7 @@ def test_images_that_windows_share_are_kept_once(make_sample, tmp_path):
         assert_same(sample, read_window(path))
 
 
-def test_damage_is_told(sample, tmp_path):
+def test_damage_is_an_error_that_names_the_file(sample, tmp_path):
     path = write_window(tmp_path, sample)
     (tmp_path / "images" / "000002.png").write_bytes(b"no image")
     with pytest.raises(SourceError, match="000002.png is missing or damaged"):

@@ -1,4 +1,4 @@
-"""Which windows judge, and what it takes to be called better."""
+"""Which windows validate, and what it takes to be called better."""
 
 import dataclasses
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from imatching_ros.core.config import LearningConfig
-from imatching_ros.offline.training.collection import Recording, hold_back
-from imatching_ros.offline.training.judgement import decide
 from imatching_ros.learning.validation import Score
+from imatching_ros.offline.training.finetuning import decide
+from imatching_ros.offline.training.windows import Recording, split_windows
 
 SETTINGS = LearningConfig()
 
@@ -30,22 +30,22 @@ def pairs(gain, count, seed=0, shared=False, **after):
 
 
 @pytest.mark.parametrize("share", (0.1, 0.3, 0.6))
-def test_no_keyframe_both_teaches_and_judges(share):
+def test_no_keyframe_is_in_training_and_validation(share):
     recording = sliding(80)
-    teach, judge = hold_back(recording, share)
-    assert teach == list(range(round(80 * (1 - share))))
-    taught = {k for w in teach for k in recording.windows[w]}
-    assert judge[0] == teach[-1] + 8 and not taught & {k for w in judge for k in recording.windows[w]}
-    assert np.diff(judge).tolist() == [4] * (len(judge) - 1)
+    training, validation = split_windows(recording, share)
+    assert training == list(range(round(80 * (1 - share))))
+    trained = {k for w in training for k in recording.windows[w]}
+    assert validation[0] == training[-1] + 8 and not trained & {k for w in validation for k in recording.windows[w]}
+    assert np.diff(validation).tolist() == [4] * (len(validation) - 1)
 
 
-def test_short_recordings_hold_nothing_back_that_could_judge():
-    assert hold_back(sliding(10), 0.3) == (list(range(7)), [])
-    assert hold_back(sliding(0), 0.3) == ([], [])
+def test_short_recordings_have_no_validation_window():
+    assert split_windows(sliding(10), 0.3) == (list(range(7)), [])
+    assert split_windows(sliding(0), 0.3) == ([], [])
 
 
-def test_all_may_teach():
-    assert hold_back(sliding(10), 0.0) == (list(range(10)), [])
+def test_all_windows_may_be_for_training():
+    assert split_windows(sliding(10), 0.0) == (list(range(10)), [])
 
 
 def test_clear_gain_is_better_and_nothing_else_is():
