@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +14,6 @@ from ..core.config import BundleConfig, LearningConfig
 from ..core.types import BAResult, LearningSample, ObservationKind, WindowSnapshot
 from ..matching.base import Features, Matcher, Prediction, Queries
 from .cooperative_yield import cooperative_yield, yield_in_backward
-
-MARGIN_PX = 8.0  # nearer to the image's edge a landmark may be outside
 
 
 @dataclass(frozen=True)
@@ -76,52 +74,60 @@ def rematch(
 ) -> Rematch:
     """Matches every landmark from its host keyframe into the keyframes that observed it, searching around its reprojection.
 
-    Matches between two keyframes of `gradient_keyframes` keep gradients and distributions: from both images, for with gradients from one
+    Matches between two of the gradient keyframes keep gradients and distributions: from both images, as with gradients from one
     of them alone a network would chase itself.
     """
     window = sample.window
     queries, order = describe(matcher, sample, features)
     expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
-    is_host = torch.zeros(len(window.obs), dtype=torch.bool)
-    is_host[sample.host_obs] = True
-    host_has_gradient = torch.isin(
-        window.kf_idx[sample.host_obs], torch.tensor(sorted(gradient_keyframes), dtype=torch.long)
-    )
     # In raw px again: `measurements` turns all of them into ideal px.
     uv, sigma = sample.uv_px.clone(), (window.sigma[:, 0] / window.camera.stretch(window.obs[:, :2])).float()
     score = torch.ones(len(uv))
     parts = []
-
-    def match(k: int, points: Tensor, differentiable: bool) -> Prediction:
+    for k, observations, points, differentiable in _matches_to_make(sample, expected, gradient_keyframes):
         cooperative_yield()
         with torch.set_grad_enabled(differentiable):
-            return matcher.match(
+            prediction = matcher.match(
                 queries.select(order[points].to(matcher.device)),
                 [features[k]],
                 expected[k, points][None].to(matcher.device),
                 config.search_radius * window.camera.width,
                 differentiable=differentiable,
             )
+        if differentiable:
+            yield_in_backward(prediction.uv)
+            parts.append(GradientMatches(k, observations, points, prediction))
+        count = len(observations)
+        uv = uv.index_put((observations,), prediction.uv[0, :count].cpu())
+        score[observations] = prediction.score[0, :count].detach().cpu()
+        sigma[observations] = prediction.sigma_px[0, :count].detach().cpu()
+    return Rematch(uv, score, sigma, tuple(parts))
 
-    for k in range(len(features)):
+
+def _matches_to_make(
+    sample: LearningSample, expected: Tensor, gradient_keyframes: Collection[int]
+) -> Iterator[tuple[int, Tensor, Tensor, bool]]:
+    """Yields (keyframe, observations, points, with gradients): for each keyframe the matches with gradients, then the others.
+
+    Those with gradients are between two gradient keyframes; after the points of their observations come unmatched landmarks.
+    """
+    window = sample.window
+    is_host = torch.zeros(len(window.obs), dtype=torch.bool)
+    is_host[sample.host_obs] = True
+    chosen = torch.tensor(sorted(gradient_keyframes), dtype=torch.long)
+    host_has_gradient = torch.isin(window.kf_idx[sample.host_obs], chosen)
+    for k in range(len(sample.images)):
         inside = torch.nonzero((window.kf_idx == k) & ~is_host)[:, 0]
         has_gradient = host_has_gradient[window.pt_idx[inside]] & (k in gradient_keyframes)
-        for observations, differentiable in ((inside[has_gradient], True), (inside[~has_gradient], False)):
-            points = window.pt_idx[observations]
-            if differentiable and k in gradient_keyframes:
-                unmatched = unmatched_landmarks(sample, k, expected[k])
-                points = torch.cat([points, unmatched[host_has_gradient[unmatched]]])
-            if len(points) == 0:
-                continue
-            prediction = match(k, points, differentiable)
-            if differentiable:
-                yield_in_backward(prediction.uv)
-                parts.append(GradientMatches(k, observations, points, prediction))
-            count = len(observations)
-            uv = uv.index_put((observations,), prediction.uv[0, :count].cpu())
-            score[observations] = prediction.score[0, :count].detach().cpu()
-            sigma[observations] = prediction.sigma_px[0, :count].detach().cpu()
-    return Rematch(uv, score, sigma, tuple(parts))
+        with_gradients, others = inside[has_gradient], inside[~has_gradient]
+        points = window.pt_idx[with_gradients]
+        if k in gradient_keyframes:
+            unmatched = unmatched_landmarks(sample, k, expected[k])
+            points = torch.cat([points, unmatched[host_has_gradient[unmatched]]])
+        if len(points):
+            yield k, with_gradients, points, True
+        if len(others):
+            yield k, others, window.pt_idx[others], False
 
 
 def unmatched_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor:
@@ -133,12 +139,13 @@ def unmatched_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Ten
         expected: (P, 2) raw px, where they reproject in keyframe k.
     """
     window = sample.window
+    margin_px = 8.0  # nearer to the edge a landmark may lie outside
     seen = torch.zeros(len(window.points_W), dtype=torch.bool)
     seen[window.pt_idx[(window.kf_idx - k).abs() == 1]] = True
     seen[window.pt_idx[window.kf_idx == k]] = False
     inside = (
-        (expected > MARGIN_PX)
-        & (expected < expected.new_tensor([window.camera.width, window.camera.height]) - 1 - MARGIN_PX)
+        (expected > margin_px)
+        & (expected < expected.new_tensor([window.camera.width, window.camera.height]) - 1 - margin_px)
     ).all(-1)
     return torch.nonzero(seen & inside)[:, 0]
 

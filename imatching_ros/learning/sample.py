@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..core.types import LearningSample
 from ..odometry.mapper import SolvedWindow
@@ -36,15 +37,8 @@ def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: 
     pt_idx, is_host = index[w.pt_idx[used]], solved.is_host[used]
     host_obs = torch.zeros(len(points), dtype=torch.int64)
     host_obs[pt_idx[is_host]] = is_host.nonzero()[:, 0]
-    views = torch.bincount(pt_idx, minlength=len(points))
     generator = torch.Generator().manual_seed(seed * 1_000_003 + solved.keyframes[-1].id)
-    held_out = (
-        (torch.rand(len(used), generator=generator) < 1 / HELD_OUT_ONE_IN) & ~is_host & (views[pt_idx] >= MIN_VIEWS)
-    )
-    # At most one per landmark, so that three views always remain.
-    order = torch.where(held_out, torch.arange(len(used)), len(used))
-    first = torch.full((len(points),), len(used)).scatter_reduce(0, pt_idx, order, "amin")
-    held_out &= torch.arange(len(used)) == first[pt_idx]
+    held_out = _hold_out(pt_idx, is_host, generator)
     window = replace(
         w,
         T_WC=w.T_WC.clone(),
@@ -76,3 +70,14 @@ def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: 
         weights_version=weights_version,
         tracking_healthy=healthy,
     )
+
+
+def _hold_out(pt_idx: Tensor, is_host: Tensor, generator: torch.Generator) -> Tensor:
+    """Which observations (O,) are held out: not at the host, and at most one of a landmark, so that three views always remain."""
+    count = len(pt_idx)
+    views = torch.bincount(pt_idx)
+    drawn = torch.rand(count, generator=generator) < 1 / HELD_OUT_ONE_IN
+    held_out = drawn & ~is_host & (views[pt_idx] >= MIN_VIEWS)
+    order = torch.where(held_out, torch.arange(count), count)
+    first = torch.full((len(views),), count).scatter_reduce(0, pt_idx, order, "amin")
+    return held_out & (torch.arange(count) == first[pt_idx])

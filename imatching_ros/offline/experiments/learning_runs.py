@@ -14,7 +14,7 @@ import torch
 from ...core.config import Config
 from ...core.types import Frame, LearningSample
 from ..training.windows import solved_windows
-from ...learning.step import Stepper
+from ...learning.step import Solver, Stepper
 from ...matching import create_matcher
 from ...matching.base import Matcher
 from ...matching.weights import hash_state, write_weights
@@ -133,16 +133,15 @@ def collect_windows(config: Config, frames: Iterable[Frame]) -> list[LearningSam
     return [sample for _, sample, refusal in solved_windows(config, frames) if sample is not None and refusal is None]
 
 
-def learn_from_windows(
-    config: Config, samples: list[LearningSample], steps: int, oracle: Oracle | None = None
+def _train_on(
+    samples: list[LearningSample], config: Config, steps: int, solve: Solver
 ) -> tuple[Matcher, dict[str, Any]]:
-    """Takes so many steps on windows drawn by lot, without a guard: on true correspondences when there is an oracle."""
+    """Takes so many steps on randomly drawn windows, without validation; `solve` is the lower level."""
     begin = time.perf_counter()
     matcher = create_matcher(config.matcher)
     pretrained = {k: v.clone() for k, v in matcher.state_dict().items()}
-    stepper = Stepper(matcher, pretrained, config.learning, config.bundle, *([] if oracle is None else [oracle.solve]))
+    stepper = Stepper(matcher, pretrained, config.learning, config.bundle, solve)
     generator = torch.Generator().manual_seed(config.seed)
-    samples = [s for s in samples if oracle is None or oracle.covers(s)]
     taken = refused = 0
     while samples and taken < steps and refused <= steps:
         result = stepper.step(samples[int(torch.randint(len(samples), (1,), generator=generator))], generator)
@@ -166,7 +165,7 @@ def learn_from_truth(
     samples = collect_windows(config, noted())
     wanted = {k for s in samples for k in s.keyframe_ids}
     oracle = Oracle(division.learning_truth, {stamp_ns: k for stamp_ns, k in ids.items() if k in wanted})
-    return learn_from_windows(config, samples, steps, oracle)
+    return _train_on([s for s in samples if oracle.covers(s)], config, steps, oracle.solve)
 
 
 def score_weights(matcher: Matcher, config: Config, division: Division, pairs: int) -> dict[str, Any]:

@@ -159,25 +159,6 @@ class PairRenderer:
         return tensor(K)[best], T_A[best], T_B[best], scene_t[best], torch.as_tensor(level, device=self.device)[best]
 
 
-_renderers: dict[tuple, PairRenderer] = {}
-
-
-def training_pairs(
-    seed: int,
-    count: int,
-    size: tuple[int, int] = (240, 320),
-    device: torch.device | str = "cpu",
-    photos: Sequence[Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """`PairRenderer(device, photos).pairs(seed, count, size)`; without photos the renderer is kept for the next call."""
-    if photos is not None:
-        return PairRenderer(device, photos).pairs(seed, count, size)
-    key = (str(device),)
-    if key not in _renderers:
-        _renderers[key] = PairRenderer(device)
-    return _renderers[key].pairs(seed, count, size)
-
-
 def warp(
     uv_A: Tensor,
     depth_A: Tensor,
