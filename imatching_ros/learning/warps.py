@@ -1,4 +1,7 @@
-"""Pairs of images related by a known homography: truth that passes through no bundle adjustment."""
+"""Random homographies, and pairs of images related by one: truth that passes through no bundle adjustment.
+
+Validation on the robot draws small ones, offline training those between two views of a plane.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,20 @@ def draw_homography(size: tuple[int, int], rng: Generator) -> np.ndarray:
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     shift = rng.uniform(-CORNER_SHIFT, CORNER_SHIFT, (4, 2)).astype(np.float32) * [width, height]
     return cv2.getPerspectiveTransform(corners, (corners + shift).astype(np.float32))
+
+
+def draw_view_homography(size: tuple[int, int], rng: Generator) -> np.ndarray:
+    """A homography (3, 3) between two views of a plane: rotation, scale, translation and perspective; many small, as between frames."""
+    height, width = size
+    strength = rng.choice([0.15, 0.5, 1.0], p=[0.3, 0.4, 0.3])
+    angle = rng.normal(0, 0.3 * strength)
+    scale = np.exp(rng.normal(0, 0.25 * strength))
+    shift = rng.normal(0, 0.15 * strength, 2) * [width, height]
+    tilt = rng.normal(0, 0.25 * strength, 2) / [width, height]
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    to_centre = np.array([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1.0]])
+    inner = np.array([[c, -s, shift[0]], [s, c, shift[1]], [tilt[0], tilt[1], 1.0]])
+    return np.linalg.inv(to_centre) @ inner @ to_centre
 
 
 def noise_level(image: np.ndarray) -> float:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...learning.warps import draw_view_homography
+
 # Photographs in the wheels of scikit-image (BSD-3-Clause; most images public domain or CC0) and scikit-learn
 # (BSD-3-Clause; the two images CC BY 2.0). Drawings, fonts and medical plates are left out.
 SHIPPED = {
@@ -79,7 +81,7 @@ class HomographyPairs:
             levels = self.levels[rng.integers(len(self.levels))]
             image = levels[rng.integers(len(levels))]
             H_PA = self._view(image, size, rng)
-            H_BA = _random_homography(size, rng)
+            H_BA = draw_view_homography(size, rng)
             images_a.append(self._sample(image, H_PA, size))
             images_b.append(self._sample(image, H_PA @ np.linalg.inv(H_BA), size))
             homographies.append(H_BA)
@@ -108,20 +110,6 @@ class HomographyPairs:
         grid = 2 * xy / xy.new_tensor([image.shape[2] - 1, image.shape[1] - 1]) - 1
         # Mirrored beyond the border: still a textured plane, so correspondences stay true everywhere.
         return F.grid_sample(image[None], grid[None], align_corners=True, padding_mode="reflection")[0]
-
-
-def _random_homography(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Rotation, scale, translation and perspective; half of them small, as between video frames."""
-    height, width = size
-    strength = rng.choice([0.15, 0.5, 1.0], p=[0.3, 0.4, 0.3])
-    angle = rng.normal(0, 0.3 * strength)
-    scale = np.exp(rng.normal(0, 0.25 * strength))
-    shift = rng.normal(0, 0.15 * strength, 2) * [width, height]
-    tilt = rng.normal(0, 0.25 * strength, 2) / [width, height]
-    c, s = scale * np.cos(angle), scale * np.sin(angle)
-    to_centre = np.array([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1.0]])
-    inner = np.array([[c, -s, shift[0]], [s, c, shift[1]], [tilt[0], tilt[1], 1.0]])
-    return np.linalg.inv(to_centre) @ inner @ to_centre
 
 
 def warp_homography(H_BA: Tensor, uv: Tensor) -> Tensor:
