@@ -25,11 +25,8 @@ from .cooperative_yield import cooperative_yield, yield_in_backward
 Solver = Callable[[LearningSample, Rematch, LearningConfig, BundleConfig], Solution]
 
 MIN_WEIGHT = 0.25  # observations that the robust kernel trusts less than this do not contribute
-WARM_UP = 8  # steps until the full step size: Adam's first steps move every weight by all of it, whatever the gradient
-PATIENCE = 3  # times the iterations that odometry allows
-MIN_VIEWS = 3  # two views of a landmark say nothing along the epipolar line
-MIN_OBSERVATIONS = 30  # fewer make a step of noise
-
+MIN_TRUSTED_VIEWS = 3  # two views of a landmark constrain nothing along the epipolar line
+MIN_OBSERVATIONS = 30  # the gradient of fewer is mostly noise
 
 # Why a window that passed the gate has no loss.
 NOT_SOLVED = {
@@ -62,7 +59,7 @@ def training_observations(sample: LearningSample, solution: Solution) -> Tensor:
     train = (
         (solution.weight > MIN_WEIGHT)
         & ~sample.held_out
-        & (count_views(sample, solution)[sample.window.pt_idx] >= MIN_VIEWS)
+        & (count_views(sample, solution)[sample.window.pt_idx] >= MIN_TRUSTED_VIEWS)
     )
     train[sample.host_obs] = False
     return train
@@ -119,7 +116,7 @@ def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution) -
     total, count = torch.zeros(()), 0
     for part in found.gradient_matches:
         # A wrong match of a landmark that others have fixed is what this term is for; what is held out stays out.
-        known = views[part.points] >= MIN_VIEWS
+        known = views[part.points] >= MIN_TRUSTED_VIEWS
         known[: len(part.observations)] &= ~sample.held_out[part.observations]
         at = expected[part.keyframe, part.points].nan_to_num(-1e6)
         for distribution in part.prediction.distributions:
@@ -131,7 +128,7 @@ def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution) -
 
 
 class Stepper:
-    """Owns the optimiser of a candidate."""
+    """Owns the optimizer of weights in training, and their exponential moving average (EMA)."""
 
     def __init__(
         self,
@@ -141,7 +138,7 @@ class Stepper:
         bundle: BundleConfig,
         solve: Solver = solve_again,
     ) -> None:
-        """`solve` is the lower level; experiments put the truth in its place."""
+        """`solve` is the lower level; experiments replace it by the truth."""
         self.matcher, self.solve = matcher, solve
         self.configure(config, bundle)
         # The match confidence keeps its pretrained weights: the residual alone could lower itself by turning sigma up.
@@ -151,17 +148,17 @@ class Stepper:
         self.pretrained = [pretrained[n].to(matcher.device) for n, _ in named]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
         self.taken = 0
-        self._ema = [p.detach().clone() for p in self.parameters]
+        self.ema = [p.detach().clone() for p in self.parameters]
 
     def configure(self, config: LearningConfig, bundle: BundleConfig) -> None:
         """Takes other settings over, from the next step on."""
         self.config = config
-        # Nobody waits for the learner's bundle adjustment, and only a converged one is used.
-        self.bundle = replace(bundle, max_iterations=PATIENCE * bundle.max_iterations)
+        # Three times the iterations of odometry: no frame waits for it, and only a converged solution is used.
+        self.bundle = replace(bundle, max_iterations=3 * bundle.max_iterations)
 
     def held(self) -> tuple:
-        """What it keeps: weights with their gradients, their EMA, the optimiser's state."""
-        return self.matcher, self._ema, self.pretrained, list(self.optimizer.state.values())
+        """What it keeps: weights with their gradients, their EMA, optimizer state."""
+        return self.matcher, self.ema, self.pretrained, list(self.optimizer.state.values())
 
     def step(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
         """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
@@ -180,8 +177,8 @@ class Stepper:
     def window_loss(self, sample: LearningSample, gradient_keyframes: list[int]) -> WindowLoss | str:
         """The loss of a window with the weights as they are, or the reason why it has none.
 
-        All of the window is matched and solved; the gradient is taken through the matches between the keyframes `gradient_keyframes`: drawn by
-        lot they give an unbiased share of it at a part of the price.
+        All of the window is matched and solved; the gradient passes through the matches between the gradient keyframes alone. Drawn
+        at random, they give an unbiased part of it at a part of the cost.
         """
         found = match_window(self.matcher, sample, self.config, gradient_keyframes)
         solution = self.solve(sample, found, self.config, self.bundle)
@@ -205,13 +202,14 @@ class Stepper:
         if not torch.isfinite(norm):
             return None
         self.taken += 1
-        rate = self.config.learning_rate * min(1.0, self.taken / WARM_UP)
+        # Linear warm-up over 8 steps: Adam's first steps move every weight by the full step size, whatever the gradient.
+        rate = self.config.learning_rate * min(1.0, self.taken / 8)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         with torch.no_grad():
             pull = self.config.l2_sp * rate / 1e-3
             share = max(1 - self.config.ema_decay, 1 / (self.taken + 1))
-            for parameter, origin, mean in zip(self.parameters, self.pretrained, self._ema):
+            for parameter, origin, mean in zip(self.parameters, self.pretrained, self.ema):
                 parameter.lerp_(origin, pull)
                 mean.lerp_(parameter, share)
         return float(norm)
@@ -219,7 +217,7 @@ class Stepper:
     def state(self) -> dict[str, Tensor]:
         """All that later steps depend on, as tensors: weights, their EMA, Adam's moments, the number of steps taken."""
         state = {f"model.{k}": v for k, v in self.matcher.state_dict().items()}
-        state |= {f"ema.{name}": mean for name, mean in zip(self.names, self._ema)}
+        state |= {f"ema.{name}": mean for name, mean in zip(self.names, self.ema)}
         for name, parameter in zip(self.names, self.parameters):
             state |= {
                 f"adam.{key}.{name}": torch.as_tensor(v) for key, v in self.optimizer.state.get(parameter, {}).items()
@@ -230,7 +228,7 @@ class Stepper:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes back to a `state`: the steps that follow are those that would have followed then."""
         self.matcher.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-        for name, mean in zip(self.names, self._ema):
+        for name, mean in zip(self.names, self.ema):
             mean.copy_(state[f"ema.{name}"])
         moments: dict[int, dict[str, Tensor]] = {}
         for index, name in enumerate(self.names):
@@ -252,7 +250,7 @@ class Stepper:
         """
         twin = copy.deepcopy(self.matcher)
         own = dict(twin.named_parameters())
-        for name, mean in zip(self.names, self._ema):
+        for name, mean in zip(self.names, self.ema):
             own[name].copy_(mean)
         twin.weights_version = self.matcher.weights_version
         return twin.eval()

@@ -87,11 +87,11 @@ class _Closed(Exception):
 class LearningWorker:
     """Learns in its own thread, on its own copy of the weights, for a share of the time; odometry never waits for it.
 
-    The rest of the time it sleeps. While odometry works on a frame it waits, for the two share caches, the interpreter and the
-    bandwidth of the memory; where frames leave it less than a part of its budget it works beside them.
+    The rest of the time it sleeps. While odometry processes a frame it waits, as the two share caches, the interpreter and memory
+    bandwidth; where frames leave it less than a part of its budget it works beside them.
 
-    Whatever goes wrong in the thread ends learning, not odometry: the state becomes `failed`, an event says why, and the
-    weights in use stay.
+    Any error in the thread ends learning, not odometry: the state becomes `failed`, an event has the reason, and the weights in
+    use stay.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class LearningWorker:
             self._learn()
         except _Closed:
             return
-        except Exception as error:  # out of memory, a defect: odometry goes on with the last good weights
+        except Exception as error:  # out of memory, a defect: odometry continues with the last good weights
             with self._changed:
                 self._publish(state="failed")
             self._on_event(
@@ -262,7 +262,7 @@ class LearningWorker:
         """Cooperative yield: rests, within what the budget demands anyway, while odometry processes a frame.
 
         Raises:
-            _Closed: nobody waits for the rest of the work.
+            _Closed: learning ends.
         """
         with self._changed:
             begin = time.monotonic()
