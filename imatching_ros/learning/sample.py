@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..core.types import LearningSample
+from ..core.types import BAResult, LearningSample, WindowSnapshot
 from ..odometry.mapper import SolvedWindow
 from ..odometry.odometry import Odometry
 
@@ -25,7 +25,7 @@ def next_sample(odometry: Odometry) -> LearningSample | None:
 
 def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: bool) -> LearningSample | None:
     """The landmarks whose host keyframe is in the window, and their observations, cloned; None when nothing remains."""
-    w, r = solved.snapshot, solved.result
+    w = solved.snapshot
     count = len(w.points_W)
     has_host = torch.bincount(w.pt_idx[solved.is_host], minlength=count) == 1
     points = has_host.nonzero()[:, 0]
@@ -39,7 +39,23 @@ def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: 
     host_obs[pt_idx[is_host]] = is_host.nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed * 1_000_003 + solved.keyframes[-1].id)
     held_out = _hold_out(pt_idx, is_host, generator)
-    window = replace(
+    return LearningSample(
+        stamp_ns=solved.keyframes[-1].stamp_ns,
+        keyframe_ids=tuple(k.id for k in solved.keyframes),
+        images=tuple(k.image.clone() for k in solved.keyframes),
+        window=_select_observations(w, points, used, pt_idx),
+        result=_select_residuals(solved.result, points, used),
+        uv_px=solved.uv[used],
+        host_obs=host_obs,
+        held_out=held_out,
+        weights_version=weights_version,
+        tracking_healthy=healthy,
+    )
+
+
+def _select_observations(w: WindowSnapshot, points: Tensor, used: Tensor, pt_idx: Tensor) -> WindowSnapshot:
+    """The rows `points` and `used` of landmarks and observations, cloned; pt_idx numbers the landmarks anew."""
+    return replace(
         w,
         T_WC=w.T_WC.clone(),
         points_W=w.points_W[points],
@@ -50,25 +66,17 @@ def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: 
         sigma=w.sigma[used],
         fixed=w.fixed.clone(),
     )
-    result = replace(
+
+
+def _select_residuals(r: BAResult, points: Tensor, used: Tensor) -> BAResult:
+    """The same rows of the solution, cloned."""
+    return replace(
         r,
         T_WC=r.T_WC.clone(),
         points_W=r.points_W[points],
         residual_px=r.residual_px[used],
         weight=r.weight[used],
         covariance_newest=None if r.covariance_newest is None else r.covariance_newest.clone(),
-    )
-    return LearningSample(
-        stamp_ns=solved.keyframes[-1].stamp_ns,
-        keyframe_ids=tuple(k.id for k in solved.keyframes),
-        images=tuple(k.image.clone() for k in solved.keyframes),
-        window=window,
-        result=result,
-        uv_px=solved.uv[used],
-        host_obs=host_obs,
-        held_out=held_out,
-        weights_version=weights_version,
-        tracking_healthy=healthy,
     )
 
 
