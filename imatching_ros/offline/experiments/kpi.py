@@ -28,7 +28,7 @@ from ...pipeline import Pipeline
 from ..evaluation.matching import MMA_PX, evaluate_matcher
 from ..recordings.base import SourceOptions
 from ..recordings import open_source
-from ..training.collection import solved_windows
+from ..training.windows import solved_windows
 from . import other_solvers
 from .ba_timing import TimingOptions, time_window
 from .machine import ROOT
