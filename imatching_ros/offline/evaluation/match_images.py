@@ -24,12 +24,12 @@ def write_match_images(
     """Draws the matches of every matcher on the middle pair of each gap; returns the files."""
     files = []
     names = _file_names([matcher.name for matcher in matchers])
-    for frames, T_WC in middle_pairs(source, gaps):
+    for frames, (T_WC_i, T_WC_j) in middle_pairs(source, gaps):
         pair, gap = (frames[0], frames[-1]), len(frames) - 1
         uv = sample_queries(frames[0].image)
         for matcher, name in zip(matchers, names):
             matches = matcher.match(frames, uv)
-            error_px, kind = match_error(matches, find_truth(*pair, *T_WC, matches.uv_i), *pair)
+            error_px, kind = match_error(matches, find_truth(*pair, T_WC_i, T_WC_j, matches.uv_i), *pair)
             used = matches.score >= MIN_SCORE
             known = used & error_px.isfinite()
             within = float((error_px[known] <= 3).float().mean()) if known.any() else float("nan")
