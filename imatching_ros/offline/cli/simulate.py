@@ -15,11 +15,10 @@ from ..simulation.sequence import SimulatedSequence
 from ..simulation.shifts import SHIFTS
 from ..simulation.trajectories import MOTIONS
 
-_DEFAULTS = {f.name: f.default for f in fields(SimulatedSequence)}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `simulate`."""
+    defaults = {f.name: f.default for f in fields(SimulatedSequence)}
     parser.add_argument(
         "out", help="what to write: NAME.mcap (one file), a rosbag2 folder, or a folder for --format tum"
     )
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("device", ("cpu", "cuda"), "where to render"),
     ):
         parser.add_argument(
-            f"--{name}", choices=choices, default=_DEFAULTS[name], help=f"{text} (default {_DEFAULTS[name]})"
+            f"--{name}", choices=choices, default=defaults[name], help=f"{text} (default {defaults[name]})"
         )
     for name, kind, text in (
         ("frames", int, "number of frames"),
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("baseline-m", float, "distance of a second camera on the right, --format tum only; 0: none"),
         ("depth-noise", float, "standard deviation of the inverse depth, 1/m"),
     ):
-        default = _DEFAULTS[name.replace("-", "_")]
+        default = defaults[name.replace("-", "_")]
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default {default})")
     cores = min(os.cpu_count() or 1, 4)
     parser.add_argument(
@@ -82,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from ..progress import Progress
 
     torch.set_num_threads(1)  # the workers share the cores by frames
-    sequence = SimulatedSequence(**{name: getattr(args, name) for name in _DEFAULTS if hasattr(args, name)})
+    names = [f.name for f in fields(SimulatedSequence)]
+    sequence = SimulatedSequence(**{name: getattr(args, name) for name in names if hasattr(args, name)})
     with Progress(f"simulate {sequence.kind}", sequence.frames) as bar:
         path = write_recording(args.out, sequence, args.format, args.depth, args.overwrite, bar.update)
     print(

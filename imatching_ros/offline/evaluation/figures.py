@@ -17,8 +17,8 @@ from .run_reader import Run
 
 # Okabe and Ito: distinguishable with colour blindness, legible on white and on dark grey.
 BLUE, ORANGE, GREEN, RED, GREY = "#0f80c4", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
-_INK, _GRID = "#20262e", "#c3c8cf"  # replaced by CSS variables in the page
-_STYLE: dict[Any, Any] = {  # matplotlib's stub knows the keys only as literals
+INK, GRID = "#20262e", "#c3c8cf"  # replaced by CSS variables in the page
+STYLE: dict[Any, Any] = {  # matplotlib's stub knows the keys only as literals
     "font.size": 10,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
@@ -26,17 +26,17 @@ _STYLE: dict[Any, Any] = {  # matplotlib's stub knows the keys only as literals
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
     "legend.frameon": False,
-    "axes.titlecolor": _INK,
+    "axes.titlecolor": INK,
     "axes.linewidth": 0.8,
     "lines.linewidth": 1.4,
 }
@@ -54,13 +54,13 @@ def draw_all(run: Run, narrow: bool = False) -> dict[str, Figure]:
         "tracking": _tracking,
         "matching": _matching,
     }
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return {name: figure for name, draw in drawers.items() if (figure := draw(run, narrow)) is not None}
 
 
 def save_png(figure: Figure, path: Path) -> None:
     """On white, whatever the page looks like."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         FigureCanvasAgg(figure)
         figure.savefig(path, dpi=130, facecolor="white")
 
@@ -68,10 +68,10 @@ def save_png(figure: Figure, path: Path) -> None:
 def to_svg(figure: Figure, name: str) -> str:
     """Inline SVG: transparent, fluid width, ink by CSS variables; `name` keeps ids of several figures apart."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
+    svg = svg[svg.index("<svg") :].replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', svg, count=1)
@@ -271,7 +271,7 @@ def _matching(run: Run, narrow: bool) -> Figure | None:
                 color=colour,
                 label=result["matcher"],
                 yerr=spread,
-                error_kw=dict(ecolor=_INK, elinewidth=0.9),
+                error_kw=dict(ecolor=INK, elinewidth=0.9),
             )
         axes.set_xticks(range(3), ["1 px", "3 px", "5 px"])
         axes.set_title(f"{gap} frame{'s' if gap != '1' else ''} apart")

@@ -22,8 +22,6 @@ from .relative_pose import AUC_DEG, MIN_BASELINE_M, MIN_RELATIVE_BASELINE, auc, 
 
 MMA_PX = (1, 3, 5)
 MIN_SCORE = OdometryConfig.min_score  # a match that odometry would use
-_MIN_VISIBLE = 10  # pairs with fewer visible queries are left out: their share would be noise
-_RIGHT_PX = 5.0  # the stated sigma is that of right matches
 
 
 @dataclass
@@ -152,10 +150,12 @@ def _score(
     seed: int,
 ) -> None:
     tally.match_ms.append(matches.match_ms)
+    min_visible = 10  # of fewer visible queries the share found would be noise
+    right_px = 5.0  # the stated sigma is that of right matches; a mismatch is not a large error of one
     used = matches.score >= MIN_SCORE
     tally.delivered.append(float(used.float().mean()) if len(used) else 0.0)
     right = None
-    if common_visible >= _MIN_VISIBLE:
+    if common_visible >= min_visible:
         error = (matches.uv_j.double() - truth.uv_j).norm(dim=1)
         error = torch.where(truth.visible & (matches.score > 0), error, torch.inf).nan_to_num(torch.inf)
         counts = [int((error <= px).sum()) for px in MMA_PX]
@@ -164,7 +164,7 @@ def _score(
         judged = used & truth.visible
         if judged.any():
             tally.precision.append(float((error[judged] <= 3).float().mean()))
-        sure = judged & (error <= _RIGHT_PX)
+        sure = judged & (error <= right_px)
         tally.errors.append((matches.uv_j.double() - truth.uv_j)[sure])
         tally.sigmas.append(matches.sigma_px[sure])
         right = error <= 3

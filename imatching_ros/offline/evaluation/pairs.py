@@ -13,8 +13,6 @@ from ...core import geometry
 from ...core.types import Frame, as_grey
 
 QUERIES = 512
-_CORNER_QUALITY = 0.001  # low enough for white walls; the same corners serve every matcher
-_CORNER_DISTANCE_PX = 7
 DEPTH_TOLERANCE = 0.03  # two depths of one surface agree within this share
 
 
@@ -31,7 +29,9 @@ class PairTruth:
 
 def sample_queries(image: Tensor, count: int = QUERIES) -> Tensor:
     """Shi-Tomasi corners of an image (3 or 1, H, W) uint8 -> (N, 2) float32 px, strongest first, N <= count."""
-    corners = cv2.goodFeaturesToTrack(as_grey(image)[0].numpy(), count, _CORNER_QUALITY, _CORNER_DISTANCE_PX)
+    quality = 0.001  # of the strongest corner; low enough for white walls
+    distance_px = 7  # so that 512 corners spread over an image of 320 x 240 px
+    corners = cv2.goodFeaturesToTrack(as_grey(image)[0].numpy(), count, quality, distance_px)
     return torch.from_numpy(np.zeros((0, 2), np.float32) if corners is None else corners.reshape(-1, 2))
 
 

@@ -15,7 +15,6 @@ from ...camera.model import Camera
 AUC_DEG = (5, 10, 20)
 MIN_MATCHES = 8
 FAILED_DEG = 180.0
-_THRESHOLD_PX = 1.0
 # Below these, the direction of translation is not scored: it cannot be seen, or the truth does not know it.
 MIN_RELATIVE_BASELINE = 0.01
 MIN_BASELINE_M = 0.05
@@ -39,11 +38,12 @@ def essential(
     known = np.isfinite(xy_i).all(1) & np.isfinite(xy_j).all(1)
     if known.sum() < MIN_MATCHES:
         return None
+    threshold_px = 1.0  # an upper bound of the noise to MAGSAC++, which weights what is below it
     focal = (camera_i.fx + camera_i.fy + camera_j.fx + camera_j.fy) / 4
     cv2.setRNGSeed(seed)
     try:
         E, mask = cv2.findEssentialMat(
-            xy_i[known], xy_j[known], np.eye(3), cv2.USAC_MAGSAC, 0.9999, _THRESHOLD_PX / focal
+            xy_i[known], xy_j[known], np.eye(3), cv2.USAC_MAGSAC, 0.9999, threshold_px / focal
         )
     except cv2.error:  # OpenCV raises on degenerate sets instead of returning nothing
         return None

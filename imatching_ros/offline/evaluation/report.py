@@ -11,7 +11,7 @@ from typing import Any
 from .figures import draw_all, save_png, to_svg
 from .run_reader import Run, read_run
 
-_CAPTIONS = {
+CAPTIONS = {
     "trajectory": ("Trajectory", "Poses as they were published, never revised."),
     "ate": (
         "Absolute error over time",
@@ -84,7 +84,7 @@ def _page(run: Run, svgs: dict[str, str]) -> str:
     m = run.metrics
     name = (m.get("source") or {}).get("name", run.folder.name)
     sections = []
-    for key, (title, caption) in _CAPTIONS.items():
+    for key, (title, caption) in CAPTIONS.items():
         if key == "matching":
             caption += " " + _where(run)
         if key in svgs:
@@ -95,7 +95,7 @@ def _page(run: Run, svgs: dict[str, str]) -> str:
         sections.insert(3, _matches(run))
     sections.append(_weights(run))
     sections.append(_details(run))
-    return _TEMPLATE.format(
+    return PAGE_TEMPLATE.format(
         title=html.escape(f"{name}: visual odometry"),
         name=html.escape(str(name)),
         subtitle=html.escape(_subtitle(m)),
@@ -312,7 +312,7 @@ def _number(value: Any) -> str:
     return ", ".join(map(_number, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-_TEMPLATE = """<!doctype html>
+PAGE_TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title>
 <style>

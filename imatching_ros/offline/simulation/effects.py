@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-_KERNEL = 11  # px, edge of the blur kernel
-
 
 def blur(images: Tensor, sigma_along: Tensor, sigma_across: Tensor, angle: Tensor) -> Tensor:
     """Gaussian blur of its own for every image.
@@ -21,14 +19,15 @@ def blur(images: Tensor, sigma_along: Tensor, sigma_across: Tensor, angle: Tenso
         angle: (N,) rad, direction of `along` from the u axis.
     """
     N, C = images.shape[:2]
-    reach = torch.arange(_KERNEL, device=images.device) - _KERNEL // 2
+    edge = 11  # px of the kernel; odd, and nearly 2 sigma to each side of the widest blur of `augment`
+    reach = torch.arange(edge, device=images.device) - edge // 2
     v, u = torch.meshgrid(reach.float(), reach.float(), indexing="ij")
     c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
     along, across = c * u + s * v, c * v - s * u
     a, b = (sigma.clamp_min(0.2)[:, None, None] for sigma in (sigma_along, sigma_across))
     kernel = torch.exp(-0.5 * ((along / a) ** 2 + (across / b) ** 2))
     kernel = (kernel / kernel.sum((1, 2), keepdim=True)).repeat_interleave(C, 0)[:, None]
-    half = _KERNEL // 2
+    half = edge // 2
     padded = pad(images, (half,) * 4, mode="replicate").reshape(1, N * C, images.shape[2] + 2 * half, -1)
     return conv2d(padded, kernel.to(images.dtype), groups=N * C).view_as(images)
 

@@ -12,9 +12,9 @@ from .interiors import corridor, room
 from .scene import Scene, SceneBuilder
 from .textures import TextureBank
 
-_INTERIORS: dict[str, Callable[[SceneBuilder, bool], Scene]] = {"room": room, "corridor": corridor}
-_EXTERIORS: dict[str, Callable[[SceneBuilder], Scene]] = {"outdoor": outdoor, "clutter": clutter}
-KINDS = (*_INTERIORS, *_EXTERIORS)
+INTERIORS: dict[str, Callable[[SceneBuilder, bool], Scene]] = {"room": room, "corridor": corridor}
+EXTERIORS: dict[str, Callable[[SceneBuilder], Scene]] = {"outdoor": outdoor, "clutter": clutter}
+KINDS = (*INTERIORS, *EXTERIORS)
 
 
 def make_scene(kind: str, seed: int, bank: TextureBank, low_texture: bool | None = None) -> Scene:
@@ -29,4 +29,4 @@ def make_scene(kind: str, seed: int, bank: TextureBank, low_texture: bool | None
     if low_texture is None:
         low_texture = bool(rng.random() < 0.5)
     builder = SceneBuilder(bank, rng)
-    return _INTERIORS[kind](builder, low_texture) if kind in _INTERIORS else _EXTERIORS[kind](builder)
+    return INTERIORS[kind](builder, low_texture) if kind in INTERIORS else EXTERIORS[kind](builder)

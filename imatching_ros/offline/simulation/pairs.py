@@ -21,8 +21,6 @@ DIFFICULTIES = {
     "medium": (0.35, (0.05, 0.5), (12.0, 6.0, 7.0), 0.35, 0.4),
     "wide": (0.15, (0.3, 1.5), (20.0, 8.0, 15.0), 0.2, 0.7),
 }
-_OUTDOOR_SCALE = 8.0  # a street is driven, a room is walked
-_LUMA = (0.299, 0.587, 0.114)
 TRAINING_SCENES = 10_000_000  # seeds of training scenes start here; tests and learning experiments use seeds below
 
 
@@ -76,7 +74,8 @@ class PairRenderer:
             zip(*(x.split(64 if self.device.type == "cuda" else 4) for x in (T, K.repeat(2, 1), scene.repeat(2))))
         )
         images, depths = zip(*(render_views(scenes, (k, size), t, s, supersample) for t, k, s in views))
-        grey = (torch.cat(images) * torch.tensor(_LUMA, device=self.device).view(3, 1, 1)).sum(1, keepdim=True)
+        luma = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in OpenCV
+        grey = (torch.cat(images) * torch.tensor(luma, device=self.device).view(3, 1, 1)).sum(1, keepdim=True)
         # An automatic exposure common to both, so that what the effects add is the only difference.
         mean = (grey[:count] + grey[count:]).mean((1, 2, 3)).repeat(2).clamp_min(0.02) / 2
         target = torch.as_tensor(rng.uniform(0.25, 0.65, count), dtype=torch.float32, device=self.device).repeat(2)
@@ -125,7 +124,8 @@ class PairRenderer:
         R_A = look_along(heading, np.clip(pitch, -1.2, 1.2), roll)
         rows = list(DIFFICULTIES.values())
         reach = np.array([row[1] for row in rows])[level]
-        distance = (reach[:, 0] + (reach[:, 1] - reach[:, 0]) * rng.random(n)) * np.where(outdoor, _OUTDOOR_SCALE, 1.0)
+        outdoor_scale = 8.0  # a street is driven, a room is walked
+        distance = (reach[:, 0] + (reach[:, 1] - reach[:, 0]) * rng.random(n)) * np.where(outdoor, outdoor_scale, 1.0)
         direction = rng.normal(0, 1, (n, 3)) * (1.0, 0.35, 1.3)  # camera axes: little up and down, more forward
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         move = (R_A @ (direction * distance[:, None])[..., None])[..., 0]

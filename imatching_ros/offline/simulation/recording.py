@@ -25,8 +25,6 @@ DEPTH_TOPIC = "/camera/depth/image_raw"
 TRUTH_TOPIC = "/ground_truth/pose"
 CAMERA_FRAME = "camera_optical"
 WORLD_FRAME = "world"
-# Depth units per metre in PNG files. 5000 is the benchmark's own, which ends at 13 m.
-_PNG_UNITS = {"room": 5000.0, "clutter": 5000.0, "corridor": 1000.0, "outdoor": 250.0}
 
 
 def write_recording(
@@ -180,7 +178,8 @@ def _write_tum(path: Path, sequence: SimulatedSequence, progress: Callable[[int]
     kinds = ("rgb", "depth", "right") if sequence.baseline_m > 0 else ("rgb", "depth")
     for name in kinds:
         (path / name).mkdir(parents=True)
-    units = _PNG_UNITS[sequence.kind]
+    # Depth units per metre. 5000 is what TUM RGB-D has and ends at 13 m; long places need the range more than the resolution.
+    units = {"room": 5000.0, "clutter": 5000.0, "corridor": 1000.0, "outdoor": 250.0}[sequence.kind]
     (path / "camera.json").write_text(json.dumps(_camera_json(sequence, units), indent=1) + "\n")
     with (
         open(path / "rgb.txt", "w") as rgb,

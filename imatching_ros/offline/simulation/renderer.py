@@ -19,11 +19,6 @@ from ...camera.model import Camera
 from .scene import Scene, Shape
 from .shading import Hits, shade
 
-_TILE = 32  # pixels; edge of the square of rays that is culled together
-_NEAR_M = 1e-3
-_LARGE = 1e9
-_EDGE_GROUP = 64  # pixels
-
 
 def render(
     scene: Scene,
@@ -126,12 +121,13 @@ def _smooth_edges(
     counts = within.sum(1)
     if not counts.any():
         return
-    groups = (counts + _EDGE_GROUP - 1) // _EDGE_GROUP
+    size = 64  # pixels of a group: supersample^2 rays each, so a group is no larger than a tile for 2 to 4
+    groups = (counts + size - 1) // size
     view = torch.arange(B, device=edge.device).repeat_interleave(groups)
     rank = torch.arange(len(view), device=edge.device) - (groups.cumsum(0) - groups)[view]
-    place = rank[:, None] * _EDGE_GROUP + torch.arange(_EDGE_GROUP, device=edge.device)
+    place = rank[:, None] * size + torch.arange(size, device=edge.device)
     place = torch.minimum(place, counts[view, None] - 1) + (counts.cumsum(0) - counts)[view, None]
-    pixel = numbers[within][place]  # (G, _EDGE_GROUP)
+    pixel = numbers[within][place]  # (G, size)
     rays = []
     offsets = [(i + 0.5) / supersample - 0.5 for i in range(supersample)]
     for dv in offsets:
@@ -140,9 +136,7 @@ def _smooth_edges(
             rays.append(_rotate(rotation, rays_C).view(B, -1, 3)[view[:, None], pixel])
     hits = _cast(scenes, scene_index[view], origin[view], torch.cat(rays, 1))
     colour, _ = _shade(scenes, hits, pixel_size[view] / supersample, shadows)
-    image.view(B, -1, 3)[view[:, None], pixel] = (
-        colour.clamp(0, 1).view(len(view), supersample**2, _EDGE_GROUP, 3).mean(1)
-    )
+    image.view(B, -1, 3)[view[:, None], pixel] = colour.clamp(0, 1).view(len(view), supersample**2, size, 3).mean(1)
 
 
 def render_depth(
@@ -317,30 +311,35 @@ def _intersect(
         low, high = _slab(o[2], d[2])
         near, far = torch.maximum(middle - reach, low), torch.minimum(middle + reach, high)
         t = torch.where(gap > 0, near, torch.inf)
-    return torch.where((near <= far) & (t > _NEAR_M), t, torch.inf)
+    near_limit = 1e-3  # of the direction's length; a ray that starts on a surface does not hit it
+    return torch.where((near <= far) & (t > near_limit), t, torch.inf)
 
 
 def _slab(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    inverse = (1 / d).clamp(-_LARGE, _LARGE)
+    large = 1e9  # stands for infinity of a ray along the slab; infinity times 0 would be NaN
+    inverse = (1 / d).clamp(-large, large)
     middle, reach = -o * inverse, inverse.abs()
     return middle - reach, middle + reach
 
 
+TILE = 32  # pixels; edge of the square of rays that is culled together: small enough for a narrow cone
+
+
 def _to_tiles(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """(B, H, W, C) -> (B * tiles, _TILE * _TILE, C); the margin repeats the last row and column."""
+    """(B, H, W, C) -> (B * tiles, TILE * TILE, C); the margin repeats the last row and column."""
     B, H, W, C = x.shape
-    ny, nx = -(-H // _TILE), -(-W // _TILE)
-    rows = torch.arange(ny * _TILE, device=x.device).clamp_max(H - 1)
-    columns = torch.arange(nx * _TILE, device=x.device).clamp_max(W - 1)
-    x = x[:, rows][:, :, columns].view(B, ny, _TILE, nx, _TILE, C).transpose(2, 3)
-    return x.reshape(B * ny * nx, _TILE * _TILE, C), (B, H, W, ny, nx)
+    ny, nx = -(-H // TILE), -(-W // TILE)
+    rows = torch.arange(ny * TILE, device=x.device).clamp_max(H - 1)
+    columns = torch.arange(nx * TILE, device=x.device).clamp_max(W - 1)
+    x = x[:, rows][:, :, columns].view(B, ny, TILE, nx, TILE, C).transpose(2, 3)
+    return x.reshape(B * ny * nx, TILE * TILE, C), (B, H, W, ny, nx)
 
 
 def _from_tiles(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     B, H, W, ny, nx = shape
     rest = x.shape[2:]
-    x = x.view(B, ny, nx, _TILE, _TILE, *rest).transpose(2, 3)
-    return x.reshape(B, ny * _TILE, nx * _TILE, *rest)[:, :H, :W]
+    x = x.view(B, ny, nx, TILE, TILE, *rest).transpose(2, 3)
+    return x.reshape(B, ny * TILE, nx * TILE, *rest)[:, :H, :W]
 
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:

@@ -68,11 +68,10 @@ class Scene:
         return replace(self, **tensors)
 
 
-_PADDING = {"shape": -1, "half": 1e-3}
-
-
 def stack(scenes: list[Scene]) -> Scene:
     """Scenes of one bank, padded to the same number of primitives and lights (a padding light is black)."""
+    # -1 is no shape, so nothing hits it; ranges and edges are divided by, so they must not be 0.
+    padding = {"shape": -1, "half": 1e-3, "light_range": 1.0}
     columns = {}
     for f in fields(Scene):
         if f.name == "bank":
@@ -80,7 +79,7 @@ def stack(scenes: list[Scene]) -> Scene:
         values = [getattr(scene, f.name) for scene in scenes]
         if values[0].ndim > 1 and f.name not in ("ambient", "sky_tint", "fog_colour", "low", "high"):
             width = max(v.shape[1] for v in values)
-            fill = _PADDING.get(f.name, 1.0 if f.name == "light_range" else 0.0)
+            fill = padding.get(f.name, 0.0)
             values = [
                 torch.cat([v, v.new_full((v.shape[0], width - v.shape[1], *v.shape[2:]), fill)], 1) for v in values
             ]

@@ -22,8 +22,6 @@ from .shifts import Shift, find_shift, shaken, shifted_camera, take_image
 from .textures import build_bank
 from .trajectories import MOTIONS, make_trajectory
 
-_TARGET_BRIGHTNESS = 0.45
-
 
 @dataclass(frozen=True)
 class SimulatedSequence:
@@ -102,7 +100,8 @@ class SimulatedSequence:
         poses = self.trajectory(scene)[:: max(1, self.frames // 6)]
         K = self.shifted_camera
         probe, _ = render(scene, K.scaled(64 / K.width), poses, self.device, shadows=0)
-        return scene.with_values(exposure=float(np.clip(_TARGET_BRIGHTNESS / max(float(probe.mean()), 0.02), 0.4, 5.0)))
+        target = 0.45  # mean of full scale, as automatic exposure of cameras aims at; leaves room for lamps and windows
+        return scene.with_values(exposure=float(np.clip(target / max(float(probe.mean()), 0.02), 0.4, 5.0)))
 
     def trajectory(self, scene: Scene, offset_s: float = 0.0) -> Tensor:
         """(frames, 7) float64 poses, at the stamps plus an offset."""

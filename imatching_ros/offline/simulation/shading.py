@@ -10,8 +10,6 @@ from torch.nn.functional import normalize, one_hot
 
 from .scene import Scene, Shape
 
-_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 20}  # rays shaded at once
-
 
 @dataclass(frozen=True)
 class Hits:
@@ -40,7 +38,8 @@ def shade(scenes: Scene, hits: Hits, pixel_size: Tensor, lit: list[Tensor | None
     origin = hits.origin.float()
     lit = [None if seen is None else seen.flatten() for seen in lit]
     colour, face = torch.empty_like(rays), torch.empty_like(index)
-    step = _CHUNK[hits.t.device.type]
+    # Rays shaded at once: few enough for the caches of a CPU, enough to fill a GPU.
+    step = {"cpu": 1 << 15, "cuda": 1 << 20}[hits.t.device.type]
     for begin in range(0, len(t), step):
         part = slice(begin, begin + step)
         seen = [None if one is None else one[part] for one in lit]

@@ -12,8 +12,7 @@ from ...core.errors import ConfigError
 from .scene import Scene, Shape
 
 MOTIONS = ("tour", "pure_rotation", "still")
-_SPEED_MPS = {"room": 0.45, "corridor": 0.6, "outdoor": 5.0, "clutter": 0.45}
-_STEP_S = 0.02  # the path is planned at this resolution whatever the frame rate
+PATH_STEP_S = 0.02  # the path is planned at this resolution whatever the frame rate
 
 
 def make_trajectory(
@@ -41,8 +40,14 @@ def make_trajectory(
     if motion not in MOTIONS:
         raise ConfigError(f"unknown motion '{motion}'; known are {', '.join(MOTIONS)}")
     rng = np.random.default_rng((seed, 23))
-    speed = _SPEED_MPS.get(kind, 0.5) if speed_mps is None else speed_mps
-    count = max(int(np.ceil(duration_s / _STEP_S)) + 2, 8)
+    by_kind = {
+        "room": 0.45,
+        "corridor": 0.6,
+        "outdoor": 5.0,
+        "clutter": 0.45,
+    }  # m/s: a service robot, a car in a street
+    speed = by_kind.get(kind, 0.5) if speed_mps is None else speed_mps
+    count = max(int(np.ceil(duration_s / PATH_STEP_S)) + 2, 8)
     long_place = kind in ("corridor", "outdoor")
     path = _walk(scene, rng, speed * duration_s * 1.3 + 1.0, long_place, 1.2 if kind == "outdoor" else 0.45)
     smooth_m = 2.5 if kind == "outdoor" else 0.35
@@ -51,7 +56,7 @@ def make_trajectory(
     heading = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
     # The robot looks where it goes, later than it turns, and now and then aside.
     aside = np.radians(8 if kind == "outdoor" else 22) * _drift(rng, count, 4.0)
-    heading = gaussian_filter1d(heading, 0.8 / _STEP_S, mode="nearest") + aside
+    heading = gaussian_filter1d(heading, 0.8 / PATH_STEP_S, mode="nearest") + aside
     pitch = (
         np.radians(-3)
         + np.radians(1.5) * _drift(rng, count, 1.5)
@@ -70,7 +75,7 @@ def make_trajectory(
     turned = Rotation.from_euler("ZYX", np.stack([heading, -pitch, roll], 1)) * upright
     from scipy.spatial.transform import Slerp
 
-    times = np.arange(count) * _STEP_S
+    times = np.arange(count) * PATH_STEP_S
     wanted = np.clip(np.asarray(stamps_s, float), 0, times[-1])
     place = np.stack([np.interp(wanted, times, position[:, i]) for i in range(3)], 1)
     quaternion = Slerp(times, turned)(wanted).as_quat()
@@ -134,7 +139,7 @@ def _walk(scene: Scene, rng: np.random.Generator, length: float, long_place: boo
 
 
 def _at_speed(rng: np.random.Generator, corners: np.ndarray, speed: float, count: int, smooth_m: float) -> np.ndarray:
-    """(count, 3) positions every _STEP_S along the rounded polyline, at a speed that varies gently."""
+    """(count, 3) positions every PATH_STEP_S along the rounded polyline, at a speed that varies gently."""
     lengths = np.linalg.norm(np.diff(corners, axis=0), axis=1)
     along = np.concatenate([[0], np.cumsum(lengths)])
     pitch = smooth_m / 10
@@ -142,16 +147,16 @@ def _at_speed(rng: np.random.Generator, corners: np.ndarray, speed: float, count
     line = np.stack([np.interp(fine, along, corners[:, i]) for i in range(3)], 1)
     line = gaussian_filter1d(line, smooth_m / pitch, axis=0, mode="nearest")
     rate = speed * (1 + 0.25 * _drift(rng, count, 3.0)).clip(0.4, 1.6)
-    distance = np.concatenate([[0], np.cumsum(rate[:-1] * _STEP_S)])
+    distance = np.concatenate([[0], np.cumsum(rate[:-1] * PATH_STEP_S)])
     travelled = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     distance = np.minimum(distance, travelled[-1])
     path = np.stack([np.interp(distance, travelled, line[:, i]) for i in range(3)], 1)
-    return gaussian_filter1d(path, 0.3 / _STEP_S, axis=0, mode="nearest")
+    return gaussian_filter1d(path, 0.3 / PATH_STEP_S, axis=0, mode="nearest")
 
 
 def _drift(rng: np.random.Generator, count: int, period_s: float) -> np.ndarray:
     """(count,) smooth random wandering of about unit deviation that changes within `period_s`."""
-    sigma = period_s / 2.5 / _STEP_S
+    sigma = period_s / 2.5 / PATH_STEP_S
     margin = int(4 * sigma) + 1
     noise = gaussian_filter1d(rng.normal(0, 1, count + 2 * margin), sigma)[margin : margin + count]
     return noise * np.sqrt(2 * np.sqrt(np.pi) * sigma)
