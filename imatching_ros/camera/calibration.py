@@ -137,7 +137,7 @@ def read_camera(path: str | Path) -> Camera:
     path = Path(path)
     try:
         # EuRoC's and OpenCV's files start with a YAML directive that PyYAML refuses.
-        text = path.read_text().replace("%YAML:1.0", "")
+        text = path.read_text(encoding="utf-8-sig").replace("%YAML:1.0", "")
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise CameraError(f"cannot read the camera file {path}: {error}") from None

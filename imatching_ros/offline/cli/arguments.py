@@ -34,6 +34,9 @@ def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True, m
             metavar="FILE",
             help="poses of the camera: TUM or KITTI format; for a folder of EuRoC also its csv",
         )
+        group.add_argument(
+            "--no-groundtruth", action="store_true", default=None, help="leave the true trajectory aside"
+        )
         group.add_argument("--groundtruth-topic", metavar="TOPIC", help="PoseStamped, Odometry, TransformStamped or TF")
     group.add_argument("--start", type=float, default=0.0, metavar="S", help="leave out the first seconds")
     group.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
@@ -61,6 +64,7 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
         args.right_topic,
         args.depth_topic,
         getattr(args, "groundtruth_topic", None),
+        no_groundtruth=getattr(args, "no_groundtruth", None),
     )
 
 

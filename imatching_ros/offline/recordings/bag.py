@@ -104,11 +104,11 @@ class BagSource(Source):
             yield from self._join(pending.popleft(), partners, tolerance)
 
     def groundtruth(self) -> Trajectory | None:
+        if self.options.no_groundtruth:
+            return None
         if self.options.groundtruth is not None:
-            stamps = None
-            if self.options.groundtruth.suffix == ".txt":
-                stamps = np.array([stamp_of(m) for _, _, m in self._reader.messages([self.topics.image])], np.int64)
-            return self._to_frames(read_trajectory(self.options.groundtruth, stamps))
+            stamps = np.array([stamp_of(m) for _, _, m in self._reader.messages([self.topics.image])], np.int64)
+            return self._to_frames(read_trajectory(self.options.groundtruth, stamps, warn=self.warn))
         if self.topics.truth is None:
             return None
         return self._to_frames(read_truth(self._reader, self.topics.truth, self.topics.image))

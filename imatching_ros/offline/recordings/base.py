@@ -38,6 +38,7 @@ class SourceOptions:
     truth_topic: str | None = None
     external_odometry: Path | None = None  # poses of the camera
     external_odometry_topic: str | None = None
+    no_groundtruth: bool | None = None  # True leaves the true trajectory aside; None as all that is not given
 
 
 class Source(ABC):
@@ -80,7 +81,11 @@ class Source(ABC):
             raise SourceError(
                 f"{self.name} is no bag and has no topic {self.options.external_odometry_topic}; give the odometry as a file"
             )
-        return None if self.options.external_odometry is None else read_trajectory(self.options.external_odometry)
+        return (
+            None
+            if self.options.external_odometry is None
+            else read_trajectory(self.options.external_odometry, warn=self.warn)
+        )
 
     @property
     def length(self) -> int | None:

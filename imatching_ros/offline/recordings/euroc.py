@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from ...camera.model import Camera
-from ...core.errors import CameraError, SourceError
+from ...core.errors import CameraError
 from .base import associate
 from ...camera.calibration import read_camera
 from .folder import Entry, Listing
 from ...camera.rectification import Rectification
-from .truth import Trajectory, read_trajectory
+from .text_files import ENCODING, read_rows, read_stamps
+from .truth import read_trajectory
 
 # The cameras are triggered together; stamps of a pair are equal up to a driver's rounding.
 _TOLERANCE_NS = 2_000_000
@@ -53,32 +55,21 @@ def list_frames(path: Path) -> Listing:
         None,
     )
 
-    def truth() -> Trajectory | None:
-        return None if file is None else read_trajectory(file, T_body_camera=T_B_left)
-
+    truth = None if file is None else partial(read_trajectory, file, T_body_camera=T_B_left)
     entries = [Entry(int(s), image, None, right) for s, image, right in zip(stamps, images, rights)]
     name = root.resolve().parent.name if root.name == "mav0" else root.resolve().name
     return Listing(name, entries, camera, rectification=rectification, truth=truth, T_body_camera=T_B_left)
 
 
 def _read_list(folder: Path) -> tuple[np.ndarray, list[Path]]:
-    try:
-        rows = [
-            line.split(",")
-            for line in (folder / "data.csv").read_text().splitlines()
-            if line.strip() and line[0] != "#"
-        ]
-        return np.array([int(row[0]) for row in rows], np.int64), [folder / "data" / row[1].strip() for row in rows]
-    except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
-        raise SourceError(
-            f"cannot read {folder / 'data.csv'}: expected 'timestamp [ns],filename' per line ({error})"
-        ) from None
+    rows = read_rows(folder / "data.csv", columns=2)
+    return read_stamps(rows, unit_ns=1), [folder / "data" / row.text(1) for row in rows]
 
 
 def _read_sensor(path: Path) -> tuple[Camera, np.ndarray]:
     camera = read_camera(path)
     try:
-        T_BS = yaml.safe_load(path.read_text().replace("%YAML:1.0", ""))["T_BS"]["data"]
+        T_BS = yaml.safe_load(path.read_text(encoding=ENCODING).replace("%YAML:1.0", ""))["T_BS"]["data"]
         return camera, np.array(T_BS, float).reshape(4, 4)
     except (KeyError, TypeError, ValueError) as error:
         raise CameraError(f"the camera file {path} holds no 4 x 4 pose T_BS: {type(error).__name__} {error}") from None

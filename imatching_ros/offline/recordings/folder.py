@@ -37,7 +37,7 @@ class Listing:
     camera: Camera | None  # of the images as stored; None when the layout has no calibration
     depth_units_per_metre: float = 1000.0
     rectification: Callable[[], Rectification] | None = None  # for stereo pairs that are not stored rectified
-    truth: Callable[[], Trajectory | None] | None = None
+    truth: Callable[..., Trajectory] | None = None  # as `read_trajectory`, with stamps_ns and warn
     T_body_camera: np.ndarray | None = None  # (4, 4), of the body whose poses EuRoC's files of truth hold
 
 
@@ -111,12 +111,14 @@ class FolderSource(Source):
         return Frame(0, entry.stamp_ns, image, self.camera, depth, right)
 
     def groundtruth(self) -> Trajectory | None:
+        if self.options.no_groundtruth:
+            return None
         stamps = np.array([e.stamp_ns for e in self._listing.entries], np.int64)
         truth: Trajectory | None = None
         if self.options.groundtruth is not None:
-            truth = read_trajectory(self.options.groundtruth, stamps, self._listing.T_body_camera)
+            truth = read_trajectory(self.options.groundtruth, stamps, self._listing.T_body_camera, self.warn)
         elif self._listing.truth is not None:
-            truth = self._listing.truth()
+            truth = self._listing.truth(stamps_ns=stamps, warn=self.warn)
         if truth is not None and self._rectification is not None:
             truth = truth.transformed(self._rectification.T_left_rectified)
         return truth

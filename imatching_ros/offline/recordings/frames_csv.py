@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
-from decimal import InvalidOperation
+from functools import partial
 from pathlib import Path
 
 from ...core.errors import CameraError, SourceError
 from ...camera.calibration import parse_json_camera
 from .folder import Entry, Listing
-from .truth import parse_stamp, read_trajectory
+from .text_files import ENCODING, Row, read_stamps
+from .truth import read_trajectory
 
 # The first of these columns that a file has is the image that odometry sees.
 _IMAGE_COLUMNS = ("left", "rgb", "image", "gray", "grey")
@@ -30,7 +31,7 @@ def list_frames(path: Path) -> Listing:
         CameraError: a camera.json that cannot be understood.
     """
     try:
-        with (path / "frames.csv").open(newline="") as file:
+        with (path / "frames.csv").open(newline="", encoding=ENCODING) as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"cannot read {path / 'frames.csv'}: {error}") from None
@@ -45,19 +46,18 @@ def list_frames(path: Path) -> Listing:
     def named(row: dict, column: str) -> Path | None:
         return path / row[column] if row.get(column) else None
 
-    try:
-        entries = [
-            Entry(parse_stamp(row["timestamp"]), path / row[image], named(row, "depth"), named(row, "right"))
-            for row in rows
-        ]
-    except (InvalidOperation, TypeError, AttributeError):
-        raise SourceError(
-            f"{path / 'frames.csv'} has a line without a timestamp in seconds or without an image"
-        ) from None
+    for line, row in enumerate(rows, 2):
+        if not row["timestamp"] or not row[image]:
+            raise SourceError(f"{path / 'frames.csv'}, line {line}: no timestamp or no image")
+    stamps = read_stamps([Row(path / "frames.csv", line, [row["timestamp"]]) for line, row in enumerate(rows, 2)])
+    entries = [
+        Entry(stamp, path / row[image], named(row, "depth"), named(row, "right"))
+        for stamp, row in zip(stamps.tolist(), rows)
+    ]
     camera, units = None, 1000.0
     if (path / "camera.json").is_file():
         try:
-            data = json.loads((path / "camera.json").read_text())
+            data = json.loads((path / "camera.json").read_text(encoding=ENCODING))
             camera = parse_json_camera(data["cameras"][0])
             if data.get("baseline_m"):
                 camera = replace(camera, baseline_m=float(data["baseline_m"]))
@@ -68,5 +68,5 @@ def list_frames(path: Path) -> Listing:
             raise CameraError(f"{path / 'camera.json'} cannot be understood: {type(error).__name__} {error}") from None
     truth = path / "groundtruth.txt"
     return Listing(
-        path.resolve().name, entries, camera, units, None, (lambda: read_trajectory(truth)) if truth.is_file() else None
+        path.resolve().name, entries, camera, units, None, partial(read_trajectory, truth) if truth.is_file() else None
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from decimal import InvalidOperation
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from ...camera.model import Camera
 from ...core.errors import CameraError, SourceError
 from .folder import Entry, Listing
 from ...camera.decoding import read_image
-from .truth import parse_stamp, read_trajectory
+from .text_files import read_rows, read_stamps, read_text
+from .truth import Trajectory, read_trajectory
 
 
 def recognizes(path: Path) -> bool:
@@ -32,14 +33,11 @@ def list_frames(path: Path) -> Listing:
     images = _images(path / f"image_{left}")
     if not images:
         raise SourceError(f"{path / f'image_{left}'} holds no images")
-    try:
-        stamps = [parse_stamp(line) for line in (path / "times.txt").read_text().splitlines() if line.strip()]
-    except (OSError, InvalidOperation) as error:
-        raise SourceError(f"cannot read {path / 'times.txt'}, one time in seconds per line: {error}") from None
+    stamps = read_stamps(read_rows(path / "times.txt"))
     if len(stamps) < len(images):
         raise SourceError(f"{path / 'times.txt'} holds {len(stamps)} times for {len(images)} images")
     others = {p.stem: p for p in _images(path / f"image_{right}")} if right is not None else {}
-    entries = [Entry(stamp, image, None, others.get(image.stem)) for stamp, image in zip(stamps, images)]
+    entries = [Entry(stamp, image, None, others.get(image.stem)) for stamp, image in zip(stamps.tolist(), images)]
 
     P = _read_calibration(path / "calib.txt")
     if f"P{left}" not in P:
@@ -58,10 +56,10 @@ def list_frames(path: Path) -> Listing:
         None,
     )
 
-    def truth():
-        return None if poses is None else read_trajectory(poses, np.array(stamps, np.int64)).transformed(T_0_left)
+    def truth(**how: Any) -> Trajectory:
+        return read_trajectory(poses, **how).transformed(T_0_left)
 
-    return Listing(f"KITTI {path.resolve().name}", entries, camera, truth=truth)
+    return Listing(f"KITTI {path.resolve().name}", entries, camera, truth=None if poses is None else truth)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -70,12 +68,12 @@ def _images(folder: Path) -> list[Path]:
 
 def _read_calibration(path: Path) -> dict[str, np.ndarray]:
     matrices = {}
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         name, _, numbers = line.partition(":")
         try:
             values = np.array(numbers.split(), float)
         except ValueError:
-            raise CameraError(f"{path} has numbers that cannot be read in the line of {name}") from None
+            raise CameraError(f"{path}, line {number}: {name} holds something that is not a number") from None
         if values.size == 12:
             matrices[name.strip()] = values.reshape(3, 4)
     return matrices

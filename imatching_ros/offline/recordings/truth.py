@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ...core.errors import SourceError
+from .text_files import Row, read_rows, read_stamps
+
+log = logging.getLogger(__name__)
+
+UNUSABLE_POSE = "not finite, or a quaternion that is not of unit length"
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,6 @@ def from_matrices(stamps_ns: np.ndarray, T: np.ndarray) -> Trajectory:
     return Trajectory(np.asarray(stamps_ns, np.int64), np.concatenate([T[:, :3, 3], quaternions], 1))
 
 
-def parse_stamp(text: str) -> int:
-    """Seconds as decimal text -> ns, without the rounding of a float (100 ns at today's dates)."""
-    return int((Decimal(text.strip()) * 1_000_000_000).to_integral_value())
-
-
 def format_stamp(stamp_ns: int) -> str:
     """ns -> seconds with nine decimals."""
     sign = "-" if stamp_ns < 0 else ""
@@ -98,66 +99,89 @@ def tum_line(stamp_ns: int, T_WC) -> str:
 
 
 def read_trajectory(
-    path: str | Path, stamps_ns: np.ndarray | None = None, T_body_camera: np.ndarray | None = None
+    path: str | Path,
+    stamps_ns: np.ndarray | None = None,
+    T_body_camera: np.ndarray | None = None,
+    warn: Callable[[str], None] = log.warning,
 ) -> Trajectory:
     """Reads a trajectory file of a camera; TUM (8 columns), EuRoC csv (8 or more, ns, qw first) and KITTI (12) are distinguished by their form.
 
     Args:
-        stamps_ns: the frames' times, needed by KITTI, whose files carry none.
+        stamps_ns: the frames' times, needed by KITTI, whose files carry none. They also decide the unit of a file's stamps.
         T_body_camera: (4, 4), needed by EuRoC, whose files hold poses of the body (its inertial sensor).
+        warn: called with the number of poses that cannot be used.
 
     Raises:
-        SourceError: missing file, other columns, no lines, numbers that are not finite, a quaternion of zeros; EuRoC's form where it is
-            not known how the camera sits in the body.
+        SourceError: missing file, other columns, something that is not a number (with its line), no pose that can be used;
+            EuRoC's form where it is not known how the camera sits in the body.
     """
     path = Path(path)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"cannot read the trajectory {path}: {error}") from None
-    lines = [
-        line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "timestamp"))
-    ]
-    rows = [line.replace(",", " ").split() for line in lines]
+    rows = read_rows(path)
     if not rows:
         raise SourceError(f"the trajectory {path} holds no poses")
-    width = len(rows[0])
-    comma = "," in lines[0]
-    # EuRoC counts whole nanoseconds, TUM seconds; a comma alone does not decide (TUM is sometimes saved with commas).
-    euroc = comma and "." not in rows[0][0] and len(rows[0][0]) > 12
-    if any(len(row) != width for row in rows) or (width != 12 and width < 8) or (not comma and width not in (8, 12)):
+    width = len(rows[0].fields)
+    for row in rows:
+        if len(row.fields) != width:
+            raise SourceError(f"{path}, line {row.line}: {len(row.fields)} columns, the lines before it have {width}")
+    euroc = _is_euroc(rows[0])
+    if width < 8 or (width not in (8, 12) and not rows[0].has_commas and not euroc):
         raise SourceError(
             f"the trajectory {path} has {width} columns in its first line; expected TUM (t tx ty tz qx qy qz qw), "
             "EuRoC csv (ns, x, y, z, qw, qx, qy, qz, ...) or KITTI (12 numbers of a 3x4 matrix)"
         )
-    try:
-        if not comma and width == 12:
-            if stamps_ns is None or len(stamps_ns) < len(rows):
-                raise SourceError(
-                    f"the KITTI trajectory {path} has {len(rows)} poses and no times; the source has "
-                    f"{0 if stamps_ns is None else len(stamps_ns)} frames to take them from"
-                )
-            T = np.tile(np.eye(4), (len(rows), 1, 1))
-            T[:, :3] = np.array(rows, float).reshape(-1, 3, 4)
-            result = from_matrices(np.asarray(stamps_ns)[: len(rows)], T)
-        else:
-            stamps = [int(row[0]) if euroc else parse_stamp(row[0]) for row in rows]
-            order = [1, 2, 3, 5, 6, 7, 4] if euroc else [1, 2, 3, 4, 5, 6, 7]
-            result = Trajectory(np.array(stamps, np.int64), np.array([[row[i] for i in order] for row in rows], float))
-            if euroc and T_body_camera is None:
-                raise SourceError(
-                    f"the trajectory {path} is an EuRoC csv, which holds poses of the body and not of the camera, and this recording does "
-                    "not say how the camera sits in it; use EuRoC's folder (mav0), or give poses of the camera in TUM format"
-                )
-    except (ValueError, InvalidOperation) as error:
-        raise SourceError(f"the trajectory {path} holds something that is not a number: {error}") from None
-    norm = np.linalg.norm(result.T_WC[:, 3:], axis=1)
-    if not np.isfinite(result.T_WC).all() or (norm < 0.5).any():
+    if width == 12 and not euroc:
+        result = _read_kitti(path, rows, stamps_ns)
+    else:
+        result = _read_stamped(rows, stamps_ns, euroc)
+    if euroc and T_body_camera is None:
         raise SourceError(
-            f"the trajectory {path} holds a pose that is not finite or whose quaternion is not of unit length"
+            f"the trajectory {path} is an EuRoC csv, which holds poses of the body and not of the camera, and this recording does "
+            "not say how the camera sits in it; use EuRoC's folder (mav0), or give poses of the camera in TUM format"
         )
-    by_time = np.argsort(result.stamps_ns, kind="stable")
-    T_WC = result.T_WC.copy()
-    T_WC[:, 3:] /= norm[:, None]
-    result = Trajectory(result.stamps_ns[by_time], T_WC[by_time])
+    if not len(result):
+        raise SourceError(f"the trajectory {path} holds no usable pose: each is {UNUSABLE_POSE}")
+    if len(result) < len(rows):
+        warn(f"{len(rows) - len(result)} of {len(rows)} poses in {path} are skipped: {UNUSABLE_POSE}")
     return result.transformed(T_body_camera) if euroc and T_body_camera is not None else result
+
+
+def are_poses(T_WC: np.ndarray) -> np.ndarray:
+    """(N, 7) -> (N,) bool: finite, with a quaternion of unit length.
+
+    Files with two decimals and drivers in single precision stay within 0.1 of it; what is farther off is no rotation.
+    """
+    return np.isfinite(T_WC).all(1) & (np.abs(np.linalg.norm(T_WC[:, 3:], axis=1) - 1) < 0.1)
+
+
+def _is_euroc(row: Row) -> bool:
+    """Whether the first row counts whole ns as EuRoC does. A comma alone does not decide: TUM is sometimes saved with commas."""
+    stamp, width = row.fields[0], len(row.fields)
+    epoch_ns_digits = 18  # fewer are ms or us, or ns since a start
+    return stamp.isdigit() and (
+        (width > 8 and width != 12 and len(stamp) > 12) or (row.has_commas and len(stamp) >= epoch_ns_digits)
+    )
+
+
+def _read_kitti(path: Path, rows: list[Row], stamps_ns: np.ndarray | None) -> Trajectory:
+    if stamps_ns is None or len(stamps_ns) < len(rows):
+        raise SourceError(
+            f"the KITTI trajectory {path} has {len(rows)} poses and no times; the source has "
+            f"{0 if stamps_ns is None else len(stamps_ns)} frames to take them from"
+        )
+    T = np.tile(np.eye(4), (len(rows), 1, 1))
+    T[:, :3] = np.array([[row.number(i) for i in range(12)] for row in rows]).reshape(-1, 3, 4)
+    usable = np.isfinite(T).all((1, 2))
+    usable[usable] = np.abs(np.linalg.det(T[usable, :3, :3]) - 1) < 0.1
+    return from_matrices(np.asarray(stamps_ns)[: len(rows)][usable], T[usable])
+
+
+def _read_stamped(rows: list[Row], frames_ns: np.ndarray | None, euroc: bool) -> Trajectory:
+    """The usable poses of TUM's or EuRoC's form, by time."""
+    order = [1, 2, 3, 5, 6, 7, 4] if euroc else [1, 2, 3, 4, 5, 6, 7]
+    T_WC = np.array([[row.number(i) for i in order] for row in rows])
+    usable = are_poses(T_WC) & np.array([row.decimal(0).is_finite() for row in rows])
+    T_WC = T_WC[usable]
+    T_WC[:, 3:] /= np.linalg.norm(T_WC[:, 3:], axis=1, keepdims=True)
+    stamps_ns = read_stamps([row for row, use in zip(rows, usable) if use], frames_ns, 1 if euroc else None)
+    by_time = np.argsort(stamps_ns, kind="stable")
+    return Trajectory(stamps_ns[by_time], T_WC[by_time])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from decimal import InvalidOperation
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ...camera.model import Camera
-from ...core.errors import SourceError
 from .base import associate
 from ...camera.calibration import read_camera
 from .folder import Entry, Listing
-from .truth import parse_stamp, read_trajectory
+from .text_files import read_rows, read_stamps
+from .truth import read_trajectory
 
 # Colour and depth of a Kinect are not synchronised; the benchmark's own tool associates within 20 ms.
 _TOLERANCE_NS = 20_000_000
@@ -58,17 +58,10 @@ def list_frames(path: Path) -> Listing:
         camera,
         _DEPTH_UNITS_PER_METRE,
         None,
-        (lambda: read_trajectory(truth)) if truth.is_file() else None,
+        partial(read_trajectory, truth) if truth.is_file() else None,
     )
 
 
 def _read_list(path: Path) -> tuple[np.ndarray, list[str]]:
-    try:
-        rows = [
-            line.split(maxsplit=1)
-            for line in path.read_text().splitlines()
-            if line.strip() and not line.startswith("#")
-        ]
-        return np.array([parse_stamp(row[0]) for row in rows], np.int64), [row[1].strip() for row in rows]
-    except (OSError, UnicodeDecodeError, IndexError, InvalidOperation) as error:
-        raise SourceError(f"cannot read {path}: expected 'timestamp file' per line ({error})") from None
+    rows = read_rows(path, columns=2)
+    return read_stamps(rows), [row.text(1) for row in rows]

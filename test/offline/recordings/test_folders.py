@@ -136,6 +136,64 @@ def test_tum(tmp_path):
     assert [f.stamp_ns for f in open_source(folder, SourceOptions(mode="mono", start_s=0.15))][0] == 200_000_000
 
 
+def add_mark(path):
+    """The byte order mark that Windows' editors write."""
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+def test_byte_order_marks_in_every_layout(tmp_path):
+    lists = write_frames_csv(tmp_path / "frames")
+    tum = tmp_path / "rgbd_dataset_freiburg3_x"
+    image(tum / "rgb/one image.png")
+    (tum / "rgb.txt").write_text("1403636579763555584,rgb/one image.png")  # in ns, too
+    (tum / "camera.json").write_text(json.dumps({"cameras": [CAMERA]}))
+    euroc = write_euroc(tmp_path / "euroc", np.eye(4), np.eye(4))
+    kitti = write_kitti(tmp_path / "kitti" / "04")
+    for folder in (lists, tum, euroc, kitti):
+        for file in folder.rglob("*"):
+            if file.suffix in (".txt", ".csv", ".json", ".yaml"):
+                add_mark(file)
+        count = 1 if folder == tum else N
+        assert len(list(open_source(folder, SourceOptions(mode="mono")))) == count
+    assert list(open_source(tum))[0].stamp_ns == 1_403_636_579_763_555_584
+    assert open_source(lists).groundtruth().path_length_m == pytest.approx(0.4)
+
+
+def test_truth_can_be_left_aside(tmp_path):
+    folder = write_frames_csv(tmp_path)
+    (folder / "groundtruth.txt").write_text("not a trajectory")
+    assert open_source(folder, SourceOptions(no_groundtruth=True)).groundtruth() is None
+
+
+def test_unusable_truth_is_a_warning_of_the_recording(tmp_path):
+    folder = write_frames_csv(tmp_path)
+    with (folder / "groundtruth.txt").open("a") as file:
+        file.write("9 0 0 0 0 0 0 0\n")
+    source = open_source(folder)
+    assert len(source.groundtruth()) == N and "1 of 6 poses" in source.warnings[0]
+
+
+def write_kitti(folder, names=range(N)):
+    for k, name in enumerate(names):
+        image(folder / f"image_0/{name}.png", k)
+    (folder / "times.txt").write_text("\n".join(f"{k * 0.1:e}" for k in range(len(names))))
+    (folder / "calib.txt").write_text("P0: 50 0 31.5 0 0 50 23.5 0 0 0 1 0\n")
+    return folder
+
+
+def test_numbers_that_cannot_be_read_name_file_and_line(tmp_path):
+    folder = write_kitti(tmp_path)
+    (folder / "times.txt").write_text("0\n0.1\nx\n")
+    with pytest.raises(SourceError, match="times.txt, line 3: 'x' is not a number"):
+        open_source(folder)
+    (write_kitti(tmp_path) / "calib.txt").write_text("P0: 50 0 x\n")
+    with pytest.raises(CameraError, match="calib.txt, line 1: P0"):
+        open_source(folder)
+    write_frames_csv(tmp_path / "frames", ["0.0", "zero"])
+    with pytest.raises(SourceError, match="frames.csv, line 3: 'zero' is not a number"):
+        open_source(tmp_path / "frames")
+
+
 def test_kitti(tmp_path):
     folder = tmp_path / "sequences" / "04"
     for k in range(N):
