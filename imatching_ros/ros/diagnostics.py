@@ -36,6 +36,7 @@ class Snapshot:
     mounting_problem: str  # why the camera's pose on the robot is unknown; empty when it is known
     learning: Any  # LearningStatus of the pipeline, or None
     external_odometry: str  # `used`, `off`, or why it is not used; empty while the node is not active
+    callback_errors: int  # exceptions of the node's callbacks so far
 
 
 class Diagnostics:
@@ -82,6 +83,7 @@ def describe(now: Snapshot) -> dict[str, Any]:
         "images rejected": now.rejected,
         "images lost": now.lost,
         "external odometry": now.external_odometry,
+        "callback errors": now.callback_errors,
         "memory [MB]": f"{resident_mb():.0f}",
     }
     if torch.cuda.is_initialized():

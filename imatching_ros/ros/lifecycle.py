@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,19 +21,26 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 
 from ..core.errors import ConfigError
 from .middleware import use_shipped_profile
 
 
 class ManagedNode(LifecycleNode):
-    """A node with a life cycle."""
+    """A node with a life cycle. An exception of a callback of a subscription or timer does not end it.
+
+    Attributes:
+        callback_errors: exceptions of callbacks so far, by topic or timer.
+    """
 
     WARNING_PERIOD_S = 5.0  # of `warn_throttled`, for one key
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
         self._warned_s: dict[str, float] = {}
+        self.callback_errors: Counter[str] = Counter()
         service = self._service_change_state
         service.callback = functools.partial(self._change_state, service.callback)
 
@@ -43,10 +51,41 @@ class ManagedNode(LifecycleNode):
 
     def warn_throttled(self, key: str, text: str) -> None:
         """A warning, unless there was one of the same key just before. (rclpy throttles by line of code, not by key.)"""
-        now = time.monotonic()
-        if now - self._warned_s.get(key, -1e9) >= self.WARNING_PERIOD_S:
-            self._warned_s[key] = now
+        if self._is_due(key):
             self.get_logger().warning(text)
+
+    def create_subscription(
+        self, msg_type: Any, topic: str, callback: Callable, *args: Any, **kwargs: Any
+    ) -> Subscription:
+        return super().create_subscription(msg_type, topic, self._guard(topic, callback), *args, **kwargs)
+
+    def create_timer(self, timer_period_sec: float, callback: Callable, *args: Any, **kwargs: Any) -> Timer:
+        return super().create_timer(timer_period_sec, self._guard("a timer", callback), *args, **kwargs)
+
+    def _guard(self, source: str, callback: Callable) -> Callable:
+        """The callback, with its exceptions counted and logged: rclpy would end the node at the first one."""
+
+        @functools.wraps(callback)
+        def guarded(*args: Any) -> None:
+            try:
+                callback(*args)
+            except Exception:
+                self.callback_errors[source] += 1
+                if self._is_due(f"callback of {source}"):
+                    self.get_logger().error(
+                        f"internal error in the callback of {source} (number {self.callback_errors[source]}), the node goes "
+                        f"on:\n{traceback.format_exc()}"
+                    )
+
+        return guarded
+
+    def _is_due(self, key: str) -> bool:
+        """Whether nothing of this key was logged just before."""
+        now = time.monotonic()
+        due = now - self._warned_s.get(key, -1e9) >= self.WARNING_PERIOD_S
+        if due:
+            self._warned_s[key] = now
+        return due
 
     def _change_state(
         self, change: Callable, request: ChangeState.Request, response: ChangeState.Response

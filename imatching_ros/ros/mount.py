@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -23,6 +24,8 @@ try:
     from tf2_msgs.msg import TFMessage
 except ImportError:  # a ROS without tf2: no TF to receive or to publish
     TFMessage = None
+
+log = logging.getLogger(__name__)
 
 
 class CameraMount:
@@ -129,6 +132,7 @@ class TransformTree:
     def __init__(self, node: Node | None) -> None:
         self._node = node
         self._parents: dict[str, tuple[str, np.ndarray]] = {}
+        self._refused: set[tuple[str, str]] = set()  # links of which a transform was ignored, parent first
         self._subscriptions = []
         if node is not None and TFMessage is not None:
             static = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -138,12 +142,16 @@ class TransformTree:
             ]
 
     def add(self, message: TFMessage) -> None:
+        """Takes the transforms of a message over; one that is no rigid transform is ignored, with one warning for each link."""
         for stamped in message.transforms:
-            # Replaces an entry as a whole: `lookup` runs in another thread.
-            self._parents[stamped.child_frame_id.lstrip("/")] = (
-                stamped.header.frame_id.lstrip("/"),
-                _matrix(stamped.transform),
-            )
+            parent, child = stamped.header.frame_id.lstrip("/"), stamped.child_frame_id.lstrip("/")
+            try:
+                # Replaces an entry as a whole: `lookup` runs in another thread.
+                self._parents[child] = parent, _matrix(stamped.transform)
+            except ValueError as error:
+                if (parent, child) not in self._refused:
+                    self._refused.add((parent, child))
+                    log.warning(f"TF from {parent} to {child} is ignored: {error}")
 
     def lookup(self, target: str, source: str) -> np.ndarray | None:
         """T_target_source (4, 4), or None while the two are not connected."""

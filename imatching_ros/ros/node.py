@@ -280,6 +280,7 @@ class OdometryNode(ManagedNode):
             mounting_problem=p.mount.problem if p else "",
             learning=p.learning if p else None,
             external_odometry=p.external_odometry if p else "",
+            callback_errors=sum(self.callback_errors.values()),
         )
 
     def _on_clock_jump(self, jump: TimeJump) -> None:

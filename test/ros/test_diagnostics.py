@@ -31,6 +31,7 @@ WELL = dict(
     mounting_problem="",
     learning=None,
     external_odometry="off",
+    callback_errors=0,
 )
 UNSCALED = {"metric": False, "scale": "unknown"}
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE

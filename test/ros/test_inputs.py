@@ -115,3 +115,32 @@ def test_the_warning_names_the_remedy_for_compressed_images(make_inputs, capfd, 
         inputs.check_silence()
         output += capfd.readouterr().err
     assert remedy in output
+
+
+def test_an_exception_of_a_callback_does_not_end_the_node(make_inputs, capfd):
+    """Logged with the topic and throttled, counted each time; for a subscription and a timer."""
+    node, _ = make_inputs()
+
+    def fail(*_: object) -> None:
+        raise ValueError("a message that nobody expected")
+
+    node.create_subscription(CameraInfo, "/strange", fail, 1)
+    node.create_timer(0.05, fail)
+    publisher = node.create_publisher(CameraInfo, "/strange", 1)
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+
+    def send() -> None:
+        publisher.publish(info_message(1, CAMERA))
+        executor.spin_once(timeout_sec=0.1)
+
+    def failed_often() -> bool:
+        return min(node.callback_errors["/strange"], node.callback_errors["a timer"]) >= 3
+
+    send_until(send, failed_often, "three errors of each", patience_s=0.2)
+    executor.shutdown()
+    errors = capfd.readouterr().err
+    for source in ("/strange", "a timer"):
+        assert errors.count(f"internal error in the callback of {source} (number 1), the node goes on") == 1
+        assert f"callback of {source} (number 2)" not in errors
+    assert "ValueError: a message that nobody expected" in errors

@@ -13,9 +13,19 @@ from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
 
-pytestmark = [pytest.mark.ros, pytest.mark.slow]
+from imatching_ros.ros.mount import TransformTree
+
+pytestmark = pytest.mark.ros
 
 REASON = "pose of the camera on the robot unknown: no TF from base_link to optical"
+
+
+def make_link(parent: str, child: str, rotation: tuple[float, ...]) -> TransformStamped:
+    link = TransformStamped(child_frame_id=child)
+    link.header.frame_id = parent
+    r = link.transform.rotation
+    r.x, r.y, r.z, r.w = (float(v) for v in rotation)
+    return link
 
 
 class Robot:
@@ -52,6 +62,7 @@ class Robot:
         return [(m.status[0].level, m.status[0].message) for m in self.diagnostics]
 
 
+@pytest.mark.slow
 def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
     robot = Robot(peer, start_node)
     robot.show(0.0)
@@ -70,12 +81,10 @@ def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
     )
 
     # A camera that looks to the left: ahead of it is +y of the base.
-    mount = TransformStamped(child_frame_id="optical")
-    mount.header.frame_id = "base_link"
-    r = mount.transform.rotation
-    r.x, r.y, r.z, r.w = -np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)
+    mount = make_link("base_link", "optical", (-np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)))
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    peer.node.create_publisher(TFMessage, "/tf_static", latched).publish(TFMessage(transforms=[mount]))
+    broken = make_link("base_link", "gripper", (0.0, 0.0, 0.0, 0.0))  # of a part that has nothing to do with the camera
+    peer.node.create_publisher(TFMessage, "/tf_static", latched).publish(TFMessage(transforms=[broken, mount]))
     send_until(
         lambda: robot.send(0.05),
         lambda: "TF from base_link to optical has arrived: odometry is reset" in robot.node.output,
@@ -83,6 +92,7 @@ def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
         tries=80,
         patience_s=0.5,
     )
+    assert robot.node.output.count("TF from base_link to gripper is ignored") == 1
     start = robot.show(0.05)
     np.testing.assert_allclose(robot.show(0.1) - start, [0, 0.05, 0], atol=0.006)
     np.testing.assert_allclose(start, 0, atol=0.006)  # odometry was reset
@@ -95,3 +105,18 @@ def test_tf_that_comes_late_is_taken(peer: Peer, start_node):
         patience_s=0.5,
     )
     assert robot.node.stop() == 0
+
+
+@pytest.mark.parametrize("rotation", [(0, 0, 0, 0), (0, 0, 0, np.nan), (0, 0, 0, 2)])
+def test_a_transform_that_is_none_is_ignored_with_one_warning(rotation, caplog):
+    tree = TransformTree(None)
+    good = make_link("base_link", "optical", (0, 0, 0, 1))
+    for _ in range(3):
+        tree.add(TFMessage(transforms=[make_link("base_link", "gripper", rotation), good]))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "TF from base_link to gripper is ignored"
+    ]
+    np.testing.assert_array_equal(tree.lookup("base_link", "optical"), np.eye(4))
+    assert tree.lookup("base_link", "gripper") is None
+    tree.add(TFMessage(transforms=[make_link("base_link", "gripper", (0, 0, 0, 1))]))
+    np.testing.assert_array_equal(tree.lookup("base_link", "gripper"), np.eye(4))
