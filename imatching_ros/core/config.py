@@ -353,6 +353,11 @@ class Config:
                 f"learning.post_deployment_windows is {self.learning.post_deployment_windows}, expected learning.validation_windows "
                 f"({self.learning.validation_windows}) or less, so that it ends before the next candidate can be promoted; raise both"
             )
+        if self.odometry.depth_min_m >= self.odometry.depth_max_m:
+            raise ConfigError(
+                f"odometry.depth_min_m is {self.odometry.depth_min_m:g} m, expected less than odometry.depth_max_m "
+                f"({self.odometry.depth_max_m:g} m): no depth would be used"
+            )
         if self.learning.validation_windows_max < self.learning.validation_windows:
             raise ConfigError(
                 f"learning.validation_windows_max is {self.learning.validation_windows_max}, expected learning.validation_windows "

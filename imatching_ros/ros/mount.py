@@ -10,6 +10,7 @@ import numpy as np
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
+from ..core.errors import ConfigError
 from . import transforms
 from .lifecycle import ManagedNode
 from .params import NodeConfig
@@ -49,7 +50,16 @@ class CameraMount:
         self._looked_up_s = 0.0
 
     def find(self, camera_frame: str) -> np.ndarray | None:
-        """T_BC (4, 4), or None while TF may still arrive (`tf_timeout_s`)."""
+        """T_BC (4, 4), or None while TF may still arrive (`tf_timeout_s`).
+
+        Raises:
+            ConfigError: the camera's frame is `odom_frame`, which must not move with the robot.
+        """
+        if camera_frame and camera_frame == self.config.odom_frame:
+            raise ConfigError(
+                f"odom_frame is '{camera_frame}', which is the frame of the images too; expected a frame that does not "
+                "move with the robot"
+            )
         if self._T_BC is None:
             self._T_BC = self._find(camera_frame)
         return self._T_BC

@@ -53,7 +53,7 @@ class OdometryNode(ManagedNode):
     SERVICE_TIMEOUT_S = 20.0  # a command waits for the image in progress, keyframe work included
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("imatching", **kwargs)
+        super().__init__(params.NODE_NAME, **kwargs)
         for text in params.declare(self):
             self.get_logger().warning(text)
         self.configs = params.read_configs(self)
@@ -90,7 +90,7 @@ class OdometryNode(ManagedNode):
         config, core = self.configs.node, self.configs.core
         self._directory = params.weights_directory(config.weights_dir)
         named = config.weights_profile
-        self._profile = named or params.default_profile(core.matcher, self.get_namespace())
+        self._profile = named or params.default_profile(core.matcher, self.get_namespace(), self.get_name())
         try:
             pipeline = Pipeline(core, self._on_event, self._directory, self._profile, bool(named))
         except (ImatchingError, OSError) as error:

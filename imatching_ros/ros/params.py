@@ -21,6 +21,8 @@ from ..core.config import Config, MatcherConfig, check, setting, walk
 from ..core.errors import ConfigError
 from .transforms import from_pose
 
+NODE_NAME = "imatching"  # unless it is remapped
+
 # Python type of a setting: the type of its parameter, and its name in a message.
 TYPES = {
     bool: (ParameterType.PARAMETER_BOOL, "true or false"),
@@ -91,7 +93,7 @@ class NodeConfig:
     weights_profile: str = setting(
         "",
         "name of a site's weights: resumed at start when they exist, written when promoted ones passed post-deployment validation; empty: named "
-        "after the node's namespace and the matcher",
+        "after the node's namespace, its name (unless it is imatching) and the matcher",
     )
     autostart: bool = setting(True, "configure and activate at start; false waits for a lifecycle manager")
 
@@ -112,15 +114,16 @@ def weights_directory(given: str) -> Path:
     return (Path(home).expanduser() if home else Path.home() / ".ros") / "imatching_ros"
 
 
-def default_profile(matcher: MatcherConfig, namespace: str = "/") -> str:
+def default_profile(matcher: MatcherConfig, namespace: str = "/", node_name: str = NODE_NAME) -> str:
     """Name of the weights where `weights_profile` gives none.
 
-    One for each network, for each weights file that it started from, and for each namespace: two nodes of one robot learn from two cameras.
+    One for each network, for each weights file that it started from, and for each node: two nodes of one robot learn from two cameras.
     """
     own = matcher.name
     if matcher.weights != "default":
         own = re.sub(r"\W", "_", Path(matcher.weights).stem, flags=re.ASCII) + "_adapted"
-    prefix = namespace.strip("/").replace("/", "-")
+    names = [*namespace.strip("/").split("/"), "" if node_name == NODE_NAME else node_name]
+    prefix = "-".join(name for name in names if name)
     return f"{prefix}_{own}" if prefix else own
 
 
@@ -227,5 +230,18 @@ def make_configs(values: dict[str, Any]) -> Configs:
             from_pose(np.array(config.base_from_camera))
         except ValueError as error:
             raise ConfigError(f"base_from_camera: {error}") from None
+    check_frames(config)
     core = {name: value for name, value in values.items() if name not in own}
     return Configs(config, Config.from_dict({**core, "odometry.mode": config.mode}))
+
+
+def check_frames(config: NodeConfig) -> None:
+    """Raises ConfigError for names of frames that cannot make a tree."""
+    for name in ("odom_frame", "base_frame"):
+        if not getattr(config, name).strip("/ "):
+            raise ConfigError(f"{name} is empty, expected the name of a frame")
+    if config.odom_frame.lstrip("/") == config.base_frame.lstrip("/"):
+        raise ConfigError(
+            f"odom_frame and base_frame are both '{config.odom_frame}', expected two frames: the pose of base_frame is "
+            "published in odom_frame"
+        )

@@ -222,6 +222,11 @@ def test_words_that_yaml_reads_as_booleans_are_choices():
         ("base_from_camera", (1.0, 2.0), "has 2 numbers"),
         ("base_from_camera", (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0), "is no pose"),
         ("learning.budget", float("nan"), "expected 0.01 to 1"),
+        ("odom_frame", "", "odom_frame is empty"),
+        ("base_frame", "/", "base_frame is empty"),
+        ("odom_frame", "base_link", "odom_frame and base_frame are both 'base_link'"),
+        ("base_frame", "/odom", "odom_frame and base_frame are both"),
+        ("odometry.depth_min_m", 30.0, "odometry.depth_min_m is 30 m, expected less than odometry.depth_max_m .20 m."),
     ],
 )
 def test_bad_values_are_refused(name, value, reason):

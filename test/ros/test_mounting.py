@@ -13,7 +13,9 @@ from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
 
-from imatching_ros.ros.mount import TransformTree
+from imatching_ros.core.errors import ConfigError
+from imatching_ros.ros.mount import CameraMount, TransformTree
+from imatching_ros.ros.params import NodeConfig
 
 pytestmark = pytest.mark.ros
 
@@ -120,3 +122,9 @@ def test_a_transform_that_is_none_is_ignored_with_one_warning(rotation, caplog):
     assert tree.lookup("base_link", "gripper") is None
     tree.add(TFMessage(transforms=[make_link("base_link", "gripper", (0, 0, 0, 1))]))
     np.testing.assert_array_equal(tree.lookup("base_link", "gripper"), np.eye(4))
+
+
+def test_the_camera_cannot_be_the_odometry_frame():
+    mount = CameraMount(None, NodeConfig(odom_frame="camera"), None)
+    with pytest.raises(ConfigError, match="odom_frame is 'camera', which is the frame of the images too"):
+        mount.find("camera")

@@ -40,3 +40,9 @@ def test_nodes_of_two_namespaces_keep_their_weights_apart():
         default_profile(MatcherConfig(), namespace) for namespace in ("/", "/front", "/robot1/front", "/robot1_front")
     ]
     assert names == ["expectation", "front_expectation", "robot1-front_expectation", "robot1_front_expectation"]
+
+
+def test_two_nodes_of_one_namespace_keep_their_weights_apart():
+    names = [default_profile(MatcherConfig(), "/front", name) for name in ("imatching", "left_eye", "right_eye")]
+    assert names == ["front_expectation", "front-left_eye_expectation", "front-right_eye_expectation"]
+    assert default_profile(MatcherConfig(), "/", "left_eye") == "left_eye_expectation"
