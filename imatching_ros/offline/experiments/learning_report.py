@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,72 +85,83 @@ def _rows(cells: list[dict[str, Any]]) -> tuple[list[str], Rows]:
     return head, rows
 
 
+Runs = dict[tuple[str, str, str, int], dict[str, Any]]  # by source, regime, variant and seed
+
+
 def summarise(cells: list[dict[str, Any]]) -> list[str]:
     """Per regime and gap: the gain at 1 px as a ratio of sums, over the better of frozen and control, and the share of the oracle's.
 
     Sources without depth truth have a line of their own each.
     """
-    value = {(c["source"], c["regime"], c["variant"], c["seed"]): c for c in cells}
-    lines = []
+    runs = {(c["source"], c["regime"], c["variant"], c["seed"]): c for c in cells}
     regimes = sorted({c["regime"] for c in cells} - {"-"})
     measured = [gap for gap in "15" if gap == "1" or any(_mma(c, "1", gap) is not None for c in cells)]
-    for regime, gap in [(r, g) for r in regimes for g in measured]:
-        sums: dict[str, list[float]] = defaultdict(list)
-        worst_3px, worst_ate, used = 0.0, 0.0, 0
-        left_out: dict[str, list[str]] = defaultdict(list)
-        for (source, own, variant, seed), cell in value.items():
-            if own != regime or variant != "adapted":
-                continue
-            frozen = value.get((source, "-", "frozen", seed))
-            if frozen is None:
-                left_out["there is nothing frozen to compare with: add frozen to --variants"].append(source)
-                continue
-            base, base_3px = _mma(frozen, "1", gap), _mma(frozen, "3", gap)
-            after, after_3px = _mma(cell, "1", gap), _mma(cell, "3", gap)
-            if base is None or base_3px is None or after is None or after_3px is None:
-                left_out["without depth truth there is no MMA"].append(source)
-                continue
-            worst_3px = min(worst_3px, after_3px - base_3px)
-            ate_before, ate_after = _dig(frozen, ("ate", "rmse")), _dig(cell, ("ate", "rmse"))
-            if ate_before and ate_after:
-                worst_ate = max(worst_ate, ate_after / ate_before - 1)
-            if base < HEALTHY_MMA:
-                left_out[f"the frozen MMA at 1 px is below {HEALTHY_MMA}"].append(source)
-                continue
-            used += 1
-            sums["frozen"].append(base)
-            sums["adapted"].append(after)
-            for other in ("unguarded", "control", "oracle"):
-                rival = _mma(value.get((source, regime, other, seed), {}), "1", gap)
-                if rival is not None:
-                    sums[other].append(rival)
-        note = "; ".join(
-            f"{', '.join(dict.fromkeys(sources))} left out, since {reason}" for reason, sources in left_out.items()
-        )
-        if not used:
-            lines.append(
-                f"{regime}: the gain is unknown; " + (note or "nothing was adapted: add adapted to --variants")
-            )
-            continue
-        total = sum(sums["frozen"])
-        complete = {k: sum(v) / total - 1 for k, v in sums.items() if len(v) == used}
-        gains = ", ".join(f"{k} {100 * v:+.1f} %" for k, v in complete.items() if k != "frozen")
-        claimed = complete["adapted"] - max(0.0, complete.get("control", 0.0))
-        share = (
-            f", {complete['adapted'] / complete['oracle']:.2f} of the oracle's gain"
-            if complete.get("oracle", 0) > 0
-            else ""
-        )
-        claim = (
-            f"claimed {100 * claimed:+.1f} %"
-            if "control" in complete
-            else f"{100 * claimed:+.1f} % over frozen alone, for no control was run (add control to --variants)"
-        )
-        lines.append(
-            f"{regime}: MMA at 1 px (gap {gap}) against frozen over {used} runs: {gains}; {claim}{share}; "
-            f"largest loss at 3 px {-worst_3px:.3f}, in ATE {100 * worst_ate:+.0f} %" + (f"; {note}" if note else "")
-        )
+    lines = [_describe(regime, gap, _collect(runs, regime, gap)) for regime in regimes for gap in measured]
     return lines + _summarise_without_depth(cells)
+
+
+@dataclass
+class _Gain:
+    """MMA at 1 px of the runs of one regime at one gap that have a frozen run to compare with."""
+
+    mma: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by variant, one entry per run
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # sources by reason
+    worst_3px: float = 0.0  # largest loss of MMA at 3 px, negative
+    worst_ate: float = 0.0  # largest growth of ATE, relative
+
+
+def _collect(runs: Runs, regime: str, gap: str) -> _Gain:
+    gain = _Gain()
+    for (source, own, variant, seed), cell in runs.items():
+        if own != regime or variant != "adapted":
+            continue
+        frozen = runs.get((source, "-", "frozen", seed))
+        if frozen is None:
+            gain.left_out["there is nothing frozen to compare with: add frozen to --variants"].append(source)
+            continue
+        base, base_3px = _mma(frozen, "1", gap), _mma(frozen, "3", gap)
+        after, after_3px = _mma(cell, "1", gap), _mma(cell, "3", gap)
+        if base is None or base_3px is None or after is None or after_3px is None:
+            gain.left_out["without depth truth there is no MMA"].append(source)
+            continue
+        gain.worst_3px = min(gain.worst_3px, after_3px - base_3px)
+        ate_before, ate_after = _dig(frozen, ("ate", "rmse")), _dig(cell, ("ate", "rmse"))
+        if ate_before and ate_after:
+            gain.worst_ate = max(gain.worst_ate, ate_after / ate_before - 1)
+        if base < HEALTHY_MMA:
+            gain.left_out[f"the frozen MMA at 1 px is below {HEALTHY_MMA}"].append(source)
+            continue
+        gain.mma["frozen"].append(base)
+        gain.mma["adapted"].append(after)
+        for other in ("unguarded", "control", "oracle"):
+            rival = _mma(runs.get((source, regime, other, seed), {}), "1", gap)
+            if rival is not None:
+                gain.mma[other].append(rival)
+    return gain
+
+
+def _describe(regime: str, gap: str, gain: _Gain) -> str:
+    note = "; ".join(
+        f"{', '.join(dict.fromkeys(sources))} left out, since {reason}" for reason, sources in gain.left_out.items()
+    )
+    used = len(gain.mma["frozen"])
+    if not used:
+        return f"{regime}: the gain is unknown; " + (note or "nothing was adapted: add adapted to --variants")
+    total = sum(gain.mma["frozen"])
+    complete = {k: sum(v) / total - 1 for k, v in gain.mma.items() if len(v) == used}
+    gains = ", ".join(f"{k} {100 * v:+.1f} %" for k, v in complete.items() if k != "frozen")
+    claimed = complete["adapted"] - max(0.0, complete.get("control", 0.0))
+    if "control" in complete:
+        claim = f"claimed {100 * claimed:+.1f} %"
+    else:
+        claim = f"{100 * claimed:+.1f} % over frozen alone, for no control was run (add control to --variants)"
+    if complete.get("oracle", 0) > 0:
+        claim += f", {complete['adapted'] / complete['oracle']:.2f} of the oracle's gain"
+    return (
+        f"{regime}: MMA at 1 px (gap {gap}) against frozen over {used} runs: {gains}; {claim}; "
+        f"largest loss at 3 px {-gain.worst_3px:.3f}, in ATE {100 * gain.worst_ate:+.0f} %"
+        + (f"; {note}" if note else "")
+    )
 
 
 def _summarise_without_depth(cells: list[dict[str, Any]]) -> list[str]:
