@@ -4,6 +4,7 @@ validation are resumed after a restart."""
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,16 @@ from ..core.errors import ConfigError, WeightsError
 from ..core.types import LearningSample, WeightsSnapshot
 from ..matching import create_matcher
 from ..matching.base import Matcher
-from ..matching.weights import DEFAULT_DIR, WeightsHeader, hash_state, load_weights, read_header, write_weights
+from ..matching.weights import (
+    DEFAULT_DIR,
+    WeightsHeader,
+    hash_state,
+    load_weights,
+    read_header,
+    read_weights,
+    remove_partial_files,
+    write_weights,
+)
 from ..odometry.odometry import Odometry
 from .learner import LearningStatus, WeightsUpdate
 from .worker import Learning, start_learning
@@ -69,6 +79,16 @@ class WeightsStore:
         for old in self._promoted()[:-KEPT]:
             old.unlink()
 
+    def prepare(self) -> None:
+        """Removes files that a killed process left half written; warns when nothing can be written. To be called before any `write`."""
+        remove_partial_files(self.directory, self.profile)
+        existing = next(folder for folder in (self.directory, *self.directory.absolute().parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            log.warning(
+                f"learned weights cannot be kept: {self.directory} cannot be written to, because {existing} is "
+                f"{'read-only for this user' if existing.is_dir() else 'no folder'}; give another folder of weights"
+            )
+
     def newest_version(self) -> int:
         """The highest version that was written under this profile, 0 when none was; no number is given twice."""
         return max((int(file.name.split(".v")[-1].split(".")[0]) for file in self._promoted()), default=0)
@@ -82,12 +102,16 @@ class WeightsStore:
                 from others than the base are renamed.
 
         Raises:
-            WeightsError: damaged weights, or those of another network.
+            WeightsError: weights of another network. A damaged file is renamed instead, as a robot must start without a user.
         """
         path = self.path(self.profile)
         if not path.is_file():
             return None
-        header = read_header(path)
+        try:
+            header, _ = read_weights(path)
+        except WeightsError as error:
+            self._set_aside(path, error)
+            return None
         if named or header.provenance.get("base") == base:
             return load_weights(matcher, path)
         other_name = f"{self.profile}_{header.hash}"
@@ -98,6 +122,15 @@ class WeightsStore:
             f"those given now ({base}); it is kept as profile '{other_name}', which can be loaded or named"
         )
         return None
+
+    def _set_aside(self, path: Path, error: WeightsError) -> None:
+        damaged = path.with_name(f"{path.name}.damaged")
+        try:
+            path.rename(damaged)
+            outcome = f"it is kept as {damaged}"
+        except OSError as failure:
+            outcome = f"it could not be renamed ({failure.strerror})"
+        log.warning(f"learned weights are not resumed: {error}; {outcome}, the start is from the weights given")
 
     def _promoted(self) -> list[Path]:
         """The files of the profile's promotions, oldest first. No name of a profile contains a dot."""
@@ -128,6 +161,8 @@ class DeployedWeights:
         self._odometry, self._on_event, self._store = odometry, on_event, store
         self._pretrained = {name: value.detach().clone() for name, value in self.matcher.state_dict().items()}
         self._base = hash_state(self._pretrained)
+        if store is not None and self.matcher.trainable:
+            store.prepare()
         resumed = store is not None and self.matcher.trainable and store.resume(self.matcher, self._base, named)
         self._hash = hash_state(self.matcher.state_dict())  # of the weights in use
         self.origin = self._describe_origin(bool(resumed))
@@ -331,6 +366,6 @@ class DeployedWeights:
     ) -> None:
         try:
             store.write(self.matcher.name, snapshot, provenance, confirmed)
-        except OSError as error:
+        except (OSError, WeightsError) as error:
             log.warning(f"weights version {snapshot.version} are in use, but could not be written: {error}")
             self._on_event({"event": "weights_not_written", "version": snapshot.version, "error": str(error)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,7 +54,11 @@ def hash_state(state: dict[str, Tensor]) -> str:
 def write_weights(
     path: Path, matcher: str, state: dict[str, Tensor], version: int, provenance: dict[str, Any]
 ) -> WeightsHeader:
-    """Writes the file under another name and renames it, so that a crash never leaves half a file."""
+    """Writes the file under another name and renames it, so that a crash never leaves half a file.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
     header = WeightsHeader(matcher, version, hash_state(state), provenance)
     metadata = {
         "format": FORMAT,
@@ -62,16 +67,34 @@ def write_weights(
         "hash": header.hash,
         "provenance": json.dumps(provenance, sort_keys=True),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata)
     partial = path.with_name(
         f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial"
     )  # promotions are written by a thread
-    with open(partial, "wb") as file:
-        file.write(save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise WeightsError(
+            f"{path} cannot be written ({error.strerror or error}); give a folder on a disk with space that this user may write to"
+        ) from error
     return header
+
+
+def remove_partial_files(directory: Path, profile: str) -> None:
+    """Removes what `write_weights` of processes that were killed has left: files of the profile, and of processes that are gone."""
+    for file in directory.glob(".*.partial"):
+        process = file.name.split(".")[-3]
+        gone = process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists()
+        if gone or file.name.startswith(f".{profile}."):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def read_header(path: Path) -> WeightsHeader:

@@ -1,6 +1,8 @@
 """Weights on disk: who may resume them, what is kept, what is never lost."""
 
+import errno
 import logging
+import os
 
 import pytest
 import torch
@@ -136,3 +138,58 @@ def test_names_that_load_takes_for_other_weights_are_refused(mine, tmp_path, nam
     assert not (tmp_path / "kept").exists()
     with pytest.raises(WeightsError, match="cannot be the name"):
         start(mine, tmp_path / "kept", name, named=True)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:5000], "is not a readable safetensors file"),
+        (lambda data: data[:-100] + bytes(100), "is damaged: its contents do not match its hash"),
+    ],
+)
+def test_a_damaged_profile_is_set_aside_and_the_given_weights_used(mine, tmp_path, caplog, named, damage, reason):
+    folder = tmp_path / "kept"
+    write_adapted(mine, folder, 0.2)
+    profile = folder / "mine_adapted.safetensors"
+    content = damage(profile.read_bytes())
+    profile.write_bytes(content)
+    pipeline = start(mine, folder, named=named)
+    assert hash_of(pipeline) == read_header(mine).hash
+    assert not profile.exists() and (folder / "mine_adapted.safetensors.damaged").read_bytes() == content
+    assert f"learned weights are not resumed: {profile} {reason}" in caplog.text
+    pipeline.close()
+
+
+def test_half_written_files_of_killed_processes_are_removed_at_start(mine, tmp_path):
+    folder = tmp_path / "kept"
+    write_adapted(mine, folder, 0.2)
+    running = folder / f".other.safetensors.{os.getpid()}.1.partial"
+    for file in (".mine_adapted.v00002.safetensors.1.1.partial", ".other.safetensors.99999999.1.partial", running.name):
+        (folder / file).write_bytes(b"half")
+    start(mine, folder).close()
+    assert list(folder.glob(".*.partial")) == [running]  # of another profile, by a process that runs
+
+
+def test_a_folder_that_cannot_be_written_to_is_reported_at_start(mine, tmp_path, caplog):
+    """A file in its place, since root may write to any folder; saving names the path and the reason."""
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "kept"
+    pipeline = start(mine, folder)
+    assert (
+        f"learned weights cannot be kept: {folder} cannot be written to, because {tmp_path / 'file'} is no folder"
+        in caplog.text
+    )
+    with pytest.raises(WeightsError, match="kept/site.safetensors cannot be written .Not a directory.; give a folder"):
+        pipeline.save_weights("site")
+    pipeline.close()
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WeightsError, match="full.safetensors cannot be written .No space left on device."):
+        write_weights(tmp_path / "full.safetensors", "expectation", changed(0.1), 1, {})
+    assert not list(tmp_path.iterdir())
