@@ -189,7 +189,8 @@ class CameraInputs:
             self._node.warn_throttled("unpaired", self.problem)
         header = images[self._leader].header
         infos = {name: self._infos[name] for name in wanted}
-        self._on_image(CameraImages(stamp_ns(header.stamp), header.frame_id, images, infos, self.rectified))
+        frame_id = header.frame_id.lstrip("/")  # ROS 1 wrote a slash, which TF2 does not know
+        self._on_image(CameraImages(stamp_ns(header.stamp), frame_id, images, infos, self.rectified))
 
     def _miss_info(self, name: str) -> None:
         now = time.monotonic()

@@ -219,6 +219,8 @@ def make_configs(values: dict[str, Any]) -> Configs:
         ConfigError: a value out of bounds, or settings that contradict each other.
     """
     own: dict[str, Any] = {f.name: values[f.name] for f in fields(NodeConfig)}
+    for name in ("odom_frame", "base_frame"):
+        own[name] = own[name].lstrip("/")  # as ROS 1 wrote it
     own["base_from_camera"] = tuple(own["base_from_camera"])  # ROS has it as an array
     config = NodeConfig(**own)
     for name, value, meta in walk(config):
@@ -238,9 +240,9 @@ def make_configs(values: dict[str, Any]) -> Configs:
 def check_frames(config: NodeConfig) -> None:
     """Raises ConfigError for names of frames that cannot make a tree."""
     for name in ("odom_frame", "base_frame"):
-        if not getattr(config, name).strip("/ "):
+        if not getattr(config, name).strip():
             raise ConfigError(f"{name} is empty, expected the name of a frame")
-    if config.odom_frame.lstrip("/") == config.base_frame.lstrip("/"):
+    if config.odom_frame == config.base_frame:
         raise ConfigError(
             f"odom_frame and base_frame are both '{config.odom_frame}', expected two frames: the pose of base_frame is "
             "published in odom_frame"

@@ -59,8 +59,6 @@ class Processor:
         external_odometry: `off`, `used`, or why it is not used.
     """
 
-    CLOCK_MISMATCH_S = 60.0  # a stamp this far from now is of another clock
-
     def __init__(self, node: ManagedNode, configs: Configs, resources: Resources) -> None:
         self._node = node
         self.configs = configs
@@ -148,9 +146,9 @@ class Processor:
             pose = self._tracker.update(output) if self._tracker is not None else None
             if pose is not None:
                 self._outputs.publish_pose(frame.stamp_ns, pose)
-            age_s = self._node.get_clock().now().nanoseconds / 1e9 - frame.stamp_ns / 1e9
-            latency_ms = age_s * 1e3 if abs(age_s) < self.CLOCK_MISMATCH_S else float("nan")
-            self.timing = Timing(latency_ms, processing_ms)
+            self.timing = Timing(
+                find_latency_ms(self._node.get_clock().now().nanoseconds, frame.stamp_ns), processing_ms
+            )
 
         dropped = self.inbox.dropped
         output = self.pipeline.process(frame, publish, behind=dropped > self._dropped)
@@ -253,7 +251,7 @@ class Processor:
         """Passes external odometry on as poses of the camera; returns `used`, or why it is not used."""
         while self.messages:
             message = self.messages[0]
-            child = message.child_frame_id or self.configs.node.base_frame
+            child = message.child_frame_id.lstrip("/") or self.configs.node.base_frame
             T_child_optical = self.mount.camera_in(child, camera_frame)
             if T_child_optical is None:
                 return f"no TF from {child} to {camera_frame or '(the images name no frame)'}"
@@ -266,3 +264,10 @@ class Processor:
             pose = np.array([*T_OC[:3, 3], *transforms.quaternion(T_OC[:3, :3])])
             self.pipeline.add_external_odometry(stamp_ns(message.header.stamp), torch.from_numpy(pose))
         return self.pipeline.odometry.external.problem or "used"
+
+
+def find_latency_ms(now_ns: int, stamp_ns: int) -> float:
+    """Age of an image, ms. NaN when the stamp is ahead of the clock (simulated time lags behind the images) or of another clock."""
+    mismatch_s = 60.0  # no image takes that long
+    age_s = (now_ns - stamp_ns) / 1e9
+    return age_s * 1e3 if 0 <= age_s < mismatch_s else float("nan")

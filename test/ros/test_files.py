@@ -234,6 +234,12 @@ def test_bad_values_are_refused(name, value, reason):
         params.make_configs({k: default for k, (default, _) in KNOWN.items()} | {name: value})
 
 
+def test_a_leading_slash_of_a_frame_is_stripped():
+    defaults = {k: default for k, (default, _) in KNOWN.items()}
+    config = params.make_configs(defaults | {"odom_frame": "/map", "base_frame": "/base"}).node
+    assert (config.odom_frame, config.base_frame) == ("map", "base")
+
+
 def test_settings_that_are_no_parameters_are_refused_with_a_hint():
     assert len(KNOWN) < 50 and not {"learning.guard", "bundle.precision", "seed"} & set(KNOWN)
     assert params.describe_unknown("bundle.precision") == (

@@ -16,6 +16,7 @@ from walls import CAMERA, look
 from imatching_ros.core.errors import ConfigError
 from imatching_ros.ros.mount import CameraMount, TransformTree
 from imatching_ros.ros.params import NodeConfig
+from imatching_ros.ros.processing import find_latency_ms
 
 pytestmark = pytest.mark.ros
 
@@ -47,7 +48,7 @@ class Robot:
         image, depth = look((0, 0, z))
         self.infos.publish(info_message(self.stamp, CAMERA))
         self.depths.publish(image_message(self.stamp, depth, "32FC1"))
-        self.images.publish(image_message(self.stamp, image, "mono8"))
+        self.images.publish(image_message(self.stamp, image, "mono8", "/optical"))
 
     def show(self, z: float) -> np.ndarray:
         """An image from z metres ahead; returns where odometry puts the base."""
@@ -128,3 +129,10 @@ def test_the_camera_cannot_be_the_odometry_frame():
     mount = CameraMount(None, NodeConfig(odom_frame="camera"), None)
     with pytest.raises(ConfigError, match="odom_frame is 'camera', which is the frame of the images too"):
         mount.find("camera")
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "latency_ms"), [(30, 30.0), (0, 0.0), (-30, np.nan), (70_000, np.nan), (-70_000, np.nan)]
+)
+def test_latency_is_unknown_when_the_stamp_is_ahead_of_the_clock(age_ms, latency_ms):
+    np.testing.assert_allclose(find_latency_ms(10**18 + age_ms * 10**6, 10**18), latency_ms)
