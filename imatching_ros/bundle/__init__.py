@@ -1,6 +1,7 @@
-"""Bundle adjustment, the LOWER level: `solve` for windows, `refine_pose` for one frame. Pure functions on flat arrays."""
+"""Bundle adjustment, the LOWER level: `solve` for windows, `refine_pose` for one frame, `triangulate` for landmarks. Pure functions on flat arrays."""
 
 from .pose_refinement import PoseResult, refine_pose
 from .solver import solve
+from .triangulation import Triangulation, triangulate
 
-__all__ = ["PoseResult", "refine_pose", "solve"]
+__all__ = ["PoseResult", "Triangulation", "refine_pose", "solve", "triangulate"]

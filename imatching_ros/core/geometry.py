@@ -1,4 +1,4 @@
-"""Rigid poses, rays, triangulation and epipolar distance; pure, batched, differentiable, on any device.
+"""Rigid poses, rays, parallax and epipolar distance; pure, batched, differentiable, on any device.
 
 A pose is (…, 7): translation, quaternion xyzw, the layout of `pypose.SE3`. A twist is (…, 6): rho (translation part), then
 phi (rotation part, radians), the order of `pypose.se3`. Bundle adjustment's perturbation is T * Exp([rho, phi]).
@@ -12,14 +12,11 @@ processor time. Exp also leaves out the coupling of translation and rotation bel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pypose
 import torch
 from torch import Tensor
-
-from .types import ObservationKind
 
 if TYPE_CHECKING:
     from ..camera.model import Camera
@@ -247,103 +244,3 @@ def sampson(camera_i: Camera, camera_j: Camera, T_ij: Tensor, uv_i: Tensor, uv_j
     error = (xi * line_i).sum(-1)
     gradient2 = ((line_i[..., :2] / scale_i) ** 2).sum(-1) + ((line_j[..., :2] / scale_j) ** 2).sum(-1)
     return error.abs() / gradient2.sqrt()
-
-
-@dataclass(frozen=True)
-class Triangulation:
-    """Landmarks and how well each is supported by its observations."""
-
-    points_W: Tensor  # (P, 3); finite also where not valid
-    valid: Tensor  # (P,) bool: finite, in front of all its cameras, two rays or a measured depth
-    parallax_rad: Tensor  # (P,) widest angle between rays
-    rms_px: Tensor  # (P,) root mean square distance between observed and reprojected px; inf where not valid
-    views: Tensor  # (P,) int64 number of observations
-
-
-@torch.no_grad()
-def triangulate(
-    camera: Camera,
-    T_WC: Tensor,
-    kf_idx: Tensor,
-    pt_idx: Tensor,
-    obs: Tensor,
-    num_points: int,
-    kind: Tensor | None = None,
-    sigma: Tensor | None = None,
-    iterations: int = 5,
-) -> Triangulation:
-    """Landmarks from any number of observations each, all at once.
-
-    The point nearest to all rays (and to measured depths, where there are), then damped Gauss-Newton steps on the
-    reprojection error, each landmark accepting or refusing its own step.
-
-    Args:
-        T_WC: (M, 7) poses. kf_idx, pt_idx: (O,) int64. num_points: P.
-        obs: (O, 2) ideal px, or (O, 3) as in WindowSnapshot with `kind` (O,). sigma: (O, 3) or None for 1 px.
-    """
-    T_WC, obs = T_WC.double(), obs.double()
-    if obs.shape[1] == 2:
-        obs = torch.cat([obs, torch.zeros_like(obs[:, :1])], 1)
-    kind = torch.zeros_like(kf_idx) if kind is None else kind
-    sigma = torch.ones_like(obs) if sigma is None else sigma.double()
-    inv_sigma = torch.where((kind == ObservationKind.MONO)[:, None] & obs.new_tensor([0, 0, 1]).bool(), 0.0, 1 / sigma)
-    is_stereo, is_depth = kind == ObservationKind.STEREO, kind == ObservationKind.DEPTH
-    fx_b = camera.fx * (camera.baseline_m or 0.0)
-    inv_depth = torch.where(is_stereo, (obs[:, 0] - obs[:, 2]) / (fx_b or 1.0), torch.where(is_depth, obs[:, 2], 0.0))
-
-    # Nearest point to all rays: each ray fixes two directions with weight 1, a measured depth the third.
-    t, R = T_WC[:, :3], rotation_matrix(T_WC[:, 3:])
-    ray_C = rays(camera, obs[:, :2])
-    ray_W = (R[kf_idx] @ ray_C[..., None]).squeeze(-1)
-    unit = ray_W / ray_W.norm(dim=1, keepdim=True)
-    has_depth = inv_depth > 1e-6
-    centre = t[kf_idx] + torch.where(has_depth[:, None], ray_W / inv_depth.clamp_min(1e-6)[:, None], 0.0)
-    along = torch.where(has_depth, 0.0, 1.0)[:, None, None]
-    A = torch.eye(3, dtype=obs.dtype, device=obs.device) - along * unit[:, :, None] * unit[:, None, :]
-    H = obs.new_zeros(num_points, 3, 3).index_add_(0, pt_idx, A)
-    b = obs.new_zeros(num_points, 3).index_add_(0, pt_idx, (A @ centre[..., None]).squeeze(-1))
-    eps = 1e-12 * torch.eye(3, dtype=obs.dtype, device=obs.device)
-    X = torch.linalg.solve_ex(H + eps, b)[0]
-    X = torch.where(X.isfinite().all(1, keepdim=True), X, 0.0)
-
-    alpha = is_stereo.to(obs.dtype)
-    beta = is_depth.to(obs.dtype) - fx_b * alpha
-    Rt = R.mT[kf_idx]
-
-    def evaluate(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        X_C = (Rt @ (X[pt_idx] - t[kf_idx])[..., None]).squeeze(-1)
-        z = torch.where(X_C[:, 2] > 1e-9, X_C[:, 2], 1e-9)
-        uv = torch.stack([camera.fx * X_C[:, 0] / z + camera.cx, camera.fy * X_C[:, 1] / z + camera.cy], 1)
-        pred = torch.cat([uv, (alpha * uv[:, 0] + beta / z)[:, None]], 1)
-        r = (obs - pred) * inv_sigma
-        cost = obs.new_zeros(num_points).index_add_(0, pt_idx, (r * r).sum(1).nan_to_num(torch.inf))
-        return X_C, z, r, cost
-
-    X_C, z, r, cost = evaluate(X)
-    damping = torch.full_like(cost, 1e-4)
-    for _ in range(iterations):
-        row_u = camera.fx * (Rt[:, 0] - (X_C[:, 0] / z)[:, None] * Rt[:, 2]) / z[:, None]
-        row_v = camera.fy * (Rt[:, 1] - (X_C[:, 1] / z)[:, None] * Rt[:, 2]) / z[:, None]
-        row_d = alpha[:, None] * row_u - (beta / z**2)[:, None] * Rt[:, 2]
-        J = torch.stack([row_u, row_v, row_d], 1) * inv_sigma[..., None]
-        H = obs.new_zeros(num_points, 3, 3).index_add_(0, pt_idx, J.mT @ J)
-        g = obs.new_zeros(num_points, 3).index_add_(0, pt_idx, (J.mT @ r[..., None]).squeeze(-1))
-        D = torch.diag_embed(H.diagonal(dim1=1, dim2=2) * damping[:, None] + 1e-12)
-        trial = X + torch.linalg.solve_ex(H + D, g)[0]
-        X_C_t, z_t, r_t, cost_t = evaluate(trial)
-        better = cost_t < cost
-        X = torch.where(better[:, None], trial, X)
-        cost = torch.where(better, cost_t, cost)
-        damping = torch.where(better, damping * 0.1, damping * 10)
-        per_obs = better[pt_idx]
-        X_C, r = torch.where(per_obs[:, None], X_C_t, X_C), torch.where(per_obs[:, None], r_t, r)
-        z = torch.where(per_obs, z_t, z)
-
-    ones = torch.ones_like(pt_idx)
-    views = torch.zeros(num_points, dtype=torch.int64, device=obs.device).index_add_(0, pt_idx, ones)
-    behind = torch.zeros_like(views).index_add_(0, pt_idx, (~(X_C[:, 2] > 1e-9)).long())
-    depths = torch.zeros_like(views).index_add_(0, pt_idx, has_depth.long())
-    valid = X.isfinite().all(1) & cost.isfinite() & (behind == 0) & ((views >= 2) | (depths >= 1))
-    px2 = ((r[:, :2] / inv_sigma[:, :2]) ** 2).sum(1)
-    rms = (obs.new_zeros(num_points).index_add_(0, pt_idx, px2) / views.clamp_min(1)).sqrt()
-    return Triangulation(X, valid, parallax(T_WC, X, kf_idx, pt_idx), torch.where(valid, rms, torch.inf), views)

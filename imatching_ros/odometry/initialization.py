@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..bundle import triangulate
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
@@ -140,7 +141,7 @@ class MonoInitializer:
         obs = torch.cat([camera.undistort(first.uv[rows].double()), camera.undistort(last.uv[rows].double())])
         count = len(rows)
         both = torch.arange(2 * count)
-        found = geometry.triangulate(camera, poses, both // count, both % count, obs, count)
+        found = triangulate(camera, poses, both // count, both % count, obs, count)
         good = found.valid & (found.rms_px < c.inlier_px) & (found.parallax_rad * camera.fx >= c.min_parallax_px)
         if int(good.sum()) < c.start_landmarks:
             return f"{int(good.sum())} points have enough parallax, {c.start_landmarks} are needed; move the camera sideways"

@@ -20,6 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..bundle import triangulate
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.types import BAResult, ObservationKind, WindowSnapshot
@@ -268,7 +269,7 @@ class Window:
         for iterations in (2, 4):  # the first round only has to show the outliers
             used = ((index[o.lm] >= 0) & keep).nonzero()[:, 0]
             lm = index[o.lm[used]]
-            found = geometry.triangulate(
+            found = triangulate(
                 camera, self.T_WC, o.kf[used], lm, o.obs[used], len(rows), o.kind[used], o.sigma[used], iterations
             )
             residual = self._residuals(camera, found.points_W[lm], used)[0]
