@@ -8,69 +8,14 @@ import torch
 from imatching_ros import bundle
 from imatching_ros.bundle import solve
 from imatching_ros.core import geometry
-from imatching_ros.core.config import BundleConfig, LearningConfig
+from imatching_ros.core.config import BundleConfig
 from imatching_ros.core.types import BAStatus, ObservationKind
-from imatching_ros.learning.gate import refuse
-from imatching_ros.learning.sample import take_sample
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.sift import SiftMatcher
 from imatching_ros.odometry import local_map
 from imatching_ros.odometry.local_map import Keyframe, Window
-from imatching_ros.odometry.mapper import SolvedWindow
-from imatching_ros.odometry.measurements import DepthMeasurements
-from odometry_scenes import CAMERA, speckle
-
-IMAGE = torch.from_numpy(speckle(0, (240, 320)))[None]
-
-
-def depths(inverse: torch.Tensor, sigma: float) -> DepthMeasurements:
-    """Measured inverse depths (N,)."""
-    return DepthMeasurements(ObservationKind.DEPTH, inverse, torch.full_like(inverse, sigma), 1 / inverse)
-
-
-def poses(count: int) -> torch.Tensor:
-    """A sideways path that turns a little."""
-    steps = torch.arange(count, dtype=torch.float64)
-    zero = torch.zeros_like(steps)
-    return geometry.exp(torch.stack([0.2 * steps, 0.02 * steps, 0.05 * steps, zero, 0.02 * steps, zero], 1))
-
-
-def cloud(count: int, seed: int = 0) -> torch.Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 3, generator=rng, dtype=torch.float64) * torch.tensor([4.0, 2.5, 4.0]) + torch.tensor(
-        [-1.5, -1.25, 4.0]
-    )
-
-
-def build(
-    matcher=None, keyframes: int = 5, landmarks: int = 60, noise_px: float = 0.0, depth: bool = False
-) -> tuple[Window, torch.Tensor, torch.Tensor]:
-    """A window with landmarks of the first keyframe seen in all; true poses and points. Rays that leave the image are kept."""
-    matcher = matcher or KltMatcher()
-    T, points = poses(keyframes), cloud(landmarks)
-    window, rng = Window(), torch.Generator().manual_seed(1)
-    for k in range(keyframes):
-        window.add_keyframe(Keyframe(10 * k, 10 * k, IMAGE, matcher.observe(IMAGE)), T[k])
-    seen = [geometry.act(geometry.inverse(pose), points) for pose in T]
-    uv = [
-        geometry.project(CAMERA, p) + noise_px * torch.randn(landmarks, 2, generator=rng, dtype=torch.float64)
-        for p in seen
-    ]
-    queries = matcher.describe(window.keyframes[0].features, uv[0].float()) if matcher.wide_baseline else None
-    rows = window.add_landmarks(0, uv[0].float(), queries)
-    for k in range(keyframes):
-        if depth:
-            window.observe(
-                CAMERA,
-                k,
-                rows,
-                uv[k],
-                torch.full((landmarks,), 0.5),
-                depths(1 / seen[k][:, 2], 0.002),
-            )
-        else:
-            window.observe(CAMERA, k, rows, uv[k], torch.full((landmarks,), 0.5))
-    return window, T, points
+from local_map_windows import DEPTH, IMAGE, NEW, build, depths, turning_window
+from odometry_scenes import CAMERA
 
 
 def test_triangulation_recovers_points_and_drops_a_wrong_observation():
@@ -163,31 +108,6 @@ def test_new_weights_describe_landmarks_again_at_a_keyframe_that_remains():
     assert torch.equal(window.queries.uv, window.observations.uv[at])
 
 
-@pytest.mark.parametrize("noise_px", [0.0, 0.3])
-def test_a_learning_sample_is_complete_and_cloned(noise_px):
-    window, _, _ = build(noise_px=noise_px)
-    window.triangulate(CAMERA, 3.0, 3.0)
-    snapshot, used, rows = window.snapshot(CAMERA)
-    result = bundle.solve(snapshot, BundleConfig())
-    assert result.status is BAStatus.CONVERGED
-    solved = SolvedWindow.of(window, snapshot, result, used)
-    sample = take_sample(solved, 0, 3, True)
-    w = sample.window
-    assert sample.keyframe_ids == (0, 10, 20, 30, 40) and len(sample.images) == 5 and sample.weights_version == 3
-    assert (w.pt_idx[sample.host_obs] == torch.arange(len(w.points_W))).all() and (w.kf_idx[sample.host_obs] == 0).all()
-    assert not sample.held_out[sample.host_obs].any()
-    share = sample.held_out.float().mean()
-    assert 0.08 < share < 0.3
-    remaining = torch.bincount(w.pt_idx[~sample.held_out], minlength=len(w.points_W))
-    assert remaining.min() >= 3
-    assert torch.equal(sample.held_out, take_sample(solved, 0, 3, True).held_out)
-    assert not torch.equal(sample.held_out, take_sample(solved, 1, 3, True).held_out)
-    sample.images[0].zero_(), w.T_WC.zero_(), w.obs.zero_()
-    assert (
-        window.keyframes[0].image.any() and window.T_WC.any() and window.observations.obs.any() and snapshot.T_WC.any()
-    )
-
-
 @pytest.mark.parametrize(("kind", "held"), [(ObservationKind.DEPTH, 2), (ObservationKind.STEREO, 1)])
 def test_stereo_holds_one_pose_where_others_hold_two(kind, held):
     window, _, _ = build(depth=True)
@@ -237,9 +157,7 @@ def test_scale_of_a_recalled_window_is_that_of_its_landmarks():
     assert window.restore_scale(torch.arange(60)) == 1 and torch.equal(window.T_WC, before)
 
 
-IMAGE = torch.from_numpy(speckle(0, (240, 320)))[None]
-KNOWN, NEW = 40, 400
-DEPTH = 5.0
+KNOWN = 40
 
 
 def wall(baseline: float, noise_px: float = 1.0, sigma_px: float = 1.0) -> Window:
@@ -303,33 +221,6 @@ def test_the_prior_is_left_out_once_parallax_is_enough_and_in_front_of_a_backgro
     assert len(with_prior(near)) == NEW - 1
 
 
-def turning_window() -> Window:
-    """Five keyframes that turn about one point, the first two held as once keyframes have left; all landmarks known, under a prior."""
-    rng = torch.Generator().manual_seed(3)
-    window = Window()
-    uv0 = torch.rand(NEW, 2, generator=rng, dtype=torch.float64) * torch.tensor([220.0, 200.0]) + torch.tensor(
-        [70.0, 20.0]
-    )
-    points = geometry.back_project(CAMERA, uv0, torch.full((NEW,), DEPTH, dtype=torch.float64))
-    for k in range(5):
-        turn = geometry.exp(torch.tensor([0.002 * k, 0, 0, 0, 0.02 * k, 0], dtype=torch.float64))
-        window.add_keyframe(Keyframe(k, k, IMAGE, KltMatcher().observe(IMAGE)), turn)
-    rows = window.add_landmarks(0, uv0.float(), None)
-    for k, T in enumerate(window.T_WC):
-        seen = geometry.project(CAMERA, geometry.act(geometry.inverse(T), points))
-        window.observe(
-            CAMERA,
-            k,
-            rows,
-            seen + 0.3 * torch.randn(NEW, 2, generator=rng, dtype=torch.float64),
-            torch.full((NEW,), 0.5),
-        )
-    window.set_positions(rows, points)
-    window.landmarks = replace(window.landmarks, expected_inv_depth=torch.full((NEW,), 1 / DEPTH, dtype=torch.float64))
-    window.keyframe_dropped = True
-    return window
-
-
 def test_an_expected_depth_is_no_measurement_a_turn_on_the_spot_stays_degenerate():
     snapshot, used, _ = turning_window().snapshot(CAMERA)
     assert snapshot.fixed.tolist() == [True, True, False, False, False] and bool(
@@ -344,17 +235,6 @@ def test_an_expected_depth_is_no_measurement_a_turn_on_the_spot_stays_degenerate
         result = solve(snapshot, BundleConfig(**limits))
         assert result.status is BAStatus.DEGENERATE and why in result.reason and result.covariance_newest is None
     assert solve(snapshot, BundleConfig(**off)).status is not BAStatus.DEGENERATE
-
-
-def test_the_gate_refuses_a_turn_on_the_spot_whatever_bundle_adjustment_says_of_it():
-    window = turning_window()
-    snapshot, used, _ = window.snapshot(CAMERA)
-    result = solve(snapshot, BundleConfig())
-    sample = take_sample(SolvedWindow.of(window, snapshot, result, used), 0, 0, True)
-    assert sample.window.expected_depth
-    assert refuse(sample, LearningConfig()) == "bundle adjustment degenerate"
-    believed = replace(sample, result=replace(sample.result, status=BAStatus.CONVERGED))
-    assert refuse(believed, LearningConfig()) == "no translation"
 
 
 def test_a_window_that_measures_depth_has_no_use_for_it():
