@@ -103,7 +103,7 @@ class NewestCovariance:
     """The covariance of a window's newest pose, or why it has none."""
 
     matrix: Tensor | None = None  # (6, 6) of T_WC * Exp([rho, phi])
-    inflation: float = 1.0  # of it, over that for independent residuals
+    covariance_scale: float = 1.0  # of it, over that for independent residuals
     degenerate: str = ""  # the observations do not determine the poses, and why
 
 
@@ -130,10 +130,10 @@ def newest_covariance(
         return NewestCovariance(degenerate=why)
     rows = inverse[6 * newest : 6 * newest + 6]
     block = rows[:, 6 * newest : 6 * newest + 6]
-    inflation = config.shared_error * _window_design_effect(window, problem, state, (rows, block * scale), kernel)
+    shared = config.shared_error * _window_design_effect(window, problem, state, (rows, block * scale), kernel)
     Rt = state.R[newest + fixed].T
     to_body = torch.block_diag(Rt, Rt)
-    return NewestCovariance(to_body @ block @ to_body.T * (scale * inflation), float(inflation))
+    return NewestCovariance(to_body @ block @ to_body.T * (scale * shared), float(shared))
 
 
 def _invert(problem: Problem, state: State, kernel: RobustKernel) -> Tensor | None:

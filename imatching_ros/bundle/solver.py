@@ -63,7 +63,7 @@ def solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
         status=status,
         reason="; ".join(part for part in (reason or outcome.reason, problem.excluded) if part),
         covariance_newest=covariance.matrix,
-        inflation=covariance.inflation,
+        covariance_scale=covariance.covariance_scale,
     )
 
 

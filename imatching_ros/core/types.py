@@ -109,7 +109,9 @@ class BAResult:
     covariance_newest: (
         Tensor | None
     )  # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate
-    inflation: float = 1.0  # by which covariance_newest exceeds that of independent observations
+    covariance_scale: float = (
+        1.0  # design effect of shared errors: covariance_newest over that for independent observations
+    )
 
     @property
     def poses(self) -> pypose.LieTensor:
@@ -131,6 +133,11 @@ class LearningSample:
     held_out: Tensor  # (O,) bool: never trained on, used to validate a candidate
     weights_version: int
     tracking_healthy: bool = True  # False while lost or just recovered
+
+    @property
+    def poses(self) -> pypose.LieTensor:
+        """The poses of the window's solution as `pypose.SE3` (M,): a view of `result.T_WC`, perturbed by T * Exp([rho, phi])."""
+        return self.result.poses
 
 
 @dataclass(frozen=True)

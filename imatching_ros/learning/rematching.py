@@ -166,16 +166,16 @@ def describe(matcher: Matcher, sample: LearningSample, features: list[Features])
 def measurements(sample: LearningSample, found: Rematch, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
     """The measurements of a rematch, for both levels: the observations (O, 3) `rows`, differentiable in the matches, and their sigmas (O, 3).
 
-    The third number stays as measured: the depth of a depth image, and in stereo the disparity, so that u in the right image
+    The disparity or inverse-depth measurement stays as measured. In stereo the disparity is held, so that u in the right image
     moves with u.
     """
     window = sample.window
     uv = window.camera.undistort(found.uv[rows].double())
     measured = window.obs[rows]
-    third = measured[:, 2] + torch.where(window.kind[rows] == ObservationKind.STEREO, uv[:, 0] - measured[:, 0], 0.0)
+    depth = measured[:, 2] + torch.where(window.kind[rows] == ObservationKind.STEREO, uv[:, 0] - measured[:, 0], 0.0)
     sigma = window.sigma[rows].clone()
     sigma[:, :2] = (found.sigma_px[rows].double().clamp_min(1e-2) * window.camera.stretch(uv))[:, None]
-    return torch.cat([uv, third[:, None]], 1), sigma
+    return torch.cat([uv, depth[:, None]], 1), sigma
 
 
 def window_of(sample: LearningSample, found: Rematch, config: LearningConfig) -> tuple[WindowSnapshot, Tensor]:

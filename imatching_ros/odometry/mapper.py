@@ -184,8 +184,8 @@ class Mapper:
         if result.covariance_newest is None:
             return f"bundle adjustment of the first views: {result.reason}"
         baseline = float((window.T_WC[-1, :3] - window.T_WC[0, :3]).norm())
-        # Without the inflation: errors that all matches of an image share are as large for every start.
-        error = float((result.covariance_newest[:3, :3].trace() / result.inflation).sqrt())
+        # Without the design effect: errors that all matches of an image share are as large for every start.
+        error = float((result.covariance_newest[:3, :3].trace() / result.covariance_scale).sqrt())
         needed = c.start_precision * (2 - start.patience)
         if not error <= needed * baseline:
             return f"the first motion is known to {100 * error / baseline:.1f} % only, {100 * needed:.1f} % are needed"

@@ -37,7 +37,7 @@ def test_mean_nees_is_within_its_interval(kind, kernel, outliers):
 
 def test_errors_that_neighbours_share_make_it_larger():
     """What is tracked in one part of an image errs alike: as many parts as there are, not landmarks, tell where the camera is."""
-    nees, inflation = [], []
+    nees, scales = [], []
     for seed in range(20):
         made = make_window(5, 300, kind=ObservationKind.STEREO, seed=seed, noise_px=0.2)
         w = made.window
@@ -51,8 +51,8 @@ def test_errors_that_neighbours_share_make_it_larger():
         result = bundle.solve(dataclasses.replace(w, obs=obs), BundleConfig(shared_error=1.0))
         e = geometry.local(result.T_WC[-1], made.T_WC[-1])
         nees.append(float(e @ torch.linalg.solve(result.covariance_newest, e)))
-        inflation.append(result.inflation)
-    mean, factor = (sum(values) / len(values) for values in (nees, inflation))
+        scales.append(result.covariance_scale)
+    mean, factor = (sum(values) / len(values) for values in (nees, scales))
     assert factor > 3 and mean < 25 and mean * factor > 40
 
 
@@ -61,7 +61,7 @@ def test_the_shared_error_is_a_factor():
     one, four = (bundle.solve(made.window, BundleConfig(shared_error=factor)) for factor in (1.0, 4.0))
     assert (
         torch.allclose(4 * one.covariance_newest, four.covariance_newest)
-        and abs(four.inflation / one.inflation - 4) < 1e-9
+        and abs(four.covariance_scale / one.covariance_scale - 4) < 1e-9
     )
 
 

@@ -21,7 +21,7 @@ class Consistency:
     """The windows of one run; N of them have a covariance."""
 
     nees: Tensor  # (N,) float64 of the newest keyframe's pose, 6 degrees of freedom
-    naive: Tensor  # (N,) the same if observations were independent: without `BAResult.inflation`
+    naive: Tensor  # (N,) the same if observations were independent: without `BAResult.covariance_scale`
     position: Tensor  # (N,) of its position alone, 3 degrees of freedom
     rotation: Tensor  # (N,) of its rotation alone, 3
     error_m: Tensor  # (N,)
@@ -61,7 +61,7 @@ def _compare(estimate: Tensor, true: Tensor, result: BAResult) -> Tensor:
     blocks = (slice(0, 6), slice(0, 3), slice(3, 6))
     nees = [e[block] @ torch.linalg.solve(covariance[block, block], e[block]) for block in blocks]
     return torch.stack(
-        [nees[0], nees[0] * result.inflation, *nees[1:], e[:3].norm(), covariance[:3, :3].trace().sqrt()]
+        [nees[0], nees[0] * result.covariance_scale, *nees[1:], e[:3].norm(), covariance[:3, :3].trace().sqrt()]
     )
 
 
