@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...core.errors import SourceError
 from . import euroc, frames_csv, kitti, tum
-from .base import Source, SourceOptions
+from .base import Source, SourceOptions, list_files
 from .folder import FolderSource
 
 
@@ -28,10 +28,10 @@ def open_source(path: str | Path, options: SourceOptions = SourceOptions()) -> S
         for layout in (frames_csv, tum, euroc, kitti):
             if layout.recognizes(path):
                 return FolderSource(layout.list_frames(path), options)
-        inside = sorted(p.name for p in path.iterdir())[:8]
+        inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))[:8]
         raise SourceError(
             f"{path} is not a known recording. Looked for: metadata.yaml, *.mcap or *.db3 (rosbag2), *.bag (ROS 1), "
-            "frames.csv, rgb.txt (TUM RGB-D), mav0/cam0/sensor.yaml (EuRoC), calib.txt with image_0 .. image_3 (KITTI odometry). "
+            "frames.csv, rgb.txt (TUM RGB-D), mav0/cam0/sensor.yaml or data.csv (EuRoC), calib.txt with image_0 .. image_3 (KITTI odometry). "
             f"Found: {', '.join(inside) or 'an empty folder'}"
         )
     raise SourceError(f"{path} is a file of unknown kind; expected .mcap, .db3 or .bag, or a folder")
@@ -41,4 +41,4 @@ def is_bag(path: Path) -> bool:
     """Whether `path` is a bag file or a folder that holds one."""
     if path.is_file():
         return path.suffix in (".mcap", ".db3", ".bag")
-    return (path / "metadata.yaml").is_file() or any(next(path.glob(f"*{s}"), None) for s in (".mcap", ".db3", ".bag"))
+    return (path / "metadata.yaml").is_file() or bool(list_files(path, (".mcap", ".db3", ".bag")))

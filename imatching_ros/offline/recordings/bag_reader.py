@@ -13,6 +13,7 @@ from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from ...core.errors import SourceError
+from .base import list_files
 from .bag_recovery import scan_db3, scan_mcap
 
 _SUFFIXES = (".mcap", ".db3", ".bag")
@@ -134,7 +135,7 @@ def _storage_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     for suffix in _SUFFIXES:
-        if files := sorted(path.glob(f"*{suffix}")):
+        if files := list_files(path, (suffix,)):
             return files
     return []
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +156,15 @@ def choose_mode(requested: str, has_right: bool, has_depth: bool, name: str) -> 
     if requested != "auto":
         return requested
     return "rgbd" if has_depth else "stereo" if has_right else "mono"
+
+
+def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files of a folder with these suffixes, numbers in their names counted: 2 before 10.
+
+    Hidden files are left out: macOS puts a `._NAME` beside every NAME on foreign disks.
+    """
+    found = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    return sorted(found, key=lambda p: [int(s) if s.isdecimal() else s for s in re.split(r"([0-9]+)", p.name)])
 
 
 def associate(stamps_ns: np.ndarray, others_ns: np.ndarray, tolerance_ns: int) -> np.ndarray:

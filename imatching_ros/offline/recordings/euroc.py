@@ -23,7 +23,7 @@ _TOLERANCE_NS = 2_000_000
 
 def recognizes(path: Path) -> bool:
     """Whether `path` is mav0 or the folder around it."""
-    return (_root(path) / "cam0" / "sensor.yaml").is_file()
+    return any((_root(path) / "cam0" / name).is_file() for name in ("sensor.yaml", "data.csv"))
 
 
 def _root(path: Path) -> Path:
@@ -33,6 +33,8 @@ def _root(path: Path) -> Path:
 def list_frames(path: Path) -> Listing:
     """Reads both cameras; the truth of the body is carried over to the left camera by T_BS.
 
+    Without sensor.yaml there is the left camera alone, uncalibrated.
+
     Raises:
         SourceError: a data.csv that cannot be read.
         CameraError: a sensor.yaml that cannot be understood.
@@ -41,7 +43,7 @@ def list_frames(path: Path) -> Listing:
     stamps, images = _read_list(root / "cam0")
     camera, T_B_left = _read_sensor(root / "cam0" / "sensor.yaml")
     rights, rectification = [None] * len(images), None
-    if (root / "cam1" / "sensor.yaml").is_file():
+    if T_B_left is not None and (root / "cam1" / "sensor.yaml").is_file():
         right_stamps, right_images = _read_list(root / "cam1")
         partner = associate(stamps, right_stamps, _TOLERANCE_NS)
         rights = [right_images[p] if p >= 0 else None for p in partner]
@@ -66,7 +68,9 @@ def _read_list(folder: Path) -> tuple[np.ndarray, list[Path]]:
     return read_stamps(rows, unit_ns=1), [folder / "data" / row.text(1) for row in rows]
 
 
-def _read_sensor(path: Path) -> tuple[Camera, np.ndarray]:
+def _read_sensor(path: Path) -> tuple[Camera, np.ndarray] | tuple[None, None]:
+    if not path.is_file():
+        return None, None
     camera = read_camera(path)
     try:
         T_BS = yaml.safe_load(path.read_text(encoding=ENCODING).replace("%YAML:1.0", ""))["T_BS"]["data"]

@@ -37,7 +37,7 @@ class Listing:
     camera: Camera | None  # of the images as stored; None when the layout has no calibration
     depth_units_per_metre: float = 1000.0
     rectification: Callable[[], Rectification] | None = None  # for stereo pairs that are not stored rectified
-    truth: Callable[..., Trajectory] | None = None  # as `read_trajectory`, with stamps_ns and warn
+    truth: Callable[..., Trajectory | None] | None = None  # as `read_trajectory`, with stamps_ns and warn
     T_body_camera: np.ndarray | None = None  # (4, 4), of the body whose poses EuRoC's files of truth hold
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...camera.model import Camera
 from ...core.errors import CameraError, SourceError
+from .base import list_files
 from .folder import Entry, Listing
 from ...camera.decoding import read_image
 from .text_files import read_rows, read_stamps, read_text
@@ -56,14 +57,14 @@ def list_frames(path: Path) -> Listing:
         None,
     )
 
-    def truth(**how: Any) -> Trajectory:
-        return read_trajectory(poses, **how).transformed(T_0_left)
+    def truth(**how: Any) -> Trajectory | None:
+        return None if poses is None else read_trajectory(poses, **how).transformed(T_0_left)
 
-    return Listing(f"KITTI {path.resolve().name}", entries, camera, truth=None if poses is None else truth)
+    return Listing(f"KITTI {path.resolve().name}", entries, camera, truth=truth)
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    return list_files(folder, (".png", ".jpg", ".jpeg"))
 
 
 def _read_calibration(path: Path) -> dict[str, np.ndarray]:

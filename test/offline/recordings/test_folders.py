@@ -181,6 +181,18 @@ def write_kitti(folder, names=range(N)):
     return folder
 
 
+def test_names_without_leading_zeros_are_in_the_order_of_their_numbers(tmp_path):
+    write_kitti(tmp_path, range(12))
+    assert [int(f.image[0, 0, 0]) for f in open_source(tmp_path)] == list(range(12))
+
+
+def test_hidden_files_are_no_frames_and_no_bags(tmp_path):
+    write_kitti(tmp_path)
+    for name in ("image_0/._0.png", "image_0/.DS_Store", "._04.bag"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    assert len(list(open_source(tmp_path))) == N
+
+
 def test_numbers_that_cannot_be_read_name_file_and_line(tmp_path):
     folder = write_kitti(tmp_path)
     (folder / "times.txt").write_text("0\n0.1\nx\n")
@@ -253,6 +265,16 @@ def test_euroc_is_rectified_for_stereo_only(tmp_path):
         np.testing.assert_allclose(own.matrices()[0, :3, 3], [0.3, 0, 0], atol=1e-12)  # of the camera, not of the body
     mono = open_source(root / "mav0", SourceOptions(mode="mono"))
     assert mono.camera.is_distorted and list(mono)[0].stamp_ns == 1_403_636_579_763_555_584
+
+
+def test_euroc_without_calibration_takes_a_given_one(tmp_path):
+    root = write_euroc(tmp_path, np.eye(4), np.eye(4))
+    for camera in ("cam0", "cam1"):
+        (root / f"mav0/{camera}/sensor.yaml").unlink()
+    with pytest.raises(CameraError, match="--camera FILE"):
+        open_source(root)
+    source = open_source(root, SourceOptions(camera=Camera(W, H, 50, 50, 31, 23)))
+    assert source.mode == "mono" and len(list(source)) == N
 
 
 def test_unknown_folders_list_what_was_looked_for(tmp_path):
