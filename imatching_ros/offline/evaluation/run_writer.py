@@ -139,7 +139,10 @@ class RunWriter:
         poses = np.array([np.asarray(T, float) for _, T in keyframes]).reshape(-1, 7)
         write_tum(self.folder / "keyframes.txt", Trajectory(stamps, poses))
         metrics: dict[str, Any] = self._counts()
-        score = "the recording has no truth" if truth is None else score_trajectory(estimate, truth, self.metric)
+        try:
+            score = "the recording has no truth" if truth is None else score_trajectory(estimate, truth, self.metric)
+        except Exception as error:  # whatever is wrong with the truth, the run itself is worth keeping
+            score = f"the comparison with the truth failed: {type(error).__name__} {error}"
         if truth is not None:
             write_tum(self.folder / "groundtruth.txt", truth)
         if isinstance(score, TrajectoryScore):

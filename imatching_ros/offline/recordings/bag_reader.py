@@ -84,6 +84,10 @@ class BagReader:
         except Exception as error:
             self._warn(f"{self.path} is damaged ({_short(error)}): everything up to {last / 1e9:.3f} s was used")
 
+    def warn(self, text: str) -> None:
+        """Reports damage that was survived."""
+        self._warn(text)
+
     def _open(self) -> AnyReader:
         # A folder without metadata.yaml (recording was killed) is read file by file.
         if self.path.is_dir() and (self.path / "metadata.yaml").is_file():

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from ...core.errors import SourceError
 from .bag_reader import BagReader
-from .truth import Trajectory, from_matrices
+from .truth import UNUSABLE_POSE, Trajectory, are_poses, from_matrices
 
 
 def read_truth(reader: BagReader, topic: str, image_topic: str, connected: bool = False) -> Trajectory | None:
@@ -31,11 +31,16 @@ def read_truth(reader: BagReader, topic: str, image_topic: str, connected: bool 
         return _from_tf(reader, topic, camera_frame.lstrip("/"), static)
     stamps: list = []
     poses: list = []
-    child = ""
+    child, skipped = "", 0
     for _, _, message in reader.messages([topic]):
         child = getattr(message, "child_frame_id", "") or child
+        pose = _pose_of(message)
+        if pose is None:
+            skipped += 1
+            continue
         stamps.append(int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec))
-        poses.append(_pose_of(message))
+        poses.append(pose)
+    _warn_of_skipped(reader, topic, skipped)
     if not poses:
         return None
     order = np.argsort(stamps, kind="stable")
@@ -52,8 +57,13 @@ def read_truth(reader: BagReader, topic: str, image_topic: str, connected: bool 
     return from_matrices(np.array(stamps, np.int64)[order], T)
 
 
-def _pose_of(message: Any) -> np.ndarray:
-    """(4, 4) of whichever pose message it is."""
+def _warn_of_skipped(reader: BagReader, topic: str, count: int) -> None:
+    if count:
+        reader.warn(f"{count} poses on {topic} are skipped: {UNUSABLE_POSE}")
+
+
+def _pose_of(message: Any) -> np.ndarray | None:
+    """(4, 4) of whichever pose message it is; None when it is no pose."""
     inner = getattr(message, "pose", None) or message.transform
     inner = getattr(inner, "pose", inner)
     position = getattr(inner, "position", None) or inner.translation
@@ -61,7 +71,10 @@ def _pose_of(message: Any) -> np.ndarray:
     return _matrix(position, rotation)
 
 
-def _matrix(position: Any, rotation: Any) -> np.ndarray:
+def _matrix(position: Any, rotation: Any) -> np.ndarray | None:
+    pose = [position.x, position.y, position.z, rotation.x, rotation.y, rotation.z, rotation.w]
+    if not are_poses(np.array([pose], float))[0]:
+        return None
     T = np.eye(4)
     T[:3, :3] = Rotation.from_quat([rotation.x, rotation.y, rotation.z, rotation.w]).as_matrix()
     T[:3, 3] = position.x, position.y, position.z
@@ -71,14 +84,17 @@ def _matrix(position: Any, rotation: Any) -> np.ndarray:
 def _static_transforms(reader: BagReader) -> dict[str, tuple[str, np.ndarray]]:
     """{child: (parent, T_parent_child)}."""
     result = {}
+    skipped = 0
     for topic in ("/tf_static", "tf_static"):
         if topic in reader.topics:
             for _, _, message in reader.messages([topic]):
                 for t in message.transforms:
-                    result[t.child_frame_id.lstrip("/")] = (
-                        t.header.frame_id.lstrip("/"),
-                        _matrix(t.transform.translation, t.transform.rotation),
-                    )
+                    T = _matrix(t.transform.translation, t.transform.rotation)
+                    if T is None:
+                        skipped += 1
+                    else:
+                        result[t.child_frame_id.lstrip("/")] = t.header.frame_id.lstrip("/"), T
+    _warn_of_skipped(reader, "/tf_static", skipped)
     return result
 
 
@@ -104,19 +120,25 @@ def _from_tf(
 ) -> Trajectory | None:
     tree = dict(static)
     moving: set[str] = set()
+    skipped = 0
     stamps: list = []
     poses: list = []
     for _, _, message in reader.messages([topic]):
         stamp = None
         for t in message.transforms:
             child = t.child_frame_id.lstrip("/")
-            tree[child] = t.header.frame_id.lstrip("/"), _matrix(t.transform.translation, t.transform.rotation)
+            T_parent = _matrix(t.transform.translation, t.transform.rotation)
+            if T_parent is None:
+                skipped += 1
+                continue
+            tree[child] = t.header.frame_id.lstrip("/"), T_parent
             moving.add(child)
             stamp = int(t.header.stamp.sec) * 1_000_000_000 + int(t.header.stamp.nanosec)
         _, T, way = _to_root(tree, camera)
         if stamp is not None and moving & set(way) and (not stamps or stamp > stamps[-1]):
             stamps.append(stamp)
             poses.append(T)
+    _warn_of_skipped(reader, topic, skipped)
     if not poses:
         raise SourceError(
             f"no transform on {topic} moves the camera's frame '{camera}'; frames: {', '.join(sorted(tree)) or 'none'}"

@@ -106,3 +106,10 @@ def test_lines_are_on_disk_before_the_end(tmp_path):
     assert (tmp_path / "events.jsonl").read_text().count("\n") == 1
     writer.close()
     writer.add_event({"event": "late"})  # a learner's thread may speak last
+
+
+def test_truth_that_cannot_be_compared_costs_no_run(tmp_path):
+    truth = Trajectory(np.arange(1, 6) * STEP, np.full((5, 7), np.nan))
+    metrics = write(tmp_path, truth)
+    assert metrics["ate"] is None and "comparison with the truth failed" in metrics["no_truth_because"]
+    assert (tmp_path / "metrics.json").is_file()

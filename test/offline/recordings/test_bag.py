@@ -23,6 +23,8 @@ CAMERA = Camera(W, H, 50, 50, 31.5, 23.5)
 class Bag:
     """Writes a bag of either kind, message by message."""
 
+    scale = 1.0  # of the quaternions; others than 1 are no rotations
+
     def __init__(self, path, ros=2, storage=StoragePlugin.MCAP):
         self.ros = ros
         self.store = get_typestore(Stores.ROS2_JAZZY if ros == 2 else Stores.ROS1_NOETIC)
@@ -124,7 +126,8 @@ class Bag:
         )
 
     def quaternion(self, z=0.0):
-        return self.type("geometry_msgs/msg/Quaternion")(x=0.0, y=0.0, z=float(np.sin(z / 2)), w=float(np.cos(z / 2)))
+        w = self.scale * float(np.cos(z / 2))
+        return self.type("geometry_msgs/msg/Quaternion")(x=0.0, y=0.0, z=self.scale * float(np.sin(z / 2)), w=w)
 
     def transform(self, topic, stamp, parent, child, x, turn=0.0):
         t = self.type("geometry_msgs/msg/Transform")(
@@ -337,6 +340,24 @@ def test_truth_from_tf_follows_the_tree(tmp_path):
     truth = open_source(tmp_path / "bag", SourceOptions(truth_topic="/tf")).groundtruth()
     np.testing.assert_allclose(truth.T_WC[:, 0], 0.3 + np.arange(N))
     np.testing.assert_allclose(truth.matrices()[0, :2, :2], [[0, -1], [1, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), 3.0])
+@pytest.mark.parametrize("topic", ["/tf", "/truth"])
+def test_truth_that_is_no_pose_is_skipped_and_counted(tmp_path, topic, scale):
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(N):
+            stamp = (k + 1) * STEP
+            bag.info("/camera_info", stamp)
+            bag.image("/image", stamp, grey(k))
+            bag.scale = scale if k == 3 else 1.0
+            if topic == "/tf":
+                bag.transform("/tf", stamp, "map", "camera", 1.0 * k)
+            else:
+                bag.pose(topic, stamp, 1.0 * k)
+    source = open_source(tmp_path / "bag", SourceOptions(truth_topic=topic))
+    assert source.groundtruth().T_WC[:, 0].tolist() == [0, 1, 2, 4, 5]
+    assert len(source.warnings) == 1 and f"1 poses on {topic}" in source.warnings[0]
 
 
 def test_odometry_of_the_base_is_carried_to_the_camera(tmp_path):
