@@ -48,8 +48,35 @@ def make_window(
         motion: sideways, forward or rotation (about the optical centre, no translation).
     """
     g = torch.Generator().manual_seed(seed)
-    real = dict(generator=g, dtype=torch.float64)
     camera = Camera(640, 480, 500.0, 500.0, 319.5, 239.5, baseline_m=0.2)
+    T = _path(g, keyframes, motion, step_m)
+    # Every landmark is placed in the view of the middle keyframe of its track.
+    first, length = _tracks(g, keyframes, landmarks, track, shortest_track)
+    uv = _uniform(g, landmarks, 2) * torch.tensor([520.0, 360.0]) + 60
+    depth = 2 + 8 * _uniform(g, landmarks)
+    points = geometry.act(T[first + length // 2], geometry.back_project(camera, uv, depth))
+    member = torch.arange(keyframes)[None] - first[:, None]
+    pt_idx, kf_idx = torch.nonzero((member >= 0) & (member < length[:, None]), as_tuple=True)
+    points_C = geometry.act(geometry.inverse(T)[kf_idx], points[pt_idx])
+    seen = points_C[:, 2] > 0.3
+    kf_idx, pt_idx = kf_idx[seen], pt_idx[seen]
+    obs, sigma = _measure(g, camera, points_C[seen], kind, noise_px)
+    outlier = _uniform(g, len(obs)) < outliers
+    obs[:, :2] += torch.where(outlier[:, None], (_uniform(g, len(obs), 2) - 0.5) * 100, 0.0)
+
+    fixed = torch.zeros(keyframes, dtype=torch.bool)
+    fixed[0] = True
+    shake = _normal(g, keyframes, 6) * pose_noise * torch.tensor([1, 1, 1, 0.25, 0.25, 0.25])
+    shake[0] = 0
+    start_T = geometry.retract(T, shake)
+    away = _normal(g, landmarks, 3) * point_noise * depth[:, None]
+    kinds = torch.full((len(obs),), int(kind))
+    window = WindowSnapshot(camera, start_T, points + away, kf_idx, pt_idx, obs, kinds, sigma, fixed)
+    return SyntheticWindow(window, T, points, outlier)
+
+
+def _path(g: torch.Generator, keyframes: int, motion: str, step_m: float) -> Tensor:
+    """(keyframes, 7) true poses T_WC with a little noise; the first is the identity."""
     step = torch.arange(keyframes, dtype=torch.float64)
     twist = torch.zeros(keyframes, 6, dtype=torch.float64)
     if motion == "sideways":
@@ -59,25 +86,24 @@ def make_window(
         twist[:, 2] = step_m * step
     else:
         twist[:, 4] = 0.03 * step
-    twist += torch.randn(keyframes, 6, **real) * torch.tensor([0.02, 0.02, 0.02, 0.01, 0.01, 0.01])
+    twist += _normal(g, keyframes, 6) * torch.tensor([0.02, 0.02, 0.02, 0.01, 0.01, 0.01])
     if motion == "rotation":
         twist[:, :3] = 0
     T = geometry.exp(twist)
-    T = geometry.compose(geometry.inverse(T[:1]), T)
+    return geometry.compose(geometry.inverse(T[:1]), T)
 
-    # Every landmark is placed in the view of the middle keyframe of its track.
-    spread = 2 * (track - shortest_track)
-    length = (torch.rand(landmarks, **real) * spread + shortest_track).round().clamp(2, keyframes).long()
-    first = (torch.rand(landmarks, **real) * (keyframes - length + 1)).long()
-    uv = torch.rand(landmarks, 2, **real) * torch.tensor([520.0, 360.0]) + 60
-    depth = 2 + 8 * torch.rand(landmarks, **real)
-    points = geometry.act(T[first + length // 2], geometry.back_project(camera, uv, depth))
-    member = torch.arange(keyframes)[None] - first[:, None]
-    pt_idx, kf_idx = torch.nonzero((member >= 0) & (member < length[:, None]), as_tuple=True)
-    points_C = geometry.act(geometry.inverse(T)[kf_idx], points[pt_idx])
-    seen = points_C[:, 2] > 0.3
-    kf_idx, pt_idx, points_C = kf_idx[seen], pt_idx[seen], points_C[seen]
-    count = len(kf_idx)
+
+def _tracks(g: torch.Generator, keyframes: int, landmarks: int, mean: float, least: int) -> tuple[Tensor, Tensor]:
+    """First keyframe and number of keyframes of each landmark's track, (landmarks,) int64 each."""
+    length = (_uniform(g, landmarks) * (2 * (mean - least)) + least).round().clamp(2, keyframes).long()
+    return (_uniform(g, landmarks) * (keyframes - length + 1)).long(), length
+
+
+def _measure(
+    g: torch.Generator, camera: Camera, points_C: Tensor, kind: ObservationKind, noise_px: float
+) -> tuple[Tensor, Tensor]:
+    """Noisy observations of points (O, 3) in their camera, and their standard deviations, (O, 3) each."""
+    count = len(points_C)
     obs = torch.zeros(count, 3, dtype=torch.float64)
     obs[:, :2] = geometry.project(camera, points_C)
     sigma = torch.full((count, 3), noise_px, dtype=torch.float64)
@@ -86,19 +112,15 @@ def make_window(
     elif kind == ObservationKind.DEPTH:
         obs[:, 2] = 1 / points_C[:, 2]
         sigma[:, 2] = noise_px / (camera.fx * camera.baseline_m)
-    obs += torch.randn(count, 3, **real) * sigma
+    obs += _normal(g, count, 3) * sigma
     if kind == ObservationKind.MONO:
         obs[:, 2] = 0
-    outlier = torch.rand(count, **real) < outliers
-    obs[:, :2] += torch.where(outlier[:, None], (torch.rand(count, 2, **real) - 0.5) * 100, 0.0)
+    return obs, sigma
 
-    fixed = torch.zeros(keyframes, dtype=torch.bool)
-    fixed[0] = True
-    shake = torch.randn(keyframes, 6, **real) * pose_noise * torch.tensor([1, 1, 1, 0.25, 0.25, 0.25])
-    shake[0] = 0
-    start_T = geometry.retract(T, shake)
-    away = torch.randn(landmarks, 3, **real) * point_noise * depth[:, None]
-    window = WindowSnapshot(
-        camera, start_T, points + away, kf_idx, pt_idx, obs, torch.full((count,), int(kind)), sigma, fixed
-    )
-    return SyntheticWindow(window, T, points, outlier)
+
+def _uniform(g: torch.Generator, *size: int) -> Tensor:
+    return torch.rand(*size, generator=g, dtype=torch.float64)
+
+
+def _normal(g: torch.Generator, *size: int) -> Tensor:
+    return torch.randn(*size, generator=g, dtype=torch.float64)
