@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
-from scipy.spatial.transform import Rotation
+from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
 from ...core.errors import ConfigError
@@ -52,34 +52,35 @@ def make_trajectory(
     path = _walk(scene, rng, speed * duration_s * 1.3 + 1.0, long_place, 1.2 if kind == "outdoor" else 0.45)
     smooth_m = 2.5 if kind == "outdoor" else 0.35
     position = _at_speed(rng, path, speed, count, smooth_m)
-    ahead = np.gradient(position, axis=0)
-    heading = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
-    # The robot looks where it goes, later than it turns, and now and then aside.
-    aside = np.radians(8 if kind == "outdoor" else 22) * _drift(rng, count, 4.0)
-    heading = gaussian_filter1d(heading, 0.8 / PATH_STEP_S, mode="nearest") + aside
-    pitch = (
-        np.radians(-3)
-        + np.radians(1.5) * _drift(rng, count, 1.5)
-        + np.radians(2.0 if not long_place else 0.5) * _drift(rng, count, 4.0)
-    )
-    roll = np.radians(0.8) * _drift(rng, count, 1.5)
+    heading, pitch, roll = _attitude(rng, position, kind)
     position[:, 2] += (0.015 if kind != "outdoor" else 0.03) * _drift(rng, count, 0.8)
     if motion != "tour":
         position[:] = position[0]
     if motion == "still":
         heading[:], pitch[:], roll[:] = heading[0], pitch[0], roll[0]
     elif motion == "pure_rotation":
-        heading = heading[0] + np.radians(60) * (_drift(rng, count, 3.0) - 0.0)
+        heading = heading[0] + np.radians(60) * _drift(rng, count, 3.0)
     # Camera axes in the world for a heading of zero: z along +x, x along -y, y down.
     upright = Rotation.from_matrix(np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float))
     turned = Rotation.from_euler("ZYX", np.stack([heading, -pitch, roll], 1)) * upright
-    from scipy.spatial.transform import Slerp
-
     times = np.arange(count) * PATH_STEP_S
     wanted = np.clip(np.asarray(stamps_s, float), 0, times[-1])
     place = np.stack([np.interp(wanted, times, position[:, i]) for i in range(3)], 1)
     quaternion = Slerp(times, turned)(wanted).as_quat()
     return torch.from_numpy(np.concatenate([place, quaternion], 1))
+
+
+def _attitude(rng: np.random.Generator, position: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Heading, pitch and roll (N,) rad on a path (N, 3): the robot looks where it goes, later than it turns, and now and then aside."""
+    count = len(position)
+    ahead = np.gradient(position, axis=0)
+    heading = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
+    aside = np.radians(8 if kind == "outdoor" else 22) * _drift(rng, count, 4.0)
+    heading = gaussian_filter1d(heading, 0.8 / PATH_STEP_S, mode="nearest") + aside
+    nod = np.radians(0.5 if kind in ("corridor", "outdoor") else 2.0)
+    pitch = np.radians(-3) + np.radians(1.5) * _drift(rng, count, 1.5) + nod * _drift(rng, count, 4.0)
+    roll = np.radians(0.8) * _drift(rng, count, 1.5)
+    return heading, pitch, roll
 
 
 def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
