@@ -41,16 +41,16 @@ def list_frames(path: Path) -> Listing:
     """
     root = _root(path)
     stamps, images = _read_list(root / "cam0")
-    camera, T_B_left = _read_sensor(root / "cam0" / "sensor.yaml")
+    own = root / "cam0" / "sensor.yaml"
+    camera, T_B_left = _read_sensor(own) if own.is_file() else (None, None)
     rights, rectification = [None] * len(images), None
-    if T_B_left is not None and (root / "cam1" / "sensor.yaml").is_file():
+    if camera is not None and T_B_left is not None and (root / "cam1" / "sensor.yaml").is_file():
         right_stamps, right_images = _read_list(root / "cam1")
         partner = associate(stamps, right_stamps, _TOLERANCE_NS)
         rights = [right_images[p] if p >= 0 else None for p in partner]
         right_camera, T_B_right = _read_sensor(root / "cam1" / "sensor.yaml")
 
-        def rectification() -> Rectification:
-            return Rectification(camera, right_camera, np.linalg.inv(T_B_left) @ T_B_right)
+        rectification = partial(Rectification, camera, right_camera, np.linalg.inv(T_B_left) @ T_B_right)
 
     file = next(
         (p for p in (root / "state_groundtruth_estimate0" / "data.csv", root / "mocap0" / "data.csv") if p.is_file()),
@@ -68,9 +68,7 @@ def _read_list(folder: Path) -> tuple[np.ndarray, list[Path]]:
     return read_stamps(rows, unit_ns=1), [folder / "data" / row.text(1) for row in rows]
 
 
-def _read_sensor(path: Path) -> tuple[Camera, np.ndarray] | tuple[None, None]:
-    if not path.is_file():
-        return None, None
+def _read_sensor(path: Path) -> tuple[Camera, np.ndarray]:
     camera = read_camera(path)
     try:
         T_BS = yaml.safe_load(path.read_text(encoding=ENCODING).replace("%YAML:1.0", ""))["T_BS"]["data"]

@@ -170,9 +170,8 @@ def _read_kitti(path: Path, rows: list[Row], stamps_ns: np.ndarray | None) -> Tr
         )
     T = np.tile(np.eye(4), (len(rows), 1, 1))
     T[:, :3] = np.array([[row.number(i) for i in range(12)] for row in rows]).reshape(-1, 3, 4)
-    finite = np.isfinite(T).all((1, 2))
-    rotations = np.where(finite[:, None, None], T[:, :3, :3], 0.0)
-    usable = finite & (np.abs(np.linalg.det(rotations) - 1) < 0.1)
+    finite = np.isfinite(T).all(axis=(1, 2), keepdims=True)
+    usable = np.abs(np.linalg.det(np.where(finite, T, 0.0)[:, :3, :3]) - 1) < 0.1
     return from_matrices(np.asarray(stamps_ns)[: len(rows)][usable], T[usable])
 
 
