@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +23,33 @@ def search_region(predicted: Tensor | None, radius_px: Tensor | float | None) ->
     )
 
 
+@dataclass(frozen=True)
+class SearchWindow:
+    """The smallest square of cells that holds the search region of every query."""
+
+    origin: Tensor  # (B, N, 2) int64 first cell, x before y
+    side: int
+
+    def index(self, width: int) -> Tensor:
+        """(B, N, side * side) int64 into the cells of a map of that width."""
+        steps = torch.arange(self.side, device=self.origin.device)
+        return ((self.origin[..., 1:, None] + steps[:, None]) * width + self.origin[..., :1, None] + steps).flatten(2)
+
+
+def search_window(search: tuple[Tensor, Tensor], height: int, width: int) -> SearchWindow | None:
+    """None where a prediction is NaN, or where the square is so large that it saves little: the whole map is searched then."""
+    predicted, radius = search
+    if not radius.numel() or predicted.isnan().any():
+        return None
+    reach = float(radius.max()) + COARSE_STRIDE / 2  # a cell is looked at if any of it lies within the radius
+    if 4 * reach / COARSE_STRIDE + 2 > min(height, width):
+        return None
+    side = math.floor(2 * reach / COARSE_STRIDE + 1e-3) + 1
+    size = torch.tensor([width, height], device=predicted.device)
+    first = (_onto_map(predicted, height, width) - reach - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE - 1e-3
+    return SearchWindow(torch.minimum(first.ceil().long().clamp_min(0), size - side), side)
+
+
 def coarse_estimate(
     logits: Tensor, temperature: Tensor | float, search: tuple[Tensor, Tensor] | None = None, *, consume: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -36,22 +64,41 @@ def coarse_estimate(
     Returns:
         uv (B, N, 2) raw px, evidence (B, N, 3): log share of the probability near the peak, cosine similarity, spread.
     """
+    origin = torch.zeros(2, dtype=torch.long, device=logits.device)
     if search is None:
-        return _peak(logits, torch.zeros(2, dtype=torch.long, device=logits.device), temperature, consume)
+        return _peak(logits, origin, temperature, consume)
     predicted, radius = search
     height, width = logits.shape[-2:]
-    cells = int(2 * torch.ceil((radius.max() + COARSE_STRIDE / 2) / COARSE_STRIDE)) + 1 if radius.numel() else 1
-    if 2 * cells > min(height, width) or predicted.isnan().any():
-        limit = radius.masked_fill(predicted.isnan().any(-1), torch.inf)
-        origin = torch.zeros(2, dtype=torch.long, device=logits.device)
-        return _peak(_keep_near(logits, origin, predicted.nan_to_num(), limit), origin, temperature, True)
-    size = torch.tensor([width, height], device=logits.device)
-    centre = ((predicted - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE).round().long()
-    origin = torch.minimum((centre - cells // 2).clamp_min(0), size - cells)
-    steps = torch.arange(cells, device=logits.device)
-    index = (origin[..., 1:, None] + steps[:, None]) * width + origin[..., :1, None] + steps
-    window = logits.flatten(2).gather(-1, index.flatten(2)).unflatten(-1, (cells, cells))
-    return _peak(_keep_near(window, origin, predicted, radius), origin, temperature, True)
+    window = search_window(search, height, width)
+    if window is not None:
+        inside = logits.flatten(2).gather(-1, window.index(width)).unflatten(-1, (window.side, window.side))
+        return window_estimate(inside, window, (height, width), temperature, search)
+    unknown = predicted.isnan().any(-1)
+    predicted = _onto_map(predicted.nan_to_num(), height, width)
+    return _peak(
+        _keep_near(logits, origin, predicted, radius.masked_fill(unknown, torch.inf)), origin, temperature, True
+    )
+
+
+def window_estimate(
+    logits: Tensor,
+    window: SearchWindow,
+    size: tuple[int, int],
+    temperature: Tensor | float,
+    search: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`coarse_estimate` from the logits (B, N, side, side) of the window alone, in a map of (height, width) cells."""
+    predicted, radius = search
+    return _peak(
+        _keep_near(logits, window.origin, _onto_map(predicted, *size), radius), window.origin, temperature, True
+    )
+
+
+def _onto_map(uv: Tensor, height: int, width: int) -> Tensor:
+    """Raw px, pulled back between the centres of the outermost cells of a map."""
+    first = (COARSE_STRIDE - 1) / 2
+    last = uv.new_tensor([width - 1, height - 1]) * COARSE_STRIDE + first
+    return torch.minimum(uv.clamp_min(first), last)
 
 
 def _peak(logits: Tensor, origin: Tensor, temperature: Tensor | float, consume: bool) -> tuple[Tensor, Tensor]:
@@ -90,15 +137,14 @@ def _column_peaks(logits: Tensor) -> Tensor:
     return logits.amax(-2)
 
 
-def _keep_near(logits: Tensor, origin: Tensor, predicted: Tensor, radius: Tensor) -> Tensor:
-    """-inf where a cell lies wholly outside the square of `radius` px around `predicted`, pulled back onto the map."""
+def _keep_near(logits: Tensor, origin: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    """-inf where a cell lies wholly outside the square of `radius` px around `centre`."""
 
-    def far(size: int, first: Tensor, centre: Tensor) -> Tensor:
+    def far(size: int, first: Tensor, middle: Tensor) -> Tensor:
         cells = COARSE_STRIDE * (first[..., None] + torch.arange(size, device=logits.device)) + (COARSE_STRIDE - 1) / 2
-        centre = torch.maximum(torch.minimum(centre[..., None], cells[..., -1:]), cells[..., :1])
-        return (cells - centre).abs() > radius[..., None] + COARSE_STRIDE / 2
+        return (cells - middle[..., None]).abs() > radius[..., None] + COARSE_STRIDE / 2
 
     height, width = logits.shape[-2:]
-    outside_x = far(width, origin[..., 0], predicted[..., 0])[..., None, :]
-    outside_y = far(height, origin[..., 1], predicted[..., 1])[..., :, None]
+    outside_x = far(width, origin[..., 0], centre[..., 0])[..., None, :]
+    outside_y = far(height, origin[..., 1], centre[..., 1])[..., :, None]
     return logits.masked_fill(outside_x | outside_y, -torch.inf)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..core.config import MatcherConfig
 from ..core.errors import MatcherError
-from .backbone import Backbone, COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, sample_map
+from .backbone import COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, Backbone, sample_map
 from .base import Distribution, Features, Matcher, Prediction, Queries
-from .coarse import coarse_estimate, search_region
+from .coarse import coarse_estimate, search_region, search_window, window_estimate
 from .precision import use_bfloat16
 from .weights import load_weights, resolve_weights
 
@@ -31,7 +31,9 @@ DILATION = (
 WINDOW = 9  # side of the fine search window, in fine cells
 REFINE_WINDOW = 5  # side of the second, re-centred fine window, in fine cells
 LOGITS_AT_ONCE = 600_000  # on a CPU, so that they stay in its cache
+GATHERED_AT_ONCE = 300_000  # likewise: numbers in descriptors
 PATCHES_AT_ONCE = 256  # likewise
+MAP_PER_WINDOW = 12  # a gathered cell costs as much as so many that are multiplied where they lie
 
 
 @dataclass(frozen=True)
@@ -118,28 +120,79 @@ class CoarseToFine(Matcher):
         """`match_batch` for a CPU: one target after the other and few queries at once, so that all stays in its cache."""
         located = []
         for t, target in enumerate(targets):
-            coarse, fine = target.maps["coarse"], target.maps["fine"]
-            height, width = coarse.shape[-2:]
-            # Cells as rows: with channels-last maps neither this nor the look-up of fine cells copies anything.
-            cells = coarse.permute(1, 2, 0).reshape(height * width, -1).T
-            query = queries.data["coarse"] * self.coarse_log_temperature.exp()
-            if self.in_bfloat16:
-                cells, query = cells.bfloat16(), query.bfloat16()
-            found = []
-            for at in _chunks(len(queries), LOGITS_AT_ONCE // (height * width)):
-                logits = (query[at] @ cells).float().view(1, -1, height, width)
-                near = None if search is None else (search[0][t : t + 1, at], search[1][t : t + 1, at])
-                found.append(self.coarse_estimate(logits, near, consume=True))
-            uv, evidence = (torch.cat(f, 1) for f in zip(*found))
-            patches = queries.data["fine"][None]
+            near = None if search is None else (search[0][t], search[1][t])
+            uv, evidence = self._coarse_lean(queries.data["coarse"], target.maps["coarse"], near)
+            fine, patches = target.maps["fine"][None], queries.data["fine"][None]
             if self.in_bfloat16:
                 fine, patches = fine.bfloat16(), patches.bfloat16()
-            parts = [
-                self.locate(self.correlate(patches[:, at], fine[None], uv[:, at]), evidence[:, at])
+            scratch = _Scratch()
+            surfaces = [
+                self.correlate(patches[:, at], fine, uv[None, at], scratch)
                 for at in _chunks(len(queries), PATCHES_AT_ONCE)
             ]
-            located.append([torch.cat(f, 1) for f in zip(*parts)])
+            # The surfaces are small: all at once, so that the many small operations on them are few.
+            surface = LocalSurface(
+                torch.cat([s.similarity for s in surfaces], 1), torch.cat([s.centre for s in surfaces], 1)
+            )
+            located.append(self.locate(surface, evidence[None]))
         return Prediction(*(torch.cat(f) for f in zip(*located)))
+
+    def _coarse_lean(self, query: Tensor, coarse: Tensor, near: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Queries (N, C) in a map (C, h, w), near predicted (N, 2) px within radius (N,) px -> uv (N, 2), evidence (N, 3)."""
+        height, width = coarse.shape[-2:]
+        # Cells as rows: with channels-last maps neither this nor the look-up of fine cells copies anything.
+        cells = coarse.permute(1, 2, 0).reshape(height * width, -1)
+        query = query * self.coarse_log_temperature.exp()
+        if near is None:
+            return self._search_map(query, cells, (height, width), None)
+        known = ~near[0].isnan().any(-1)
+        if known.all():
+            return self._search_near(query, cells, (height, width), near)
+        uv, evidence = torch.empty_like(near[0]), near[0].new_empty(len(query), 3)
+        if known.any():
+            uv[known], evidence[known] = self._search_near(
+                query[known], cells, (height, width), (near[0][known], near[1][known])
+            )
+        uv[~known], evidence[~known] = self._search_map(query[~known], cells, (height, width), None)
+        return uv, evidence
+
+    def _search_near(
+        self, query: Tensor, cells: Tensor, size: tuple[int, int], near: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """In the window around each prediction, if that is cheaper than multiplying the queries with the whole map."""
+        window = search_window((near[0][None], near[1][None]), *size)
+        if window is None or MAP_PER_WINDOW * window.side**2 > len(cells):
+            return self._search_map(query, cells, size, near)
+        index = window.index(size[1])[0]
+        per_query = window.side**2 * cells.shape[1]
+        scratch = _Scratch()
+        logits = torch.cat(
+            [
+                torch.bmm(query[at, None], scratch.gather(cells, index[at]).transpose(1, 2))
+                for at in _chunks(len(query), GATHERED_AT_ONCE // per_query)
+            ]
+        )
+        uv, evidence = window_estimate(
+            logits.view(1, -1, window.side, window.side),
+            window,
+            size,
+            self.coarse_log_temperature.exp(),
+            (near[0][None], near[1][None]),
+        )
+        return uv[0], evidence[0]
+
+    def _search_map(
+        self, query: Tensor, cells: Tensor, size: tuple[int, int], near: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.in_bfloat16:
+            cells, query = cells.bfloat16(), query.bfloat16()
+        found = []
+        for at in _chunks(len(query), LOGITS_AT_ONCE // len(cells)):
+            logits = (query[at] @ cells.T).float().view(1, -1, *size)
+            part = None if near is None else (near[0][None, at], near[1][None, at])
+            found.append(self.coarse_estimate(logits, part, consume=True))
+        uv, evidence = (torch.cat(f, 1)[0] for f in zip(*found))
+        return uv, evidence
 
     def describe_batch(self, coarse: Tensor, fine: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, C, h, w) at (B, N, 2) raw px -> coarse (B, N, C) and fine patch (B, N, PATCH**2, C)."""
@@ -187,7 +240,7 @@ class CoarseToFine(Matcher):
         """`coarse.coarse_estimate` at the trained temperature."""
         return coarse_estimate(logits, self.coarse_log_temperature.exp(), search, consume=consume)
 
-    def correlate(self, query: Tensor, fine: Tensor, uv: Tensor) -> LocalSurface:
+    def correlate(self, query: Tensor, fine: Tensor, uv: Tensor, scratch: _Scratch | None = None) -> LocalSurface:
         """Patches (B, N, PATCH**2, C) against maps (B, C, h, w) in the window around uv (B, N, 2) raw px."""
         batch, channels, height, width = fine.shape
         centre = ((uv - (FINE_STRIDE - 1) / 2) / FINE_STRIDE).round()
@@ -198,20 +251,54 @@ class CoarseToFine(Matcher):
         y = y + torch.arange(batch, dtype=torch.int32, device=fine.device)[:, None, None] * (height * width)
         # Rows of a channels-last map are contiguous, so one embedding-style gather fetches a cell's whole descriptor.
         rows = fine.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-        cells = rows.index_select(0, (y[..., :, None] + x[..., None, :]).flatten()).view(
-            batch * query.shape[1], side * side, channels
-        )
+        gather = _gather if scratch is None else scratch.gather
+        cells = gather(rows, (y[..., :, None] + x[..., None, :]).view(-1, side * side))
         products = torch.bmm(query.flatten(0, 1), cells.transpose(1, 2)).view(-1, PATCH, PATCH, side, side)
         if products.dtype is torch.bfloat16:
             products = products.float()  # sums would lose digits
-        # Sum the patch's products along the diagonal: offset o of the patch looks at window position + o.
-        at = [slice(DILATION * i, DILATION * i + WINDOW) for i in range(PATCH)]
-        similarity = sum(products[:, i, j, at[i], at[j]] for i in range(PATCH) for j in range(PATCH))
-        return LocalSurface((similarity / PATCH**2).view(batch, -1, WINDOW, WINDOW), centre)
+        return LocalSurface((_sum_of_patch(products) / PATCH**2).reshape(batch, -1, WINDOW, WINDOW), centre)
 
 
 def _chunks(count: int, most: int) -> list[slice]:
     return [slice(start, start + max(most, 1)) for start in range(0, count, max(most, 1))]
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """(R, C) at (M, K) -> (M, K, C)."""
+    return rows.index_select(0, index.flatten()).view(*index.shape, -1)
+
+
+class _Scratch:
+    """Memory that one chunk of queries after the other is gathered into: fresh memory takes longer to get than to fill."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def gather(self, rows: Tensor, index: Tensor) -> Tensor:
+        """As `_gather`, without a gradient; valid until the next call. All calls have the same rows."""
+        if self._memory is None or len(self._memory) < index.numel():
+            self._memory = rows.new_empty(index.numel(), rows.shape[1])
+        return torch.index_select(rows, 0, index.flatten(), out=self._memory[: index.numel()]).view(*index.shape, -1)
+
+
+def _sum_of_patch(products: Tensor) -> Tensor:
+    """(M, PATCH, PATCH, side, side) -> (M, WINDOW, WINDOW) along the diagonal: offset o of the patch looks at window position + o."""
+    if (
+        products.requires_grad
+    ):  # one view: the gradients of nine slices, each a zeroed copy of the products, take ten times as long
+        patch, side = products.stride(1), products.stride(3)
+        steps = (patch + DILATION * side, products.stride(2) + DILATION)
+        return products.as_strided(
+            (PATCH, PATCH, products.shape[0], WINDOW, WINDOW), (*steps, products.stride(0), side, 1)
+        ).sum((0, 1))
+    side = products.shape[-1]
+    flat = products.flatten(1, 2).flatten(2)
+    length = (WINDOW - 1) * side + WINDOW  # rows of the window with what lies between them, in one piece
+    starts = [DILATION * (i * side + j) for i in range(PATCH) for j in range(PATCH)]
+    total = flat[:, 0, :length].clone()
+    for k, start in enumerate(starts[1:], 1):
+        total += flat[:, k, start : start + length]
+    return F.pad(total, (0, side - WINDOW)).unflatten(1, (WINDOW, side))[..., :WINDOW]
 
 
 def slide(surface: Tensor, start: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from imatching_ros.core.config import MatcherConfig
 from imatching_ros.core.errors import MatcherError
 from imatching_ros.matching import coarse_to_fine, create_matcher
 from imatching_ros.matching.backbone import COARSE_STRIDE
+from imatching_ros.matching.coarse import coarse_estimate, search_region
 from imatching_ros.matching.coarse_to_fine import WINDOW, slide
 from imatching_ros.matching.precision import cpu_has_bfloat16, use_bfloat16
 
@@ -20,10 +21,15 @@ def matcher(request):
 
 
 @pytest.mark.parametrize("search", ["everywhere", "around", "some unknown", "wide", "one radius each"])
-@pytest.mark.parametrize("logits_at_once", [600_000, 7 * 500])
+@pytest.mark.parametrize("at_once", [300_000, 7 * 500])
+@pytest.mark.parametrize(
+    "map_per_window", [0, 10**6]
+)  # cells gathered around the prediction wherever possible, nowhere
 @torch.no_grad()
-def test_the_lean_look_up_equals_the_differentiable_one(matcher, pair, search, logits_at_once, monkeypatch):
-    monkeypatch.setattr(coarse_to_fine, "LOGITS_AT_ONCE", logits_at_once)
+def test_the_lean_look_up_equals_the_differentiable_one(matcher, pair, search, at_once, map_per_window, monkeypatch):
+    monkeypatch.setattr(coarse_to_fine, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(coarse_to_fine, "GATHERED_AT_ONCE", at_once)
+    monkeypatch.setattr(coarse_to_fine, "MAP_PER_WINDOW", map_per_window)
     features = matcher.extract(torch.stack([as_float(pair.a), as_float(pair.b), as_float(pair.unrelated)]))
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor([pair.a.shape[2] - 1.0, pair.a.shape[1] - 1.0])
@@ -47,6 +53,24 @@ def test_the_lean_look_up_equals_the_differentiable_one(matcher, pair, search, l
     assert torch.allclose(lean.score, whole.score, atol=1e-4) and torch.allclose(
         lean.sigma_px, whole.sigma_px, rtol=1e-3
     )
+
+
+@torch.no_grad()
+def test_a_search_window_equals_the_whole_map_without_what_lies_outside_the_region():
+    """At borders, outside the image, with one radius each, and where the search region is larger than the image."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 20 * torch.randn(1, 200, 30, 40, generator=generator)
+    size = torch.tensor([40.0, 30.0]) * COARSE_STRIDE
+    cells = torch.stack(torch.meshgrid(torch.arange(40.0), torch.arange(30.0), indexing="xy"), -1) * COARSE_STRIDE + 3.5
+    for radius in (0.0, 3.0, 12.0, 20.0, 28.5, 77.0, 400.0, 4 + 30 * torch.rand(1, 200, generator=generator)):
+        predicted = (torch.rand(1, 200, 2, generator=generator) * 1.4 - 0.2) * size
+        predicted[:, :40] = predicted[:, :40].round()  # search regions that end at a cell's edge
+        search = search_region(predicted, radius)
+        middle = torch.minimum(predicted.clamp_min(3.5), size - 4.5)
+        far = ((cells - middle[:, :, None, None]).abs() > search[1][..., None, None, None] + 4).any(-1)
+        expected = coarse_estimate(logits.masked_fill(far, -torch.inf), 20.0)
+        for one, other in zip(coarse_estimate(logits, 20.0, search), expected):
+            assert torch.allclose(one, other, atol=1e-3), radius
 
 
 @torch.no_grad()
