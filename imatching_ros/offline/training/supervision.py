@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...matching.backbone import FINE_STRIDE
-from ...matching.coarse_to_fine import CoarseToFine, WINDOW
+from ...matching.coarse_to_fine import WINDOW, CoarseToFine
 
 PRECISION_PX = 0.5  # the scale of the coordinate loss
 RIGHT_PX = 3.0  # a match closer to the truth than this counts as right when the score is trained
@@ -16,15 +16,11 @@ RIGHT_PX = 3.0  # a match closer to the truth than this counts as right when the
 def sample_queries(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """(B, 1, H, W) -> (B, count, 2) px: mostly Shi-Tomasi corners, as odometry asks for, some anywhere; sub-pixel jitter."""
     batch, _, height, width = images.shape
-    kernel = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    gradient = F.conv2d(images, torch.stack([kernel, kernel.T])[:, None], padding=1)
-    gx, gy = gradient.unbind(1)
-    xx, yy, xy = (F.avg_pool2d(p[:, None], 3, 1, 1)[:, 0] for p in (gx * gx, gy * gy, gx * gy))
-    response = (xx + yy) / 2 - (((xx - yy) / 2) ** 2 + xy**2).sqrt()
-    border = torch.zeros_like(response)
-    border[:, 8:-8, 8:-8] = 1
-    response = response * border
-    peaks = torch.where(F.max_pool2d(response[:, None], 9, 1, 4)[:, 0] == response, response, 0.0).flatten(1)
+    response = _corner_response(images[:, 0])
+    highest = _highest_within(_highest_within(response, 4, 1), 4, 2)
+    inside = torch.zeros_like(response, dtype=torch.bool)
+    inside[:, 8:-8, 8:-8] = True
+    peaks = torch.where(inside & (highest == response), response, 0.0).flatten(1)
     corners = peaks.topk(2 * count).indices
     keep = torch.rand(corners.shape, generator=generator, device=images.device).argsort(-1)[:, : count * 3 // 4]
     corners = corners.gather(1, keep)
@@ -34,6 +30,32 @@ def sample_queries(images: Tensor, count: int, generator: torch.Generator) -> Te
     jitter = torch.rand(uv.shape, generator=generator, device=images.device) - 0.5
     subpixel = torch.rand(uv.shape[:2], generator=generator, device=images.device)[..., None] < 0.3
     return torch.cat([uv + jitter * subpixel, anywhere], 1)
+
+
+# Sums and maxima of shifted images: on a CPU they take a tenth of the time of one-channel convolutions and poolings.
+def _corner_response(images: Tensor) -> Tensor:
+    """Smaller eigenvalue of the structure tensor (Sobel, 3x3) of (B, H, W); zero at the outermost two pixels."""
+    smooth = images[:, :-2] + 2 * images[:, 1:-1] + images[:, 2:]
+    gx = smooth[..., 2:] - smooth[..., :-2]
+    smooth = images[..., :-2] + 2 * images[..., 1:-1] + images[..., 2:]
+    gy = smooth[:, 2:] - smooth[:, :-2]
+    xx, yy, xy = (_sum_of_three(_sum_of_three(p, 1), 2) / 9 for p in (gx * gx, gy * gy, gx * gy))
+    return F.pad((xx + yy) / 2 - (((xx - yy) / 2) ** 2 + xy**2).sqrt(), (2, 2, 2, 2))
+
+
+def _sum_of_three(values: Tensor, dim: int) -> Tensor:
+    size = values.shape[dim] - 2
+    return values.narrow(dim, 0, size) + values.narrow(dim, 1, size) + values.narrow(dim, 2, size)
+
+
+def _highest_within(values: Tensor, reach: int, dim: int) -> Tensor:
+    """The largest of each value (B, H, W) and its `reach` neighbours on both sides along `dim`."""
+    size, highest = values.shape[dim], values.clone()
+    for shift in range(1, reach + 1):
+        for to, source in ((0, shift), (shift, 0)):
+            part = highest.narrow(dim, to, size - shift)
+            torch.maximum(part, values.narrow(dim, source, size - shift), out=part)
+    return highest
 
 
 def matching_loss(
