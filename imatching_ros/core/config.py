@@ -48,7 +48,7 @@ def setting(
 class MatcherConfig:
     name: str = setting(
         "expectation",
-        "matcher: expectation, regression, klt, sift, xfeat, loftr, or the name of an entry point",
+        "matcher: expectation, expectation_fast, regression, klt, sift, xfeat, loftr, or the name of an entry point",
         expose=True,
     )
     weights: str = setting(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MATCHERS = {
     "expectation": "imatching_ros.matching.expectation:ExpectationMatcher",
+    "expectation_fast": "imatching_ros.matching.expectation:FastExpectationMatcher",
     "regression": "imatching_ros.matching.regression:RegressionMatcher",
     "klt": "imatching_ros.matching.klt:KltMatcher",
     "sift": "imatching_ros.matching.sift:SiftMatcher",

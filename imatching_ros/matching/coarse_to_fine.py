@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core.config import MatcherConfig
 from ..core.errors import MatcherError
-from .backbone import COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, Backbone, sample_map
+from .backbone import COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, Backbone, FastBackbone, sample_map
 from .base import Distribution, Features, Matcher, Prediction, Queries
 from .coarse import coarse_estimate, search_region, search_window, window_estimate
 from .precision import use_bfloat16
@@ -48,11 +49,12 @@ class CoarseToFine(Matcher):
     """Base of `ExpectationMatcher` and `RegressionMatcher`."""
 
     min_side_px = MIN_SIDE_PX
+    backbone_type: ClassVar[type[Backbone | FastBackbone]] = Backbone
 
     def __init__(self, config: MatcherConfig | None = None, *, batch_norm: bool = False) -> None:
         """With a configuration: weights loaded, on its device, in evaluation mode. Without: random weights, for training."""
         super().__init__()
-        self.backbone = Backbone(batch_norm)
+        self.backbone = self.backbone_type(batch_norm)
         self.coarse_log_temperature = nn.Parameter(torch.tensor(20.0).log())
         self.fine_log_temperature = nn.Parameter(torch.tensor(30.0).log())
         self._build()

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .backbone import FINE_STRIDE
+from .backbone import FINE_STRIDE, Backbone, FastBackbone
 from .coarse_to_fine import CoarseToFine, LocalSurface, REFINE_WINDOW, WINDOW, slide
 
 
@@ -63,3 +63,10 @@ class ExpectationMatcher(CoarseToFine):
         # Confidence describes the match and must not bend the features that make it: no gradient goes back from here.
         logit, log_sigma = self.confidence(torch.cat([evidence, shape], -1).detach()).unbind(-1)
         return uv, torch.sigmoid(logit), log_sigma.clamp(-4, 4).exp()
+
+
+class FastExpectationMatcher(ExpectationMatcher):
+    """The same with half of the network's work, for a processor without bfloat16; its matches are a little less exact."""
+
+    name: ClassVar[str] = "expectation_fast"
+    backbone_type: ClassVar[type[Backbone | FastBackbone]] = FastBackbone

@@ -13,7 +13,7 @@ from imatching_ros.core.config import MatcherConfig
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.base import Matcher
 
-LEARNED = ("expectation", "regression")
+LEARNED = ("expectation", "expectation_fast", "regression")
 CLASSIC = ("klt", "sift")
 SHIFT = (7.0, -4.0)  # px, from image A to image B
 
@@ -63,11 +63,10 @@ def build(name: str) -> Matcher:
 
 def build_random(name: str, seed: int = 0) -> Matcher:
     """A learned matcher with random weights."""
-    from imatching_ros.matching.expectation import ExpectationMatcher
-    from imatching_ros.matching.regression import RegressionMatcher
+    from imatching_ros.offline.training.trainer import MATCHERS
 
     torch.manual_seed(seed)
-    return {"expectation": ExpectationMatcher, "regression": RegressionMatcher}[name]().eval()
+    return MATCHERS[name]().eval()
 
 
 def as_float(image: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Scores matchers on a recording: pixel accuracy by true depth and poses, epipolar distance and pose accuracy by true poses.
 
-A matcher is NAME or NAME:WEIGHTS, where NAME is expectation, regression, klt, sift, an installed one, or one of the references at
-their best: klt-chained (followed from frame to frame), sift-corners (descriptors at the common queries and at the corners of the
+A matcher is NAME or NAME:WEIGHTS, where NAME is expectation, expectation_fast, regression, klt, sift, an installed one, or one of
+the references at their best: klt-chained (followed from frame to frame), sift-corners (descriptors at the common queries and at the corners of the
 other image) and sift-own (its own keypoints, within the same budget; its figures count right matches per common query).
 All get the same 512 Shi-Tomasi corners; a missing match counts as wrong; points hidden in the other image do not count.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--matcher", default="expectation", choices=("expectation", "regression"))
+    parser.add_argument("--matcher", default="expectation", choices=("expectation", "expectation_fast", "regression"))
     parser.add_argument(
         "--out",
         type=Path,
@@ -29,6 +29,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--init", default="", metavar="FILE", help="weights to go on from (also the other family's: its backbone)"
+    )
+    parser.add_argument(
+        "--teacher",
+        default="",
+        metavar="FILE",
+        help="weights of the larger network (model card) whose maps are learned as well",
+    )
+    parser.add_argument(
+        "--teacher-weight", type=float, default=3.0, help="of the distance to the teacher's maps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--matching-weight",
+        type=float,
+        default=1.0,
+        help="of the matching loss beside a teacher (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of the convolutions (default: %(default)s)",
     )
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="largest step size (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -55,6 +76,10 @@ def run(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
         seed=args.seed,
         init=args.init,
+        teacher=args.teacher,
+        teacher_weight=args.teacher_weight,
+        matching_weight=args.matching_weight,
+        bfloat16=args.precision == "bfloat16",
     )
     photographs, names = load_photographs(args.photographs)
     print(
@@ -93,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
     provenance = {
         "kind": "offline training",
-        "plan": {**asdict(plan), "init": Path(args.init).name},
+        "plan": {**asdict(plan), "init": Path(args.init).name, "teacher": Path(args.teacher).name},
         "steps_taken": trainer.step,
         "photographs": names,
         "torch": torch.__version__,

@@ -60,8 +60,7 @@ def _highest_within(values: Tensor, reach: int, dim: int) -> Tensor:
 
 def matching_loss(
     matcher: CoarseToFine,
-    image_a: Tensor,
-    image_b: Tensor,
+    maps: tuple[Tensor, Tensor],
     uv_a: Tensor,
     uv_b: Tensor,
     visible: Tensor,
@@ -70,14 +69,13 @@ def matching_loss(
     """The training loss of B pairs with Q true correspondences each.
 
     Args:
+        maps: coarse and fine (2B, C, h, w) of the pairs' images, all A before all B.
         uv_a, uv_b: (B, Q, 2) px; visible: (B, Q) bool, uv_b lies in image B and is not hidden there.
 
     Returns:
         The loss, and its parts (detached) with the share of visible queries within 1, 3 and 5 px.
     """
-    coarse, fine = matcher.backbone(torch.cat([image_a, image_b]))
-    coarse_a, coarse_b = coarse.float().chunk(2)
-    fine_a, fine_b = fine.float().chunk(2)
+    (coarse_a, coarse_b), (fine_a, fine_b) = (m.chunk(2) for m in maps)
     query_coarse, query_fine = matcher.describe_batch(coarse_a, fine_a, uv_a)
 
     logits = matcher.coarse_logits(query_coarse, coarse_b)
@@ -121,3 +119,8 @@ def matching_loss(
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return (torch.where(mask, values, 0.0)).sum() / mask.sum().clamp_min(1)
+
+
+def map_distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean of 1 - cosine over the cells of two maps (B, C, h, w) of unit descriptors."""
+    return 1 - (found * wanted).sum(1).mean()

@@ -14,24 +14,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...core.errors import ConfigError
-from ...matching.backbone import fold_batch_norm
+from ...core.errors import ConfigError, WeightsError
+from ...matching.backbone import Backbone, fold_batch_norm
 from ...matching.coarse_to_fine import CoarseToFine
-from ...matching.expectation import ExpectationMatcher
+from ...matching.expectation import ExpectationMatcher, FastExpectationMatcher
 from ...matching.regression import RegressionMatcher
 from ...matching.weights import read_weights
 from ..simulation.effects import augment
 from ..simulation.pairs import PairRenderer, warp
 from .photographs import HomographyPairs, warp_homography
-from .supervision import matching_loss, sample_queries
+from .supervision import map_distance, matching_loss, sample_queries
 
-# Rendering a pair costs as much as learning from it. Pairs are rendered in blocks, a pool of blocks is drawn from, and a pair is seen REUSE times
-# on average, every time with other queries and other photometric effects.
+# Rendering a pair costs several times as much as learning from it. Pairs are rendered in blocks, a pool of blocks is drawn from, and a pair is
+# seen REUSE times on average, every time with other queries and other photometric effects.
 BLOCK_STEPS = 4  # a block holds as many pairs as so many steps take
 POOL_BLOCKS = 8
-REUSE = 8
+REUSE = 24
 
-MATCHERS: dict[str, type[CoarseToFine]] = {"expectation": ExpectationMatcher, "regression": RegressionMatcher}
+MATCHERS: dict[str, type[CoarseToFine]] = {
+    matcher.name: matcher for matcher in (ExpectationMatcher, FastExpectationMatcher, RegressionMatcher)
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class TrainingPlan:
     photograph_share: float = 0.33
     seed: int = 0
     init: str = ""  # weights file to go on from; of the other family, what both have in common is taken over
+    teacher: str = ""  # weights file of a larger network whose maps are to be learned as well
+    teacher_weight: float = 3.0  # of 1 - cosine, summed over both maps
+    matching_weight: float = 1.0  # of the matching loss
+    bfloat16: bool = False  # convolutions in bfloat16, weights and losses in float32
 
 
 class Trainer:
@@ -58,12 +64,16 @@ class Trainer:
 
         Raises:
             ConfigError: that checkpoint is of another plan; only the number of steps may differ.
+            WeightsError: the file to go on from, or the teacher's, holds another network.
         """
         self.plan, self.out, self.device = plan, out, device
         resumes = self.checkpoint.is_file()
         if resumes:
             self._compare_plans()
         torch.manual_seed(plan.seed)
+        self.teacher = load_teacher(Path(plan.teacher)) if plan.teacher else None
+        if self.teacher is not None:
+            self.teacher.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.matcher = self._begin().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self.optimizer = torch.optim.AdamW(self.matcher.parameters(), lr=plan.learning_rate, weight_decay=1e-3)
         self.renderer = PairRenderer(device, photographs)
@@ -74,13 +84,31 @@ class Trainer:
             self._resume()
 
     def _begin(self) -> CoarseToFine:
-        """Random weights with batch norm, or finished ones, which have none any more."""
-        if not self.plan.init:
-            return MATCHERS[self.plan.matcher](batch_norm=True)
-        _, state = read_weights(Path(self.plan.init))
-        matcher = MATCHERS[self.plan.matcher]()
-        own = matcher.state_dict()
-        matcher.load_state_dict({k: v for k, v in state.items() if k in own and own[k].shape == v.shape}, strict=False)
+        """Random weights with batch norm, or finished ones, which have none any more. The layers that read the maps begin as the teacher's.
+
+        Raises:
+            WeightsError: the file to go on from has another backbone.
+        """
+        plan = self.plan
+        matcher = MATCHERS[plan.matcher](batch_norm=not plan.init)
+        own = {k: v.shape for k, v in matcher.state_dict().items()}
+        if plan.teacher:
+            _, state = read_weights(Path(plan.teacher))
+            heads = {k: v for k, v in state.items() if own.get(k) == v.shape and not k.startswith("backbone.")}
+            matcher.load_state_dict(heads, strict=False)
+        if plan.init:
+            _, state = read_weights(Path(plan.init))
+            strange = [
+                k
+                for k in own.keys() | state.keys()
+                if k.startswith("backbone.") and (k not in state or own.get(k) != state[k].shape)
+            ]
+            if strange:
+                raise WeightsError(
+                    f"{plan.init} has another backbone than '{plan.matcher}': {min(strange)} differs ({len(strange)} "
+                    "tensors); go on from weights with that backbone, or give larger ones as --teacher"
+                )
+            matcher.load_state_dict({k: v for k, v in state.items() if own.get(k) == v.shape}, strict=False)
         return matcher
 
     @property
@@ -111,13 +139,20 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(plan.seed * 1_000_003 + self.step)
         image_a, image_b, uv_a, uv_b, visible = self.draw(self.step, generator)
         self.matcher.train()
-        loss, parts = matching_loss(self.matcher, image_a, image_b, uv_a, uv_b, visible, generator)
+        images = torch.cat([image_a, image_b])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=plan.bfloat16):
+            maps = self.matcher.backbone(images)
+            wanted = self.teacher(images) if self.teacher else None
+        loss, parts = matching_loss(self.matcher, maps, uv_a, uv_b, visible, generator)
+        if wanted is not None:
+            parts["teacher_coarse"], parts["teacher_fine"] = (map_distance(m, w) for m, w in zip(maps, wanted))
+            loss = plan.matching_weight * loss + plan.teacher_weight * (parts["teacher_coarse"] + parts["teacher_fine"])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.matcher.parameters(), 1.0)
         if torch.isfinite(norm):
             self.optimizer.step()
-        return {"loss": loss.detach(), **parts}
+        return {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}}
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Images (B, 1, H, W), queries and truth (B, Q, 2), visible (B, Q)."""
@@ -210,3 +245,20 @@ class Trainer:
             return (step + 1) / warm
         progress = (step - warm) / max(self.plan.steps - warm, 1)
         return 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+
+def load_teacher(path: Path) -> Backbone:
+    """The backbone of a weights file, frozen.
+
+    Raises:
+        WeightsError: the file holds another network than `Backbone`.
+    """
+    _, state = read_weights(path)
+    teacher = Backbone()
+    given = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    if {k: v.shape for k, v in teacher.state_dict().items()} != {k: v.shape for k, v in given.items()}:
+        raise WeightsError(
+            f"{path} holds no teacher's network; expected weights of the matcher expectation or regression"
+        )
+    teacher.load_state_dict(given)
+    return teacher.eval().requires_grad_(False)

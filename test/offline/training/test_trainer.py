@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from imatching_ros.core.errors import ConfigError
-from imatching_ros.matching.weights import read_weights
+from imatching_ros.core.errors import ConfigError, WeightsError
+from imatching_ros.matching.weights import read_weights, write_weights
 from imatching_ros.offline.simulation.pairs import PairRenderer
 from imatching_ros.offline.training import trainer as trainer_module
 from imatching_ros.offline.training.photographs import HomographyPairs, load_photographs, warp_homography
-from imatching_ros.offline.training.supervision import matching_loss, sample_queries
-from imatching_ros.offline.training.trainer import MATCHERS, Trainer, TrainingPlan
+from imatching_ros.offline.training.supervision import map_distance, matching_loss, sample_queries
+from imatching_ros.offline.training.trainer import MATCHERS, Trainer, TrainingPlan, load_teacher
 
 CPU = torch.device("cpu")
 
@@ -94,7 +94,14 @@ def test_the_loss_falls_on_pairs_seen_again(matcher, photographs):
     assert visible.sum() > 20
     history = []
     for step in range(25):
-        loss, parts = matching_loss(network, image_a, image_b, uv_a, uv_b, visible, torch.Generator().manual_seed(1))
+        loss, parts = matching_loss(
+            network,
+            network.backbone(torch.cat([image_a, image_b])),
+            uv_a,
+            uv_b,
+            visible,
+            torch.Generator().manual_seed(1),
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -114,6 +121,51 @@ def test_finished_weights_are_the_trained_function_without_batch_norm(tmp_path, 
         for before, after in zip(trained.backbone(image), finished.backbone(image)):
             assert torch.allclose(before, after, atol=1e-4)
     assert not [n for n, _ in finished.named_buffers() if "running" in n]
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A weights file of the larger network, with heads that differ from fresh ones."""
+    torch.manual_seed(1)
+    state = MATCHERS["expectation"]().state_dict()
+    path = tmp_path / "teacher.safetensors"
+    moved = {k: v if k.startswith("backbone.") else v + 1 for k, v in state.items()}
+    write_weights(path, "expectation", moved, 1, {})
+    return path
+
+
+def test_the_fast_network_approaches_its_teacher(tmp_path, photographs, teacher):
+    plan = tiny("expectation_fast", steps=25, teacher=str(teacher), matching_weight=0.1, learning_rate=3e-3)
+    trainer = Trainer(plan, photographs, tmp_path / "out", CPU)
+    assert torch.equal(trainer.matcher.fine_log_temperature, read_weights(teacher)[1]["fine_log_temperature"])
+    before = {k: v.clone() for k, v in trainer.teacher.state_dict().items()}
+    steps = [trainer.take_step() for _ in range(25)]
+    for part in ("teacher_coarse", "teacher_fine"):
+        assert 0 < steps[-1][part] < 0.8 * steps[0][part], part
+    assert all(torch.equal(v, before[k]) for k, v in trainer.teacher.state_dict().items())
+
+
+@torch.no_grad()
+def test_both_networks_give_maps_of_the_same_places():
+    image = torch.rand(1, 1, 70, 101)
+    for own, other in zip(MATCHERS["expectation_fast"]().backbone(image), MATCHERS["expectation"]().backbone(image)):
+        assert own.shape == other.shape
+        assert map_distance(other, other) == pytest.approx(0, abs=1e-5)
+        assert map_distance(other, -other) == pytest.approx(2, abs=1e-5)
+
+
+def test_weights_of_another_network_are_named_errors(tmp_path, photographs, teacher):
+    with pytest.raises(WeightsError, match="has another backbone than"):
+        Trainer(tiny("expectation_fast", init=str(teacher)), photographs, tmp_path, CPU)
+    fast = tmp_path / "fast.safetensors"
+    write_weights(fast, "expectation_fast", MATCHERS["expectation_fast"]().state_dict(), 1, {})
+    with pytest.raises(WeightsError, match="holds no teacher's network"):
+        load_teacher(fast)
+
+
+def test_training_in_bfloat16_takes_the_steps_of_float32(tmp_path, photographs):
+    full, half = (Trainer(tiny(bfloat16=b), photographs, tmp_path / str(b), CPU).take_step() for b in (False, True))
+    assert full["loss"] != half["loss"] and half["loss"] == pytest.approx(float(full["loss"]), rel=0.02)
 
 
 def test_queries_lie_in_the_image_and_mostly_on_corners():
@@ -145,6 +197,7 @@ def test_the_command_trains_writes_and_resumes(tmp_path, capsys):
     header, state = read_weights(tmp_path / "regression.safetensors")
     assert header.matcher == "regression" and header.provenance["steps_taken"] == 2 and header.provenance["photographs"]
     assert all(torch.isfinite(t).all() for t in state.values())
+    assert header.provenance["plan"]["teacher"] == ""
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 2 and "within_3px" in lines[-1]
     assert main([*arguments[:6], "3", *arguments[7:]]) in (0, 1)
