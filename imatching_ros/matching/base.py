@@ -24,7 +24,7 @@ from ..core.errors import MatcherError
 
 @dataclass(frozen=True)
 class Features:
-    """What a matcher keeps of one image. Only the matcher that made it knows what the maps mean."""
+    """What a matcher keeps of one image. The layout of the maps is private to the matcher that made it."""
 
     maps: dict[str, Tensor]
     height: int
@@ -109,7 +109,7 @@ class Distribution:
 class Prediction:
     """Where N queries lie in T targets."""
 
-    uv: Tensor  # (T, N, 2) raw px; finite always, also where the point is not to be seen
+    uv: Tensor  # (T, N, 2) raw px; finite always, also where the point is not visible
     score: Tensor  # (T, N) probability that uv is right (visible and within a few px)
     sigma_px: Tensor  # (T, N) standard deviation of each coordinate of uv, given that the match is right
     distributions: tuple[Distribution, ...] = ()  # coarse to fine, of matchers that have them; only from `forward`

@@ -18,7 +18,7 @@ from .weights import load_weights
 
 
 def import_kornia(name: str) -> ModuleType:
-    """kornia.feature, or a ConfigError that says how to install it."""
+    """kornia.feature, or a ConfigError with the command that installs it."""
     try:
         import kornia.feature
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""LoFTR (Sun et al., CVPR 2021) by kornia, asked at given points: its transformers see both images, so every pair is a new one.
+"""LoFTR (Sun et al., CVPR 2021) by kornia, evaluated at given points: its transformers attend to both images, so each pair is a full pass.
 
 Coarse: the query's token, read between the cells, against all tokens of the target by dual softmax. Fine: a 5x5 window around
 the best cell, by the published expectation. About a hundred times slower than the project's own matchers on a CPU.
@@ -148,7 +148,7 @@ def _sample(feature_map: Tensor, uv: Tensor, stride: int) -> Tensor:
 
 
 def _far(predicted: Tensor, radius: Tensor | float, height: int, width: int) -> Tensor:
-    """(n, h * w): cells that lie wholly outside the square of `radius` px around `predicted` (n, 2); none where that is NaN."""
+    """(n, h * w): cells entirely outside the square of `radius` px around `predicted` (n, 2); none where that is NaN."""
     radius = torch.as_tensor(radius, device=predicted.device, dtype=predicted.dtype).expand(len(predicted))
     x = torch.arange(width, device=predicted.device) * COARSE + CENTRE
     y = torch.arange(height, device=predicted.device) * COARSE + CENTRE

@@ -20,7 +20,7 @@ def use_bfloat16(config: MatcherConfig) -> bool:
 
 @lru_cache(maxsize=1)
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """False also where it cannot be known."""
+    """False also where it cannot be determined."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
