@@ -6,13 +6,15 @@ import torch
 
 from imatching_ros import bundle
 from imatching_ros.core import geometry
-from imatching_ros.core.config import BundleConfig, MatcherConfig
+from imatching_ros.core.config import BundleConfig, MatcherConfig, OdometryConfig
 from imatching_ros.odometry.measurements import detect
 from imatching_ros.core.types import BAStatus, WindowSnapshot, as_grey
 from imatching_ros.matching import create_matcher
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
 
 SIGMA_PX = 1.0  # as a matcher says of itself in poor light
+
+DETECTION = OdometryConfig(corner_distance=0.02, corner_quality=0.01)
 
 
 def tracked_window(width: int, height: int, speed_mps: float) -> WindowSnapshot:
@@ -25,7 +27,7 @@ def tracked_window(width: int, height: int, speed_mps: float) -> WindowSnapshot:
     matcher = create_matcher(MatcherConfig(name="klt"))
     camera, images = frames[0].camera, [as_grey(frame.image) for frame in frames]
     features = [matcher.observe(image) for image in images]
-    uv = detect(matcher, features[0], images[0], torch.zeros(0, 2), 200, 0.02 * width, 0.01)
+    uv = detect(matcher, features[0], images[0], torch.zeros(0, 2), 200, DETECTION)
     found = matcher.estimate(matcher.describe(features[0], uv), features[1:], uv.expand(4, -1, 2), 0.2 * width)
     at = uv.round().long()
     depth = torch.from_numpy(cv2.medianBlur(frames[0].depth.numpy(), 3))[at[:, 1], at[:, 0]].double()
