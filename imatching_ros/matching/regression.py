@@ -32,7 +32,7 @@ class RegressionMatcher(CoarseToFine):
         self.confidence = _perceptron(3 + REFINE_WINDOW**2 + 2, 64, 2)
 
     def locate(self, surface: LocalSurface, evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Which way the surface leans, not how bright it is, says where the point lies.
+        # The slope of the surface, not its level, gives the offset of the point.
         similarity = surface.similarity.flatten(2)
         peak = similarity.amax(-1, keepdim=True)
         first = WINDOW // 2 * torch.tanh(self.first_regressor((similarity - peak) * 4))

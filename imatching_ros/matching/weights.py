@@ -26,7 +26,7 @@ FORMAT = "imatching-1"
 
 @dataclass(frozen=True)
 class WeightsHeader:
-    """What a weights file says of itself."""
+    """The header of a weights file."""
 
     matcher: str
     version: int

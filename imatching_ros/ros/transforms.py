@@ -1,6 +1,7 @@
 """Rigid transforms as (4, 4) float64 matrices in the conventions of ROS: REP-103 axes, fixed-axis covariances.
 
-`T_AB` maps points of B to A. A perturbation of a pose is T * Exp([rho, phi]), translation first, as in the core.
+`T_AB` maps points of B to A. A perturbation of a pose is T * Exp([rho, phi]), translation first, as in the core. numpy and not
+`core.geometry`: a message takes one pose, and a small operation of torch costs several times as much.
 """
 
 from __future__ import annotations

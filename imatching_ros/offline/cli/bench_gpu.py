@@ -5,7 +5,7 @@ end at 640x480 and 1280x720 at the pace of a 60 Hz camera with learning off and 
 steps per second, memory of the device, and the tests marked `gpu`.
 
 The exit code is 1 when a result differs from the CPU's by more than its limit, or a test fails; a missed goal of time or memory is marked only.
-`--device cpu` runs the same, very small, on the CPU: it shows that the command works, and says nothing about a GPU.
+`--device cpu` runs the same, very small, on the CPU: a check of the command, no measurement of a GPU.
 
 example:
   python -m imatching_ros bench gpu --out gpu.json

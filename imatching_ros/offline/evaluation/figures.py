@@ -18,7 +18,7 @@ from .run_reader import Run
 # Okabe and Ito: distinguishable with colour blindness, legible on white and on dark grey.
 BLUE, ORANGE, GREEN, RED, GREY = "#0f80c4", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
 INK, GRID = "#20262e", "#c3c8cf"  # replaced by CSS variables in the page
-STYLE: dict[Any, Any] = {  # matplotlib's stub knows the keys only as literals
+STYLE: dict[Any, Any] = {  # matplotlib's stub takes the keys only as literals
     "font.size": 10,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
