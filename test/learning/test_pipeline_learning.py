@@ -11,7 +11,7 @@ from imatching_ros.core.errors import SourceError, WeightsError
 from imatching_ros.learning.learner import Learner, WeightsUpdate
 from imatching_ros.learning.validation import Verdict
 from imatching_ros.matching import create_matcher
-from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header
+from imatching_ros.matching.weights import hash_state, read_header
 from imatching_ros.odometry.state import Lost
 from imatching_ros.pipeline import Pipeline
 from imatching_ros.offline.simulation.sequence import simulated_frames
@@ -27,8 +27,6 @@ SETTINGS = {
 }
 CONFIG = Config().with_values(SETTINGS)
 FRAMES = 20
-
-pytestmark = pytest.mark.skipif(not (DEFAULT_DIR / "expectation.safetensors").is_file(), reason="no default weights")
 
 
 @pytest.fixture(scope="module")

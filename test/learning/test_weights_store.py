@@ -15,8 +15,6 @@ from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, read_header, read_weights, write_weights
 from imatching_ros.pipeline import Pipeline
 
-pytestmark = pytest.mark.skipif(not (DEFAULT_DIR / "expectation.safetensors").is_file(), reason="no default weights")
-
 SHIPPED = DEFAULT_DIR / "expectation.safetensors"
 
 
