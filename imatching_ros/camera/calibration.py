@@ -26,7 +26,29 @@ MODEL_NAMES = {
     "rational_polynomial": RATIONAL,
     "equidistant": EQUIDISTANT,
     "fisheye": EQUIDISTANT,
+    "kannala_brandt": EQUIDISTANT,
+    "kannala_brandt4": EQUIDISTANT,
 }
+# Projections that no distortion of a pinhole describes (Kalibr's camera models, OpenCV's omnidir, CamOdoCal): never taken as one,
+# whatever their coefficients.
+OTHER_PROJECTIONS = (
+    "omni",
+    "mei",
+    "unified",
+    "ds",
+    "double_sphere",
+    "eucm",
+    "ucm",
+    "extended_unified",
+    "fov",
+    "ocam",
+    "scaramuzza",
+    "cylindrical",
+    "equirectangular",
+    "panoramic",
+    "orthographic",
+)
+LONGEST_BASELINE_M = 3.0  # of a pair on a robot; more is a baseline in mm or cm
 
 
 def make_camera(
@@ -35,7 +57,7 @@ def make_camera(
     """A camera from a 3x3 (or 9 numbers) K and a distortion as ROS, Kalibr, EuRoC and camera.json spell it.
 
     Raises:
-        CameraError: an unknown model, too few coefficients, K of zeros.
+        CameraError: an unknown model, too few coefficients, K of zeros or of another unit.
     """
     K = np.asarray(K, float).reshape(3, 3)
     name, coefficients = _parse_distortion(model, tuple(float(x) for x in distortion))
@@ -45,15 +67,16 @@ def make_camera(
 
 def _parse_distortion(spelling: str, coefficients: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
     """(model, coefficients) of `Camera`; zeros beyond those that the model uses are dropped."""
-    words = str(spelling or "").strip().lower().split()
-    if (words[0] if words else "") not in MODEL_NAMES:
+    word = next(iter(str(spelling or "").strip().lower().split()), "")
+    _refuse_other_projections(word)
+    model, used = MODEL_NAMES.get(word, ("", 0))
+    if model != "equidistant" and not any(coefficients):
+        return "none", ()  # also under a name that is not known, as drivers of undistorted cameras give
+    if not model:
         raise CameraError(
             f"unknown distortion model '{spelling}'; known are plumb_bob (radtan), rational_polynomial, "
             "equidistant (fisheye) and none"
         )
-    model, used = MODEL_NAMES[words[0] if words else ""]
-    if model != "equidistant" and not any(coefficients):
-        return "none", ()
     if model == "none":
         raise CameraError(
             f"the camera has the distortion coefficients {coefficients} and no model; name the model (plumb_bob, "
@@ -62,6 +85,14 @@ def _parse_distortion(spelling: str, coefficients: tuple[float, ...]) -> tuple[s
     if model == "plumb_bob" and len(coefficients) == 8:
         return "rational_polynomial", coefficients
     return model, coefficients if any(coefficients[used:]) else coefficients[:used]
+
+
+def _refuse_other_projections(word: str) -> None:
+    if word.replace("-", "_") in OTHER_PROJECTIONS:
+        raise CameraError(
+            f"the camera model '{word}' is not supported, and is no pinhole with a distortion; calibrate as pinhole with plumb_bob "
+            "(radtan) or equidistant distortion, or undistort the images"
+        )
 
 
 def is_rectified(topic: str) -> bool:
@@ -74,7 +105,7 @@ def base_topic(topic: str) -> str:
     return re.sub(r"/(compressed|compressedDepth|theora|ffmpeg)$", "", topic)
 
 
-def camera_from_info(info: Any, *, rectified: bool = False) -> Camera:
+def camera_from_info(info: Any, *, rectified: bool = False, image_size: tuple[int, int] | None = None) -> Camera:
     """A CameraInfo message (ROS 1 or 2, of rclpy or rosbags) -> the camera of the images it accompanies.
 
     The calibration in the message is of the full sensor; the region of interest is cut out first and binning (or the
@@ -82,21 +113,50 @@ def camera_from_info(info: Any, *, rectified: bool = False) -> Camera:
 
     Args:
         rectified: the images are rectified: P without distortion describes them, not K and D.
+        image_size: (width, height) px of the images, where known: some drivers bin the stated size, or all numbers, beforehand.
 
     Raises:
         CameraError: K (or P) of zeros, an unknown model, impossible sizes.
     """
     K, D, model = info_field(info, "k"), info_field(info, "d"), info.distortion_model
     if rectified:
-        K, D, model = np.asarray(info_field(info, "p"), float).reshape(3, 4)[:, :3], (), "none"
+        K, D, model = _rectified_intrinsics(info), (), "none"
     camera = make_camera(info.width, info.height, K, model, D)
-    return _crop_and_bin(camera, info)
+    return _crop_and_bin(camera, info, image_size)
 
 
-def stereo_baseline_m(right_info: Any) -> float | None:
-    """The baseline in a right camera's CameraInfo, P = [fx' 0 cx' -fx' * baseline; ...]; None when P[3] is not below 0."""
-    P = np.asarray(info_field(right_info, "p"), float).reshape(3, 4)
-    return float(-P[0, 3] / P[0, 0]) if P[0, 0] > 0 and P[0, 3] < 0 else None
+def _rectified_intrinsics(info: Any) -> np.ndarray:
+    """(3, 3) of rectified images: P; K where P is not given and nothing is distorted."""
+    P = np.asarray(info_field(info, "p"), float).reshape(3, 4)
+    K = np.asarray(info_field(info, "k"), float).reshape(3, 3)
+    if P.any() or not K.any():
+        return P[:, :3]
+    if any(info_field(info, "d")):
+        raise CameraError(
+            "the images are taken as rectified, and P of their CameraInfo holds zeros while K and D are given; calibrate again, or, "
+            "where the images are raw, set rectified to 'no' (--rectified no of a replay)"
+        )
+    return K
+
+
+def stereo_baseline_m(left_info: Any, right_info: Any) -> float | None:
+    """The baseline in the CameraInfo of a pair, P[3] = -fx * (x of the camera in the rectified frame); None when the second
+    camera is not at +x of the first. Mostly P[3] is 0 for the left camera, but not in a rig of several."""
+    P_left, P_right = (np.asarray(info_field(info, "p"), float).reshape(3, 4) for info in (left_info, right_info))
+    if not (P_right[0, 0] > 0 and P_left[0, 0] > 0):
+        return None
+    baseline = float(P_left[0, 3] / P_left[0, 0] - P_right[0, 3] / P_right[0, 0])
+    return baseline if baseline > 0 else None
+
+
+def find_doubt(camera: Camera) -> str:
+    """Why a calibration that can be used is probably wrong; empty where nothing speaks against it."""
+    if camera.baseline_m is not None and camera.baseline_m > LONGEST_BASELINE_M:
+        return (
+            f"the stereo baseline is {camera.baseline_m:.4g} m, more than {LONGEST_BASELINE_M:g} m: is it in mm or cm? Positions would be "
+            "too large by as much; P[3] of the right CameraInfo is -fx * baseline in metres"
+        )
+    return ""
 
 
 def info_field(info: Any, name: str) -> Any:
@@ -104,7 +164,7 @@ def info_field(info: Any, name: str) -> Any:
     return getattr(info, name) if hasattr(info, name) else getattr(info, name.upper())
 
 
-def _crop_and_bin(camera: Camera, info: Any) -> Camera:
+def _crop_and_bin(camera: Camera, info: Any, image_size: tuple[int, int] | None) -> Camera:
     roi = getattr(info, "roi", None)
     if roi is not None and roi.width and roi.height:
         camera = replace(
@@ -115,17 +175,22 @@ def _crop_and_bin(camera: Camera, info: Any) -> Camera:
             cy=camera.cy - roi.y_offset,
         )
     bx, by = max(int(getattr(info, "binning_x", 0)), 1), max(int(getattr(info, "binning_y", 0)), 1)
-    if bx > 1 or by > 1:
-        camera = replace(
-            camera,
-            width=camera.width // bx,
-            height=camera.height // by,
-            fx=camera.fx / bx,
-            fy=camera.fy / by,
-            cx=(camera.cx + 0.5) / bx - 0.5,
-            cy=(camera.cy + 0.5) / by - 0.5,
-        )
-    return camera
+    if bx == by == 1:
+        return camera
+    size, full = (camera.width // bx, camera.height // by), camera
+    if image_size == (full.width, full.height):  # the size is of the binned image already, and perhaps K too
+        size = image_size
+        if abs(full.cx - size[0] / 2) < abs(full.cx / bx - size[0] / 2):
+            return full
+    return replace(
+        full,
+        width=size[0],
+        height=size[1],
+        fx=full.fx / bx,
+        fy=full.fy / by,
+        cx=(full.cx + 0.5) / bx - 0.5,
+        cy=(full.cy + 0.5) / by - 0.5,
+    )
 
 
 def read_camera(path: str | Path) -> Camera:
@@ -143,7 +208,9 @@ def read_camera(path: str | Path) -> Camera:
         raise CameraError(f"cannot read the camera file {path}: {error}") from None
     try:
         camera = _parse(data)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except CameraError as error:
+        raise CameraError(f"the camera file {path}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CameraError(f"the camera file {path} lacks or spells wrongly {error}") from None
     if camera is None:
         raise CameraError(
@@ -172,7 +239,8 @@ def _parse(data: Any) -> Camera | None:
     if "cam0" in data:
         data = data["cam0"]
     if "intrinsics" in data and "resolution" in data:
-        fx, fy, cx, cy = data["intrinsics"][-4:]
+        _refuse_other_projections(str(data.get("camera_model", "")).strip().lower())
+        fx, fy, cx, cy = data["intrinsics"]
         width, height = data["resolution"]
         return make_camera(
             width,

@@ -13,13 +13,52 @@ from torch import Tensor
 from ..core.errors import SourceError
 
 
-def read_image(path: str | Path) -> Tensor:
-    """An image file -> (3 or 1, H, W) uint8, RGB or grey.
+class Stretch:
+    """16-bit images of one camera -> 8 bits, by the range of their content: thermal, infrared and 12-bit cameras use a part of it.
+
+    The range follows the images slowly, so that a thing keeps its brightness; it begins again where the content leaves it.
+    """
+
+    INNER_PERCENT = (0.5, 99.5)  # of the pixels span the range: a few hot ones do not count
+    RATE, MOST_STEP = (
+        0.1,
+        0.05,
+    )  # what an image closes of the difference, and at most of the range: within some ten images
+    LEAST_SPAN = 256.0  # counts; fewer would show noise
+    MOST_CLIPPED = 0.1  # share of the pixels outside of the range; more is another scene, or an offset of the sensor
+
+    def __init__(self) -> None:
+        self._range: tuple[float, float] | None = None
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """(H, W) or (H, W, C) uint16 -> the same, uint8."""
+        step = max(min(image.shape[:2]) // 120, 1)
+        low, high = self._follow(image[::step, ::step])
+        span = max(high - low, self.LEAST_SPAN)
+        low = (low + high - span) / 2
+        table = np.clip((np.arange(65536) - low) * (255 / span) + 0.5, 0, 255).astype(np.uint8)
+        return table[image]
+
+    def _follow(self, image: np.ndarray) -> tuple[float, float]:
+        found = np.percentile(image, self.INNER_PERCENT)
+        if self._range is not None and not self._has_left(image, *self._range):
+            before = np.array(self._range)
+            most = self.MOST_STEP * max(before[1] - before[0], self.LEAST_SPAN)
+            found = before + np.clip(self.RATE * (found - before), -most, most)
+        self._range = float(found[0]), float(found[1])
+        return self._range
+
+    def _has_left(self, image: np.ndarray, low: float, high: float) -> bool:
+        return float(((image < low) | (image > high)).mean()) > self.MOST_CLIPPED
+
+
+def read_image(path: str | Path, stretch: Stretch | None = None) -> Tensor:
+    """An image file -> (3 or 1, H, W) uint8, RGB or grey; 16 bits by `stretch` (by this image alone where none is given).
 
     Raises:
         SourceError: missing or corrupt file.
     """
-    return to_image(_read(path), bgr=True)
+    return to_image(_read(path), bgr=True, stretch=stretch)
 
 
 def read_depth(path: str | Path, units_per_metre: float) -> Tensor:
@@ -74,8 +113,8 @@ ENCODINGS: dict[str, tuple[type, int, int | None]] = {
 }
 
 
-def decode_image(message: Any) -> Tensor:
-    """An Image or CompressedImage message, of rclpy or rosbags -> (3 or 1, H, W) uint8, RGB or grey.
+def decode_image(message: Any, stretch: Stretch | None = None) -> Tensor:
+    """An Image or CompressedImage message, of rclpy or rosbags -> (3 or 1, H, W) uint8, RGB or grey; 16 bits as `read_image`.
 
     Raises:
         SourceError: an encoding that cannot be read, or data that does not fit the stated size.
@@ -88,17 +127,20 @@ def decode_image(message: Any) -> Tensor:
                 f"a compressed image of format '{message.format}' cannot be decoded ({len(message.data)} bytes); "
                 "expected jpeg or png"
             )
-        return to_image(image, bgr=True)
+        return to_image(image, bgr=True, stretch=stretch)
     if encoding not in ENCODINGS:
         raise SourceError(f"images of encoding '{encoding}' cannot be used; expected one of {', '.join(ENCODINGS)}")
     dtype, channels, conversion = ENCODINGS[encoding]
     image = _raw(message, dtype, channels)
     try:
-        return to_image(image if conversion is None else cv2.cvtColor(image, conversion))
+        return to_image(image if conversion is None else cv2.cvtColor(image, conversion), stretch=stretch)
     except cv2.error as error:  # as for an odd width in yuv422
         raise SourceError(
             f"an image of {message.width} x {message.height} {encoding} cannot be converted: {error.err}"
         ) from error
+
+
+_PNG = b"\x89PNG"
 
 
 def decode_depth(message: Any) -> Tensor:
@@ -109,8 +151,9 @@ def decode_depth(message: Any) -> Tensor:
     """
     encoding = getattr(message, "encoding", None)
     if encoding is None:
-        # compressed_depth_image_transport puts 12 bytes (its quantisation) before the png.
-        data = np.frombuffer(message.data, np.uint8)[12 if "compressedDepth" in message.format else 0 :]
+        # compressed_depth_image_transport puts 12 bytes (its quantisation) before the png; others leave them out.
+        data = np.frombuffer(message.data, np.uint8)
+        data = data if bytes(data[:4]) == _PNG else data[12:]
         image = _decompress(data) if "32FC1" not in message.format else None
         if image is None or image.ndim != 2 or image.dtype != np.uint16:
             raise SourceError(
@@ -151,10 +194,10 @@ def _raw(message: Any, dtype: type, channels: int) -> np.ndarray:
     return image.reshape((height, width) if channels == 1 else (height, width, channels))
 
 
-def to_image(image: np.ndarray, bgr: bool = False) -> Tensor:
+def to_image(image: np.ndarray, bgr: bool = False, stretch: Stretch | None = None) -> Tensor:
     """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4), 8 or 16 bit -> (3 or 1, H, W) uint8; alpha is dropped."""
     if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+        image = (stretch or Stretch()).apply(image[..., :3] if image.ndim == 3 else image)
     elif image.dtype != np.uint8:
         raise SourceError(f"an image of {image.dtype} numbers cannot be used; expected 8 or 16 bit")
     if image.ndim == 2:

@@ -14,6 +14,9 @@ from ..core.errors import CameraError
 # Number of coefficients that each model accepts, in the order of OpenCV.
 NUM_COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
 
+# No lens sees more, and a matrix of ones or one in units of the image's width would be taken for a calibration.
+WIDEST_PINHOLE_DEG, WIDEST_FISHEYE_DEG = 170.0, 360.0
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -47,6 +50,23 @@ class Camera:
             )
         if self.width <= 0 or self.height <= 0:
             raise CameraError(f"image size is {self.width} x {self.height}, expected both above zero")
+        if self.baseline_m is not None and not 0 < self.baseline_m < float("inf"):
+            raise CameraError(f"the stereo baseline is {self.baseline_m:g} m, expected metres above zero")
+        fisheye = self.model == "equidistant"
+        widest_deg = WIDEST_FISHEYE_DEG if fisheye else WIDEST_PINHOLE_DEG
+        if self.field_of_view_deg > widest_deg:
+            raise CameraError(
+                f"focal length is {self.fx:g}, {self.fy:g} px for an image of {self.width} x {self.height}: a "
+                f"{'fisheye' if fisheye else 'pinhole'} camera that sees {self.field_of_view_deg:.1f} degrees is not calibrated (at "
+                f"most {widest_deg:g}); expected K in pixels of this image: calibrate it (ros2 run camera_calibration "
+                "cameracalibrator) or give a camera file"
+            )
+
+    @property
+    def field_of_view_deg(self) -> float:
+        """The wider of the horizontal and vertical angles of view, without the polynomial of the distortion."""
+        half = max(self.width / (2 * self.fx), self.height / (2 * self.fy))
+        return math.degrees(2 * (half if self.model == "equidistant" else math.atan(half)))
 
     @property
     def is_distorted(self) -> bool:

@@ -85,27 +85,31 @@ class Rectification:
         return torch.from_numpy(np.ascontiguousarray(pixels.reshape(*image.shape[1:], -1).transpose(2, 0, 1)))
 
 
-def calibrate_stereo(left_info: Any, right_info: Any, rectified: bool) -> tuple[Camera, Rectification | None]:
+def calibrate_stereo(
+    left_info: Any, right_info: Any, rectified: bool, image_size: tuple[int, int] | None = None
+) -> tuple[Camera, Rectification | None]:
     """CameraInfo of both cameras -> the camera of the rectified pair, and how to rectify its images; None where they need not be.
 
     Args:
         rectified: the images are rectified already. Undistorted images of cameras with R = I are so too, whatever their name.
+        image_size: as of `camera_from_info`.
 
     Raises:
-        CameraError: no baseline in the right camera's P, or a calibration that cannot be used.
+        CameraError: no baseline in the right camera's P, R that is no rotation, or a calibration that cannot be used.
     """
-    baseline = stereo_baseline_m(right_info)
+    baseline = stereo_baseline_m(left_info, right_info)
     if baseline is None:
+        P_left, P_right = ([round(float(p), 3) for p in info_field(info, "p")] for info in (left_info, right_info))
         raise CameraError(
-            f"the right CameraInfo has P = {[round(float(p), 3) for p in info_field(right_info, 'p')]}, which holds no baseline; "
-            "expected P[3] = -fx * baseline: calibrate as a stereo pair (ros2 run camera_calibration cameracalibrator "
-            "--approximate 0.1 ...) or use one camera only (mode mono)"
+            f"the right CameraInfo has P = {P_right}, the left one P[3] = {P_left[3]:g}, which holds no baseline; expected "
+            "P[3] = -fx * baseline of the right camera (above 0 where left and right are exchanged): calibrate as a stereo pair (ros2 run "
+            "camera_calibration cameracalibrator --approximate 0.1 ...) or use one camera only (mode mono)"
         )
-    pair = replace(camera_from_info(left_info, rectified=True), baseline_m=baseline)
+    pair = replace(camera_from_info(left_info, rectified=True, image_size=image_size), baseline_m=baseline)
     if rectified:
         return pair, None
-    left, right = camera_from_info(left_info), camera_from_info(right_info)
-    R_left, R_right = (np.asarray(info_field(info, "r"), float).reshape(3, 3) for info in (left_info, right_info))
+    left, right = (camera_from_info(info, image_size=image_size) for info in (left_info, right_info))
+    R_left, R_right = (_rotation(info, name) for info, name in ((left_info, "left"), (right_info, "right")))
     aligned = all(np.allclose(R, np.eye(3), atol=1e-4) for R in (R_left, R_right))
     if aligned and not (left.is_distorted or right.is_distorted):
         return pair, None
@@ -115,6 +119,22 @@ def calibrate_stereo(left_info: Any, right_info: Any, rectified: bool) -> tuple[
     T_left_right[:3, 3] = R_left.T @ [baseline, 0, 0]
     rectification = Rectification(left, right, T_left_right)
     return rectification.camera, rectification
+
+
+def _rotation(info: Any, name: str) -> np.ndarray:
+    """R of a CameraInfo, (3, 3).
+
+    Raises:
+        CameraError: it is no rotation, as the zeros of drivers that leave it out.
+    """
+    R = np.asarray(info_field(info, "r"), float).reshape(3, 3)
+    if not (np.isfinite(R).all() and np.allclose(R @ R.T, np.eye(3), atol=1e-2) and np.linalg.det(R) > 0):
+        raise CameraError(
+            f"the {name} CameraInfo has R = {[round(float(r), 3) for r in R.ravel()]}, which is no rotation; a raw stereo pair is "
+            "rectified by it: calibrate as a stereo pair (ros2 run camera_calibration cameracalibrator), or, where the images are "
+            "rectified, set rectified to 'yes' (--rectified yes of a replay)"
+        )
+    return R
 
 
 def _opencv(camera: Camera) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from ..camera.model import Camera
 from ..core.types import Frame, Matches
 from ..core.errors import SourceError
 from ..camera.calibration import camera_from_info, check_size
-from ..camera.decoding import ENCODINGS, decode_depth, decode_image, to_image
+from ..camera.decoding import ENCODINGS, Stretch, decode_depth, decode_image, to_image
 from ..camera.rectification import Rectification, calibrate_stereo
 from .inputs import CameraImages
 
@@ -36,6 +36,7 @@ class ImageDecoder:
         self._key: tuple | None = None
         self._camera: Camera | None = None
         self._rectification: Rectification | None = None
+        self._stretch = Stretch()
         self._count = 0
         self.T_optical_camera = np.eye(4)
 
@@ -46,12 +47,12 @@ class ImageDecoder:
             CameraError: no usable calibration, or images of another size.
             SourceError: an encoding that cannot be read, or data that does not fit it.
         """
-        camera = self._calibrate(received)
         first, *partner = received.images.values()
-        image = decode(first)
+        image = self._decode(first)
+        camera = self._calibrate(received, (image.shape[2], image.shape[1]))
         depth = right = None
         if partner and self._mode == "stereo":
-            right = decode(partner[0])
+            right = self._decode(partner[0])
             if right.shape != image.shape:
                 raise SourceError(
                     f"the left image has the shape {tuple(image.shape)}, the right one {tuple(right.shape)}; expected the same"
@@ -85,25 +86,28 @@ class ImageDecoder:
             residual_px=matches.residual_px * size,
         )
 
-    def _calibrate(self, received: CameraImages) -> Camera:
-        """The frames' camera; computed again when a CameraInfo changes."""
-        key = tuple(_contents(info) for info in received.infos.values())
+    def _decode(self, message: Any) -> Tensor:
+        return decode(message, self._stretch)
+
+    def _calibrate(self, received: CameraImages, image_size: tuple[int, int]) -> Camera:
+        """The frames' camera; computed again when a CameraInfo or the size of the images changes."""
+        key = (image_size, *(_contents(info) for info in received.infos.values()))
         if self._camera is None or key != self._key:
             self._camera = self._rectification = None
             self.T_optical_camera = np.eye(4)
             if self._mode == "stereo":
                 left, right = received.infos.values()
-                self._camera, self._rectification = calibrate_stereo(left, right, received.rectified)
+                self._camera, self._rectification = calibrate_stereo(left, right, received.rectified, image_size)
             else:
                 (info,) = received.infos.values()
-                self._camera = camera_from_info(info, rectified=received.rectified)
+                self._camera = camera_from_info(info, rectified=received.rectified, image_size=image_size)
             if self._rectification is not None:
                 self.T_optical_camera = self._rectification.T_left_rectified
             self._key = key
         return self._camera
 
 
-def decode(message: Any) -> Tensor:
+def decode(message: Any, stretch: Stretch | None = None) -> Tensor:
     """Image or CompressedImage -> (3 or 1, H, W) uint8; encodings that `camera.decoding` does not read go to cv_bridge.
 
     Raises:
@@ -111,7 +115,7 @@ def decode(message: Any) -> Tensor:
     """
     encoding = getattr(message, "encoding", None)
     if cv_bridge is None or encoding is None or encoding in ENCODINGS:
-        return decode_image(message)
+        return decode_image(message, stretch)
     try:
         return to_image(np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")))
     except (

@@ -1,6 +1,7 @@
 """Cameras from CameraInfo and files."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from imatching_ros.core.errors import CameraError
 from imatching_ros.camera.calibration import (
     camera_from_info,
     check_size,
+    find_doubt,
     is_rectified,
     make_camera,
     read_camera,
@@ -74,9 +76,74 @@ def test_zeros_mean_not_calibrated():
         camera_from_info(info(k=[0.0] * 9))
 
 
-def test_baseline_of_the_right_camera():
-    assert stereo_baseline_m(info(p=[400.0, 0, 310, -48.0, 0, 400, 250, 0, 0, 0, 1, 0])) == pytest.approx(0.12)
-    assert stereo_baseline_m(info()) is None
+def with_tx(tx):
+    return info(p=[400.0, 0, 310, tx, 0, 400, 250, 0, 0, 0, 1, 0])
+
+
+def test_baseline_of_a_pair():
+    assert stereo_baseline_m(with_tx(0.0), with_tx(-48.0)) == pytest.approx(0.12)
+    assert stereo_baseline_m(with_tx(24.0), with_tx(-24.0)) == pytest.approx(0.12)  # a rig whose origin lies between
+    assert stereo_baseline_m(info(), info()) is None
+    assert stereo_baseline_m(with_tx(-48.0), with_tx(0.0)) is None  # exchanged
+
+
+def test_a_baseline_in_millimetres_is_doubted():
+    camera = camera_from_info(info(), rectified=True)
+    assert "mm or cm" in find_doubt(replace(camera, baseline_m=120.0))
+    assert find_doubt(replace(camera, baseline_m=0.12)) == find_doubt(camera) == ""
+
+
+@pytest.mark.parametrize("k", [[1.0, 0, 0, 0, 1, 0, 0, 0, 1], [0.8, 0, 0.5, 0, 1.1, 0.5, 0, 0, 1]])
+@pytest.mark.parametrize("model, d", [("plumb_bob", [0.0] * 5), ("equidistant", [0.0] * 4)])
+def test_focal_lengths_of_a_pixel_are_no_calibration(k, model, d):
+    with pytest.raises(CameraError, match="degrees is not calibrated"):
+        camera_from_info(info(k=k, d=d, distortion_model=model))
+
+
+def test_wide_cameras_are_taken():
+    assert camera_from_info(info(k=[60.0, 0, 320, 0, 60, 240, 0, 0, 1])).field_of_view_deg == pytest.approx(
+        158.8, abs=0.1
+    )
+    fisheye = camera_from_info(
+        info(k=[180.0, 0, 320, 0, 180, 240, 0, 0, 1], d=[0.0] * 4, distortion_model="equidistant")
+    )
+    assert fisheye.field_of_view_deg > 200
+
+
+@pytest.mark.parametrize(
+    "size, k",
+    [
+        ((1280, 960), [1000.0, 0, 640, 0, 1020, 480, 0, 0, 1]),  # all of the full sensor, as the message defines it
+        ((640, 480), [1000.0, 0, 640, 0, 1020, 480, 0, 0, 1]),  # the size is binned already
+        ((640, 480), [500.0, 0, 320, 0, 510, 240, 0, 0, 1]),  # and so is K
+    ],
+)
+def test_binning_that_the_driver_applied_is_not_applied_again(size, k):
+    message = info(width=size[0], height=size[1], k=k, binning_x=2, binning_y=2)
+    camera = camera_from_info(message, image_size=(640, 480))
+    assert (camera.width, camera.height) == (640, 480) and (camera.fx, camera.fy) == (500, 510)
+    assert camera.cx == pytest.approx(320, abs=0.5)
+
+
+def test_rectified_images_without_p():
+    zeros = [0.0] * 12
+    camera = camera_from_info(info(p=zeros, d=[0.0] * 5), rectified=True)
+    assert (camera.fx, camera.cx, camera.model) == (500, 320, "none")
+    with pytest.raises(CameraError, match="rectified to 'no'"):
+        camera_from_info(info(p=zeros), rectified=True)
+    with pytest.raises(CameraError, match="not calibrated"):
+        camera_from_info(info(p=zeros, k=[0.0] * 9), rectified=True)
+
+
+@pytest.mark.parametrize("model", ["omni", "ds", "eucm"])
+def test_other_projections_are_refused_by_name(tmp_path, model):
+    chain = dict(camera_model=model, intrinsics=[0.5, 500, 510, 320, 240], resolution=[640, 480])
+    chain |= dict(distortion_model="none", distortion_coeffs=[])
+    (tmp_path / "camchain.yaml").write_text(yaml.safe_dump({"cam0": chain}))
+    with pytest.raises(CameraError, match=f"camchain.yaml: the camera model '{model}' is not supported"):
+        read_camera(tmp_path / "camchain.yaml")
+    with pytest.raises(CameraError, match=f"'{model}' is not supported"):
+        make_camera(640, 480, K, model, [0.0] * 4)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +155,8 @@ def test_baseline_of_the_right_camera():
         ("rational_polynomial", (0.1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), "rational_polynomial"),
         ("equidistant", (0, 0, 0, 0), "equidistant"),
         ("", (), "none"),
+        ("Brown Conrady", (0, 0, 0, 0, 0), "none"),
+        ("perspective", (), "none"),
     ],
 )
 def test_spellings_of_models(model, distortion, expected):

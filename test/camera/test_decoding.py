@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imatching_ros.core.errors import SourceError
-from imatching_ros.camera.decoding import decode_depth, decode_image, read_depth, read_image
+from imatching_ros.camera.decoding import Stretch, decode_depth, decode_image, read_depth, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
@@ -47,12 +47,45 @@ def test_grey_stays_grey():
     assert (decode_image(message(RGB[..., 0], "mono8", 3)).numpy() == RGB[None, ..., 0]).all()
 
 
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
 @pytest.mark.parametrize("big", [0, 1])
-def test_sixteen_bits_keep_the_high_byte(big):
-    wide = RGB[..., 0].astype(np.uint16) * 256 + 19
-    assert (
-        decode_image(message(wide.astype(">u2" if big else "<u2"), "mono16", 4, big)).numpy()[0] == RGB[..., 0]
-    ).all()
+@pytest.mark.parametrize("per_level, offset", [(257, 0), (16, 0), (2, 21_000)])
+def test_sixteen_bits_are_stretched_by_their_content(big, per_level, offset):
+    """The whole range, 12 bits, and a thermal camera that uses 512 of 65536 counts; but for one pixel in two hundred at the ends."""
+    wide = GREY.astype(np.uint16) * per_level + offset
+    image = decode_image(message(wide.astype(">u2" if big else "<u2"), "mono16", 4, big)).numpy()[0]
+    assert np.abs(image.astype(int) - GREY).max() <= 2
+
+
+def test_sixteen_bits_of_files_and_compressed_images_are_stretched(tmp_path):
+    wide = GREY.astype(np.uint16) * 4 + 7000
+    cv2.imwrite(str(tmp_path / "a.png"), wide)
+    data = cv2.imencode(".png", wide)[1]
+    for image in (read_image(tmp_path / "a.png"), decode_image(SimpleNamespace(format="mono16; png", data=data))):
+        assert image.min() == 0 and image.max() == 255
+
+
+def test_noise_is_not_stretched_to_an_image():
+    noise = np.random.default_rng(0).normal(8000, 3, (48, 64)).astype(np.uint16)
+    assert decode_image(message(noise, "mono16")).float().std() < 4
+
+
+def test_the_stretch_is_steady_and_follows():
+    """Something hot comes into view for ten images, then another scene: what stays in view hardly changes its brightness."""
+    rng, stretch = np.random.default_rng(0), Stretch()
+    scene = rng.integers(7000, 7400, (48, 64)).astype(np.uint16)
+    levels = []
+    for k in range(30):
+        image = scene.copy()
+        if 10 <= k < 20:
+            image[:6, :8] = 9000
+        levels.append(float(decode_image(message(image, "mono16"), stretch)[0, 8:].float().mean()))
+    assert np.abs(np.diff(levels)).max() < 15 and levels[0] == pytest.approx(127.5, abs=3)
+    assert np.abs(np.diff(levels[21:])).max() < 8
+    other = decode_image(message(scene + np.uint16(20_000), "mono16"), stretch).float()
+    assert other.mean() == pytest.approx(127.5, abs=3) and other.std() > 60
 
 
 def test_bayer_colours_are_in_the_right_order():
@@ -94,11 +127,12 @@ def test_depth_in_metres_with_holes():
         decode_depth(message(RGB, "rgb8"))
 
 
-def test_compressed_depth_has_a_header():
+def test_compressed_depth_has_a_header_or_none():
     millimetres = np.arange(48, dtype=np.uint16).reshape(6, 8) * 100
-    data = b"\0" * 12 + cv2.imencode(".png", millimetres)[1].tobytes()
-    depth = decode_depth(SimpleNamespace(format="16UC1; compressedDepth png", data=data))
-    torch.testing.assert_close(depth, torch.from_numpy(millimetres.astype(np.float32) / 1000))
+    png = cv2.imencode(".png", millimetres)[1].tobytes()
+    for data in (b"\0" * 12 + png, png):  # some publish it without
+        depth = decode_depth(SimpleNamespace(format="16UC1; compressedDepth png", data=data))
+        torch.testing.assert_close(depth, torch.from_numpy(millimetres.astype(np.float32) / 1000))
 
 
 def test_files(tmp_path):

@@ -71,3 +71,14 @@ def test_distorted_or_turned_cameras_are_rectified(raw):
 def test_a_pair_without_baseline_is_refused():
     with pytest.raises(CameraError, match="no baseline"):
         calibrate_stereo(info(), info(), rectified=True)
+
+
+def test_a_raw_pair_without_a_rotation_is_refused():
+    with pytest.raises(CameraError, match="left CameraInfo has R = .* no rotation"):
+        calibrate_stereo(info(r=(0.0,) * 9), info(-4.5), rectified=False)
+    assert calibrate_stereo(info(r=(0.0,) * 9), info(-4.5, r=(0.0,) * 9), rectified=True)[1] is None
+
+
+def test_an_exchanged_pair_is_named():
+    with pytest.raises(CameraError, match="left one P.3. = -4.5.*exchanged"):
+        calibrate_stereo(info(-4.5), info(), rectified=True)
