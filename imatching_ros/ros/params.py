@@ -19,6 +19,7 @@ from rclpy.parameter import Parameter
 
 from ..core.config import Config, MatcherConfig, check, setting, walk
 from ..core.errors import ConfigError
+from ..core.stamps import BACKWARD_JUMP_S, SYNC_SLOP_S
 from .transforms import from_pose
 
 NODE_NAME = "imatching"  # unless it is remapped
@@ -58,7 +59,11 @@ class NodeConfig:
         "approximate", "how images of two cameras are paired by stamp", choices=("exact", "approximate")
     )
     sync_slop_s: float = setting(
-        0.01, "largest difference of two stamps that approximate synchronisation pairs", unit="s", low=0.0, high=1.0
+        SYNC_SLOP_S,
+        "largest difference of two stamps that approximate synchronisation pairs",
+        unit="s",
+        low=0.0,
+        high=1.0,
     )
     odom_frame: str = setting("odom", "frame of the published poses")
     base_frame: str = setting("base_link", "frame of the robot, whose pose is published")
@@ -79,7 +84,7 @@ class NodeConfig:
         5.0, "silence of an input after which a warning gives the reason", unit="s", low=0.5, high=3600.0, live=True
     )
     backward_jump_s: float = setting(
-        0.5,
+        BACKWARD_JUMP_S,
         "a stamp older than the last by more than this resets odometry (a bag that loops); by less, the image is "
         "dropped",
         unit="s",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...core.errors import SourceError
 from . import euroc, frames_csv, kitti, tum
-from .base import Source, SourceOptions, list_files
+from .base import BAG_SUFFIXES, Source, SourceOptions, list_files
 from .folder import FolderSource
 
 
@@ -34,11 +34,13 @@ def open_source(path: str | Path, options: SourceOptions = SourceOptions()) -> S
             "frames.csv, rgb.txt (TUM RGB-D), mav0/cam0/sensor.yaml or data.csv (EuRoC), calib.txt with image_0 .. image_3 (KITTI odometry). "
             f"Found: {', '.join(inside) or 'an empty folder'}"
         )
-    raise SourceError(f"{path} is a file of unknown kind; expected .mcap, .db3 or .bag, or a folder")
+    raise SourceError(
+        f"{path} is a file of unknown kind; expected .mcap, .db3 (both also with .zstd) or .bag, or a folder"
+    )
 
 
 def is_bag(path: Path) -> bool:
     """Whether `path` is a bag file or a folder that holds one."""
     if path.is_file():
-        return path.suffix in (".mcap", ".db3", ".bag")
-    return (path / "metadata.yaml").is_file() or bool(list_files(path, (".mcap", ".db3", ".bag")))
+        return path.name.lower().endswith(BAG_SUFFIXES)
+    return (path / "metadata.yaml").is_file() or bool(list_files(path, BAG_SUFFIXES))

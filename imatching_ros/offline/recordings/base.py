@@ -20,6 +20,7 @@ from .truth import Trajectory, read_trajectory
 
 log = logging.getLogger(__name__)
 
+BAG_SUFFIXES = (".mcap", ".db3", ".bag", ".mcap.zstd", ".db3.zstd")
 MODES = ("auto", "mono", "stereo", "rgbd")
 
 
@@ -163,7 +164,8 @@ def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
     Hidden files are left out: macOS puts a `._NAME` beside every NAME on foreign disks.
     """
-    found = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    ends = tuple(suffixes)
+    found = [p for p in folder.iterdir() if p.name.lower().endswith(ends) and not p.name.startswith(".")]
     return sorted(found, key=lambda p: [int(s) if s.isdecimal() else s for s in re.split(r"([0-9]+)", p.name)])
 
 

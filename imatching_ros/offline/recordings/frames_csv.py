@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from ...core.errors import CameraError, SourceError
 from ...camera.calibration import parse_json_camera
 from .folder import Entry, Listing
-from .text_files import ENCODING, Row, read_stamps
+from .text_files import ENCODING, Row, read_stamps, read_table
 from .truth import read_trajectory
 
 # The first of these columns that a file has is the image that odometry sees.
@@ -30,28 +29,25 @@ def list_frames(path: Path) -> Listing:
         SourceError: a csv without the columns that are needed.
         CameraError: a camera.json that cannot be understood.
     """
-    try:
-        with (path / "frames.csv").open(newline="", encoding=ENCODING) as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"cannot read {path / 'frames.csv'}: {error}") from None
-    columns = list(rows[0]) if rows else []
+    columns, rows = read_table(path / "frames.csv")
     image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
     if image is None or "timestamp" not in columns:
         raise SourceError(
-            f"{path / 'frames.csv'} has the columns {', '.join(map(str, columns)) or 'none'}; expected timestamp and one "
+            f"{path / 'frames.csv'} has the columns {', '.join(columns) or 'none'}; expected timestamp and one "
             f"of {', '.join(_IMAGE_COLUMNS)} (and depth or right)"
         )
+    at = {name: columns.index(name) for name in ("timestamp", image, "depth", "right") if name in columns}
 
-    def named(row: dict, column: str) -> Path | None:
-        return path / row[column] if row.get(column) else None
+    def named(row: Row, column: str) -> Path | None:
+        name = row.fields[at[column]] if column in at and at[column] < len(row.fields) else ""
+        return path / name if name else None
 
-    for line, row in enumerate(rows, 2):
-        if not row["timestamp"] or not row[image]:
-            raise SourceError(f"{path / 'frames.csv'}, line {line}: no timestamp or no image")
-    stamps = read_stamps([Row(path / "frames.csv", line, [row["timestamp"]]) for line, row in enumerate(rows, 2)])
+    for row in rows:
+        if named(row, "timestamp") is None or named(row, image) is None:
+            raise SourceError(f"{row.path}, line {row.line}: no timestamp or no image")
+    stamps = read_stamps([Row(row.path, row.line, [row.text(at["timestamp"])]) for row in rows])
     entries = [
-        Entry(stamp, path / row[image], named(row, "depth"), named(row, "right"))
+        Entry(stamp, path / row.text(at[image]), named(row, "depth"), named(row, "right"))
         for stamp, row in zip(stamps.tolist(), rows)
     ]
     camera, units = None, 1000.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from ...core.errors import SourceError
 
 ENCODING = "utf-8-sig"  # UTF-8, with or without the byte order mark that Windows' editors write
 
-_NOT_DATA = ("#", "%", "//", "timestamp")
+_COMMENT = ("#", "%", "//")
+_NOT_DATA = (*_COMMENT, "timestamp")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,25 @@ def read_rows(path: Path, columns: int = 0) -> list[Row]:
             )
         )
     return rows[1:] if rows and re.match(r"[\"']?(?!nan\b|inf)[A-Za-z]", rows[0].fields[0]) else rows
+
+
+def read_table(path: Path) -> tuple[list[str], list[Row]]:
+    """A table whose first line names its columns -> the names and the rows, without comments and empty lines.
+
+    Fields are separated by commas, semicolons or tabs, else by white space: the first of these in the line of names; a field in
+    quotes may hold the separator.
+    """
+    lines = [(k, text.strip()) for k, text in enumerate(read_text(path).splitlines(), 1)]
+    lines = [(k, text) for k, text in lines if text and not text.startswith(_COMMENT)]
+    if not lines:
+        return [], []
+    separator = next((mark for mark in ",;\t" if mark in lines[0][1]), " ")
+    try:
+        split = list(csv.reader((text for _, text in lines), delimiter=separator, skipinitialspace=True))
+    except csv.Error as error:
+        raise SourceError(f"cannot read {path}: {error}") from None
+    columns, *rows = [[field.strip() for field in fields] for fields in split]
+    return columns, [Row(path, k, fields, separator != " ") for (k, _), fields in zip(lines[1:], rows)]
 
 
 def read_stamps(rows: Sequence[Row], frames_ns: np.ndarray | None = None, unit_ns: int | None = None) -> np.ndarray:

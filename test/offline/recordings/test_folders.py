@@ -136,6 +136,14 @@ def test_tum(tmp_path):
     assert [f.stamp_ns for f in open_source(folder, SourceOptions(mode="mono", start_s=0.15))][0] == 200_000_000
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", " ", ", "])
+def test_separators_and_comments_of_frames_csv(tmp_path, separator):
+    write_frames_csv(tmp_path)
+    text = (tmp_path / "frames.csv").read_text().replace(",", separator)
+    (tmp_path / "frames.csv").write_text("# made by hand\n\n" + text + "\n# the end\n")
+    assert len(list(open_source(tmp_path))) == N
+
+
 def add_mark(path):
     """The byte order mark that Windows' editors write."""
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
