@@ -255,9 +255,10 @@ def _parse(data: Any) -> Camera | None:
 def parse_json_camera(entry: dict) -> Camera:
     """One entry of camera.json's `cameras`."""
     K = [entry["fx"], 0, entry["cx"], 0, entry["fy"], entry["cy"], 0, 0, 1]
-    return make_camera(
+    camera = make_camera(
         entry["width"], entry["height"], K, entry.get("distortion_model", "none"), entry.get("distortion", ())
     )
+    return replace(camera, readout_s=float(entry.get("readout_ms", 0.0)) / 1e3)
 
 
 def check_size(camera: Camera, height: int, width: int, what: str) -> None:

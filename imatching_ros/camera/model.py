@@ -31,6 +31,7 @@ class Camera:
     model: str = "none"
     distortion: tuple[float, ...] = ()
     baseline_m: float | None = None
+    readout_s: float = 0.0  # from the exposure of the first row to that of the last; 0: a global shutter
 
     def __post_init__(self) -> None:
         if self.model not in NUM_COEFFICIENTS:
@@ -52,6 +53,8 @@ class Camera:
             raise CameraError(f"image size is {self.width} x {self.height}, expected both above zero")
         if self.baseline_m is not None and not 0 < self.baseline_m < float("inf"):
             raise CameraError(f"the stereo baseline is {self.baseline_m:g} m, expected metres above zero")
+        if not 0 <= self.readout_s < 1:
+            raise CameraError(f"the readout time is {self.readout_s:g} s, expected 0 (global shutter) to below 1")
         fisheye = self.model == "equidistant"
         widest_deg = WIDEST_FISHEYE_DEG if fisheye else WIDEST_PINHOLE_DEG
         if self.field_of_view_deg > widest_deg:

@@ -70,6 +70,21 @@ class MatcherConfig:
 
 
 @dataclass(frozen=True)
+class CameraConfig:
+    """What CameraInfo does not tell of the camera."""
+
+    readout_ms: float = setting(
+        0.0,
+        "rolling shutter: time from the exposure of the first row to that of the last; 0: a global shutter, or what the "
+        "calibration file holds",
+        unit="ms",
+        low=0.0,
+        high=200.0,
+        expose=True,
+    )
+
+
+@dataclass(frozen=True)
 class BundleConfig:
     kernel: str = setting(
         "huber",
@@ -339,6 +354,7 @@ class LearningConfig:
 @dataclass(frozen=True)
 class Config:
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
     bundle: BundleConfig = field(default_factory=BundleConfig)
     odometry: OdometryConfig = field(default_factory=OdometryConfig)
     external_odometry: ExternalOdometryConfig = field(default_factory=ExternalOdometryConfig)

@@ -6,7 +6,7 @@ than usual may be of another place that looks alike. It needs a second look, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..bundle import refine_pose
+from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig, Config, OdometryConfig
@@ -33,6 +34,8 @@ class FeatureFrame:
     frame: Frame
     image: Tensor  # (1, H, W) uint8 grey
     features: Features
+    # (6,) per second in the camera's frame: the velocity while the rows were exposed
+    twist: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
 
     @property
     def camera(self) -> Camera:
@@ -161,6 +164,7 @@ OCCLUSION_INLIER_RATIO = (
 PARTIAL_OCCLUSION_INLIER_RATIO = 0.4  # the same when the second look fails; the pose is unverified then
 MIN_INLIER_RATIO = 0.25  # below it the pose of a second look is rejected
 CONFIRMED_INLIER_RATIO = 0.5  # below it a pose is unverified, and rejected once tracking was lost
+FAR_AWAY = 1e6  # depth of points that a translation does not shift, in baselines or metres
 
 
 class FrontEnd:
@@ -180,6 +184,7 @@ class FrontEnd:
     LOOSE_FACTOR = (
         4.0  # on the inlier threshold for a first pose after a gap: old landmarks are known less well from there
     )
+    SHUTTER_ITERATIONS = 2  # each leaves about the readout time over the time between images of the velocity's error
     FOLLOWER_RADIUS = 3.0  # times the search radius for matchers that search from the previous frame
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
@@ -212,7 +217,7 @@ class FrontEnd:
         for T_predicted in predictions:
             matches = self.search(window, last, current, T_predicted, radius_px)
             clock.lap("match")
-            estimate = self.estimate(window, current.camera, matches, T_predicted)
+            estimate = self.estimate(window, current, matches, T_predicted)
             clock.lap("pose")
             if estimate is None:
                 continue
@@ -240,7 +245,7 @@ class FrontEnd:
                 matches = self.search(window, last, current, T_guess, radius_px, every=True)
             else:
                 matches = self.search_everywhere(window, current.features)
-            loose = self.estimate(window, camera, matches, T_guess, self.LOOSE_FACTOR)
+            loose = self.estimate(window, current, matches, T_guess, self.LOOSE_FACTOR)
             found = None if loose is None else self.confirm(window, last, current, loose.T_WC, least)
             if found is not None:
                 return found
@@ -255,7 +260,7 @@ class FrontEnd:
         within the inliers' bound than chance puts there.
         """
         matches = self.search(window, last, current, T_WC, self._second_radius_px(current.camera), every=True)
-        estimate = self.estimate(window, current.camera, matches, T_WC, self.LOOSE_FACTOR / 2)
+        estimate = self.estimate(window, current, matches, T_WC, self.LOOSE_FACTOR / 2)
         if estimate is None or self._second_ratio(current.camera, matches, estimate) < least:
             return None
         return Localization(window, matches, estimate)
@@ -324,7 +329,8 @@ class FrontEnd:
             return self._follow(window, last, current, T_WC, self.FOLLOWER_RADIUS * radius_px)
         c, landmarks, camera = self._config, window.landmarks, current.camera
         rows = (landmarks.triangulated & ((landmarks.misses < self.MAX_MISSES) | every)).nonzero()[:, 0]
-        predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows]))
+        points_C = geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows])
+        predicted, inside = rolling_shutter.see(camera, points_C, current.twist)
         rows, predicted = rows[inside], predicted[inside]
         rank = landmarks.misses[rows] * 100 - window.views()[rows]  # fewer misses first, then more views
         chosen = spread_evenly(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
@@ -368,12 +374,17 @@ class FrontEnd:
         return LandmarkMatches(rows[ok], uv, score[ok], sigma_px, rows[~ok])
 
     def estimate(
-        self, window: Window, camera: Camera, matches: LandmarkMatches, T_guess: Tensor | None, factor: float = 1.0
+        self,
+        window: Window,
+        current: FeatureFrame,
+        matches: LandmarkMatches,
+        T_guess: Tensor | None,
+        factor: float = 1.0,
     ) -> PoseEstimate | None:
         """The pose of the matches, with `factor` times the usual bound of inliers; one row per row of the matches."""
         c = self._config
         c = c if factor == 1 else replace(c, inlier_px=c.inlier_px * factor)
-        uv = camera.undistort(matches.uv.double())
+        camera, uv = current.camera, self._undistort(window, current, matches, T_guess)
         sigma = (matches.sigma_px * camera.stretch(uv)).to(matches.sigma_px)
         used = (window.landmarks.triangulated[matches.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
         points_W = window.landmarks.points_W[matches.rows[used]]
@@ -385,6 +396,31 @@ class FrontEnd:
         residual = torch.full((len(uv),), torch.nan, dtype=torch.float64)
         inlier[used], residual[used] = found.inlier, found.residual_px
         return replace(found, inlier=inlier, residual_px=residual)
+
+    def _undistort(
+        self, window: Window, current: FeatureFrame, matches: LandmarkMatches, T_WC: Tensor | None
+    ) -> Tensor:
+        """Ideal px (N, 2) of matches; where the shutter rolls, as the middle row sees landmarks from the pose (7,), if there is one."""
+        depth = torch.full((len(matches.rows),), FAR_AWAY, dtype=torch.float64)
+        if current.camera.readout_s > 0 and T_WC is not None:
+            z = geometry.act(geometry.inverse(T_WC), window.landmarks.points_W[matches.rows])[:, 2]
+            depth = torch.where(z > 0, z, depth)
+        return rolling_shutter.undistort(current.camera, matches.uv, current.twist, depth)
+
+    def resolve_shutter(
+        self, last: TrackedFrame, current: FeatureFrame, found: Localization
+    ) -> tuple[FeatureFrame, Localization]:
+        """The pose again, with the velocity that follows from it instead of the predicted one; unchanged with a global shutter."""
+        seconds = (current.frame.stamp_ns - last.stamp_ns) * 1e-9
+        if current.camera.readout_s == 0 or found.recovered or seconds <= 0:
+            return current, found
+        for _ in range(self.SHUTTER_ITERATIONS):
+            moved = replace(current, twist=geometry.local(last.T_WC, found.estimate.T_WC) / seconds)
+            estimate = self.estimate(found.window, moved, found.matches, found.estimate.T_WC)
+            if estimate is None:
+                break
+            current, found = moved, replace(found, estimate=estimate)
+        return current, found
 
     def _queries(self, window: Window, rows: Tensor) -> Queries:
         return window.select_queries(rows.to(self._matcher.device))

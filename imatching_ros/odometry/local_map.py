@@ -14,13 +14,14 @@ prior is left out. Depth filters of semi-direct odometry begin in the same way (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..bundle import triangulate
+from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.types import BAResult, ObservationKind, WindowSnapshot
@@ -39,6 +40,7 @@ class Keyframe:
     stamp_ns: int
     image: Tensor  # (1, H, W) uint8 grey
     features: Features
+    twist: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))  # (6,) as of `FeatureFrame`
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ class Window:
         Observations without a measured depth are MONO.
         """
         count = len(rows)
-        ideal = camera.undistort(uv.double())
+        kf = torch.as_tensor(kf).expand(count).clone()
+        ideal = self._undistort(camera, kf, rows, uv)
         kind, measured = ObservationKind.MONO, torch.full((count,), torch.nan, dtype=torch.float64)
         measured_sigma = torch.ones(count, dtype=torch.float64)
         if depths is not None:
@@ -182,7 +185,7 @@ class Window:
         known = torch.isfinite(measured) & torch.isfinite(measured_sigma)
         sigma = sigma_px.double().cpu() * camera.stretch(ideal)
         added = Observations(
-            kf=torch.as_tensor(kf).expand(count).clone(),
+            kf=kf,
             lm=rows,
             uv=uv.float(),
             obs=torch.cat([ideal, torch.where(known, measured, 0.0)[:, None]], 1),
@@ -191,6 +194,17 @@ class Window:
         )
         inside = torch.isfinite(ideal).all(1)
         self.observations = _append(self.observations, _each(added, lambda v: v[inside]))
+
+    def _undistort(self, camera: Camera, kf: Tensor, rows: Tensor, uv: Tensor) -> Tensor:
+        """Ideal px (N, 2); where the shutter rolls, new landmarks are taken to be as far as the scene."""
+        depth = torch.ones(len(rows), dtype=torch.float64)
+        twist = depth.new_zeros(len(rows), 6)
+        if camera.readout_s > 0 and len(rows):
+            scene = depth.new_tensor([self.median_depth(k) for k in range(len(self.keyframes))])
+            twist = torch.stack([k.twist for k in self.keyframes])[kf]
+            z = geometry.act(geometry.inverse(self.T_WC)[kf], self.landmarks.points_W[rows])[:, 2]
+            depth = torch.where(z > 0, z, scene[kf])
+        return rolling_shutter.undistort(camera, uv, twist, depth)
 
     def mark(self, frame_id: int, rows: Tensor, uv: Tensor, unmatched: Tensor) -> None:
         """Records where landmarks were seen in a frame, and which were searched in vain."""
@@ -370,6 +384,8 @@ class Window:
         """Scales the map about a point (3,), by default the centre of its oldest keyframe."""
         origin = self.T_WC[0, :3].clone() if centre is None else centre
         self.T_WC = torch.cat([origin + (self.T_WC[:, :3] - origin) * factor, self.T_WC[:, 3:]], 1)
+        unit = torch.tensor([factor] * 3 + [1.0] * 3, dtype=torch.float64)
+        self.keyframes = [replace(k, twist=k.twist * unit) for k in self.keyframes]
         if self._scale is not None:
             self._scale = self._scale[0], self._scale[1] * factor
         self.landmarks = replace(

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from . import measurements
 from ..bundle import solve
+from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig, Config, OdometryConfig
-from ..core.types import BAResult, BAStatus, Frame, WindowSnapshot
+from ..core.types import BAResult, BAStatus, WindowSnapshot
 from ..matching.base import Matcher
 from .front_end import FeatureFrame, LandmarkMatches, PoseEstimate
 from .initialization import InitialViews, MonoInitializer
@@ -90,6 +91,7 @@ class Mapper:
 
     LEAST_FOUND = 0.6  # share of a keyframe's landmarks that the best frame after it is taken to find
     RECENT_KEYFRAMES = 3  # in which new landmarks are searched
+    MAX_TAUGHT_SKEW_PX = 1.0  # by a rolling shutter, in windows that are learned from; about the error of a match
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
         self._matcher = matcher
@@ -105,18 +107,20 @@ class Mapper:
 
     # -- keyframe rule ------------------------------------------------------------------------------------------------
 
-    def keyframe_reason(self, window: Window, frame: Frame, matches: LandmarkMatches, estimate: PoseEstimate) -> str:
+    def keyframe_reason(
+        self, window: Window, current: FeatureFrame, matches: LandmarkMatches, estimate: PoseEstimate
+    ) -> str:
         """Why a frame with a pose should become a keyframe; empty when it should not."""
-        return keyframe_reason(self._statistics(window, frame, matches, estimate), self._config)
+        return keyframe_reason(self._statistics(window, current, matches, estimate), self._config)
 
     def start_keyframe(self) -> None:
         """A keyframe is inserted: the share of landmarks found is counted anew."""
         self._most_found = 0
 
     def _statistics(
-        self, window: Window, frame: Frame, matches: LandmarkMatches, estimate: PoseEstimate
+        self, window: Window, current: FeatureFrame, matches: LandmarkMatches, estimate: PoseEstimate
     ) -> KeyframeStatistics:
-        camera, o = frame.camera, window.observations
+        frame, camera, o = current.frame, current.camera, window.observations
         at = window.seen_at(len(window.keyframes) - 1)
         # Only what more than one keyframe has seen: many a new corner, with a depth but no second view, is never seen again.
         stable = (at >= 0) & window.landmarks.triangulated & (window.views() >= min(2, len(window.keyframes)))
@@ -124,7 +128,8 @@ class Mapper:
         # A matcher never finds all of them again: the best frame since then is the measure, if it found most.
         self._most_found = max(self._most_found, int(both.sum()))
         total = max(self._most_found, self.LEAST_FOUND * int(stable.sum()), 1.0)
-        now = camera.undistort(matches.uv[both].double())
+        depth = geometry.act(geometry.inverse(estimate.T_WC), window.landmarks.points_W[matches.rows[both]])[:, 2]
+        now = rolling_shutter.undistort(camera, matches.uv[both], current.twist, depth)
         before = o.obs[at[matches.rows[both]], :2]
         time_s = (frame.stamp_ns - window.keyframes[-1].stamp_ns) * 1e-9
         if len(now) == 0:
@@ -198,8 +203,8 @@ class Mapper:
     def _window_of_views(self, start: InitialViews, next_id: int) -> Window:
         camera, reference = start.views[-1].current.camera, start.views[0]
         window = Window(next_id)
-        for view, T_WC in zip(start.views, start.T_WC):
-            window.add_keyframe(_keyframe(view.current), T_WC)
+        for view, T_WC, twist in zip(start.views, start.T_WC, _velocities(start)):
+            window.add_keyframe(replace(_keyframe(view.current), twist=twist), T_WC)
         inlier = start.inlier.nonzero()[:, 0]
         uv = reference.uv[inlier]
         rows = self._add_landmarks(window, 0, reference.current, uv)
@@ -237,7 +242,14 @@ class Mapper:
     def take_solved(self) -> SolvedWindow | None:
         """The newest window that bundle adjustment solved to convergence; each is returned once."""
         solved, self._solved = self._solved, None
-        return None if solved is None or solved.result.status is not BAStatus.CONVERGED else solved
+        if solved is None or solved.result.status is not BAStatus.CONVERGED or self._is_skewed(solved):
+            return None
+        return solved
+
+    def _is_skewed(self, solved: SolvedWindow) -> bool:
+        """Whether a rolling shutter shifts rows by more than the learner, which takes an image to have one pose, should see."""
+        camera = solved.snapshot.camera
+        return any(rolling_shutter.skew_px(camera, k.twist) > self.MAX_TAUGHT_SKEW_PX for k in solved.keyframes)
 
     # -- landmarks ----------------------------------------------------------------------------------------------------
 
@@ -344,5 +356,12 @@ class _Found:
     sigma_px: Tensor  # (N,)
 
 
+def _velocities(start: InitialViews) -> Tensor:
+    """Twists (V, 6) per second of the first views, from the motion to the next or, of the last one, from the one before."""
+    stamps_ns = torch.tensor([view.current.frame.stamp_ns for view in start.views])
+    twist = geometry.local(start.T_WC[:-1], start.T_WC[1:]) / (stamps_ns.diff()[:, None].double() * 1e-9)
+    return torch.cat([twist, twist[-1:]])
+
+
 def _keyframe(current: FeatureFrame) -> Keyframe:
-    return Keyframe(current.frame.id, current.frame.stamp_ns, current.image, current.features)
+    return Keyframe(current.frame.id, current.frame.stamp_ns, current.image, current.features, current.twist)

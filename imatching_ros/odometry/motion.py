@@ -36,6 +36,7 @@ class MotionModel:
     Attributes:
         covariance: of the pose relative to the start.
         zero_motion: holds the pose of a camera that stands still.
+        twist: (6,) float64, per second, in the camera's frame.
     """
 
     # Without a pose for longer than this, the camera may be anywhere.
@@ -46,12 +47,12 @@ class MotionModel:
     def __init__(self) -> None:
         self.covariance = PoseCovariance()
         self.zero_motion = ZeroMotionUpdate()
-        self._twist = torch.zeros(6, dtype=torch.float64)  # per second, in the camera's frame
+        self.twist = torch.zeros(6, dtype=torch.float64)
         self._max_velocity = torch.zeros(2, dtype=torch.float64)  # units/s and rad/s
 
     def start_map(self) -> None:
         """A new map begins with a camera at rest; the maximum velocity stays, for the camera is the same."""
-        self._twist = torch.zeros(6, dtype=torch.float64)
+        self.twist = torch.zeros(6, dtype=torch.float64)
         self.zero_motion.reset()
 
     def gap_exceeded(self, last: TrackedFrame, stamp_ns: int) -> bool:
@@ -59,14 +60,14 @@ class MotionModel:
 
     def predict(self, last: TrackedFrame, stamp_ns: int) -> Tensor:
         """The pose (7,) at a time, by constant velocity."""
-        return geometry.retract(last.T_WC, self._twist * _seconds(last, stamp_ns))
+        return geometry.retract(last.T_WC, self.twist * _seconds(last, stamp_ns))
 
     def update(self, last: TrackedFrame, stamp_ns: int, T_WC: Tensor, recovered: bool) -> None:
         """Takes the velocity over from two poses; `recovered`: the new one does not continue the last one."""
         dt = _seconds(last, stamp_ns)
-        self._twist = self._twist * 0 if recovered or dt <= 0 else geometry.local(last.T_WC, T_WC) / dt
+        self.twist = self.twist * 0 if recovered or dt <= 0 else geometry.local(last.T_WC, T_WC) / dt
         if not recovered:
-            velocity = torch.stack([self._twist[:3].norm(), self._twist[3:].norm()])
+            velocity = torch.stack([self.twist[:3].norm(), self.twist[3:].norm()])
             self._max_velocity = torch.maximum(self._max_velocity * self.DECAY, velocity)
 
     def is_plausible(self, last: TrackedFrame, stamp_ns: int, T_WC: Tensor) -> bool:
@@ -90,7 +91,7 @@ class MotionModel:
         """The same motion in a map that is scaled about a point (3,)."""
         self.covariance.rescale(factor, centre)
         self.zero_motion.reset()
-        self._twist = torch.cat([self._twist[:3] * factor, self._twist[3:]])
+        self.twist = torch.cat([self.twist[:3] * factor, self.twist[3:]])
         self._max_velocity = self._max_velocity * torch.tensor([factor, 1.0], dtype=torch.float64)
 
 

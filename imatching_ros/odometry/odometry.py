@@ -98,8 +98,10 @@ class Odometry:
         self._candidate = None
         if not self._mode:  # later frames may lack their partner: they are tracked by what was seen before
             self._mode = measurements.resolve_mode(frame, self.config.odometry.mode)
+        if self.config.camera.readout_ms > 0:
+            frame = replace(frame, camera=replace(frame.camera, readout_s=self.config.camera.readout_ms / 1e3))
         image = as_grey(frame.image)
-        current = FeatureFrame(frame, image, self.matcher.observe(image))
+        current = FeatureFrame(frame, image, self.matcher.observe(image), self.motion.twist)
         clock.lap("features")
         if is_blank(image):
             output = self._without_pose(frame, "the image is dark, covered or empty")
@@ -115,6 +117,7 @@ class Odometry:
         context = Context(self.matcher.weights_version, self.motion.gap_exceeded(last, stamp_ns))
         found = self._localize(current, last, context.gap_exceeded, clock)
         if found is not None:
+            current, found = self.front_end.resolve_shutter(last, current, found)
             return self._accept(current, last, found, context)
         self.state = states.transition(self.state, PoseNotFound(), context)
         return self._start_again(current, last, context)
@@ -163,7 +166,7 @@ class Odometry:
         else:
             plausible = self.motion.is_plausible(last, frame.stamp_ns, estimate.T_WC)
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
-        becomes_keyframe = self._becomes_keyframe(frame, matches, estimate, recovered)
+        becomes_keyframe = self._becomes_keyframe(current, matches, estimate, recovered)
         published = keyframe_matches(self.window, frame, matches, estimate, self.matcher.weights_version)
         self.motion.update(last, frame.stamp_ns, estimate.T_WC, recovered)
         good = mark_landmarks(self.window, frame.id, matches, estimate, states.pose_unverified(self.state))
@@ -190,11 +193,11 @@ class Odometry:
         return estimate
 
     def _becomes_keyframe(
-        self, frame: Frame, matches: LandmarkMatches, estimate: PoseEstimate, recovered: bool
+        self, current: FeatureFrame, matches: LandmarkMatches, estimate: PoseEstimate, recovered: bool
     ) -> bool:
         if states.mapping_frozen(self.state):
             return False
-        return recovered or bool(self.mapper.keyframe_reason(self.window, frame, matches, estimate))
+        return recovered or bool(self.mapper.keyframe_reason(self.window, current, matches, estimate))
 
     def _remember(self, current: FeatureFrame, T_WC: Tensor, rows: Tensor, uv: Tensor) -> None:
         """Makes a frame with a pose (7,) the last one; `rows` (N,) of its landmarks at raw px `uv` (N, 2)."""

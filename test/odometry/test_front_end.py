@@ -1,13 +1,19 @@
 """The usual ratio of inliers, a pose's ratio relative to it, and whether its inliers lie together."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from imatching_ros.camera import rolling_shutter
 from imatching_ros.core import geometry
-from imatching_ros.odometry.front_end import FrontEnd, LandmarkMatches, Localization, PoseEstimate
-from imatching_ros.odometry.local_map import Keyframe, Window
+from imatching_ros.core.types import Frame
+from imatching_ros.matching.base import Features
 from imatching_ros.matching.klt import KltMatcher
-from odometry_scenes import CAMERA, configure
+from imatching_ros.odometry.front_end import FeatureFrame, FrontEnd, LandmarkMatches, Localization, PoseEstimate
+from imatching_ros.odometry.local_map import Keyframe, Window
+from imatching_ros.odometry.motion import TrackedFrame
+from odometry_scenes import CAMERA, STEP_NS, configure
 
 
 @pytest.fixture
@@ -62,3 +68,33 @@ def test_support_tells_a_hidden_part_from_scattered_agreement(front_end, togethe
     assert front_end.neighbour_support(window, CAMERA, found.matches, found.estimate) == pytest.approx(
         expected, abs=0.1
     )
+
+
+@pytest.mark.parametrize("readout_s", (0.0, 0.025))
+def test_a_rolling_shutter_is_resolved_by_the_velocity_that_it_shows(front_end, readout_s):
+    """A camera that begins to turn with 150 degrees/s, nothing of which is predicted."""
+    camera = replace(CAMERA, readout_s=0.025)
+    twist = torch.tensor([0.3, 0, 0, 0, 2.6, 0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    uv = torch.rand(300, 2, generator=generator, dtype=torch.float64) * torch.tensor([200.0, 230.0])
+    points_C = geometry.back_project(CAMERA, uv, 1 + 3 * torch.rand(300, generator=generator, dtype=torch.float64))
+    T_true = geometry.exp(twist * STEP_NS * 1e-9)
+    uv, inside = rolling_shutter.see(camera, points_C, twist)
+    image = torch.zeros(1, 240, 320, dtype=torch.uint8)
+    window = Window()
+    window.add_keyframe(Keyframe(0, 0, image, Features({}, 240, 320, 0)), geometry.identity())
+    rows = window.add_landmarks(0, torch.zeros(300, 2), None)
+    window.set_positions(rows, geometry.act(T_true, points_C))
+    matches = LandmarkMatches(rows, uv.float(), torch.ones(300), torch.full((300,), 0.5), rows[:0])
+    frame = Frame(1, STEP_NS, image, replace(CAMERA, readout_s=readout_s))
+    current = FeatureFrame(frame, image, Features({}, 240, 320, 0))
+    last = TrackedFrame(0, 0, current.features, geometry.identity(), uv.float(), points_C[:, 2])
+    loose = front_end.estimate(window, current, matches, T_true)
+    assert loose is not None
+    moved, found = front_end.resolve_shutter(last, current, Localization(window, matches, loose))
+    off_deg = float(torch.rad2deg(geometry.local(T_true, found.estimate.T_WC)[3:].norm()))
+    if readout_s == 0:
+        assert off_deg > 0.3 and moved is current
+    else:
+        assert off_deg < 0.05 and int(found.estimate.inlier.sum()) == 300
+        assert torch.allclose(moved.twist, twist, atol=0.02)
