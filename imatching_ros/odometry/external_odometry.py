@@ -17,6 +17,9 @@ from ..core.errors import SourceError
 from .local_map import Window
 
 
+NOTHING_ARRIVED = "no odometry has arrived"
+
+
 class PoseBuffer:
     """The newest poses of the camera in the frame of external odometry; bounded."""
 
@@ -76,6 +79,7 @@ class ExternalOdometry:
 
     Attributes:
         config: settings; may be replaced between two frames.
+        blocked: why what arrives cannot be used, for whoever feeds it; empty when it can.
         unit_m: metres per unit of the map, as far as known; 1 in a metric map.
     """
 
@@ -87,6 +91,7 @@ class ExternalOdometry:
 
     def __init__(self, config: ExternalOdometryConfig) -> None:
         self.config = config
+        self.blocked = ""
         self.clear()
 
     def clear(self) -> None:
@@ -109,12 +114,12 @@ class ExternalOdometry:
         """Why it does not help at the moment; empty when it does, or is not configured to."""
         if self.config.use == "off":
             return ""
-        return self._prediction_problem if len(self._buffer) else "no odometry has arrived"
+        return self.blocked or (self._prediction_problem if len(self._buffer) else NOTHING_ARRIVED)
 
     @property
     def scale_problem(self) -> str:
         """Why the newest keyframes do not determine the scale; empty when they do."""
-        return self._scale_problem if len(self._buffer) else "no odometry has arrived"
+        return self.blocked or (self._scale_problem if len(self._buffer) else NOTHING_ARRIVED)
 
     @property
     def predicts(self) -> bool:
@@ -206,7 +211,7 @@ class ExternalOdometry:
     def _describe_gap(self, stamp_ns: int) -> str:
         newest = self._buffer.newest_ns
         if newest is None:
-            return "no odometry has arrived"
+            return NOTHING_ARRIVED
         late_s = (stamp_ns - newest) / 1e9
         if late_s > self.config.max_gap_s:
             return f"the newest odometry is {late_s:.2f} s older than the image, at most {self.config.max_gap_s:g} s are bridged"

@@ -36,6 +36,7 @@ class Snapshot:
     mounting_problem: str  # why the camera's pose on the robot is unknown; empty when it is known
     learning: Any  # LearningStatus of the pipeline, or None
     external_odometry: str  # `used`, `off`, or why it is not used; empty while the node is not active
+    conflict: str  # what other nodes do that spoils the odometry; empty when nothing
     callback_errors: int  # exceptions of the node's callbacks so far
 
 
@@ -83,6 +84,7 @@ def describe(now: Snapshot) -> dict[str, Any]:
         "images rejected": now.rejected,
         "images lost": now.lost,
         "external odometry": now.external_odometry,
+        "conflict": now.conflict,
         "callback errors": now.callback_errors,
         "memory [MB]": f"{resident_mb():.0f}",
     }
@@ -118,6 +120,8 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
         return DiagnosticStatus.WARN, f"{now.tracking}: {now.reason}"
     if now.input_problem:
         return DiagnosticStatus.WARN, f"{now.tracking}, {now.input_problem}"
+    if now.conflict:
+        return DiagnosticStatus.WARN, f"{now.tracking}, {now.conflict}"
     if now.external_odometry not in ("", "off", "used"):
         return DiagnosticStatus.WARN, f"{now.tracking}, without external odometry: {now.external_odometry}"
     if not now.metric:  # healthy, but not fit to drive by

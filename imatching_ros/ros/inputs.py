@@ -123,6 +123,11 @@ class CameraInputs:
         """Images of the leading camera so far."""
         return self.topics[self._leader].count if self.topics else 0
 
+    @property
+    def images(self) -> list[str]:
+        """Names of the image topics, the leading one first."""
+        return [self.topics[name].name for name in self._images if name in self.topics]
+
     def check_silence(self) -> None:
         """Warns of every topic on which nothing has arrived for `no_data_warning_s`, with the likely reason."""
         now = time.monotonic()

@@ -6,6 +6,7 @@ import functools
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,9 +18,11 @@ from typing import Any
 
 import rclpy
 from lifecycle_msgs.srv import ChangeState
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
@@ -28,11 +31,21 @@ from ..core.errors import ConfigError
 from .middleware import use_shipped_profile
 
 
+# What rclpy raises for a parameter file, a remapping or a name that it cannot read.
+REFUSED_ARGUMENTS = (
+    rclpy_implementation.RCLError,
+    rclpy_implementation.RCLInvalidROSArgsError,
+    rclpy_implementation.UnknownROSArgsError,
+    ParameterException,
+    NameValidationException,
+)
+
+
 class ManagedNode(LifecycleNode):
-    """A node with a life cycle. An exception of a callback of a subscription or timer does not end it.
+    """A node with a life cycle. An exception of a callback of a subscription, timer or service does not end it.
 
     Attributes:
-        callback_errors: exceptions of callbacks so far, by topic or timer.
+        callback_errors: exceptions of callbacks so far, by topic, timer or service.
     """
 
     WARNING_PERIOD_S = 5.0  # of `warn_throttled`, for one key
@@ -62,20 +75,36 @@ class ManagedNode(LifecycleNode):
     def create_timer(self, timer_period_sec: float, callback: Callable, *args: Any, **kwargs: Any) -> Timer:
         return super().create_timer(timer_period_sec, self._guard("a timer", callback), *args, **kwargs)
 
-    def _guard(self, source: str, callback: Callable) -> Callable:
-        """The callback, with its exceptions counted and logged: rclpy would end the node at the first one."""
+    def create_service(self, srv_type: Any, srv_name: str, callback: Callable, *args: Any, **kwargs: Any) -> Service:
+        def fail(error: Exception) -> Any:
+            response = srv_type.Response()
+            if hasattr(response, "success") and hasattr(response, "message"):
+                response.success, response.message = False, f"internal error: {error!r}"
+            return response
+
+        guarded = self._guard(f"the service {srv_name}", callback, fail)
+        return super().create_service(srv_type, srv_name, guarded, *args, **kwargs)
+
+    def _guard(
+        self, source: str, callback: Callable, answer: Callable[[Exception], Any] = lambda error: None
+    ) -> Callable:
+        """The callback, with its exceptions counted and logged: rclpy would end the node at the first one.
+
+        `answer` gives what is returned after one.
+        """
 
         @functools.wraps(callback)
-        def guarded(*args: Any) -> None:
+        def guarded(*args: Any) -> Any:
             try:
-                callback(*args)
-            except Exception:
+                return callback(*args)
+            except Exception as error:
                 self.callback_errors[source] += 1
                 if self._is_due(f"callback of {source}"):
                     self.get_logger().error(
                         f"internal error in the callback of {source} (number {self.callback_errors[source]}), the node goes "
                         f"on:\n{traceback.format_exc()}"
                     )
+                return answer(error)
 
         return guarded
 
@@ -146,19 +175,31 @@ def run_until_signal(make_node: Callable[[], ManagedNode], arguments: list[str])
     # rclpy's own handlers end the context while threads still use it; these only end the loop, however often they come.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    rclpy.init(args=sys.argv[:1] + arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        code = _spin(make_node(), stop)
-    except ConfigError as error:
-        print(f"imatching_ros: {error}", file=sys.stderr)
-        rclpy.shutdown()
+        rclpy.init(args=sys.argv[:1] + arguments, signal_handler_options=SignalHandlerOptions.NO)
+        node = make_node()
+    except (ConfigError, *REFUSED_ARGUMENTS) as error:
+        print(f"imatching_ros: {describe_refused(error)}", file=sys.stderr)
+        rclpy.try_shutdown()
         return 1
+    code = _spin(node, stop)
     # FastDDS removes its shared memory (33 MB a process) only with the last object of rclpy, and some of these are in cycles.
     gc.collect()
     # Everything open is closed. An orderly end of torch takes longer on a busy computer than launch waits before SIGTERM.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def describe_refused(error: Exception) -> str:
+    """One line for an error at the start: ours, or that of rclpy about its arguments."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    # rcl adds where in its source the error arose; NameValidationException draws an arrow on lines of its own.
+    text = re.sub(r", at /\S+:\d+", "", str(error).splitlines()[0].removeprefix("failed to initialize rcl: "))
+    mixed = "Sequence should be of same type" in text
+    remedy = "; write every number of a list with a decimal point, or none" if mixed else ""
+    return f"the ROS arguments or a parameter file cannot be used: {text}{remedy}"
 
 
 def _spin(node: Any, stop: threading.Event) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -20,7 +19,7 @@ from imatching_ros.srv import Weights
 
 from ..core.errors import ConfigError, ImatchingError
 from ..pipeline import Pipeline
-from . import params
+from . import conflicts, params
 from .diagnostics import Diagnostics, Snapshot
 from .image_decoder import ImageDecoder
 from .inputs import CameraInputs
@@ -64,6 +63,7 @@ class OdometryNode(ManagedNode):
         self.inputs: CameraInputs | None = None
         self.processor: Processor | None = None
         self._directory, self._profile = Path(), ""
+        self._conflicts: list[str] = []
         self._diagnostics = Diagnostics(self)
         handlers = {
             "~/reset": self.on_reset,
@@ -220,9 +220,6 @@ class OdometryNode(ManagedNode):
             return True, future.result()
         except (ImatchingError, OSError) as error:
             return False, str(error)
-        except Exception as error:  # a bug: report it, keep the node alive
-            self.get_logger().error(f"internal error in a service:\n{traceback.format_exc()}")
-            return False, f"internal error: {error!r}"
 
     # -- parameters ---------------------------------------------------------------------------------------------------
 
@@ -256,6 +253,11 @@ class OdometryNode(ManagedNode):
     def _on_second(self) -> None:
         if self.inputs is not None:
             self.inputs.check_silence()
+        found = conflicts.find(self, self.inputs.images if self.inputs else [], self.configs.node)
+        for text in found:
+            if text not in self._conflicts:
+                self.get_logger().warning(text)
+        self._conflicts = found
         self._diagnostics.publish(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
@@ -280,14 +282,17 @@ class OdometryNode(ManagedNode):
             mounting_problem=p.mount.problem if p else "",
             learning=p.learning if p else None,
             external_odometry=p.external_odometry if p else "",
+            conflict="; ".join(self._conflicts),
             callback_errors=sum(self.callback_errors.values()),
         )
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
-        if self.processor is not None:
-            self.get_logger().warning(
-                f"the clock jumped back by {-jump.delta.nanoseconds / 1e9:.3f} s: odometry is reset"
-            )
+        back_s = -jump.delta.nanoseconds / 1e9
+        if self.count_publishers("/clock") > 1 or back_s <= self.configs.node.backward_jump_s:
+            text = f"the clock stepped back by {back_s:.3f} s: odometry goes on, by the stamps of the images"
+            self.warn_throttled("clock", text)
+        elif self.processor is not None:
+            self.get_logger().warning(f"the clock jumped back by {back_s:.3f} s: odometry is reset")
             self.processor.inbox.call(self.processor.reset)
 
     def _on_event(self, event: dict) -> None:

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -85,8 +86,8 @@ class NodeConfig:
     )
     backward_jump_s: float = setting(
         BACKWARD_JUMP_S,
-        "a stamp older than the last by more than this resets odometry (a bag that loops); by less, the image is "
-        "dropped",
+        "a stamp older than the last by more than this resets odometry when the next image confirms it (a bag that loops); "
+        "by less, the image is dropped",
         unit="s",
         low=0.0,
         high=3600.0,
@@ -146,8 +147,8 @@ def declare(node: Node) -> list[str]:
     overrides = given_at_start(node)
     for name, default, meta in settings():
         value = list(default) if isinstance(default, tuple) else default
-        if name in overrides and (word := find_word(overrides[name].value, meta["choices"])):
-            overrides[name] = Parameter(name, value=word)
+        if name in overrides:
+            overrides[name] = Parameter(name, value=adapt(overrides[name].value, default, meta["choices"]))
         try:
             node.declare_parameter(name, value, make_descriptor(default, meta))
         except (InvalidParameterTypeException, InvalidParameterValueException):
@@ -167,6 +168,18 @@ def find_word(value: Any, choices: tuple[str, ...]) -> str | None:
     """The choice that a boolean stands for: YAML reads the words off and no as false, on and yes as true."""
     words = {False: ("off", "no"), True: ("on", "yes")}.get(value, ()) if isinstance(value, bool) else ()
     return next((word for word in words if word in choices), None)
+
+
+def adapt(value: Any, default: Any, choices: tuple[str, ...]) -> Any:
+    """A value as YAML reads it -> that of the parameter: the word of a boolean, numbers without a decimal point as doubles."""
+    if isinstance(value, bool):
+        return find_word(value, choices) or value
+    if isinstance(default, float) and isinstance(value, int):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, (list, array)):
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in value)
+        return [float(number) for number in value] if whole else value
+    return value
 
 
 def settings() -> Iterator[tuple[str, Any, dict[str, Any]]]:

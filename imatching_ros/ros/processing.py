@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from ..core.errors import ImatchingError
+from ..core.timing import StampOrder
 from ..core.types import Frame, OdometryOutput, TrackingState
+from ..odometry.external_odometry import NOTHING_ARRIVED
 from ..pipeline import Pipeline
 from . import transforms
 from .convert import read_pose, stamp_ns
@@ -72,10 +74,10 @@ class Processor:
         self.mount = CameraMount(node, configs.node, resources.tree)
         self.messages: deque[Any] = deque()
         use = configs.core.external_odometry.use
-        self.external_odometry = "off" if use == "off" else "no odometry has arrived"
+        self.external_odometry = "off" if use == "off" else NOTHING_ARRIVED
         self._tracker: RobotPoseTracker | None = None
         self._camera: Any = None
-        self._last_stamp_ns: int | None = None
+        self._order = StampOrder()
         self._dropped = 0  # as of the image before
         self._scale_warned = False
         self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
@@ -103,7 +105,7 @@ class Processor:
         self.mount.reset()
         self._tracker = None
         self._camera = None
-        self._last_stamp_ns = None
+        self._order = StampOrder()
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -205,22 +207,19 @@ class Processor:
             self._tracker.restart()
 
     def _in_order(self, image: CameraImages) -> bool:
-        """Whether the stamp is after the last one; a large jump back resets odometry instead."""
-        last = self._last_stamp_ns
-        behind_ns = 0 if last is None else last - image.stamp_ns
-        if last is not None and behind_ns >= 0 and behind_ns <= self.configs.node.backward_jump_s * 1e9:
+        """Whether the image is used, by its stamp; a jump back that the image confirms resets odometry before."""
+        verdict = self._order.check(image.stamp_ns, self.configs.node.backward_jump_s)
+        if verdict.dropped:
             self.counters.rejected += 1
-            reason = f"its stamp is {behind_ns / 1e9:.6f} s before the last one; expected ascending stamps"
-            self._node.warn_throttled("order", f"image not used: {reason}")
-            if behind_ns:  # an image that comes twice has its status
-                self._publish_rejected(image, reason)
+            self._node.warn_throttled("order", f"image not used: {verdict.reason}")
+            if not verdict.repeated:  # an image that comes twice has its status
+                self._publish_rejected(image, verdict.reason)
             return False
-        if behind_ns > 0:
-            self._node.get_logger().warning(
-                f"stamps jumped back by {behind_ns / 1e9:.3f} s (a bag that loops?): odometry is reset"
-            )
+        if verdict.restarts:
+            self._node.get_logger().warning(f"{verdict.reason} (a bag that loops?): odometry is reset")
+            order = self._order
             self.reset()
-        self._last_stamp_ns = image.stamp_ns
+            self._order = order
         return True
 
     def _check_camera(self, frame: Frame) -> None:
@@ -239,9 +238,9 @@ class Processor:
                 f"TF from {self.configs.node.base_frame} to {image.frame_id} has arrived: odometry is reset, because its poses so far "
                 "were those of the camera"
             )
-            camera = self._camera
+            camera, order = self._camera, self._order
             self.reset()
-            self._last_stamp_ns, self._camera = image.stamp_ns, camera
+            self._camera, self._order = camera, order
         if self._tracker is None:
             T_BC = self.mount.find(image.frame_id)
             if T_BC is not None:
@@ -249,12 +248,16 @@ class Processor:
 
     def _add_external_odometry(self, camera_frame: str) -> str:
         """Passes external odometry on as poses of the camera; returns `used`, or why it is not used."""
+        external = self.pipeline.odometry.external
+        external.blocked = ""
         while self.messages:
             message = self.messages[0]
             child = message.child_frame_id.lstrip("/") or self.configs.node.base_frame
             T_child_optical = self.mount.camera_in(child, camera_frame)
             if T_child_optical is None:
-                return f"no TF from {child} to {camera_frame or '(the images name no frame)'}"
+                external.blocked = f"no TF from {child} to {camera_frame or '(the images name no frame)'}"
+                self._node.warn_throttled("external odometry", f"external odometry not used: {external.blocked}")
+                break
             self.messages.popleft()
             try:
                 T_OC = read_pose(message.pose.pose) @ T_child_optical @ self.decoder.T_optical_camera
@@ -263,7 +266,7 @@ class Processor:
                 continue
             pose = np.array([*T_OC[:3, 3], *transforms.quaternion(T_OC[:3, :3])])
             self.pipeline.add_external_odometry(stamp_ns(message.header.stamp), torch.from_numpy(pose))
-        return self.pipeline.odometry.external.problem or "used"
+        return external.problem or "used"
 
 
 def find_latency_ms(now_ns: int, stamp_ns: int) -> float:

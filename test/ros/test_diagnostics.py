@@ -31,6 +31,7 @@ WELL = dict(
     mounting_problem="",
     learning=None,
     external_odometry="off",
+    conflict="",
     callback_errors=0,
 )
 UNSCALED = {"metric": False, "scale": "unknown"}
@@ -55,6 +56,7 @@ OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticS
         ({"tracking": "unverified", "reason": "few matches"}, 10.0, WARN, "unverified: few matches"),
         ({"mounting_problem": "no TF"}, 10.0, WARN, "tracking, pose of the camera on the robot unknown: no TF"),
         ({"external_odometry": "no TF"}, 10.0, WARN, "tracking, without external odometry: no TF"),
+        ({"conflict": "two clocks"}, 10.0, WARN, "tracking, two clocks"),
         (UNSCALED, 10.0, WARN, f"tracking, scale unknown: the unit of length is arbitrary; {SCALE_REMEDY}"),
         ({**UNSCALED, "tracking": "unverified", "reason": "few matches"}, 10.0, WARN, "unverified: few matches"),
         ({**UNSCALED, "external_odometry": "no TF"}, 10.0, WARN, "tracking, without external odometry: no TF"),

@@ -4,8 +4,11 @@ releases of ROS 2 and Python."""
 from __future__ import annotations
 
 import concurrent.futures
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,11 +19,14 @@ from imatching_ros.srv import Weights
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Path
-from peers import send_until, wait_until
+from peers import NodeProcess, send_until, wait_until
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
+from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
+from imatching_ros.core.errors import ConfigError
 from imatching_ros.ros.inputs import CameraImages
 from imatching_ros.ros.node import OdometryNode
 from imatching_ros.ros.processing import Processor
@@ -66,6 +72,26 @@ def make_node(context, tmp_path) -> Iterator:
         node.destroy_node()
 
 
+@contextmanager
+def spun(node: OdometryNode) -> Iterator[None]:
+    """A thread runs the node's callbacks meanwhile."""
+    executor, stop = SingleThreadedExecutor(context=node.context), threading.Event()
+    executor.add_node(node)
+
+    def spin() -> None:
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.1)
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        executor.shutdown()
+
+
 def count(node: OdometryNode) -> tuple[int, int, int]:
     """Publishers, subscriptions and threads, which must not accumulate."""
     return len(list(node.publishers)), len(list(node.subscriptions)), threading.active_count()
@@ -91,19 +117,29 @@ def test_live_parameters_are_applied(make_node, kind):
 
 
 @pytest.mark.parametrize("active", [False, True])
-def test_an_error_in_a_command_is_answered_and_logged(make_node, monkeypatch, capfd, active):
-    node = make_node()
+def test_an_error_in_a_service_is_answered_counted_and_logged_once(make_node, monkeypatch, capfd, peer, active):
+    """Of the node's own services and of those that rclpy gives it, such as those of parameters."""
+    node = make_node(namespace=f"/failing_{active}".lower())
     assert node.trigger_configure() == SUCCESS and (not active or node.trigger_activate() == SUCCESS)
 
-    def fail(on: bool) -> None:
+    def fail(*_) -> None:
         raise KeyError("broken")
 
+    def call(kind: type, name: str, **request):
+        with spun(node):
+            return peer.call(kind, f"{node.get_fully_qualified_name()}/{name}", **request)
+
     monkeypatch.setattr(node.resources.pipeline, "set_learning", fail)
-    answer = node.on_set_learning(SetBool.Request(data=False), SetBool.Response())
-    assert not answer.success and answer.message == "internal error: KeyError('broken')"
-    assert "Traceback" in capfd.readouterr().err
+    for _ in range(2):
+        answer = call(SetBool, "set_learning", data=False)
+        assert not answer.success and answer.message == "internal error: KeyError('broken')"
+    assert node.callback_errors["the service ~/set_learning"] == 2
+    assert capfd.readouterr().err.count("internal error in the callback of the service ~/set_learning (number") == 1
+    monkeypatch.setattr(node, "get_parameter", fail)
+    call(GetParameters, "get_parameters", names=["mode"])
+    assert "KeyError: 'broken'" in capfd.readouterr().err and sum(node.callback_errors.values()) == 3
     monkeypatch.undo()
-    assert node.on_set_learning(SetBool.Request(data=False), SetBool.Response()).success
+    assert call(SetBool, "set_learning", data=False).success
 
 
 def test_a_command_that_lasts_too_long_is_answered(make_node, monkeypatch):
@@ -239,3 +275,34 @@ def test_a_transition_that_is_not_possible_is_refused_and_a_shutdown_ends_cleanl
     assert change(Transition.TRANSITION_ACTIVE_SHUTDOWN) and state() == State.PRIMARY_STATE_FINALIZED
     assert not change(Transition.TRANSITION_CONFIGURE)
     assert node.stop() == 0 and "Traceback" not in node.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            ("--params-file", "mixed.yaml"),
+            "do not belong at line_num 3; write every number of a list with a decimal point",
+        ),
+        (("-r", "image:=/a b"), "Couldn't parse remap rule"),
+        (("-p", "use_sim_time:=1"), "use_sim_time"),
+    ],
+)
+def test_arguments_that_rclpy_cannot_read_are_one_line(tmp_path, arguments, reason):
+    (tmp_path / "mixed.yaml").write_text("/**:\n  ros__parameters:\n    base_from_camera: [0, 0, 0.5, 0, 0, 0, 1]\n")
+    command = [sys.executable, "-m", "imatching_ros", "online", "--ros-args", *arguments]
+    environment = NodeProcess.environment(0)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stderr.splitlines() if line and "[rcl]" not in line]  # it logs a line of its own
+    assert done.returncode == 1 and len(lines) == 1, done.stderr
+    assert reason in lines[0] and "/project/src" not in lines[0]
+
+
+def test_numbers_without_a_decimal_point_are_taken(make_node):
+    node = make_node(base_from_camera=[0, 0, 2, 0, 0, 0, 1], sync_slop_s=1)
+    assert (
+        node.configs.node.base_from_camera == (0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0)
+        and node.configs.node.sync_slop_s == 1.0
+    )
+    with pytest.raises(ConfigError, match="sync_slop_s is True, expected a number"):
+        make_node(sync_slop_s=True)

@@ -164,6 +164,8 @@ def test_a_frame_without_tf_is_reported(run, tour):
         what="the reason in /diagnostics",
     )
     assert run.newest("alone").level in (DiagnosticStatus.WARN, DiagnosticStatus.STALE)
+    assert run.alone.status[-1].scale == "unknown: no TF from front_axle to optical"
+    assert "external odometry not used: no TF from front_axle to optical" in run.nodes["alone"].output
 
 
 def test_both_end_cleanly(run):

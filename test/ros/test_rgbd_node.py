@@ -81,8 +81,9 @@ class Robot:
         return self.odom[-1]
 
     def start_again(self) -> Odometry:
-        """An image from the origin after a jump back in time, which resets."""
+        """Images from the origin after a jump back in time, which resets when the second one confirms it."""
         self.stamp -= 20 * 10**9
+        self.reject("it counts when the next image confirms it", *look())
         return self.show()
 
     def reject(self, text: str, *arguments, **options) -> None:
@@ -152,6 +153,18 @@ def test_a_loop_in_time_resets(robot):
     first = robot.start_again()
     assert "stamps jumped back" in robot.node.output
     np.testing.assert_allclose(pose_of(first)[0], 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrong_s", [-10, 10**8])
+def test_one_stamp_far_from_the_others_is_dropped_and_counted(robot, wrong_s):
+    robot.start_again()
+    before, count, maps = robot.show((0, 0, 0.04)), len(robot.odom), robot.status[-1].map_id
+    kept, robot.stamp = robot.stamp, robot.stamp + wrong_s * 10**9
+    robot.reject("it counts when the next image confirms it", *look((0, 0, 0.08)))
+    robot.stamp = kept
+    after = robot.show((0, 0, 0.08))
+    assert len(robot.odom) == count + 1 and robot.status[-1].map_id == maps
+    np.testing.assert_allclose(pose_of(after)[0] - pose_of(before)[0], [0.04, 0, 0], atol=0.006)
 
 
 def test_a_stamp_a_little_too_old_is_dropped(robot):

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ...core.errors import ConfigError
+    from ...core.types import to_json_value
     from ..evaluation.matching import count_pairs, evaluate
     from ..recordings import open_source
     from ..progress import Progress
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             write_match_images(
                 args.out, [make_pair_matcher(name, args.device) for name in args.matcher or DEFAULT], source, gaps
             )
-    print(json.dumps(results, indent=2) if args.json else table(results))
+    print(json.dumps(to_json_value(results), indent=2) if args.json else table(results))
     return 130 if interrupted else 0
 
 

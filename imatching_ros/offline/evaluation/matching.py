@@ -276,7 +276,7 @@ def reliability(errors: Tensor, sigmas: Tensor, bins: int = 5) -> dict[str, Any]
 
 def _distances(parts: list[Tensor]) -> dict[str, float] | None:
     values = torch.cat(parts) if parts else torch.empty(0)
-    values = values.nan_to_num(torch.inf)
+    values = torch.where(values.isnan(), torch.inf, values)
     if not len(values):
         return None
     return {

@@ -7,6 +7,7 @@ import torch
 from imatching_ros.core import geometry
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.types import Frame
+from imatching_ros.offline.cli.match_eval import table
 from imatching_ros.offline.evaluation.baselines import Chained, PairMatcher, OwnKeypoints, SiftCorners
 from imatching_ros.offline.evaluation.match_images import middle_pairs
 from imatching_ros.offline.evaluation.matching import (
@@ -101,6 +102,15 @@ def test_noise_and_missing_matches_cost_what_they_must():
     assert result["sigma"]["within_1"] == pytest.approx(0.683, abs=0.03) and result["sigma"][
         "within_2"
     ] == pytest.approx(0.954, abs=0.02)
+
+
+def test_a_distance_that_is_infinite_is_printed_as_such():
+    """Where no geometry agrees with the other half of the matches."""
+    source = SlidingWall(truth=False, depth=False)
+    result = evaluate_matcher(Oracle(missing=0.97), source, gaps=(1,))
+    distance = result["gaps"]["1"]["self_consistency"]["held_out_sampson_px"]
+    assert distance["median"] == np.inf
+    assert "| inf 0." in table([result])
 
 
 def test_reliability_sees_overconfidence():
