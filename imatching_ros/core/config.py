@@ -64,6 +64,15 @@ class MatcherConfig:
         choices=("auto", "float32", "bfloat16"),
         expose=True,
     )
+    max_width: int = setting(
+        1280,
+        "wider images are halved for matching until they fit, which is faster and less accurate; coordinates stay in pixels of the "
+        "camera; 0: never",
+        unit="px",
+        low=0,
+        high=100000,
+        expose=True,
+    )
     threads: int = setting(
         1, "torch threads of the odometry; more than 1 stalls on a busy CPU", low=1, high=64, expose=True
     )
@@ -373,6 +382,10 @@ class Config:
             raise ConfigError(
                 f"odometry.depth_min_m is {self.odometry.depth_min_m:g} m, expected less than odometry.depth_max_m "
                 f"({self.odometry.depth_max_m:g} m): no depth would be used"
+            )
+        if 0 < self.matcher.max_width < 160:
+            raise ConfigError(
+                f"matcher.max_width is {self.matcher.max_width}, expected 0, or at least 160 px: less shows too little"
             )
         if self.learning.validation_windows_max < self.learning.validation_windows:
             raise ConfigError(

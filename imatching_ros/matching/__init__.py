@@ -35,15 +35,26 @@ def create_matcher(config: MatcherConfig) -> Matcher:
         ConfigError: no matcher of that name is built in or installed as an entry point, or torch has no such device.
     """
     _check_device(config.device)
-    if config.name in MATCHERS:
-        module, _, cls = MATCHERS[config.name].partition(":")
-        return getattr(import_module(module), cls)(config)
+    cls = _find_class(config.name)
+    if not config.max_width:
+        return cls(config)
+    from .halving import halved
+
+    matcher = halved(cls)(config)
+    matcher.max_width = config.max_width
+    return matcher
+
+
+def _find_class(name: str) -> type[Matcher]:
+    if name in MATCHERS:
+        module, _, cls = MATCHERS[name].partition(":")
+        return getattr(import_module(module), cls)
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if config.name in installed:
-        return installed[config.name].load()(config)
+    if name in installed:
+        return installed[name].load()
     known = ", ".join([*MATCHERS, *installed])
     raise ConfigError(
-        f"matcher.name is '{config.name}', expected one of {known}; a package adds its own by an entry point "
+        f"matcher.name is '{name}', expected one of {known}; a package adds its own by an entry point "
         f"in the group {ENTRY_POINTS}"
     )
 

@@ -30,6 +30,7 @@ class Features:
     height: int
     width: int
     weights_version: int
+    scale: int = 1  # px of the camera per px of the image behind the maps, whose size this is; see `halving`
 
 
 @dataclass(frozen=True)
