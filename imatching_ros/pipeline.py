@@ -169,9 +169,9 @@ class Pipeline:
         """See `DeployedWeights.load`."""
         return self.weights.load(name)
 
-    def close(self) -> None:
-        """Ends what runs in the background; promoted weights are on disk then."""
-        self.weights.close()
+    def close(self, timeout_s: float | None = None) -> None:
+        """Ends what runs in the background; promoted weights are on disk then. `timeout_s`: see `DeployedWeights.close`."""
+        self.weights.close(timeout_s)
         self._pass_events_on()
 
     # -- parts --------------------------------------------------------------------------------------------------------

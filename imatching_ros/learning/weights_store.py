@@ -266,9 +266,9 @@ class DeployedWeights:
         """Returns when the weights adopted so far are on disk."""
         self._writer.submit(lambda: None).result()
 
-    def close(self) -> None:
-        """Ends learning; promoted weights are on disk then."""
-        self._end_learning()
+    def close(self, timeout_s: float | None = None) -> None:
+        """Ends learning; promoted weights are on disk then. `timeout_s`: the longest wait for a step that is under way; None: any."""
+        self._end_learning(timeout_s=timeout_s)
         self._writer.shutdown()
 
     # -- parts --------------------------------------------------------------------------------------------------------
@@ -277,11 +277,11 @@ class DeployedWeights:
         newest = max(self._ended.weights_version, 0 if self._store is None else self._store.newest_version())
         return start_learning(self.matcher, self.config, self._on_event, self._pretrained, newest)
 
-    def _end_learning(self, roll_back: bool = False) -> None:
-        """Ends learning. `roll_back`: odometry continues, so that unconfirmed weights must not stay."""
+    def _end_learning(self, roll_back: bool = False, timeout_s: float | None = None) -> None:
+        """Ends learning. `roll_back`: odometry continues, so that unconfirmed weights must not stay. `timeout_s`: as of its `close`."""
         if self.learning is None:
             return
-        self.learning.close()
+        self.learning.close(timeout_s)
         update = self.learning.poll()
         if roll_back and update is None:  # else it was never adopted, or is a rollback itself
             update = self.learning.roll_back_unconfirmed(

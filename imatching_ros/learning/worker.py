@@ -72,7 +72,7 @@ class InlineLearning:
     def end_frame(self) -> None:
         """Nothing runs beside odometry."""
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         """No thread to end."""
 
     def roll_back_unconfirmed(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
@@ -182,13 +182,13 @@ class LearningWorker:
             self._in_frame = False
             self._changed.notify()
 
-    def close(self) -> None:
-        """Ends the thread, within the window at hand, which is discarded."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Ends the thread, within the window at hand, which is discarded. `timeout_s`: the longest wait for that; None: any."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def roll_back_unconfirmed(self, stamp_ns: int, reason: str) -> WeightsUpdate | None:
         """After `close`: the weights to roll back to, as nothing validates the deployed ones any more."""

@@ -18,6 +18,17 @@ def use_bfloat16(config: MatcherConfig) -> bool:
     return config.device == "cpu" and cpu_has_bfloat16()
 
 
+def describe_choice(config: MatcherConfig) -> str:
+    """The matcher and how it runs here: what `auto` has chosen, and why."""
+    threads = f"{config.threads} thread{'s' if config.threads > 1 else ''}"
+    if config.name in ("klt", "sift"):  # no network
+        return f"{config.name}, {threads}"
+    precision = "bfloat16" if use_bfloat16(config) else "float32"
+    if config.precision == "auto" and config.device == "cpu":
+        precision += f" (auto: this processor {'has' if cpu_has_bfloat16() else 'lacks'} bfloat16)"
+    return f"{config.name} on {config.device} in {precision}, {threads}"
+
+
 @lru_cache(maxsize=1)
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """False also where it cannot be determined."""

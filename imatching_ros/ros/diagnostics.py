@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
+
+from .rate import Rate, ordinal
 
 SCALE_REMEDY = "for metres give external odometry (external_odometry.use: scale) or odometry.first_baseline_m, or use stereo or rgbd"
 
@@ -38,26 +39,25 @@ class Snapshot:
     external_odometry: str  # `used`, `off`, or why it is not used; empty while the node is not active
     conflict: str  # what other nodes do that spoils the odometry; empty when nothing
     callback_errors: int  # exceptions of the node's callbacks so far
+    rate: Rate  # of images in and out
+    silent: bool  # no images arrive
+    remedies: str  # what to change where the computer is too slow
+    matcher: str  # and how it runs here
 
 
 class Diagnostics:
-    """Publishes once a second. Rates are over the time since the last message."""
+    """Publishes once a second."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._last: tuple[float, int, int] | None = None
+        self._last = (0, 0)  # images received and dropped
 
     def publish(self, now: Snapshot) -> None:
-        t = time.monotonic()
-        last_t, received, processed = self._last or (t, now.received, now.processed)
-        # After a reset the counts start again.
-        span = t - last_t if now.received >= received and now.processed >= processed else 0.0
-        input_hz = (now.received - received) / span if span > 0 else 0.0
-        output_hz = (now.processed - processed) / span if span > 0 else 0.0
-        self._last = (t, now.received, now.processed)
-        level, text = judge(now, input_hz)
-        values = describe(now) | {"input rate [Hz]": f"{input_hz:.1f}", "output rate [Hz]": f"{output_hz:.1f}"}
+        received, dropped = (new - old for new, old in zip((now.received, now.dropped), self._last, strict=True))
+        self._last = now.received, now.dropped
+        level, text = judge(now, describe_drops(now, received, dropped))
+        values = describe(now)
         status = DiagnosticStatus(
             level=level,
             name=f"{self._node.get_fully_qualified_name()}: odometry",
@@ -71,12 +71,17 @@ class Diagnostics:
 
 
 def describe(now: Snapshot) -> dict[str, Any]:
-    """The values of the status, without rates."""
+    """The values of the status."""
     values: dict[str, Any] = {
         "lifecycle": now.lifecycle,
         "tracking": now.tracking,
         "scale": now.scale,
         "metric": now.metric,
+        "matcher": now.matcher,
+        "input rate [Hz]": f"{0.0 if now.silent else now.rate.input_hz:.2f}",
+        "output rate [Hz]": f"{0.0 if now.silent else now.rate.processed_hz:.2f}",
+        "processed images": "all" if now.rate.every_nth == 1 else f"every {ordinal(now.rate.every_nth)}",
+        "image with keyframe work, p90 [ms]": f"{now.rate.cost_s * 1e3:.1f}",
         "latency [ms]": f"{now.latency_ms:.1f}",
         "processing [ms]": f"{now.processing_ms:.1f}",
         "images received": now.received,
@@ -102,14 +107,28 @@ def describe(now: Snapshot) -> dict[str, Any]:
     return values
 
 
-def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
-    """Level and one line."""
+def describe_drops(now: Snapshot, received: int, dropped: int) -> str:
+    """That the computer is too slow, and what to change; empty when it is not. The counts are those since the last message."""
+    slow = now.rate.slow
+    if not slow and dropped > received / 4 and dropped > 1:  # not measured yet, or more than a hiccup
+        slow = f"{dropped} of the last {received} images dropped"
+    return f"{slow}; {now.remedies}" if slow else ""
+
+
+def judge(now: Snapshot, slow: str) -> tuple[bytes, str]:
+    """Level and one line. `slow`: that the computer cannot keep up; empty when it can."""
     if now.lifecycle != "active":
         return DiagnosticStatus.OK, f"node is {now.lifecycle}"
     if now.problem:
         return DiagnosticStatus.ERROR, now.problem
-    if input_hz == 0:
+    if now.silent:
         return DiagnosticStatus.STALE, "no images arrive"
+    level, text = judge_tracking(now)
+    return (max(level, DiagnosticStatus.WARN), f"{text}; {slow}") if slow else (level, text)
+
+
+def judge_tracking(now: Snapshot) -> tuple[bytes, str]:
+    """Level and one line of an active node whose images can be used."""
     if now.input_problem and not now.tracking:
         return DiagnosticStatus.ERROR, now.input_problem
     if now.tracking == "lost":
@@ -129,7 +148,7 @@ def judge(now: Snapshot, input_hz: float) -> tuple[bytes, str]:
             DiagnosticStatus.WARN,
             f"{now.tracking}, scale {now.scale}: the unit of length is arbitrary; {SCALE_REMEDY}",
         )
-    return DiagnosticStatus.OK, now.tracking
+    return DiagnosticStatus.OK, now.tracking or "no image is processed yet"
 
 
 def resident_mb() -> float:

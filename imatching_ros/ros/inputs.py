@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from nav_msgs.msg import Odometry
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -44,6 +45,7 @@ class CameraImages:
     images: dict[str, Any]
     infos: dict[str, CameraInfo]
     rectified: bool
+    gap: str = ""  # why the partner is missing; empty when it is there
 
 
 @dataclass
@@ -87,8 +89,10 @@ class CameraInputs:
         config: NodeConfig,
         on_image: Callable[[CameraImages], None],
         with_external_odometry: bool = False,
+        admit: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._node, self.config, self._on_image = node, config, on_image
+        """`admit` is called for each image of the leading camera; one that it refuses is not used."""
+        self._node, self.config, self._on_image, self._admit = node, config, on_image, admit
         self.external_odometry: deque[Odometry] = deque(maxlen=self.ODOMETRY_WAITING)
         self._infos: dict[str, CameraInfo] = {}
         self._silence_warned_s: dict[str, float] = {}
@@ -101,6 +105,7 @@ class CameraInputs:
         slop_ns = round(config.sync_slop_s * 1e9) if config.sync == "approximate" else 0
         names = tuple(self._images)
         self.synchronizer = Synchronizer(names, slop_ns, self._deliver) if len(names) > 1 else None
+        self._expiry = Expiry(node, self.synchronizer) if self.synchronizer is not None else None
         try:
             self._subscribe_cameras()
             if with_external_odometry:
@@ -114,6 +119,8 @@ class CameraInputs:
         self.rectified = config.rectified == "yes" or (config.rectified == "auto" and by_name)
 
     def close(self) -> None:
+        if self._expiry is not None:
+            self._expiry.close()
         for topic in self.topics.values():
             self._node.destroy_subscription(topic.subscription)
         self.topics = {}
@@ -177,10 +184,13 @@ class CameraInputs:
     # -- delivery -----------------------------------------------------------------------------------------------------
 
     def _take(self, name: str, message: Any) -> None:
-        if self.synchronizer is None:
+        if name == self._leader and not self._admit():
+            return
+        if self.synchronizer is None or self._expiry is None:
             self._deliver({name: message})
         else:
-            self.synchronizer.add(name, stamp_ns(message.header.stamp), message)
+            self.synchronizer.add(name, stamp_ns(message.header.stamp), message, time.monotonic())
+            self._expiry.schedule()
 
     def _deliver(self, images: dict[str, Any]) -> None:
         """Hands on the images of one instant, the leading one at least, when their calibration is there."""
@@ -195,7 +205,7 @@ class CameraInputs:
         header = images[self._leader].header
         infos = {name: self._infos[name] for name in wanted}
         frame_id = header.frame_id.lstrip("/")  # ROS 1 wrote a slash, which TF2 does not know
-        self._on_image(CameraImages(stamp_ns(header.stamp), frame_id, images, infos, self.rectified))
+        self._on_image(CameraImages(stamp_ns(header.stamp), frame_id, images, infos, self.rectified, self.problem))
 
     def _miss_info(self, name: str) -> None:
         now = time.monotonic()
@@ -214,7 +224,9 @@ class CameraInputs:
         leader, partner = (self.topics[name] for name in self._images)
         text = f"an image on {leader.name} comes without one on {partner.name}"
         if self.synchronizer is None or self.synchronizer.gap_ns is None:
-            return f"{text}, where nothing arrives"
+            late_s = 1.0  # where it is silent for longer, nothing comes any more
+            late = time.monotonic() - partner.last_s < late_s
+            return f"{text}, {'which has not come in time' if late else 'where nothing arrives'}"
         slop = f", sync_slop_s: {self.config.sync_slop_s:g}" if self.config.sync == "approximate" else ""
         gap_ms = self.synchronizer.gap_ns / 1e6
         return f"{text}: the nearest is {gap_ms:.3f} ms away (sync: {self.config.sync}{slop})"
@@ -246,6 +258,49 @@ class CameraInputs:
         image = next((name for name, info in self._images.items() if info == relative), None)
         remedy = f"remap with -r {relative}:=TOPIC" if image is None else f"set -p {info_parameter(image)}:=TOPIC"
         return f"; topics of type {wanted}: {', '.join(others)}; {remedy}"
+
+
+class Expiry:
+    """The timer for messages that wait for a partner: it runs only while one waits."""
+
+    SECOND_LOOK_S = (
+        0.001  # the executor runs timers first: a partner that has arrived, but was not taken yet, has its chance then
+    )
+
+    def __init__(self, node: ManagedNode, synchronizer: Synchronizer) -> None:
+        self._node, self._synchronizer = node, synchronizer
+        self._deadline_s: float | None = None
+        self._due = False
+        self._timer = node.create_timer(1.0, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer.cancel()
+
+    def close(self) -> None:
+        self._node.destroy_timer(self._timer)
+
+    def schedule(self) -> None:
+        """After each message: waits for the deadline, if that is a new one."""
+        deadline_s = self._synchronizer.deadline_s
+        if deadline_s == self._deadline_s:
+            return
+        self._deadline_s, self._due = deadline_s, False
+        if deadline_s is None:
+            self._timer.cancel()
+        else:
+            self._wait(deadline_s - time.monotonic())
+
+    def _wait(self, seconds: float) -> None:
+        self._timer.timer_period_ns = round(max(seconds, self.SECOND_LOOK_S) * 1e9)
+        self._timer.reset()
+
+    def _on_timer(self) -> None:
+        self._timer.cancel()
+        if not self._due:
+            self._due = True
+            self._wait(self.SECOND_LOOK_S)
+            return
+        self._synchronizer.expire(time.monotonic())
+        self._deadline_s = None
+        self.schedule()
 
 
 def compressed_name(topic: str) -> str:

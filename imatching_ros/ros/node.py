@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -18,6 +19,7 @@ from std_srvs.srv import SetBool, Trigger
 from imatching_ros.srv import Weights
 
 from ..core.errors import ConfigError, ImatchingError
+from ..matching.precision import describe_choice
 from ..pipeline import Pipeline
 from . import conflicts, params
 from .diagnostics import Diagnostics, Snapshot
@@ -27,6 +29,7 @@ from .lifecycle import ManagedNode, log_errors, run_until_signal
 from .mount import make_lookup
 from .outputs import Counters, Outputs
 from .processing import Processor, Resources
+from .rate import Rate
 
 # name: type, what it does
 SERVICES = {
@@ -49,6 +52,9 @@ class OdometryNode(ManagedNode):
         inputs, processor: while active, else None.
     """
 
+    ENDING_S = (
+        2.0  # the longest wait for the image, and for the learning step, at hand at the end: launch kills after 10 s
+    )
     SERVICE_TIMEOUT_S = 20.0  # a command waits for the image in progress, keyframe work included
 
     def __init__(self, **kwargs: Any) -> None:
@@ -96,7 +102,9 @@ class OdometryNode(ManagedNode):
         except (ImatchingError, OSError) as error:
             self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
-        self.get_logger().info(f"matcher {core.matcher.name}: {pipeline.weights.origin}")
+        self.get_logger().info(
+            f"matcher {core.matcher.name}: {pipeline.weights.origin}; it runs as {describe_choice(core.matcher)}"
+        )
         needs_tf = self._with_external_odometry or not any(config.base_from_camera)
         tree = make_lookup(self) if needs_tf else None
         self.resources = Resources(pipeline, Outputs(self, config), ImageDecoder(config.mode), tree)
@@ -108,7 +116,8 @@ class OdometryNode(ManagedNode):
         config, core = self.configs.node, self.configs.core
         self.processor = Processor(self, self.configs, self.resources)
         try:
-            self.inputs = CameraInputs(self, config, self.processor.inbox.put, self._with_external_odometry)
+            p = self.processor
+            self.inputs = CameraInputs(self, config, p.inbox.put, self._with_external_odometry, p.admit)
         except ConfigError as error:
             self.get_logger().error(str(error))
             self._stop()
@@ -138,8 +147,8 @@ class OdometryNode(ManagedNode):
 
     @log_errors
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop()
-        self._free()
+        self._stop(self.ENDING_S)
+        self._free(self.ENDING_S)
         return super().on_shutdown(state)
 
     @log_errors
@@ -153,17 +162,17 @@ class OdometryNode(ManagedNode):
     def _with_external_odometry(self) -> bool:
         return self.configs.core.external_odometry.use != "off"
 
-    def _stop(self) -> None:
+    def _stop(self, timeout_s: float = 10.0) -> None:
         if self.inputs is not None:
             self.inputs.close()
             self.inputs = None
         if self.processor is not None:
-            self.processor.close()
+            self.processor.close(timeout_s)
             self.processor = None
 
-    def _free(self) -> None:
+    def _free(self, timeout_s: float | None = None) -> None:
         if self.resources is not None:
-            self.resources.close()
+            self.resources.close(timeout_s)
             self.resources = None
 
     # -- services -----------------------------------------------------------------------------------------------------
@@ -266,7 +275,7 @@ class OdometryNode(ManagedNode):
         return Snapshot(
             lifecycle=self.state_label,
             received=inputs.received if inputs else 0,
-            dropped=p.inbox.dropped if p else 0,
+            dropped=p.dropped if p else 0,
             processed=counters.processed,
             tracked=counters.tracked,
             lost=counters.lost,
@@ -283,6 +292,10 @@ class OdometryNode(ManagedNode):
             learning=p.learning if p else None,
             external_odometry=p.external_odometry if p else "",
             conflict="; ".join(self._conflicts),
+            rate=p.rate.state() if p else Rate(),
+            silent=p.rate.is_silent(time.monotonic(), self.configs.node.no_data_warning_s) if p else True,
+            remedies=p.remedies if p else "",
+            matcher=describe_choice(self.configs.core.matcher),
             callback_errors=sum(self.callback_errors.values()),
         )
 

@@ -24,6 +24,8 @@ from ..core.types import Frame, Matches, OdometryOutput, TrackingState, to_json_
 from . import convert
 from .params import NodeConfig
 from .image_decoder import ImageDecoder
+from .inputs import CameraImages
+from .rate import Rate
 from .robot_pose import RobotPose, RobotPoseTracker
 
 try:
@@ -72,7 +74,7 @@ class Counters:
     """Images since activation. Written by the thread of the odometry, read by diagnostics."""
 
     received: int = 0
-    dropped: int = 0  # replaced by a newer one before they could be processed
+    dropped: int = 0  # left out to hold the rate, or replaced by a newer one before they could be processed
     processed: int = 0
     tracked: int = 0
     lost: int = 0
@@ -81,10 +83,11 @@ class Counters:
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one image, ms; NaN where unknown."""
+    """Of one image, ms, NaN where unknown; and the rates when it was published."""
 
     latency_ms: float = float("nan")  # from its stamp to its publication
     processing_ms: float = float("nan")  # from the start of its processing to its pose
+    rate: Rate = Rate()
 
 
 class Outputs:
@@ -158,12 +161,13 @@ class Outputs:
             self._send("~/landmarks", convert.make_cloud(output.stamp_ns, points, odom_frame))
 
     def publish_status(
-        self, output: OdometryOutput, camera_frame: str, window: Any, counters: Counters, timing: Timing
+        self, output: OdometryOutput, image: CameraImages, window: Any, counters: Counters, timing: Timing
     ) -> None:
         msg = Status(
-            header=convert.make_header(output.stamp_ns, camera_frame),
+            header=convert.make_header(output.stamp_ns, image.frame_id),
             state=STATES[output.state],
             reason=output.reason,
+            warning=image.gap,
             mode=self.config.mode,
             metric=bool(output.metric),
             scale=output.scale,
@@ -182,6 +186,9 @@ class Outputs:
             latency_ms=float(timing.latency_ms),
             processing_ms=float(timing.processing_ms),
             weights_version=int(output.weights_version),
+            input_hz=float(timing.rate.input_hz),
+            processed_hz=float(timing.rate.processed_hz),
+            every_nth=int(timing.rate.every_nth),
         )
         self._send("~/status", msg)
 

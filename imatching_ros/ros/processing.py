@@ -28,6 +28,7 @@ from .lifecycle import ManagedNode
 from .mount import CameraMount, InstalledTransforms, TransformTree
 from .outputs import Counters, Outputs, Timing
 from .params import Configs
+from .rate import RateControl, remedies
 from .robot_pose import RobotPoseTracker
 
 
@@ -40,8 +41,8 @@ class Resources:
     decoder: ImageDecoder  # numbers the frames; learning needs ids that are unique as long as the pipeline lives
     tree: TransformTree | InstalledTransforms | None
 
-    def close(self) -> None:
-        self.pipeline.close()
+    def close(self, timeout_s: float | None = None) -> None:
+        self.pipeline.close(timeout_s)
         self.outputs.close()
         if self.tree is not None:
             self.tree.close()
@@ -52,6 +53,7 @@ class Processor:
 
     Attributes:
         counters: images so far.
+        rate: which images are processed; `admit` decides as they arrive.
         timing: of the newest image.
         last: the newest output.
         learning: the newest status of the learner.
@@ -66,6 +68,7 @@ class Processor:
         self.configs = configs
         self.pipeline, self._outputs, self.decoder = resources.pipeline, resources.outputs, resources.decoder
         self.inbox = Inbox()
+        self.rate = RateControl()
         self.counters = Counters()
         self.timing = Timing()
         self.last: OdometryOutput | None = None
@@ -79,17 +82,26 @@ class Processor:
         self._camera: Any = None
         self._order = StampOrder()
         self._dropped = 0  # as of the image before
-        self._scale_warned = False
+        self._scale_warned = self._slow_warned = False
         self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
 
     def run(self) -> None:
         self._thread.start()
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Ends the thread after the image in progress."""
+    def close(self, timeout_s: float) -> None:
+        """Ends the thread after the image in progress, or leaves it to that one when it takes longer."""
         self.inbox.close()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+
+    def admit(self) -> bool:
+        """Whether an image that arrives now is to be processed; called by the thread that receives it."""
+        return self.rate.admit(time.monotonic())
+
+    @property
+    def dropped(self) -> int:
+        """Images that were received and not processed, to hold the rate or because a newer one came first."""
+        return self.rate.skipped + self.inbox.dropped
 
     def configure(self, configs: Configs) -> None:
         """Takes other settings over, between two images."""
@@ -127,7 +139,23 @@ class Processor:
                 with contextlib.suppress(Exception):  # the bug may be in what is published
                     self._reject(image, f"internal error: {error!r}")
 
+    def _watch_rate(self, start_s: float) -> None:
+        """After an image: whether images as they come can be processed; warns once when not."""
+        now_s = time.monotonic()
+        self.rate.finish(now_s, now_s - start_s, self.inbox.dropped)
+        slow = self.rate.state().slow
+        if slow and not self._slow_warned:
+            self._slow_warned = True
+            self._node.get_logger().warning(f"this computer cannot keep up with the images: {slow}; {self.remedies}")
+
+    @property
+    def remedies(self) -> str:
+        """What to change where images cannot be processed as fast as they come."""
+        width = self._camera.width if self._camera is not None else 0
+        return remedies(self.configs.core, width)
+
     def _process(self, image: CameraImages) -> None:
+        start_s = time.monotonic()
         if not self._in_order(image):
             return
         frame = self.decoder.decode(image)
@@ -137,7 +165,8 @@ class Processor:
             self.external_odometry = self._add_external_odometry(image.frame_id)
         output = self._track(frame)
         self._count(output)
-        self._publish(output, frame, image.frame_id)
+        self._publish(output, frame, image)
+        self._watch_rate(start_s)
 
     def _track(self, frame: Frame) -> OdometryOutput:
         """One frame through the pipeline; its pose is published before the keyframe work."""
@@ -163,20 +192,21 @@ class Processor:
         self.counters.tracked += output.T_WC is not None
         self.counters.lost += output.state.value == "lost"
 
-    def _publish(self, output: OdometryOutput, frame: Frame, camera_frame: str) -> None:
+    def _publish(self, output: OdometryOutput, frame: Frame, image: CameraImages) -> None:
         if output.T_WC is not None:
             self._warn_of_scale(output)
         if self._tracker is not None:  # else the camera's pose on the robot is pending
-            self._outputs.publish_matches(output, frame, camera_frame, self.decoder)
+            self._outputs.publish_matches(output, frame, image.frame_id, self.decoder)
             self._outputs.publish_map(output, self.pipeline.window, self._tracker)
-        self._publish_status(output, camera_frame, self.timing)
+        self._publish_status(output, image, self.timing)
         self.learning = self.pipeline.learning_status()
         core = self.configs.core
         self._outputs.publish_learning(frame.stamp_ns, self.learning, core.learning.mode, core.matcher.name)
 
-    def _publish_status(self, output: OdometryOutput, camera_frame: str, timing: Timing) -> None:
-        self.counters.received, self.counters.dropped = self.inbox.received, self.inbox.dropped
-        self._outputs.publish_status(output, camera_frame, self.pipeline.window, self.counters, timing)
+    def _publish_status(self, output: OdometryOutput, image: CameraImages, timing: Timing) -> None:
+        self.counters.received, self.counters.dropped = self.rate.skipped + self.inbox.received, self.dropped
+        timing = replace(timing, rate=self.rate.state())
+        self._outputs.publish_status(output, image, self.pipeline.window, self.counters, timing)
 
     def _warn_of_scale(self, output: OdometryOutput) -> None:
         """Once, when poses begin to be in an arbitrary unit."""
@@ -198,7 +228,7 @@ class Processor:
         metric = self.configs.node.mode != "mono"
         last = self.last or OdometryOutput(0, 0, TrackingState.UNINITIALIZED, "", None, None, 0, False, metric, 0, None)
         output = replace(last, stamp_ns=image.stamp_ns, reason=reason, inliers=0, is_keyframe=False, matches=None)
-        self._publish_status(output, image.frame_id, Timing())
+        self._publish_status(output, image, Timing())
 
     def _restart(self) -> None:
         """An empty map that continues at the last published pose."""

@@ -21,7 +21,7 @@ class Pairs:
 
     def add(self, *entries: tuple[str, int]) -> list[tuple]:
         for name, stamp in entries:
-            self.synchronizer.add(name, stamp, stamp)
+            self.synchronizer.add(name, stamp, stamp, 0.0)
         return self.found
 
 
@@ -85,6 +85,68 @@ def test_a_steady_pair_loses_nothing():
     for k in range(100):
         pairs.add(("left", 1000 * k), ("right", 1000 * k + 3))
     assert len(pairs.found) == 100 and pairs.synchronizer.unpaired == 0
+
+
+class LivePairs:
+    """Images at 10 Hz whose stamps are milliseconds, and a timer that looks as often."""
+
+    def __init__(self, right_lateness_ms: int = 3) -> None:
+        self.found: list[tuple[int, int | None, int]] = []  # stamps of left and right, and the time of the callback
+        self.synchronizer = Synchronizer(("left", "right"), 10_000_000, self._take)
+        self._lateness_ms, self._now_ms = right_lateness_ms, 0
+
+    def _take(self, messages: dict) -> None:
+        self.found.append((messages["left"], messages.get("right"), self._now_ms))
+
+    def play(self, until_ms: int, right: bool) -> None:
+        """Plays both cameras, or the left one alone."""
+        for self._now_ms in range(self._now_ms + 1, until_ms):
+            self._arrive("left", self._now_ms)
+            if right:
+                self._arrive("right", self._now_ms - self._lateness_ms)
+            self.synchronizer.expire(self._now_ms / 1e3)
+
+    def _arrive(self, name: str, stamp_ms: int) -> None:
+        if stamp_ms % 100 == 0:
+            self.synchronizer.add(name, stamp_ms * 10**6, stamp_ms, self._now_ms / 1e3)
+
+
+@pytest.mark.parametrize("lateness_ms", [3, 180])
+def test_a_lone_leader_goes_on(lateness_ms):
+    """The right camera stops for three seconds: poses go on soon, at last at the rate of the left; its return pairs again."""
+    pairs = LivePairs(lateness_ms)
+    pairs.play(3000, right=True)
+    paired = len(pairs.found)
+    assert paired >= 26 and all(right == left for left, right, _ in pairs.found[1 + lateness_ms // 100 :])
+    pairs.play(6000, right=False)
+    alone = pairs.found[paired:]
+    delays = [now - left for left, _, now in alone]
+    assert max(delays) <= max(100, 2 * lateness_ms) + 1 and max(delays[8:]) <= 11
+    assert all(b - a == 100 for (a, _, _), (b, _, _) in zip(pairs.found, pairs.found[1:], strict=False))
+    pairs.play(8000, right=True)
+    assert all(right == left for left, right, _ in pairs.found[-10:])
+
+
+def test_a_partner_that_is_later_than_expected_is_waited_for():
+    """400 ms of a slow depth camera: the first images go alone, then the delay is known."""
+    pairs = LivePairs(400)
+    pairs.play(5000, right=True)
+    assert all(right == left for left, right, _ in pairs.found[10:])
+
+
+def test_a_partner_of_half_the_rate_is_used():
+    """Left every 100 ms, right every 200 ms: each second image has its partner, and no image waits for the next one."""
+    pairs = LivePairs(0)
+    for now_ms in range(100, 4000):
+        pairs._now_ms = now_ms
+        pairs._arrive("left", now_ms)
+        if now_ms % 200 == 0:
+            pairs._arrive("right", now_ms)
+        pairs.synchronizer.expire(now_ms / 1e3)
+    assert [right for _, right, _ in pairs.found[4:]] == [
+        left if left % 200 == 0 else None for left, _, _ in pairs.found[4:]
+    ]
+    assert max(now - left for left, _, now in pairs.found[4:]) <= 100
 
 
 def test_the_newest_image_wins_and_drops_are_counted():

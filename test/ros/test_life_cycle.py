@@ -7,6 +7,7 @@ import concurrent.futures
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -153,6 +154,18 @@ def test_a_command_that_lasts_too_long_is_answered(make_node, monkeypatch):
     answer = node.on_reset(Trigger.Request(), Trigger.Response())
     release.set()
     assert not answer.success and answer.message == "not done within 0.2 s"
+
+
+def test_the_end_does_not_wait_for_a_large_image(make_node):
+    """launch sends SIGTERM 5 s after SIGINT."""
+    node = make_node()
+    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+    release, begun = threading.Event(), threading.Event()
+    node.processor.inbox.call(lambda: (begun.set(), release.wait(60)))  # occupies the thread as an image does
+    assert begun.wait(30)
+    start = time.monotonic()
+    assert node.trigger_shutdown() == SUCCESS and time.monotonic() - start < 4.0
+    release.set()
 
 
 def test_a_bug_is_logged_once_and_every_image_has_its_status(make_node, monkeypatch, capfd, peer):

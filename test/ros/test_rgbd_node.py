@@ -199,6 +199,25 @@ def test_a_image_without_its_depth_is_tracked_and_told(robot):
     robot.node.wait_for("an image on /cam/image comes without one on /cam/depth: the nearest is 100.000 ms away")
 
 
+def test_a_depth_camera_that_stops_holds_nothing_up(robot):
+    """Each pose comes before the next image is sent, and the status names what is missing; its return is used at once."""
+    robot.start_again()
+    robot.show()
+    image, depth = look()
+    for _ in range(5):
+        robot.stamp += 10**8
+        robot.images.publish(image_message(robot.stamp, image, "mono8"))
+        wait_until(lambda: robot.odom[-1].header.stamp == make_stamp(robot.stamp), 20.0, "a pose without depth")
+    lonely = wait_until(
+        lambda: next((m for m in robot.status if m.header.stamp == make_stamp(robot.stamp)), None), what="its status"
+    )
+    assert lonely.state == Status.TRACKING and not lonely.reason
+    assert "an image on /cam/image comes without one on /cam/depth" in lonely.warning
+    robot.show()
+    wait_until(lambda: robot.status[-1].header.stamp == make_stamp(robot.stamp), what="status of a whole pair")
+    assert robot.status[-1].warning == ""
+
+
 def test_unknown_encoding(robot):
     image, depth = look()
     robot.reject("images of encoding 'mono42' cannot be used; expected one of mono8", image, depth, "mono42")

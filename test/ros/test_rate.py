@@ -1,0 +1,162 @@
+"""A steady share of the images for a slow computer: the decisions, on a computer that is simulated."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from imatching_ros.core.config import Config
+from imatching_ros.ros import params
+from imatching_ros.ros.rate import Meter, RateControl, ordinal, remedies
+
+pytestmark = pytest.mark.ros
+
+
+class Computer:
+    """Processes images one after the other; the newest one waits, an older one that waits is dropped."""
+
+    def __init__(self, cost_s: Callable[[int], float]) -> None:
+        """`cost_s`: of an image, from its distance to the one processed before, in images."""
+        self.rate, self.cost_s = RateControl(), cost_s
+        self.processed: list[int] = []  # numbers of images
+        self.overrun = 0
+        self._waiting: int | None = None
+        self._busy_until_s = 0.0
+        self._sent = 0
+
+    def play(self, images: int, interval_s: float, start_s: float = 0.0) -> list[int]:
+        """Sends images; returns the distances of those that were processed."""
+        first = len(self.processed)
+        for k in range(images):
+            now_s = start_s + k * interval_s
+            while self._waiting is not None and self._busy_until_s <= now_s:
+                self._begin(self._busy_until_s)
+            if self.rate.admit(now_s):
+                self.overrun += self._waiting is not None
+                self._waiting = self._sent
+                if self._busy_until_s <= now_s:
+                    self._begin(now_s)
+            self._sent += 1
+        return np.diff(self.processed[first:]).tolist()
+
+    def _begin(self, now_s: float) -> None:
+        image, self._waiting = self._waiting, None
+        cost_s = self.cost_s(image - self.processed[-1] if self.processed else 1)
+        self.processed.append(image)
+        self._busy_until_s = now_s + cost_s
+        self.rate.finish(self._busy_until_s, cost_s, self.overrun)
+
+
+def vicious(seed: int, base_s: float) -> Callable[[int], float]:
+    """Costs that grow with the distance: wide searches, and keyframes, which take longer still. With noise and hiccups."""
+    random = np.random.default_rng(seed)
+
+    def cost_s(distance: int) -> float:
+        keyframe = random.random() < min(0.25 * distance, 1.0)
+        hiccup = 3.0 if random.random() < 0.01 else 1.0
+        return base_s * (1 + 0.15 * min(distance - 1, 6)) * (1.3 if keyframe else 1.0) * random.normal(1, 0.05) * hiccup
+
+    return cost_s
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("base_s", "most"), [(0.02, 1), (0.06, 3), (0.1, 5), (0.2, 13), (0.4, 24)])
+def test_the_spacing_is_steady_and_the_computer_keeps_up(seed, base_s, most):
+    """At 20 Hz."""
+    computer = Computer(vicious(seed, base_s))
+    computer.play(600, 0.05)
+    overrun = computer.overrun
+    distances = computer.play(600, 0.05, start_s=600 * 0.05)
+    common = max(set(distances), key=distances.count)
+    assert distances.count(common) >= 0.75 * len(distances) and common <= most
+    assert sum(a != b for a, b in zip(distances, distances[1:], strict=False)) <= 2 + 0.08 * len(distances)
+    assert computer.overrun - overrun <= 1 + 0.03 * len(distances)
+    after = computer.rate.state()
+    assert after.input_hz == pytest.approx(20.0) and after.processed_hz == pytest.approx(20 / after.every_nth, rel=0.2)
+
+
+def test_it_decides_within_the_first_images():
+    computer = Computer(lambda distance: 0.14)
+    computer.play(20, 0.05)
+    assert computer.rate.state().every_nth == 4
+    assert set(computer.play(100, 0.05, start_s=1.0)[1:]) == {4}
+    assert computer.rate.state().slow == (
+        "every 4th image is processed, for one takes 140 ms (90th percentile) and one arrives every 50 ms"
+    )
+
+
+def test_the_rate_recovers_when_the_load_falls():
+    """Learning, or another program, begins and ends."""
+    computer = Computer(vicious(0, 0.02))
+    computer.play(200, 0.05)
+    assert computer.rate.state().every_nth == 1
+    computer.cost_s = vicious(1, 0.09)
+    computer.play(400, 0.05, start_s=10.0)
+    assert computer.rate.state().every_nth >= 2
+    computer.cost_s = vicious(2, 0.02)
+    computer.play(200, 0.05, start_s=30.0)
+    assert computer.rate.state().every_nth == 1 and computer.rate.state().slow == ""
+
+
+def test_a_camera_that_slows_down_is_processed_whole_again():
+    computer = Computer(lambda distance: 0.08)
+    computer.play(100, 0.05)
+    assert computer.rate.state().every_nth == 2
+    computer.play(100, 0.2, start_s=5.0)
+    assert computer.rate.state().every_nth == 1
+
+
+def test_one_slow_image_decides_nothing():
+    """Neither at the start, when libraries are loaded, nor later."""
+    costs = iter([2.0, 0.02, 0.9] + [0.02] * 30 + [1.0] + [0.02] * 300)
+    computer = Computer(lambda distance: next(costs))
+    computer.play(200, 0.05)
+    assert computer.rate.skipped == 0
+
+
+def test_a_sender_that_waits_for_each_pose_loses_nothing():
+    """A simulator in lock-step: the next image comes with the pose, while keyframe work still goes on."""
+    rate, now_s = RateControl(), 0.0
+    for _ in range(100):
+        assert rate.admit(now_s)
+        now_s += 0.05
+        rate.finish(now_s + 0.03, 0.08, dropped=0)
+    assert rate.state().every_nth == 1
+
+
+def test_a_pause_does_not_count_as_an_interval():
+    meter = Meter()
+    for now_s in [*np.arange(10) * 0.1, *(60 + np.arange(5) * 0.1)]:
+        meter.add(now_s)
+    assert meter.hz == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(("interval_s", "silent_after_s"), [(0.1, 2.0), (2.0, 6.0)])
+def test_silence_is_measured_in_intervals(interval_s, silent_after_s):
+    """A camera below 1 Hz is not silent between two images."""
+    rate = RateControl()
+    assert rate.is_silent(0.0, 5.0) and math.isnan(rate.state().input_hz)
+    for k in range(10):
+        assert k == 0 or not rate.is_silent(k * interval_s - 1e-3, 5.0)
+        rate.admit(k * interval_s)
+    last_s = 9 * interval_s
+    assert not rate.is_silent(last_s + silent_after_s - 0.1, 5.0) and rate.is_silent(last_s + silent_after_s + 0.1, 5.0)
+
+
+@pytest.mark.parametrize(("n", "text"), [(2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (21, "21st")])
+def test_ordinals(n, text):
+    assert ordinal(n) == text
+
+
+def test_the_remedies_are_settings_that_help():
+    text = remedies(Config(), 752)
+    known = {name for name, _, _ in params.settings()}
+    named = {name.removesuffix(" to") for name in re.findall(r"\w+\.\w+ to", text)}
+    assert len(named) == 3 and named <= known
+    assert "matcher.max_width to 376" in text and "matcher.name to expectation_fast" in text
+    small = Config().with_values({"matcher.name": "klt", "odometry.landmarks_per_frame": 250})
+    assert remedies(small, 320) == "lower the camera's rate (docs/tuning.md)"
