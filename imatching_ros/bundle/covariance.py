@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..camera.model import Camera
 from ..core.config import BundleConfig
-from ..core.residuals import RobustKernel, landmark_jacobian, pose_jacobian
+from ..core.residuals import Array, RobustKernel, array_module, landmark_jacobian, pose_jacobian
 from ..core.types import ObservationKind, WindowSnapshot
 from .linearization import State, constrain, eliminate, evaluate, linearize
 from .problem import Problem
@@ -23,7 +24,7 @@ from .problem import Problem
 GRID = (6, 4)  # cells of the image, across and down, within which errors count as correlated
 
 
-def residual_scale(s: Tensor, weight: Tensor, size: Tensor, parameters: Tensor | int, kernel: RobustKernel) -> Tensor:
+def residual_scale(s: Array, weight: Array, size: Array, parameters: Array | int, kernel: RobustKernel) -> Array:
     """The factor () that turns (J^T W J)^-1 of unit sigmas into the covariance of the estimate.
 
     Huber's covariance of an M-estimate (Robust Statistics, 1981, section 7.6): (n / (n - p)) mean(psi^2) / mean(psi')^2
@@ -39,15 +40,15 @@ def residual_scale(s: Tensor, weight: Tensor, size: Tensor, parameters: Tensor |
     slope = (size * weight + 2 * s * kernel.weight_derivative(s)).sum() / n
     mean_weight = (size * weight).sum() / n
     # Below a mean slope of 0.05 nearly all observations are outliers; the bound keeps the factor finite.
-    return psi2 * mean_weight / slope.clamp_min(0.05) ** 2 * n / (n - parameters).clamp_min(1.0)
+    return psi2 * mean_weight / slope.clip(0.05) ** 2 * n / (n - parameters).clip(1.0)
 
 
-def image_cell(camera: Camera, uv: Tensor) -> Tensor:
+def image_cell(camera: Camera, uv: Array) -> Array:
     """The cell of `GRID` (N,) int64 that ideal px (N, 2) lie in; px outside belong to the nearest."""
-    across, down = GRID
-    size = uv.new_tensor([camera.width, camera.height])
-    u, v = (uv / size * uv.new_tensor(GRID)).nan_to_num(0.0).floor().long().unbind(1)
-    return v.clamp(0, down - 1) * across + u.clamp(0, across - 1)
+    xp, (across, down) = array_module(uv), GRID
+    u = xp.nan_to_num(uv[:, 0] / camera.width * across).clip(0, across - 1)
+    v = xp.nan_to_num(uv[:, 1] / camera.height * down).clip(0, down - 1)
+    return xp.asarray(v, dtype=xp.int64) * across + xp.asarray(u, dtype=xp.int64)
 
 
 def landmark_cell(camera: Camera, uv: Tensor, point: Tensor, used: Tensor, num_points: int) -> Tensor:
@@ -58,7 +59,7 @@ def landmark_cell(camera: Camera, uv: Tensor, point: Tensor, used: Tensor, num_p
     return image_cell(camera, total / views.clamp_min(1)[:, None])
 
 
-def design_effect(influence: Tensor, cell: Tensor, covariance: Tensor) -> Tensor:
+def design_effect(influence: Array, cell: Array, covariance: Array) -> Array:
     """Variance for clustered residuals over variance for independent ones, the mean over all directions, (); at least 1.
 
     The design effect (Kish, Survey Sampling, 1965), with the variance from sums over clusters, within which residuals may be correlated
@@ -68,15 +69,22 @@ def design_effect(influence: Tensor, cell: Tensor, covariance: Tensor) -> Tensor
         influence: (N, D) by how much the residuals of each observation, or landmark, move the estimate. cell: (N,) of `image_cell`.
         covariance: (D, D) of the estimate for independent residuals.
     """
-    count, rounding = GRID[0] * GRID[1], 1e-9  # eigenvalues of a correlation matrix below `rounding` are noise
-    sums = influence.new_zeros(count, influence.shape[1]).index_add_(0, cell, influence)
-    filled = (torch.bincount(cell, minlength=count) > 0).sum()
+    xp, rounding = array_module(influence), 1e-9  # eigenvalues of a correlation matrix below `rounding` are noise
+    filled = (xp.bincount(cell, minlength=GRID[0] * GRID[1]) > 0).sum()
     # In mono the gauge fixes one direction: it has no variance.
-    scale = covariance.diagonal().clamp_min(1e-300).rsqrt()
-    values, vectors = torch.linalg.eigh(covariance * scale[:, None] * scale)
-    along = (sums * scale) @ vectors * (values > rounding)
-    variance = (along * along).sum(0) / values.clamp_min(rounding) * (filled / (filled - 1).clamp_min(1))
-    return (variance.sum() / (values > rounding).sum().clamp_min(1)).nan_to_num(1.0).clamp_min(1.0)
+    scale = covariance.diagonal().clip(1e-300) ** -0.5
+    values, vectors = xp.linalg.eigh(covariance * scale[:, None] * scale)
+    along = (_sum_by_cell(influence, cell) * scale) @ vectors * (values > rounding)
+    variance = (along * along).sum(0) / values.clip(rounding) * (filled / (filled - 1).clip(1))
+    return xp.nan_to_num(variance.sum() / (values > rounding).sum().clip(1), nan=1.0).clip(1.0)
+
+
+def _sum_by_cell(influence: Array, cell: Array) -> Array:
+    """(cells, D)"""
+    count = GRID[0] * GRID[1]
+    if isinstance(influence, Tensor):
+        return influence.new_zeros(count, influence.shape[1]).index_add_(0, cell, influence)
+    return np.stack([np.bincount(cell, column, count) for column in influence.T], 1)
 
 
 def pose_scores(problem: Problem, state: State, kernel: RobustKernel) -> Tensor:

@@ -1,32 +1,46 @@
-"""Motion-only refinement: one camera pose against fixed landmarks, for every frame."""
+"""Motion-only refinement: one camera pose against fixed landmarks, for every frame.
+
+In numpy: a frame takes some hundred operations on a few hundred numbers, and on so few numpy is three times as fast as torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..camera.model import Camera
-from ..core import geometry
 from ..core.config import BundleConfig
 from ..core.errors import BundleError
-from ..core.residuals import (
-    MIN_DEPTH,
-    Observations,
-    Residuals,
-    RobustKernel,
-    landmark_jacobian,
-    normalize,
-    pose_jacobian,
-    project,
-    unpack,
-)
+from ..core.residuals import MIN_DEPTH, Residuals, RobustKernel, normalize, project, unpack
 from ..core.types import BAStatus, ObservationKind
 from .covariance import design_effect, image_cell, residual_scale
 from .levenberg_marquardt import Attempt, Outcome, minimize, negligible_decrease
-from .linearization import rotate_small
 from .problem import rounding_cost
+
+
+@dataclass(frozen=True)
+class View:
+    """N landmarks and their observations in one image, as in `WindowSnapshot`."""
+
+    camera: Camera
+    points_W: Tensor  # (N, 3)
+    obs: Tensor  # (N, 3) ideal px
+    kind: Tensor  # (N,) int64, ObservationKind
+    sigma: Tensor  # (N, 3)
+
+    @staticmethod
+    def mono(camera: Camera, points_W: Tensor, uv: Tensor, sigma_px: Tensor) -> View:
+        """Of landmarks (N, 3) at ideal px (N, 2) that are known to sigma_px (N,); no depth is measured."""
+        obs = torch.cat([uv, torch.zeros_like(uv[:, :1])], 1)
+        kind = torch.full((len(uv),), int(ObservationKind.MONO), device=uv.device)
+        return View(camera, points_W, obs, kind, sigma_px[:, None].expand(-1, 3))
+
+    def excluding(self, excluded: Tensor) -> View:
+        """The same landmarks, of which those at `excluded` (N,) bool say nothing about the pose: their sigma is infinite."""
+        return replace(self, sigma=torch.where(excluded[:, None], torch.inf, self.sigma))
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,10 @@ class PoseResult:
     """One refined pose and its residuals."""
 
     T_WC: Tensor  # (7,) float64
-    covariance: Tensor | None  # (6, 6) float64 of T_WC * Exp([rho, phi]), scaled by the residuals; None when degenerate
-    residual_px: Tensor  # (N, 2) float64, observed minus reprojected, ideal px; NaN where the landmark is not in front
+    covariance: Tensor | None  # (6, 6) float64 of T_WC * Exp([rho, phi]), scaled by the residuals; None without one
+    residual_px: (
+        Tensor  # (N, 2) float64, observed minus reprojected, ideal px, of excluded ones too; NaN if not in front
+    )
     weight: Tensor  # (N,) float64, the kernel's weight; 0 where the observation is excluded
     cost_before: float
     cost_after: float
@@ -45,19 +61,13 @@ class PoseResult:
 
 
 @torch.no_grad()
-def refine_pose(
-    camera: Camera,
-    T_WC: Tensor,
-    points_W: Tensor,
-    obs: Tensor,
-    kind: Tensor,
-    sigma: Tensor,
-    config: BundleConfig,
-) -> PoseResult:
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def refine_pose(view: View, T_WC: Tensor, config: BundleConfig, covariance: bool = True) -> PoseResult:
     """The pose that minimises the robust reprojection cost of `bundle.solve` with the landmarks held.
 
     Args:
-        T_WC: (7,) start. points_W: (N, 3). obs, sigma: (N, 3) as in WindowSnapshot, ideal px. kind: (N,) int64.
+        T_WC: (7,) start.
+        covariance: whether the result has one, unless it is DEGENERATE.
 
     Observations that are not finite or behind the camera at the start are excluded. Fewer than 3 usable ones, or a singular system,
     give DEGENERATE with the start pose.
@@ -65,13 +75,11 @@ def refine_pose(
     Raises:
         BundleError: a start that is not finite, or arrays that disagree in length.
     """
-    view = _View(camera, points_W.double(), obs.double(), kind, sigma.double())
-    start = T_WC.double()
-    _check(view, start)
-    problem, usable = _prepare(view, start, config)
-    count, inverse = int(usable.sum()), None
+    _check(view, T_WC)
+    problem = _Pose(view, T_WC, config)
+    count, inverse = int(problem.usable.sum()), None
     if count < 3:
-        cost = float(problem.state.cost)
+        cost = problem.state.cost
         outcome = Outcome(cost, cost, 0, False, f"{count} usable observations, a pose needs at least 3")
     else:
         outcome = minimize(problem, config, damping=1e-6, rounding=problem.rounding)
@@ -79,16 +87,12 @@ def refine_pose(
         if inverse is None:
             reason = "the observations do not determine the pose: the system is singular"
             outcome = replace(outcome, reason=reason)
-    at = problem.state.residuals
-    usable = usable & (at.depth[0] > MIN_DEPTH)
-    weight = torch.where(usable, problem.kernel.weight(at.s[0]), 0.0)
-    px = problem.residual()[:2].T * obs.new_tensor([camera.fx, camera.fy])
     status = BAStatus.CONVERGED if outcome.converged else BAStatus.MAX_ITER
     return PoseResult(
-        T_WC=start if inverse is None else problem.pose(start),
-        covariance=None if inverse is None else _scale(inverse, problem, view, usable, config),
-        residual_px=torch.where(usable[:, None], px, torch.nan),
-        weight=weight,
+        T_WC=T_WC.double() if inverse is None else problem.pose(T_WC),
+        covariance=_scale(inverse, problem, view, config) if covariance and inverse is not None else None,
+        residual_px=torch.from_numpy(problem.residual_px()).to(T_WC.device),
+        weight=torch.from_numpy(problem.weight()).to(T_WC.device),
         cost_before=outcome.cost_before,
         cost_after=outcome.cost,
         iterations=outcome.iterations,
@@ -97,18 +101,7 @@ def refine_pose(
     )
 
 
-@dataclass(frozen=True)
-class _View:
-    """The landmarks of one image and their observations, as in `WindowSnapshot`, float64."""
-
-    camera: Camera
-    points_W: Tensor  # (N, 3)
-    obs: Tensor  # (N, 3)
-    kind: Tensor  # (N,) int64
-    sigma: Tensor  # (N, 3)
-
-
-def _check(view: _View, start: Tensor) -> None:
+def _check(view: View, start: Tensor) -> None:
     N = len(view.points_W)
     if not (view.obs.shape == view.sigma.shape == (N, 3) and view.kind.shape == (N,) and start.shape == (7,)):
         raise BundleError(
@@ -119,80 +112,97 @@ def _check(view: _View, start: Tensor) -> None:
         raise BundleError(f"refine_pose needs a finite start pose, got {start.tolist()}")
 
 
-def _prepare(view: _View, start: Tensor, config: BundleConfig) -> tuple[_Pose, Tensor]:
-    """The problem at its start, and which observations (N,) are used in it."""
-    X = view.points_W.T
-    R, t = geometry.rotation_matrix(start[3:] / start[3:].norm()), start[:3, None]
-    finite = view.obs.isfinite() & view.sigma.isfinite() & (view.sigma > 0)
-    finite[:, 2] |= view.kind == ObservationKind.MONO  # which measures no depth
-    usable = (R[:, 2] @ (X - t) > MIN_DEPTH) & finite.all(1)
-    observations = unpack(normalize(view.camera, view.obs, view.sigma, view.kind, usable)[:, None])
-    return _Pose(observations, torch.where(usable, X, 0.0), (R, t), config), usable
-
-
-def _scale(inverse: Tensor, problem: _Pose, view: _View, usable: Tensor, config: BundleConfig) -> Tensor:
+def _scale(inverse: np.ndarray, problem: _Pose, view: View, config: BundleConfig) -> Tensor:
     """The covariance (6, 6): the inverse of the normal equations by the factors of `bundle.covariance`."""
-    s = problem.state.residuals.s[0][usable]
-    size = torch.where(view.kind == ObservationKind.MONO, 2.0, 3.0)[usable]
-    covariance = inverse * residual_scale(s, problem.kernel.weight(s), size, 6, problem.kernel)
-    influence = torch.where(usable, problem.influence(inverse), 0.0).T
-    cells = image_cell(view.camera, view.obs[:, :2])
-    return covariance * config.shared_error * design_effect(influence, cells, covariance)
+    used, s, kernel = problem.in_front(), problem.state.residuals.s[0], problem.kernel
+    s, size = s[used], np.where(problem.kind == int(ObservationKind.MONO), 2.0, 3.0)[used]
+    covariance = inverse * residual_scale(s, kernel.weight(s), size, 6, kernel)
+    cells = image_cell(view.camera, problem.obs[used])
+    covariance *= config.shared_error * design_effect(problem.influence(inverse)[:, used].T, cells, covariance)
+    return torch.from_numpy(covariance).to(view.obs.device)
 
 
 @dataclass
 class _State:
-    R: Tensor  # (3, 3)
-    t: Tensor  # (3, 1)
-    points_C: Tensor  # (1, 3, N)
-    residuals: Residuals
-    cost: Tensor
+    """A pose and its residuals."""
+
+    t: np.ndarray  # (3,)
+    q: np.ndarray  # (4,) xyzw
+    R: np.ndarray  # (3, 3) of q
+    points_C: np.ndarray  # (1, 3, N)
+    residuals: Residuals[np.ndarray]  # (D, 1, N)
+    cost: float
 
 
 class _Pose:
-    """A single pose as a least-squares problem, stepping by T * Exp([rho, phi])."""
+    """A single pose as a least-squares problem, stepping by T * Exp([rho, phi]), Exp to second order.
 
-    def __init__(
-        self,
-        observations: Observations,
-        X: Tensor,
-        start: tuple[Tensor, Tensor],
-        config: BundleConfig,
-    ) -> None:
-        """X: (3, N) landmarks. start: R (3, 3), t (3, 1)."""
-        self._observations, self._X, self._config = observations, X, config
+    Attributes:
+        usable: (N,) bool, observations that are not excluded.
+    """
+
+    def __init__(self, view: View, start: Tensor, config: BundleConfig) -> None:
+        """start: (7,)."""
+        self._camera, self._config = view.camera, config
         self.kernel = RobustKernel(config.kernel, config.kernel_width)
-        self.rounding = rounding_cost(observations)
-        self.state = self._trial = self._evaluate(*start)
+        self.obs, self.kind, sigma = _numbers(view.obs), view.kind.cpu().numpy(), _numbers(view.sigma)
+        X, T = _numbers(view.points_W).T, _numbers(start)
+        self._known = np.isfinite(X).all(0)
+        self._X = np.where(self._known, X, 0.0)
+        finite = np.isfinite(self.obs) & np.isfinite(sigma) & (sigma > 0)
+        finite[:, 2] |= self.kind == int(ObservationKind.MONO)  # which measures no depth
+        t, q = T[:3], T[3:] / np.linalg.norm(T[3:])
+        in_front = _rotation(q)[:, 2] @ (self._X - t[:, None]) > MIN_DEPTH
+        self.usable = finite.all(1) & self._known & in_front
+        self._observations = unpack(normalize(view.camera, self.obs, sigma, self.kind, self.usable)[:, None])
+        self.rounding = rounding_cost(self._observations)
+        self.state = self._trial = self._evaluate(t, q)
         self._linearize()
 
-    def _evaluate(self, R: Tensor, t: Tensor) -> _State:
-        points_C = (R.T @ (self._X - t))[None]
+    def _evaluate(self, t: np.ndarray, q: np.ndarray) -> _State:
+        R = _rotation(q)
+        points_C = (R.T @ (self._X - t[:, None]))[None]
         residuals = project(self._observations, points_C)
-        return _State(R, t, points_C, residuals, 0.5 * self.kernel.cost(residuals.s).sum())
-
-    def _jacobian(self, scale: Tensor) -> Tensor:
-        """(6, D, N) of the whitened residuals, times `scale` (1, N)."""
-        state = self.state
-        own_axes = torch.eye(3, dtype=scale.dtype, device=scale.device)[None]
-        rows = landmark_jacobian(self._observations, state.residuals, own_axes, scale)
-        return torch.stack([pose_jacobian(row, state.points_C)[0] for row in rows], 1)
+        return _State(t, q, R, points_C, residuals, 0.5 * float(self.kernel.cost(residuals.s).sum()))
 
     def _linearize(self) -> None:
         """The normal equations at the state, by iteratively reweighted least squares."""
-        root = self.kernel.weight(self.state.residuals.s).sqrt()
-        J = self._jacobian(root).flatten(1)
-        self._H, self._g = J @ J.T, J @ (self.state.residuals.whitened * root).flatten()
+        at = self.state.residuals
+        root = np.sqrt(self.kernel.weight(at.s))
+        self._J = self._jacobian(root)
+        self._r = (at.whitened * root).ravel()
+        self._H, self._g = self._J @ self._J.T, self._J @ self._r
+
+    def _jacobian(self, scale: np.ndarray) -> np.ndarray:
+        """(6, D * N): minus the derivative of the whitened residuals by the step, times `scale` (1, N).
+
+        Row for row that of `residuals.landmark_jacobian` and `pose_jacobian`, for one camera and all components at once.
+        """
+        at, alpha = self.state.residuals, self._observations.alpha
+        gain = self._observations.inv_sigma * (scale * at.inv_depth)
+        a, b, c = (
+            np.zeros_like(gain),
+            np.zeros_like(gain),
+            -gain * at.predicted,
+        )  # derivative by the point in the camera
+        a[0], b[1] = gain[0], gain[1]
+        if alpha is not None:
+            a[2] = gain[2] * alpha
+        x, y, z = self.state.points_C[0]
+        return np.concatenate([-a, -b, -c, b * z - c * y, c * x - a * z, a * y - b * x]).reshape(6, -1)
 
     def attempt(self, damping: float) -> Attempt:
-        extra = self._H.diagonal() * damping + 1e-300
-        step = torch.linalg.solve_ex(self._H + torch.diag(extra), self._g)[0]
-        predicted, cost = 0.5 * float(step @ (self._g + extra * step)), float(self.state.cost)
+        cost, extra = self.state.cost, self._H.diagonal() * damping + 1e-300
+        try:
+            step = np.linalg.solve(self._H + np.diag(extra), self._g)
+        except np.linalg.LinAlgError:
+            return Attempt(cost, np.inf, np.nan)
+        predicted = 0.5 * float(step @ (self._g + extra * step))
         if 0 <= predicted <= negligible_decrease(cost, self._config, self.rounding):
-            return Attempt(cost, float("inf"), predicted)  # converged: the step is not worth its evaluation
-        R, t = self.state.R, self.state.t
-        self._trial = self._evaluate(R @ rotate_small(step[None, 3:])[0], t + R @ step[:3, None])
-        return Attempt(cost, float(self._trial.cost), predicted)
+            return Attempt(cost, np.inf, predicted)  # converged: the step is not worth its evaluation
+        at = self.state
+        self._trial = self._evaluate(at.t + at.R @ step[:3], _turn(at.q, step[3:]))
+        return Attempt(cost, self._trial.cost, predicted)
 
     def accept(self, near_optimum: bool) -> None:
         self.state = self._trial
@@ -201,26 +211,59 @@ class _Pose:
     def reject(self) -> None:
         pass
 
-    def invert(self) -> Tensor | None:
+    def invert(self) -> np.ndarray | None:
         """(6, 6) inverse of the normal equations; None when they are singular."""
-        scale = self._H.diagonal().clamp_min(1e-300).rsqrt()
-        factor, info = torch.linalg.cholesky_ex(self._H * scale[:, None] * scale)
-        inverse = torch.cholesky_inverse(factor)
-        if int(info) or not float(inverse.diagonal().max()) < 1e12:
+        scale = np.maximum(self._H.diagonal(), 1e-300) ** -0.5
+        scale = scale[:, None] * scale
+        try:
+            half = np.linalg.inv(np.linalg.cholesky(self._H * scale))
+        except np.linalg.LinAlgError:
             return None
-        return inverse * scale[:, None] * scale
+        inverse = half.T @ half
+        return inverse * scale if inverse.diagonal().max() < 1e12 else None
 
-    def influence(self, inverse: Tensor) -> Tensor:
+    def influence(self, inverse: np.ndarray) -> np.ndarray:
         """(6, N): by how much each observation moves the pose."""
-        at = self.state.residuals
-        return inverse @ (self._jacobian(self.kernel.weight(at.s)) * at.whitened[:, 0]).sum(1)
+        return inverse @ (self._J * self._r).reshape(6, -1, len(self.usable)).sum(1)
 
-    def residual(self) -> Tensor:
-        """(D, N) observed minus predicted, on the plane z = 1."""
-        return (self._observations.observed - self.state.residuals.predicted)[:, 0]
+    def in_front(self) -> np.ndarray:
+        """(N,) bool: observations that are used and whose landmark is in front of the camera."""
+        return self.usable & (self.state.residuals.depth[0] > MIN_DEPTH)
+
+    def weight(self) -> np.ndarray:
+        """(N,) of the kernel; 0 where the observation is excluded."""
+        return np.where(self.in_front(), self.kernel.weight(self.state.residuals.s[0]), 0.0)
+
+    def residual_px(self) -> np.ndarray:
+        """(N, 2) observed minus predicted; NaN where the landmark is not in front."""
+        at, camera = self.state.residuals, self._camera
+        seen = self._known & (at.depth[0] > MIN_DEPTH)
+        predicted = at.predicted[:2, 0].T * (camera.fx, camera.fy) + (camera.cx, camera.cy)
+        return np.where(seen[:, None], self.obs[:, :2] - predicted, np.nan)
 
     def pose(self, like: Tensor) -> Tensor:
-        """(7,) with the quaternion's sign of the pose `like`."""
-        pose = geometry.from_matrix(torch.cat([self.state.R, self.state.t], 1))
-        pose[3:] = torch.where((pose[3:] * like[3:]).sum() < 0, -pose[3:], pose[3:])
-        return pose
+        """(7,) on the device of the pose `like`, with the sign of its quaternion."""
+        q = self.state.q
+        q = -q if q @ _numbers(like)[3:] < 0 else q
+        return torch.from_numpy(np.concatenate([self.state.t, q])).to(like.device)
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
+
+
+def _rotation(q: np.ndarray) -> np.ndarray:
+    """`geometry.rotation_matrix` of one quaternion (4,): I + 2 w [v]x + 2 [v]x [v]x."""
+    x, y, z, w = q.tolist()
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + 2 * (w * cross + cross @ cross)
+
+
+def _turn(q: np.ndarray, phi: np.ndarray) -> np.ndarray:
+    """A quaternion (4,) times that of Cayley's formula, (phi / 2, 1) normalised: Exp(phi) to second order."""
+    x, y, z, w = q.tolist()
+    a, b, c = (0.5 * phi).tolist()
+    turned = np.array(
+        [x + w * a + y * c - z * b, y + w * b + z * a - x * c, z + w * c + x * b - y * a, w - x * a - y * b - z * c]
+    )
+    return turned / np.linalg.norm(turned)

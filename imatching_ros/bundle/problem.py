@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import geometry
 from ..core.types import ObservationKind, WindowSnapshot
 from ..core.errors import BundleError
-from ..core.residuals import MIN_DEPTH, Observations, normalize, unpack
+from ..core.residuals import MIN_DEPTH, Array, Observations, array_module, normalize, unpack
 
 
 class Workspace:
@@ -158,9 +158,9 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     )
 
 
-def rounding_cost(observations: Observations) -> float:
+def rounding_cost(observations: Observations[Array]) -> float:
     """Cost that rounding errors make: a pixel on the plane z = 1 is near 1, so its whitened residual is off by eps * inv_sigma."""
-    eps = torch.finfo(observations.inv_sigma.dtype).eps
+    eps = array_module(observations.inv_sigma).finfo(observations.inv_sigma.dtype).eps
     return 10 * float(((eps * observations.inv_sigma) ** 2).sum())
 
 

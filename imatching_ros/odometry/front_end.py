@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bundle import refine_pose
+from ..bundle import View, refine_pose
 from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig, Config, OdometryConfig
 from ..core.timing import Clock
-from ..core.types import BAStatus, Frame, Matches, ObservationKind
+from ..core.types import BAStatus, Frame, Matches
 from ..matching.base import Features, Matcher, Queries
 from .local_map import Window
 from .measurements import spread_evenly
@@ -69,7 +69,7 @@ class PoseEstimate:
 
     T_WC: Tensor  # (7,) float64
     inlier: Tensor  # (N,) bool
-    residual_px: Tensor  # (N,) float64
+    residual_px: Tensor  # (N,) float64, NaN behind the camera
     covariance: Tensor  # (6, 6) float64 of T_WC * Exp([rho, phi]), landmarks taken as exact
 
 
@@ -134,23 +134,17 @@ class PoseEstimator:
 
     def _refine(self, seen: Correspondences, T_WC: Tensor) -> PoseEstimate | None:
         """Motion-only refinement on all matches, then on its inliers: the kernel bends outliers, it does not remove them."""
-        camera, uv, points_W = seen.camera, seen.uv, seen.points_W
-        obs = torch.cat([uv, torch.zeros_like(uv[:, :1])], 1)
-        sigma = seen.sigma_px.double()[:, None].expand(-1, 3)
-        kind = torch.full((len(uv),), int(ObservationKind.MONO))
-        used = torch.arange(len(uv))
+        view = View.mono(seen.camera, seen.points_W, seen.uv, seen.sigma_px)
         coarse = replace(self._bundle, cost_tolerance=max(self._bundle.cost_tolerance, self.COARSE_TOLERANCE))
-        for settings in (coarse, self._bundle):
-            refined = refine_pose(camera, T_WC, points_W[used], obs[used], kind[used], sigma[used], settings)
-            if refined.status is BAStatus.DEGENERATE or refined.covariance is None:
-                return None
-            T_WC = refined.T_WC
-            points_C = geometry.act(geometry.inverse(T_WC), points_W)
-            residual = (uv - geometry.project(camera, points_C)).norm(dim=1)
-            inlier = (residual < self._config.inlier_px) & (points_C[:, 2] > 0)
-            used = inlier.nonzero()[:, 0]
-            covariance = refined.covariance
-        return PoseEstimate(T_WC, inlier, residual, covariance)
+        first = refine_pose(view, T_WC, coarse, covariance=False)
+        if first.status is BAStatus.DEGENERATE:
+            return None
+        outlier = ~(first.residual_px.norm(dim=1) < self._config.inlier_px)
+        refined = refine_pose(view.excluding(outlier), first.T_WC, self._bundle)
+        if refined.covariance is None:
+            return None
+        residual_px = refined.residual_px.norm(dim=1)
+        return PoseEstimate(refined.T_WC, residual_px < self._config.inlier_px, residual_px, refined.covariance)
 
 
 # -- front end --------------------------------------------------------------------------------------------------------

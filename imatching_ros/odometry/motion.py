@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..bundle import refine_pose
+from ..bundle import View, refine_pose
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig
-from ..core.types import BAResult, BAStatus, ObservationKind
+from ..core.types import BAResult
 from ..matching.base import Features
 
 
@@ -213,10 +213,8 @@ class ZeroMotionUpdate:
         if float((now - before).norm(dim=1).median()) > self.MAX_MEDIAN_SIGMAS * float(sigma.median()):
             return False
         points = geometry.back_project(camera, before, r.depth[at[both]])
-        obs = torch.cat([now, torch.zeros_like(now[:, :1])], 1)
-        kind = torch.full((len(now),), int(ObservationKind.MONO))
-        moved = refine_pose(camera, geometry.identity(), points, obs, kind, sigma[:, None].expand(-1, 3), config)
-        if moved.status is BAStatus.DEGENERATE or moved.covariance is None:
+        moved = refine_pose(View.mono(camera, points, now, sigma), geometry.identity(), config)
+        if moved.covariance is None:
             return False
         e = geometry.log(moved.T_WC)
         return float(e @ torch.linalg.solve(moved.covariance, e)) < self.CHI2_999_6
