@@ -31,6 +31,7 @@ COMMANDS = {
     "bench gpu": ("imatching_ros.offline.cli.bench_gpu", "correctness, time and memory on a CUDA device, in one table"),
     "bench ba": ("imatching_ros.offline.cli.bench_ba", "time bundle adjustment"),
     "bench matcher": ("imatching_ros.offline.cli.bench_matcher", "time matchers"),
+    "bench guard": ("imatching_ros.offline.cli.bench_guard", "error rates of promotions on windows of recordings"),
     "bench nees": ("imatching_ros.offline.cli.bench_nees", "compare covariances with errors on rendered scenes"),
     "bench odometry": ("imatching_ros.offline.cli.bench_odometry", "time odometry frame by frame"),
     "bench interference": ("imatching_ros.offline.cli.bench_interference", "time odometry beside the learner"),

@@ -20,6 +20,7 @@ LONG = {
     "bench kpi": "minutes; run smaller in test/offline/cli/test_bench_kpi.py",
     "bench gpu": "needs a CUDA device; run on the CPU in test/offline/cli/test_bench_gpu.py",
     "bench ba": "minutes; run smaller in test/offline/cli/test_bench_ba.py",
+    "bench guard": "minutes; run smaller in test/offline/cli/test_bench_guard.py",
     "bench nees": "minutes; run smaller in test/offline/cli/test_bench_nees.py",
     "bench interference": "ten minutes; run smaller in test/offline/cli/test_bench_interference.py",
     "bench odometry": "minutes; run smaller in test/offline/cli/test_bench_odometry.py",

@@ -326,13 +326,20 @@ class LearningConfig:
     candidate_steps: int = setting(32, "steps of a candidate before its validation", low=1, high=100000, live=True)
     validation_windows: int = setting(6, "fewest windows of a validation", low=3, high=100, expose=True)
     validation_windows_max: int = setting(
-        10, "a validation that is still undecided ends after so many windows", low=3, high=1000
+        15,
+        "a validation that is still undecided ends after so many windows; the k-th candidate of an hour gets 1 + log2(k) / 3 times as many",
+        low=3,
+        high=1000,
     )
     post_deployment_windows: int = setting(
         6, "windows of post-deployment validation, in which a promotion may be rolled back", low=3, high=1000, live=True
     )
     confidence: float = setting(
-        0.95, "one-sided confidence of the paired t-test that promotes a candidate", low=0.5, high=0.9999, expose=True
+        0.95,
+        "confidence that no candidate without a gain is promoted in an hour of driving",
+        low=0.5,
+        high=0.9999,
+        expose=True,
     )
     search_radius: float = setting(
         0.05, "search around the reprojected landmark", unit="image widths", low=0.005, high=1.0
@@ -373,11 +380,6 @@ class Config:
     def __post_init__(self) -> None:
         for path, value, meta in walk(self):
             check(path, value, meta)
-        if self.learning.post_deployment_windows > self.learning.validation_windows:
-            raise ConfigError(
-                f"learning.post_deployment_windows is {self.learning.post_deployment_windows}, expected learning.validation_windows "
-                f"({self.learning.validation_windows}) or less, so that it ends before the next candidate can be promoted; raise both"
-            )
         if self.odometry.depth_min_m >= self.odometry.depth_max_m:
             raise ConfigError(
                 f"odometry.depth_min_m is {self.odometry.depth_min_m:g} m, expected less than odometry.depth_max_m "

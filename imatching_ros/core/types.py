@@ -130,7 +130,7 @@ class LearningSample:
     result: BAResult
     uv_px: Tensor  # (O, 2) float32 raw px: by the matcher or, at the host observation, by the detector
     host_obs: Tensor  # (P,) int64: index of the observation at which the landmark was detected, the matcher's query
-    held_out: Tensor  # (O,) bool: never trained on, used to validate a candidate
+    held_out: Tensor  # (O,) bool: left out of bundle adjustment, to validate weights by; nothing in a window that is trained on
     weights_version: int
     tracking_healthy: bool = True  # False while lost or just recovered
 

@@ -1,5 +1,7 @@
 """Learning from windows: a candidate is trained, validated on later windows, promoted, and validated again after deployment.
 
+A window trains or it validates. While weights are validated nothing is trained; the windows of that time are trained on after the verdict.
+
 Synchronous and single-threaded; `worker` runs it in sync mode or in a background thread.
 """
 
@@ -22,8 +24,10 @@ from ..matching.weights import hash_state
 from .cooperative_yield import yield_in_layers
 from .gate import refuse
 from .replay_buffer import ReplayBuffer
+from .sample import hold_out
+from .sequential_test import AlphaSpending, enough_new
 from .step import Stepper
-from .validation import PairedTest, Verdict, post_deployment_test, score, validation_test
+from .validation import PairedTest, Verdict, candidate_test, post_deployment_test, score
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,13 @@ class Comparison:
 
     other: Matcher
     test: PairedTest
-    trained_ids: frozenset[int] = frozenset()  # frame ids of keyframes that `other` was trained on
+    used_ids: frozenset[int] = frozenset()  # frame ids of keyframes that trained or promoted one of the two
     last_ids: frozenset[int] = frozenset()  # of the last window compared
 
     def accepts(self, sample: LearningSample) -> bool:
-        """Whether none of a window's keyframes was trained on, and at least half of them were not in the last window compared.
-
-        Windows in a row share most keyframes; their scores are not independent.
-        """
-        ids = set(sample.keyframe_ids)
-        return not ids & self.trained_ids and 2 * len(ids & self.last_ids) <= len(ids)
+        """Whether none of a window's keyframes was used before, and enough of them are new since the last window compared."""
+        ids = sample.keyframe_ids
+        return not self.used_ids.intersection(ids) and enough_new(ids, self.last_ids)
 
 
 class Learner:
@@ -99,6 +100,9 @@ class Learner:
         yield_in_layers(self.active)  # and in all copies of it
         self.generator = torch.Generator().manual_seed(config.seed)
         self.replay = ReplayBuffer(self.settings.replay_windows)
+        # Windows that came while weights were validated; no more than replay keeps.
+        self.untaught: deque[LearningSample] = deque(maxlen=self.settings.replay_windows)
+        self.spending = AlphaSpending(1 - self.settings.confidence)
         self.version = matcher.weights_version
         self.newest_version = max(self.version, newest_version)
         self.status = LearningStatus(
@@ -120,7 +124,7 @@ class Learner:
         self.stepper.configure(config.learning, config.bundle)
 
     def consume(self, sample: LearningSample) -> WeightsUpdate | None:
-        """Validates weights on a window, then trains on it."""
+        """Validates weights on a window, or trains on it."""
         begin = time.perf_counter()
         try:
             reason = refuse(sample, self.settings)
@@ -128,8 +132,12 @@ class Learner:
                 self._reject(reason)
                 return None
             self.status.samples += 1
-            update = self._validate_deployed(sample) or self._validate_candidate(sample)
-            if update is None:  # an update is handed over without delay
+            update = self._validate_deployed(sample) if self.deployed else self._validate_candidate(sample)
+            if self.deployed or self.candidate:
+                self.status.state = "validating"
+                self.untaught.append(sample)
+            elif update is None:  # an update is handed over without delay
+                self.status.state = "learning"
                 self._train(sample)
             return update
         finally:
@@ -138,7 +146,10 @@ class Learner:
 
     def promote(self, matcher: Matcher, stamp_ns: int, verdict: Verdict) -> WeightsUpdate:
         """Makes a matcher the active one, to be confirmed by post-deployment validation, or at once without the guard."""
-        self.deployed = Comparison(self.active, post_deployment_test(self.settings)) if self.settings.guard else None
+        # On the windows that promoted them, weights look better than they are.
+        used = self.candidate.used_ids | self.candidate.last_ids if self.candidate else frozenset()
+        test = post_deployment_test(self.settings)
+        self.deployed = Comparison(self.active, test, used) if self.settings.guard else None
         self.active, self.candidate = matcher, None
         self.status.promotions += 1
         update = self._activate("promotion", stamp_ns, verdict)
@@ -161,12 +172,16 @@ class Learner:
 
     def held_mb(self) -> float:
         """Memory of what is kept between two windows, MB: weights and their copies, optimizer state, windows for replay."""
-        return held_mb(self.pretrained, self.active, self.deployed, self.candidate, self.stepper.held(), self.replay)
+        return held_mb(
+            self.pretrained, self.active, self.deployed, self.candidate, self.stepper.held(), self.replay, self.untaught
+        )
 
     def _train(self, sample: LearningSample) -> None:
-        """Steps on the window and on replayed ones. Training continues while a candidate, a copy, is validated."""
-        self.training_ids.extend(sample.keyframe_ids)
-        self.replay.add(sample)
+        """Steps on the window and on replayed ones; those that came during a validation are among these from now on."""
+        for window in [*self.untaught, sample]:
+            self.training_ids.extend(window.keyframe_ids)
+            self.replay.add(window)
+        self.untaught.clear()
         for window in [sample, *self._draw_replay()]:
             result = self.stepper.step(window, self.generator)
             if isinstance(result, str):
@@ -188,19 +203,14 @@ class Learner:
     def _validate_candidate(self, sample: LearningSample) -> WeightsUpdate | None:
         """Compares the candidate with the active weights on the window; names a candidate after enough steps."""
         if self.candidate is None:
-            self.status.state = "learning"
             if self.steps < self.settings.candidate_steps:
                 return None
-            trained_ids = frozenset(self.training_ids)
-            self.candidate = Comparison(self.stepper.ema_matcher(), validation_test(self.settings), trained_ids)
+            test = candidate_test(self.settings, self.spending, sample.stamp_ns)
+            self.candidate = Comparison(self.stepper.ema_matcher(), test, frozenset(self.training_ids))
             self.steps = 0
-        self.status.state = "validating"
         if not self.settings.guard:
             no_test = Verdict("better", "no guard", float("nan"), float("nan"), 0)
             return self.promote(self.candidate.other, sample.stamp_ns, no_test)
-        # One promotion after the other: windows that were queued before it must not validate the next candidate.
-        if self.deployed is not None and sample.weights_version != self.version:
-            return None
         verdict = self._compare(sample, self.candidate)
         if verdict is None:
             return None
@@ -209,8 +219,9 @@ class Learner:
             return None
         self._emit("validation", sample.stamp_ns, **vars(verdict), step=self.status.step)
         if verdict.outcome == "better":
+            self.spending.give_back()
             return self.promote(self.candidate.other, sample.stamp_ns, verdict)
-        # After an undecided test training continues; after a worse one it restarts from the active weights.
+        # What was not better keeps its progress, and training continues; after a worse one it restarts from the active weights.
         self.candidate = None
         if verdict.outcome == "worse":
             self._restart_training()
@@ -243,6 +254,7 @@ class Learner:
         if not comparison.accepts(sample):
             return None
         seed = self.config.seed + sample.stamp_ns % 1_000_003
+        sample = hold_out(sample, self.config.seed)
         active = score(self.active, sample, self.settings, self.config.bundle, seed)
         other = (
             score(comparison.other, sample, self.settings, self.config.bundle, seed) if active.has_held_out else active

@@ -1,4 +1,4 @@
-"""From a solved window to what the learner gets: cloned, host keyframes in the window, with observations held out."""
+"""From a solved window to what the learner gets: cloned, host keyframes in the window; and the holding out of observations to judge by."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.types import BAResult, LearningSample, WindowSnapshot
 from ..odometry.mapper import SolvedWindow
 from ..odometry.odometry import Odometry
 
-HELD_OUT_ONE_IN = 5  # observations; held out from training and from bundle adjustment, they validate
+HELD_OUT_ONE_IN = 5  # observations; of a judging window; held out from its bundle adjustment, they validate
 MIN_VIEWS = 4  # of a landmark: it must stay well determined without the observation that is held out
 
 
@@ -20,10 +20,10 @@ def next_sample(odometry: Odometry) -> LearningSample | None:
     solved = odometry.take_solved()
     if solved is None:
         return None
-    return take_sample(solved, odometry.config.seed, odometry.matcher.weights_version, odometry.healthy)
+    return take_sample(solved, odometry.matcher.weights_version, odometry.healthy)
 
 
-def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: bool) -> LearningSample | None:
+def take_sample(solved: SolvedWindow, weights_version: int, healthy: bool) -> LearningSample | None:
     """The landmarks whose host keyframe is in the window, and their observations, cloned; None when nothing remains."""
     w = solved.snapshot
     count = len(w.points_W)
@@ -37,8 +37,6 @@ def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: 
     pt_idx, is_host = index[w.pt_idx[used]], solved.is_host[used]
     host_obs = torch.zeros(len(points), dtype=torch.int64)
     host_obs[pt_idx[is_host]] = is_host.nonzero()[:, 0]
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + solved.keyframes[-1].id)
-    held_out = _hold_out(pt_idx, is_host, generator)
     return LearningSample(
         stamp_ns=solved.keyframes[-1].stamp_ns,
         keyframe_ids=tuple(k.id for k in solved.keyframes),
@@ -47,7 +45,7 @@ def take_sample(solved: SolvedWindow, seed: int, weights_version: int, healthy: 
         result=_select_residuals(solved.result, points, used),
         uv_px=solved.uv[used],
         host_obs=host_obs,
-        held_out=held_out,
+        held_out=torch.zeros(len(used), dtype=torch.bool),
         weights_version=weights_version,
         tracking_healthy=healthy,
     )
@@ -80,12 +78,18 @@ def _select_residuals(r: BAResult, points: Tensor, used: Tensor) -> BAResult:
     )
 
 
-def _hold_out(pt_idx: Tensor, is_host: Tensor, generator: torch.Generator) -> Tensor:
-    """Which observations (O,) are held out: not at the host, and at most one of a landmark, so that three views always remain."""
+def hold_out(sample: LearningSample, seed: int) -> LearningSample:
+    """The window as one to judge by: one in five of its observations is held out from bundle adjustment.
+
+    Windows that are trained on hold nothing out: what is held out of one would teach in the next, which shares its keyframes.
+    Never at the host, and at most one of a landmark, so that three views always remain.
+    """
+    pt_idx = sample.window.pt_idx
     count = len(pt_idx)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + sample.keyframe_ids[-1])
     views = torch.bincount(pt_idx)
-    drawn = torch.rand(count, generator=generator) < 1 / HELD_OUT_ONE_IN
-    held_out = drawn & ~is_host & (views[pt_idx] >= MIN_VIEWS)
+    held_out = (torch.rand(count, generator=generator) < 1 / HELD_OUT_ONE_IN) & (views[pt_idx] >= MIN_VIEWS)
+    held_out[sample.host_obs] = False
     order = torch.where(held_out, torch.arange(count), count)
     first = torch.full((len(views),), count).scatter_reduce(0, pt_idx, order, "amin")
-    return held_out & (torch.arange(count) == first[pt_idx])
+    return replace(sample, held_out=held_out & (torch.arange(count) == first[pt_idx]))

@@ -1,18 +1,17 @@
-"""Validation of weights: two sets match the same queries of windows that neither was trained on, and a paired test compares them.
+"""Validation of weights: two sets match the same queries of windows that neither was trained on, and a sequential test compares them.
 
 Held-out observations are compared with landmarks that come from the other views, each set of weights with its own bundle
-adjustment. Since wrong geometry improves its own held-out points, two checks do not pass through bundle adjustment: known
-synthetic warps of the newest image, and forward-backward consistency.
+adjustment. Since wrong geometry improves its own held-out points, other checks do not pass through bundle adjustment: known
+synthetic warps of the newest image, forward-backward consistency, and poses from measured depth (`signed_errors`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, isfinite, sqrt
+from math import isfinite
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from ..core import geometry
@@ -25,15 +24,18 @@ from .rematching import (
     describe,
     expected_uv,
     extract,
-    observe,
     rematch,
     solve_again,
     unmatched_landmarks,
 )
 from .sample import HELD_OUT_ONE_IN, MIN_VIEWS
-from .warps import draw_pair
+from .sequential_test import AlphaSpending, Look, SequentialTest, candidate_looks, correlated_t, plan_looks, t_limit
+from .signed_errors import translation_ratio, warp_errors
 
-LOOK_EVERY = 2  # windows; fewer looks leave more of the confidence to each
+VETO_RATE = 0.05  # of a whole validation: how often one check besides the held-out error is taken as lost though nothing changed
+# A signed error, its ideal value, and by how much its distance from that may grow. Matches that fall short of the flow by .2 px
+# have shortened the motion by a tenth.
+SIGNED_LIMITS = (("along_flow_px", 0.0, 0.1), ("common_px", 0.0, 0.05), ("translation_ratio", 1.0, 0.02))
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Score:
     matches: int
     coverage: float  # share of the image's cells that hold a match, mean over keyframes
     within_sigma: float  # share of held-out coordinate errors below one sigma; 0.683 is calibrated
+    along_flow_px: float  # signed, on known warps; negative where matches fall short of the flow
+    common_px: float  # length of the error that a whole image shares, on known warps
+    translation_ratio: float  # motion by PnP on measured depth over the window's; NaN without stereo or depth
 
     @property
     def has_held_out(self) -> bool:
@@ -65,16 +70,10 @@ class Verdict:
 
 
 class PairedTest:
-    """A sequential test of whether one set of weights is better than another, on the same windows in a row.
+    """The sequential test of the held-out error, with vetoes: weights that lose another check are worse, whatever the residual says."""
 
-    Better means: a one-sided paired t-test on the held-out error, and no other check lost. The confidence holds for the whole
-    sequence of looks, after every second window from the fewest to the most (Bonferroni).
-    """
-
-    def __init__(self, confidence: float, fewest: int, most: int, looks: int | None = None) -> None:
-        """`looks` shares the error rate over so many looks instead of those from `fewest` to `most`."""
-        self.fewest, self.most = fewest, most
-        self._error_rate = (1 - confidence) / (looks or 1 + ceil((most - fewest) / LOOK_EVERY))
+    def __init__(self, looks: tuple[Look, ...]) -> None:
+        self._test = SequentialTest(looks)
         self._before: list[Score] = []
         self._after: list[Score] = []
 
@@ -82,38 +81,53 @@ class PairedTest:
         """The verdict with the scores of one more window, of the weights in use and of the others."""
         self._before.append(before)
         self._after.append(after)
-        n = len(self._before)
-        if n < self.fewest or (n < self.most and (n - self.fewest) % LOOK_EVERY):
-            return self._verdict("pending", "too few windows")
-        limit = float(stats.t.ppf(1 - self._error_rate, n - 1))
-        lost = self._lost_check(limit)
+        outcome, reason = self._test.add(before.held_out_px - after.held_out_px)
+        lost = self._lost_check() if self._test.at_look else None
         if lost is not None:
-            return self._verdict("worse", lost)
-        t = _paired_t(self._values(self._before, "held_out_px") - self._values(self._after, "held_out_px"))
-        if t > limit:
-            return self._verdict("better", f"t = {t:.2f} > {limit:.2f}")
-        if t < -limit:
-            return self._verdict("worse", f"t = {t:.2f} < {-limit:.2f}")
-        if n < self.most:
-            return self._verdict("pending", f"t = {t:.2f} is undecided")
-        return self._verdict("no_better", f"t = {t:.2f} after {n} windows")
+            outcome, reason = "worse", lost
+        return Verdict(outcome, reason, *self._means("held_out_px"), self.windows)
 
     @property
     def windows(self) -> int:
         """Windows added so far."""
-        return len(self._before)
+        return self._test.windows
 
-    def _lost_check(self, limit: float) -> str | None:
-        """The check besides the held-out error that the other weights lose, or None.
+    @property
+    def most(self) -> int:
+        """Windows after which it has decided."""
+        return self._test.most
 
-        An error may not rise by more than 1 % where the test shows the rise, and by 5 % at all; matches and coverage may fall by 2 %.
-        """
+    def _lost_check(self) -> str | None:
+        """The check besides the held-out error that the other weights lose, or None."""
+        return self._lost_error() or self._lost_sign() or self._lost_share()
+
+    def _lost_error(self) -> str | None:
+        """An error may not rise by more than 1 % where the windows show the rise, and by 5 % at all."""
         for name in ("warp_px", "forward_backward_px"):
             before, after = self._means(name)
-            rise = self._values(self._after, name) - self._values(self._before, name)
-            shown = after > 1.01 * before and _paired_t(rise) > limit
+            shown = after > 1.01 * before and self._shows(
+                self._values(self._after, name), self._values(self._before, name)
+            )
             if shown or after > 1.05 * before + 0.005:
                 return f"{name} rose from {before:.3f} to {after:.3f}"
+        return None
+
+    def _lost_sign(self) -> str | None:
+        """A bias along the flow, a common error or a wrong translation may not grow by more than its limit where the windows show it."""
+        for name, ideal, limit in SIGNED_LIMITS:
+            before, after = self._values(self._before, name), self._values(self._after, name)
+            known = np.isfinite(before) & np.isfinite(after)
+            if known.sum() < 3:
+                continue
+            before, after = before[known] - ideal, after[known] - ideal
+            side = 1.0 if after.mean() > 0 else -1.0
+            grown = abs(after.mean()) - abs(before.mean())
+            if grown > limit and self._shows(side * after, side * before):
+                return f"{name} went from {before.mean() + ideal:.3f} to {after.mean() + ideal:.3f}"
+        return None
+
+    def _lost_share(self) -> str | None:
+        """Matches and coverage may fall by 2 %, calibration may be off by 5 % more."""
         for name in ("matches", "coverage"):
             before, after = self._means(name)
             if after < 0.98 * before:
@@ -122,8 +136,9 @@ class PairedTest:
         off = abs(after - 0.683) - abs(before - 0.683)
         return f"calibration is off by {off:.2f} more" if off > 0.05 else None
 
-    def _verdict(self, outcome: str, reason: str) -> Verdict:
-        return Verdict(outcome, reason, *self._means("held_out_px"), self.windows)
+    def _shows(self, higher: np.ndarray, lower: np.ndarray) -> bool:
+        """Whether the windows show that one is higher than the other."""
+        return correlated_t(higher - lower) > t_limit(VETO_RATE / len(self._test.looks), len(higher))
 
     def _means(self, name: str) -> tuple[float, float]:
         return float(np.mean(self._values(self._before, name))), float(np.mean(self._values(self._after, name)))
@@ -133,43 +148,36 @@ class PairedTest:
         return np.array([getattr(score, name) for score in scores])
 
 
-def validation_test(config: LearningConfig) -> PairedTest:
-    """The test of a candidate before deployment."""
-    return PairedTest(config.confidence, config.validation_windows, config.validation_windows_max)
+def candidate_test(config: LearningConfig, spending: AlphaSpending, stamp_ns: int) -> PairedTest:
+    """The test of a candidate before deployment, with its share of the hour's error rate."""
+    number, error_rate = spending.take(stamp_ns)
+    return PairedTest(candidate_looks(config.validation_windows, config.validation_windows_max, number, error_rate))
 
 
 def post_deployment_test(config: LearningConfig) -> PairedTest:
-    """The test of whether the previous weights are better than the deployed ones."""
+    """The test of whether the previous weights are better than the deployed ones; it promotes nothing, so it spends nothing."""
     most = config.post_deployment_windows
-    return PairedTest(config.confidence, min(config.validation_windows, max(most - LOOK_EVERY, 2)), most)
-
-
-def _paired_t(values: np.ndarray) -> float:
-    """Student's t of the mean against zero, for windows in a row of which each may share half of its keyframes with the one before.
-
-    With a correlation r of neighbours the mean of n values varies by 1 + 2r (n - 1) / n more than that of independent ones, while
-    the variance among them is 1 - 2r / n of theirs.
-    """
-    n = len(values)
-    r = 0.5  # greatest correlation of neighbours: they share at most half of their keyframes
-    excess = (1 + 2 * r * (n - 1) / n) / (1 - 2 * r / n)
-    return float(values.mean()) / max(float(values.std(ddof=1)) * sqrt(excess / n), 1e-9)
+    return PairedTest(plan_looks((most + 1) // 2, most, 1 - config.confidence))
 
 
 def score(matcher: Matcher, sample: LearningSample, config: LearningConfig, bundle: BundleConfig, seed: int) -> Score:
-    """Scores one set of weights on one window. The seed draws the synthetic warp: give both sets of weights the same."""
+    """Scores one set of weights on one window with observations held out. The seed draws the synthetic warps: give both sets the same."""
     features = extract(matcher, sample)
     found = rematch(matcher, sample, features, config)
     solution = solve_again(sample, found, config, bundle)
     distance, within_sigma = _held_out_errors(sample, found, solution, config)
     distance = torch.cat([distance, _unmatched_errors(matcher, sample, features, solution, config)])
+    warps = warp_errors(matcher, sample, _newest_points(sample), config, seed)
     return Score(
         float(distance.mean()),
-        _warp_error(matcher, sample, config, seed),
+        warps.distance_px,
         _forward_backward_error(matcher, sample, features, config),
         int((found.score >= config.min_score).sum()),
         _coverage(sample, found, config),
         within_sigma,
+        warps.along_flow_px,
+        warps.common_px,
+        translation_ratio(sample, found, config, bundle),
     )
 
 
@@ -225,23 +233,6 @@ def _reproject(sample: LearningSample, solution: Solution, kf: Tensor, pt: Tenso
     """Ideal px (n, 2) of landmarks pt (n,) in keyframes kf (n,); NaN behind the camera."""
     points_C = geometry.act(geometry.inverse(solution.T_WC)[kf], solution.points_W[pt])
     return torch.where(points_C[:, 2:] > 1e-6, geometry.project(sample.window.camera, points_C), torch.nan)
-
-
-def _warp_error(matcher: Matcher, sample: LearningSample, config: LearningConfig, seed: int) -> float:
-    """Mean capped error, px, between the newest image and a known homography and change of light of it."""
-    rng = np.random.default_rng(seed)
-    pair = draw_pair(sample.images[-1][0].cpu().numpy(), rng)
-    uv = _newest_points(sample)
-    truth, inside = pair.truth(uv.numpy())
-    if not inside.any():
-        return config.error_cap_px
-    # Searched as odometry searches: around a place that is roughly known.
-    radius = config.search_radius * pair.image_a.shape[1]
-    guess = torch.from_numpy(truth + rng.uniform(-0.5, 0.5, truth.shape) * radius).float()[None].to(matcher.device)
-    features_a, features_b = (observe(matcher, torch.from_numpy(image)[None]) for image in (pair.image_a, pair.image_b))
-    found = matcher.estimate(matcher.describe(features_a, uv), [features_b], guess, radius)
-    error = (found.uv[0].cpu() - torch.from_numpy(truth)).norm(dim=-1).clamp_max(config.error_cap_px)
-    return float(error[torch.from_numpy(inside)].mean())
 
 
 def _forward_backward_error(

@@ -30,7 +30,7 @@ class WarpedPair:
         return uv_b, ((uv_b >= 0) & (uv_b <= [width - 1, height - 1])).all(-1)
 
 
-def draw_pair(image: np.ndarray, rng: Generator) -> WarpedPair:
+def draw_pair(image: np.ndarray, rng: Generator, corner_shift: float = CORNER_SHIFT) -> WarpedPair:
     """A random homography and change of light of an image (H, W) uint8.
 
     The image's own noise must not be what is matched, or a matcher that learned to ignore noise would seem to have become
@@ -38,7 +38,7 @@ def draw_pair(image: np.ndarray, rng: Generator) -> WarpedPair:
     """
     height, width = image.shape
     noise, smooth = noise_level(image), cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=1.0)
-    H_BA = draw_homography((height, width), rng)
+    H_BA = draw_homography((height, width), rng, corner_shift)
     warped = cv2.warpPerspective(smooth, H_BA, (width, height), borderMode=cv2.BORDER_REFLECT)
     warped = warped * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
     image_a, image_b = (
@@ -47,11 +47,11 @@ def draw_pair(image: np.ndarray, rng: Generator) -> WarpedPair:
     return WarpedPair(image_a, image_b, H_BA)
 
 
-def draw_homography(size: tuple[int, int], rng: Generator) -> np.ndarray:
-    """A homography (3, 3) that moves the corners of an image of (height, width) by up to CORNER_SHIFT of its size."""
+def draw_homography(size: tuple[int, int], rng: Generator, corner_shift: float = CORNER_SHIFT) -> np.ndarray:
+    """A homography (3, 3) that moves the corners of an image of (height, width) by up to `corner_shift` of its size."""
     height, width = size
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    shift = rng.uniform(-CORNER_SHIFT, CORNER_SHIFT, (4, 2)).astype(np.float32) * [width, height]
+    shift = rng.uniform(-corner_shift, corner_shift, (4, 2)).astype(np.float32) * [width, height]
     return cv2.getPerspectiveTransform(corners, (corners + shift).astype(np.float32))
 
 

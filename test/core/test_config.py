@@ -20,16 +20,3 @@ def test_small_numbers_and_wrong_types():
         Config().with_values({"odometry.window_keyframes": "many"})
     with pytest.raises(ConfigError, match="did you mean 'odometry.window_keyframes'"):
         Config().with_values({"odometry.window_keyframe": 5})
-
-
-def test_post_deployment_validation_ends_before_the_next_candidate_can_be_promoted():
-    assert (
-        Config()
-        .with_values({"learning.post_deployment_windows": 9, "learning.validation_windows": 9})
-        .learning.post_deployment_windows
-        == 9
-    )
-    with pytest.raises(
-        ConfigError, match="learning.post_deployment_windows is 9, expected learning.validation_windows .6. or less"
-    ):
-        Config().with_values({"learning.post_deployment_windows": 9})

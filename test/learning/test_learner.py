@@ -1,6 +1,7 @@
 """The life of a candidate, with scores that the test decides."""
 
 import dataclasses
+from math import nan
 
 import pytest
 import torch
@@ -24,6 +25,11 @@ CONFIG = Config().with_values(
 )
 
 
+def score_of(held_out_px):
+    """A score that differs from others in nothing but the held-out error."""
+    return Score(held_out_px, 0.5, 0.5, 100, 0.5, 0.68, 0.0, 0.05, nan)
+
+
 class Story:
     """A learner whose steps only shake a weight, and whose scores come from `better`: the error of every version of the weights."""
 
@@ -41,7 +47,7 @@ class Story:
             value = hash_state(matcher.state_dict())
             self.scored.append((window.keyframe_ids, value))
             noise = self.noise(window)
-            return Score((1.0 if value == self.home else better) + noise, 0.5, 0.5, 100, 0.5, 0.68)
+            return score_of((1.0 if value == self.home else better) + noise)
 
         monkeypatch.setattr(Stepper, "step", step)
         monkeypatch.setattr(module, "score", score)
@@ -61,6 +67,15 @@ class Story:
             dataclasses.replace(self.sample, keyframe_ids=ids, stamp_ns=self.now, weights_version=self.learner.version)
         )
 
+    def feed_until_validated(self):
+        """The outcome of the next validation."""
+        for _ in range(10):
+            self.feed()
+            outcomes = [event["outcome"] for event in self.events if event["event"] == "validation"]
+            if outcomes:
+                return outcomes[0]
+        raise AssertionError("no validation ended")
+
 
 @pytest.fixture
 def story_of(monkeypatch, make_sample):
@@ -76,14 +91,50 @@ def test_better_weights_are_promoted_on_windows_that_they_were_not_trained_on(st
     assert validated[:3] == [tuple(range(k, k + 6)) for k in (18, 24, 30)]
 
 
-def test_learning_goes_on_during_validation_and_leaves_the_candidate_alone(story_of):
-    story = story_of(better=0.5)
-    for _ in range(4):
+def test_a_window_that_validates_trains_only_after_the_verdict(story_of):
+    story = story_of(better=1.0)
+    for _ in range(2):
         story.feed()
-    candidate = hash_state(story.learner.candidate.other.state_dict())
-    assert candidate != hash_state(story.learner.stepper.ema_matcher().state_dict())
-    update = story.feed()
-    assert update.snapshot.hash == candidate
+    steps, taught = story.learner.status.step, set(story.learner.training_ids)
+    for _ in range(CONFIG.learning.validation_windows_max - 1):
+        story.feed()
+        assert story.learner.status.step == steps and set(story.learner.training_ids) == taught
+    assert story.feed_until_validated() == "no_better" and story.learner.status.step == steps + 1
+    assert {k for ids, _ in story.scored for k in ids} <= set(story.learner.training_ids), "they are trained on then"
+
+
+def test_training_windows_hold_nothing_out_and_validating_ones_do(story_of, monkeypatch):
+    story, trained, judged = story_of(better=0.5), [], []
+    nothing = torch.zeros_like(story.sample.held_out)  # as odometry's windows come
+    story.sample = dataclasses.replace(story.sample, held_out=nothing)
+    step, score = Stepper.step, module.score
+    monkeypatch.setattr(Stepper, "step", lambda s, window, g: (trained.append(window), step(s, window, g))[1])
+    monkeypatch.setattr(module, "score", lambda m, window, *rest: (judged.append(window), score(m, window, *rest))[1])
+    for _ in range(5):
+        story.feed()
+    assert len(trained) == 2 and not any(window.held_out.any() for window in trained)
+    assert len(judged) == 6 and all(window.held_out.any() for window in judged)
+
+
+def test_a_candidate_that_was_not_better_keeps_its_progress(story_of):
+    story = story_of(better=1.0)
+    for _ in range(2):
+        story.feed()
+    progress, stepper = hash_state(story.learner.stepper.matcher.state_dict()), story.learner.stepper
+    assert story.feed_until_validated() == "no_better"
+    assert story.learner.stepper is stepper and stepper.taken >= 0
+    assert progress != story.home and hash_state(story.learner.active.state_dict()) == story.home
+    assert story.learner.steps == 1, "the next candidate is the same weights after as many more steps"
+
+
+def test_promotions_cost_nothing_of_the_error_rate_and_other_validations_do(story_of):
+    story = story_of(better=0.5)
+    while story.learner.status.promotions == 0:
+        story.feed()
+    assert story.learner.spending.take(story.now)[0] == 1
+    story = story_of(better=1.5)
+    assert story.feed_until_validated() == "worse"
+    assert story.learner.spending.take(story.now)[0] == 2
 
 
 def test_worse_weights_are_dropped_and_learning_starts_again(story_of):
@@ -100,7 +151,6 @@ def test_windows_that_share_most_keyframes_do_not_validate_again(story_of):
         story.feed()
     count = len(story.scored)
     story.feed(fresh=1)
-    story.feed(fresh=1)
     assert len(story.scored) == count
     story.feed(fresh=1)
     assert len(story.scored) == count + 2
@@ -114,13 +164,8 @@ def test_weights_that_turn_out_worse_come_back(story_of, monkeypatch):
     monkeypatch.setattr(
         module,
         "score",
-        lambda matcher, window, *rest: Score(
-            (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + 0.01 * (window.keyframe_ids[0] % 3),
-            0.5,
-            0.5,
-            100,
-            0.5,
-            0.68,
+        lambda matcher, window, *rest: score_of(
+            (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + story.noise(window)
         ),
     )
     update = next(u for _ in range(4) if (u := story.feed()) is not None)
@@ -170,7 +215,7 @@ def test_windows_from_before_a_promotion_bring_no_second_one(story_of):
         ids = tuple(range(1000 + 6 * k, 1006 + 6 * k))
         story.learner.consume(dataclasses.replace(story.sample, keyframe_ids=ids, weights_version=0))
     assert story.learner.status.promotions == 1 and story.learner.status.confirmed_version == 0
-    assert story.learner.status.step > 20, "they are trained on all the same"
+    assert story.learner.status.state == "validating", "the promotion waits for windows by the promoted weights"
 
 
 def test_versions_of_earlier_runs_are_not_given_again(monkeypatch, make_sample):
@@ -220,13 +265,8 @@ def test_post_deployment_validation_shorter_than_validation_still_rolls_back(sto
     monkeypatch.setattr(
         module,
         "score",
-        lambda matcher, window, *rest: Score(
-            (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + story.noise(window),
-            0.5,
-            0.5,
-            100,
-            0.5,
-            0.68,
+        lambda matcher, window, *rest: score_of(
+            (2.0 if hash_state(matcher.state_dict()) == promoted else 1.0) + story.noise(window)
         ),
     )
     updates = [u for _ in range(4) if (u := story.feed()) is not None]

@@ -9,7 +9,7 @@ from imatching_ros.bundle import solve
 from imatching_ros.core.config import BundleConfig, LearningConfig
 from imatching_ros.core.types import BAStatus
 from imatching_ros.learning.gate import refuse
-from imatching_ros.learning.sample import take_sample
+from imatching_ros.learning.sample import hold_out, take_sample
 from imatching_ros.odometry.mapper import SolvedWindow
 from local_map_windows import build, turning_window
 from odometry_scenes import CAMERA
@@ -23,29 +23,35 @@ def test_a_learning_sample_is_complete_and_cloned(noise_px):
     result = solve(snapshot, BundleConfig())
     assert result.status is BAStatus.CONVERGED
     solved = SolvedWindow.of(window, snapshot, result, used)
-    sample = take_sample(solved, 0, 3, True)
+    sample = take_sample(solved, 3, True)
     w = sample.window
     assert torch.equal(sample.poses.tensor(), result.T_WC)
     assert sample.keyframe_ids == (0, 10, 20, 30, 40) and len(sample.images) == 5 and sample.weights_version == 3
     assert (w.pt_idx[sample.host_obs] == torch.arange(len(w.points_W))).all() and (w.kf_idx[sample.host_obs] == 0).all()
-    assert not sample.held_out[sample.host_obs].any()
-    share = sample.held_out.float().mean()
-    assert 0.08 < share < 0.3
-    remaining = torch.bincount(w.pt_idx[~sample.held_out], minlength=len(w.points_W))
-    assert remaining.min() >= 3
-    assert torch.equal(sample.held_out, take_sample(solved, 0, 3, True).held_out)
-    assert not torch.equal(sample.held_out, take_sample(solved, 1, 3, True).held_out)
+    assert not sample.held_out.any(), "only windows that validate hold something out"
     sample.images[0].zero_(), w.T_WC.zero_(), w.obs.zero_()
     assert (
         window.keyframes[0].image.any() and window.T_WC.any() and window.observations.obs.any() and snapshot.T_WC.any()
     )
 
 
+def test_what_is_held_out_leaves_every_landmark_determined(make_sample):
+    sample = make_sample(8, 300)
+    judging = hold_out(sample, 0)
+    assert not judging.held_out[sample.host_obs].any()
+    assert 0.08 < judging.held_out.float().mean() < 0.3
+    held_of = torch.bincount(sample.window.pt_idx[judging.held_out], minlength=300)
+    views = torch.bincount(sample.window.pt_idx, minlength=300)
+    assert held_of.max() == 1 and (views - held_of)[held_of > 0].min() >= 3
+    assert torch.equal(judging.held_out, hold_out(sample, 0).held_out)
+    assert not torch.equal(judging.held_out, hold_out(sample, 1).held_out)
+
+
 def test_the_gate_refuses_a_turn_on_the_spot_whatever_bundle_adjustment_says_of_it():
     window = turning_window()
     snapshot, used, _ = window.snapshot(CAMERA)
     result = solve(snapshot, BundleConfig())
-    sample = take_sample(SolvedWindow.of(window, snapshot, result, used), 0, 0, True)
+    sample = take_sample(SolvedWindow.of(window, snapshot, result, used), 0, True)
     assert sample.window.expected_depth
     assert refuse(sample, LearningConfig()) == "bundle adjustment degenerate"
     believed = replace(sample, result=replace(sample.result, status=BAStatus.CONVERGED))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from imatching_ros.core.config import BundleConfig, LearningConfig
+from imatching_ros.core.types import ObservationKind
 from imatching_ros.learning.rematching import expected_uv
 from imatching_ros.learning.validation import score
 from imatching_ros.matching.base import Features, Matcher, Prediction, Queries
@@ -40,7 +41,11 @@ class KnownMatcher(Matcher):
 
 
 class Affine(KnownMatcher):
-    """Estimates one homography between two images by ECC (OpenCV), then errs by a given distance along x."""
+    """Estimates one homography between two images by ECC (OpenCV), then errs by a given distance along x, and by a part of the flow."""
+
+    def __init__(self, distance_px=0.0, shortens=0.0):
+        super().__init__(distance_px)
+        self.shortens = shortens
 
     def extract(self, images):
         return [Features({"image": image[0]}, *image.shape[-2:], 0) for image in images]
@@ -60,7 +65,8 @@ class Affine(KnownMatcher):
                 None,
                 5,
             )
-            found.append(torch.from_numpy(cv2.perspectiveTransform(queries.uv[None].numpy(), H)[0]))
+            to = torch.from_numpy(cv2.perspectiveTransform(queries.uv[None].numpy(), H)[0])
+            found.append(to - self.shortens * (to - queries.uv))
         uv = torch.stack(found) + torch.tensor([self.distance_px, 0.0])
         return Prediction(uv, torch.ones(uv.shape[:-1]), torch.ones(uv.shape[:-1]))
 
@@ -122,8 +128,35 @@ def test_calibration_is_the_share_of_errors_within_sigma(sample, sigma, within):
 
 def test_warp_error_is_that_of_finding_a_known_warp_again(sample):
     exact, off = scored(sample, Affine()), scored(sample, Affine(2.0))
-    assert exact.warp_px < 0.3
+    assert exact.warp_px < 0.3 and exact.common_px < 0.1 and abs(exact.along_flow_px) < 0.1
     assert off.warp_px == pytest.approx(2.0, abs=0.2)
+    assert off.common_px == pytest.approx(2.0, abs=0.2), "all of an image's matches err by the same"
+
+
+def test_matches_that_fall_short_of_the_flow_have_a_negative_bias(sample):
+    exact, short = scored(sample, Affine()), scored(sample, Affine(shortens=0.05))
+    assert abs(exact.along_flow_px) < 0.1 and short.along_flow_px < exact.along_flow_px - 0.1
+
+
+class FallsShort(KnownMatcher):
+    """Finds every point where it is predicted, less a part of the way from the query."""
+
+    def match(self, queries, targets, predicted=None, radius_px=None, *, differentiable=False):
+        found = super().match(queries, targets, predicted)
+        return dataclasses.replace(found, uv=found.uv - self.distance_px * (found.uv - queries.uv))
+
+
+@pytest.mark.parametrize("kind", (ObservationKind.STEREO, ObservationKind.DEPTH))
+def test_matches_that_fall_short_shorten_the_motion_from_measured_depth(make_sample, kind):
+    sample = make_sample(6, 400, noise_px=0.02, kind=kind, step_m=0.2)
+    assert scored(sample, FallsShort()).translation_ratio == pytest.approx(1.0, abs=0.01)
+    assert scored(sample, FallsShort(0.1)).translation_ratio == pytest.approx(0.9, abs=0.03)
+
+
+def test_without_measured_depth_there_is_no_translation_ratio(make_sample):
+    mono, depth = (make_sample(6, 200, kind=kind) for kind in (ObservationKind.MONO, ObservationKind.DEPTH))
+    expected = dataclasses.replace(depth, window=dataclasses.replace(depth.window, expected_depth=True))
+    assert np.isnan([scored(sample, KnownMatcher()).translation_ratio for sample in (mono, expected)]).all()
 
 
 def test_landmarks_that_were_not_found_count_too(sample):

@@ -1,4 +1,7 @@
-"""Corrupted input: whatever is learned from it, the weights must not become worse on a clean scene."""
+"""Corrupted input: whatever is learned from it, the weights must not become worse on a clean scene.
+
+That guarded weights stay shows something only where the same scene, as long and not corrupted, is promoted from: its clean twin.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ MOTIONS = {"pure_rotation": CLEAN_ROTATION, "still": CLEAN_STILL}
 
 
 def corrupted_input_cells(config: Config, plan: ComparisonPlan, chosen: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """One cell per corruption, guarded and not, besides the frozen weights; all scored on the clean scene's unseen part.
+    """One cell per corruption, guarded and not, besides the frozen weights and the clean twin; all scored on its unseen part.
 
     Args:
         chosen: names out of `CORRUPTIONS` and `MOTIONS`, or `clean`; all when empty.
@@ -109,9 +112,33 @@ def corrupted_input_cells(config: Config, plan: ComparisonPlan, chosen: Sequence
         return store.get((name, "repeated" if variant != "frozen" else "-", variant), settings, work)
 
     yield cell("clean", "frozen", list)
-    for name in [n for n in known if not chosen or n in chosen]:
+    for name in [n for n in known if not chosen or n in chosen or n == "clean"]:
         for variant in ("guarded", "unguarded"):
             yield cell(name, variant, lambda: _learning_frames(name, clean, plan))
+
+
+def summarise_corrupted(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """One line for each corruption: over the seeds whose clean twin was promoted from, what guarded learning did to the matches."""
+    runs = {(cell["source"], cell["variant"], cell["seed"]): cell for cell in cells}
+    lines = []
+    for name in dict.fromkeys(cell["source"] for cell in cells if cell["source"] != "clean"):
+        guarded = {seed: run for (source, variant, seed), run in runs.items() if (source, variant) == (name, "guarded")}
+        twins = {seed: runs.get(("clean", "guarded", seed)) for seed in guarded}
+        counted = [seed for seed, twin in twins.items() if twin is not None and twin["learning"]["promotions"] > 0]
+        if not counted:
+            lines.append(f"{name}: shows nothing, as its clean twin promoted nothing; learn longer")
+            continue
+        promotions = sum(guarded[seed]["learning"]["promotions"] for seed in counted)
+        losses = [_mma(runs["clean", "frozen", seed]) - _mma(guarded[seed]) for seed in counted]
+        lines.append(
+            f"{name}: {promotions} promotions in {len(counted)} of {len(guarded)} runs whose clean twin promoted; "
+            f"largest loss of MMA at 1 px, gap 1: {max(losses):.3f}"
+        )
+    return lines
+
+
+def _mma(cell: dict[str, Any]) -> float:
+    return float(cell["matching"]["1"]["mma"]["1"])
 
 
 def _learning_frames(name: str, clean: Division, plan: ComparisonPlan) -> list[Frame]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...core.types import to_json_value
+from .corrupted_input import summarise_corrupted
 from .retention import summarise_retention
 
 HEALTHY_MMA = 0.10  # sources whose frozen MMA at 1 px is lower make no meaningful ratio
@@ -21,7 +22,9 @@ Rows = list[list[str]]
 def write_report(out: Path, cells: list[dict[str, Any]], kind: str = "comparison") -> str:
     """Writes table.txt, comparison.json and index.html of a `comparison`, `corrupted_input` or `retention`; returns the table."""
     head, rows = _rows(cells)
-    summary = {"comparison": summarise, "retention": summarise_retention, "corrupted_input": lambda _: []}[kind](cells)
+    summary = {"comparison": summarise, "retention": summarise_retention, "corrupted_input": summarise_corrupted}[kind](
+        cells
+    )
     text = "\n".join([format_table(head, rows), "", *summary])
     (out / "table.txt").write_text(text + "\n")
     (out / "comparison.json").write_text(
@@ -256,7 +259,10 @@ def _page(head: list[str], rows: Rows, summary: list[str], curves: str, kind: st
             "Scored on the unseen part of every source, after a gap of 10 frames, with learning off. "
             "Live and repeated runs are never mixed.",
         ),
-        "corrupted_input": ("Learning from corrupted input", "Scored on a clean scene that learning never saw."),
+        "corrupted_input": (
+            "Learning from corrupted input",
+            "Scored on a clean scene that learning never saw. A row counts only where its clean twin promoted.",
+        ),
         "retention": (
             "Learning at one place after another",
             "Learned on A (the source named), then on B. Scored on the unseen part of A, with learning off.",

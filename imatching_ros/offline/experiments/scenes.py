@@ -4,7 +4,8 @@
   so they compare versions and matchers, and are no test on scenes that nothing was fitted to.
 - `consistency`: the truth of covariances. `INTERFERENCE_SEED`: odometry beside the learner.
 - `SCENES`: what learning is judged on, fixed before the first learning run; no setting was ever chosen on them. `TUNING` is for that.
-- `CLEAN`: seen by a healthy camera; what was learned from corrupted input must not be worse here.
+- `CLEAN`: seen by a healthy camera; what was learned from corrupted input must not be worse here. Its textures are new to the shipped
+  weights, so that there is something to promote.
 
 Recordings are rendered once, below a folder of the caller's choice, and used again from there.
 """
@@ -157,9 +158,9 @@ TUNING = {
     "tuning_fog": RenderedScene("room", 103, "fog"),
     "tuning_none": RenderedScene("corridor", 104, "none"),
 }
-CLEAN = RenderedScene("clutter", 916, "none")
-CLEAN_STILL = RenderedScene("clutter", 916, "none", "still")
-CLEAN_ROTATION = RenderedScene("clutter", 916, "none", "pure_rotation")
+CLEAN = RenderedScene("clutter", 916, "new_texture")
+CLEAN_STILL = RenderedScene("clutter", 916, "new_texture", "still")
+CLEAN_ROTATION = RenderedScene("clutter", 916, "new_texture", "pure_rotation")
 
 
 def render_scene(name: str, scene: RenderedScene, extent: Extent, folder: Path) -> Path:

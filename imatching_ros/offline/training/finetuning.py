@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -23,6 +23,8 @@ import torch
 from ...core.config import Config, LearningConfig
 from ...core.errors import ConfigError, SourceError, WeightsError
 from ...core.types import to_json_value
+from ...learning.sample import hold_out
+from ...learning.sequential_test import Look
 from ...learning.validation import PairedTest, Score, Verdict, score
 from ...matching import create_matcher
 from ...matching.weights import hash_state, write_weights
@@ -323,7 +325,7 @@ class _Run:
         pairs: list[tuple[str, Score, Score]] = []
         with self.bar("validate", len(windows), "windows", 0) as shown:
             for number, (name, path) in enumerate(windows):
-                sample = read_window(path)
+                sample = hold_out(read_window(path), self.config.seed)
                 seed = self.config.seed + sample.stamp_ns % 1_000_003
                 old, new = (score(m, sample, settings, self.config.bundle, seed) for m in (before, after))
                 if old.has_held_out and new.has_held_out:
@@ -394,7 +396,7 @@ class Validation:
 
     def checks(self) -> dict[str, tuple[float, float]]:
         """Means before and after, by name."""
-        names = ("held_out_px", "warp_px", "forward_backward_px", "matches", "coverage", "within_sigma")
+        names = [field.name for field in fields(Score)]
         return {name: _means([pair[1:] for pair in self.pairs], name) for name in names}
 
     def by_source(self) -> dict[str, tuple[float, float, int]]:
@@ -415,7 +417,7 @@ def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: i
     if count < fewest:
         reason = f"{count} windows were held back, a verdict needs {fewest}: give more or longer recordings, or hold back more"
         return Verdict("undecided", reason, *_means(scores, "held_out_px"), count)
-    test = PairedTest(settings.confidence, count, count, looks * (looks + 1))
+    test = PairedTest((Look(count, (1 - settings.confidence) / (looks * (looks + 1))),))
     return [test.add(before, after) for before, after in scores][-1]
 
 

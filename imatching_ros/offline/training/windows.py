@@ -28,6 +28,7 @@ from ...core.errors import SourceError
 from ...core.types import BAResult, BAStatus, Frame, LearningSample, WindowSnapshot
 from ...learning.gate import refuse
 from ...learning.sample import next_sample
+from ...learning.sequential_test import enough_new
 from ...matching import create_matcher
 from ...odometry.odometry import Odometry
 from ..recordings.base import Source, identify
@@ -105,17 +106,17 @@ def read_recording(folder: Path) -> Recording | None:
 def split_windows(recording: Recording, share: float) -> tuple[list[int], list[int]]:
     """Indices of the windows for training and of those for validation, which come from the last `share` of the recording.
 
-    No keyframe is in both, and half of the keyframes of each validation window are new, as in validation on the robot:
-    windows in a row share most keyframes, and their scores are not independent.
+    No keyframe is in both, and enough keyframes of each validation window are new, as in validation on the robot: windows in a
+    row share most keyframes.
     """
     windows = recording.windows
     cut = round(len(windows) * (1 - share))
     trained = {k for window in windows[:cut] for k in window}
     validation: list[int] = []
-    before: set[int] = set()
+    before: tuple[int, ...] = ()
     for index in range(cut, len(windows)):
-        own = set(windows[index])
-        if not own & trained and 2 * len(own & before) <= len(own):
+        own = windows[index]
+        if not trained.intersection(own) and enough_new(own, before):
             validation.append(index)
             before = own
     return list(range(cut)), validation

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 from imatching_ros.core.config import LearningConfig
 from imatching_ros.learning.validation import Score
@@ -18,11 +19,11 @@ def sliding(count, size=8):
     return Recording(Path("r"), "r", tuple(tuple(range(k, k + size)) for k in range(count)), 10 * count, {}, "")
 
 
-def pairs(gain, count, seed=0, shared=False, **after):
-    """Scores before and after of windows in a row; `shared`: each shares half of its noise with the one before."""
-    noise = np.random.default_rng(seed).normal(0, 0.05, (2, count + 1))
-    noise = (noise[:, 1:] + noise[:, :-1]) / 2**0.5 if shared else noise[:, 1:]
-    base = Score(1.0, 0.5, 0.4, 1000, 0.6, 0.68)
+def pairs(gain, count, seed=0, correlation=0.0, **after):
+    """Scores before and after of windows in a row; `correlation` of the noise of neighbours."""
+    drawn = np.random.default_rng(seed).normal(0, 0.05, (2, count + 20))
+    noise = lfilter([(1 - correlation**2) ** 0.5], [1.0, -correlation], drawn)[:, 20:]
+    base = Score(1.0, 0.5, 0.4, 1000, 0.6, 0.68, 0.0, 0.05, float("nan"))
     old = [dataclasses.replace(base, held_out_px=1 + float(e)) for e in noise[0]]
     return [
         (s, dataclasses.replace(s, held_out_px=s.held_out_px - gain + float(e), **after)) for s, e in zip(old, noise[1])
@@ -36,7 +37,7 @@ def test_no_keyframe_is_in_training_and_validation(share):
     assert training == list(range(round(80 * (1 - share))))
     trained = {k for w in training for k in recording.windows[w]}
     assert validation[0] == training[-1] + 8 and not trained & {k for w in validation for k in recording.windows[w]}
-    assert np.diff(validation).tolist() == [4] * (len(validation) - 1)
+    assert np.diff(validation).tolist() == [2] * (len(validation) - 1)
 
 
 def test_short_recordings_have_no_validation_window():
@@ -67,12 +68,12 @@ def test_looking_often_raises_the_bar():
     assert outcomes[0] == "better" and outcomes[-1] == "no_better"
 
 
-@pytest.mark.parametrize("shared", (False, True), ids=("apart", "sharing half"))
-def test_noise_is_called_better_no_more_often_than_the_confidence_says(shared):
+@pytest.mark.parametrize("correlation", (0.0, 0.2))
+def test_noise_is_called_better_no_more_often_than_the_confidence_says(correlation):
     runs, looks = 400, 5
     fooled = sum(
         any(
-            decide(pairs(0.0, 8, 100 * k + look, shared), SETTINGS, look + 1).outcome == "better"
+            decide(pairs(0.0, 8, 100 * k + look, correlation), SETTINGS, look + 1).outcome == "better"
             for look in range(looks)
         )
         for k in range(runs)
