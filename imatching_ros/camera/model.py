@@ -71,6 +71,10 @@ class Camera:
         half = max(self.width / (2 * self.fx), self.height / (2 * self.fy))
         return math.degrees(2 * (half if self.model == "equidistant" else math.atan(half)))
 
+    def is_like(self, other: Camera) -> bool:
+        """Whether both are of one size and model: a map goes on where a lens that focuses changes its numbers."""
+        return (self.width, self.height, self.model) == (other.width, other.height, other.model)
+
     @property
     def is_distorted(self) -> bool:
         return self.model == "equidistant" or any(self.distortion)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...core.config import Config
 from ...core.errors import ConfigError
+from ...core.stamps import SYNC_SLOP_S
 from ..recordings.base import MODES, Source, SourceOptions
 
 
@@ -44,6 +45,23 @@ def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True, m
     group.add_argument("--camera-info-topic", metavar="TOPIC")
     group.add_argument("--right-topic", metavar="TOPIC")
     group.add_argument("--depth-topic", metavar="TOPIC")
+    group.add_argument(
+        "--rectified",
+        choices=("yes", "no"),
+        help="bags: whether images are rectified (P of CameraInfo applies); default: when the topic's last part contains 'rect'",
+    )
+    group.add_argument(
+        "--sync-slop-s",
+        type=_seconds,
+        metavar="S",
+        help=f"bags: largest difference of the stamps of an image and its right image or depth (default: {SYNC_SLOP_S:g}, as of the node)",
+    )
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 1:
+        raise ValueError
+    return value
 
 
 def source_options(args: argparse.Namespace) -> SourceOptions:
@@ -53,10 +71,13 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
         from ...camera.calibration import read_camera
 
         camera = read_camera(args.camera)
+    truth = getattr(args, "groundtruth", None)
+    if truth is not None and not truth.is_file():
+        raise ConfigError(f"--groundtruth {truth} is no file")
     return SourceOptions(
         args.mode,
         camera,
-        getattr(args, "groundtruth", None),
+        truth,
         args.start,
         args.duration,
         args.image_topic,
@@ -64,6 +85,8 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
         args.right_topic,
         args.depth_topic,
         getattr(args, "groundtruth_topic", None),
+        rectified=args.rectified,
+        sync_slop_s=args.sync_slop_s,
         no_groundtruth=getattr(args, "no_groundtruth", None),
     )
 

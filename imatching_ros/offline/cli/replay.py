@@ -21,6 +21,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,21 @@ def run(args: argparse.Namespace) -> int:
             write_report(out)
         if not args.json:
             print(f"{summary(metrics)}\nresults are in {out}")
+        if not metrics["tracked_frames"]:
+            print(f"error: {path}: nothing was tracked: {_reasons(metrics)}", file=sys.stderr)
         if metrics["interrupted"]:
             break
     if args.json:
         print(json.dumps(results[0] if len(args.sources) == 1 else results, indent=2))
-    return 130 if results[-1]["interrupted"] else 0
+    if results[-1]["interrupted"]:
+        return 130
+    return 0 if all(metrics["tracked_frames"] for metrics in results) else 1
+
+
+def _reasons(metrics: dict[str, Any]) -> str:
+    """Why frames have no pose, the most frequent reason first."""
+    found = [f"{r['reason']} ({r['frames']} of {metrics['frames']} frames)" for r in metrics["without_pose"]]
+    return "; ".join(found) or "no frame was processed"
 
 
 def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False) -> dict[str, Any]:
@@ -104,7 +115,7 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     if options.mode == "auto" and config.odometry.mode != "auto":
         options = replace(options, mode=config.odometry.mode)
     source = open_source(path, options)
-    truth = source.groundtruth()  # before the work, so that a wrong file is not found out after it
+    truth, no_truth = _read_truth(source)  # before the work, so that a wrong file is not found out after it
     given = source.odometry()
     config = config.with_values({"odometry.mode": source.mode})
     if given is not None and config.external_odometry.use == "off":
@@ -115,11 +126,13 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
             f"--out {out} is the recording itself, whose files the results would overwrite; give another folder"
         )
     Pipeline(config).close()
+    source.on_jump = lambda: run.restart()
+    frames = iter(source)
+    frames = chain([next(frames)], frames)
     config = _put_aside(out / "weights", config)
     writer = RunWriter(out, config)
     for text in source.warnings:
         writer.add_event({"stamp_ns": None, "event": "warning", "text": text})
-    stamp = 0
 
     def warn(stamp_ns: int | None, text: str) -> None:
         writer.add_event({"stamp_ns": stamp_ns, "event": "warning", "text": text})
@@ -128,30 +141,23 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
 
     source.on_warning = warn
     interrupted = False
-    waiting = deque() if given is None else deque(zip(given.stamps_ns.tolist(), torch.from_numpy(given.T_WC)))
     start = time.perf_counter()
-    pipeline = Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights")
+    run = _Run(Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights"), writer, given)
     try:
         with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
-            for frame in source:
-                _pass_odometry(pipeline, waiting, frame.stamp_ns)
-                clock = time.perf_counter()
-                posed: list[float] = []
-                output = pipeline.process(frame, on_tracked=lambda _: posed.append(time.perf_counter()))
-                writer.add_frame(output, (posed[0] - clock) * 1e3, (time.perf_counter() - clock) * 1e3)
-                stamp = frame.stamp_ns
+            for frame in frames:
+                output = run.process(frame)
                 progress.update(frame.id + 1, output.state.value)
     except KeyboardInterrupt:
         interrupted = True
-        writer.add_event({"stamp_ns": stamp, "event": "interrupted"})
+        writer.add_event({"stamp_ns": run.stamp_ns, "event": "interrupted"})
     finally:
         # Whatever goes wrong in the middle, the results so far are worth keeping.
+        pipeline = run.pipeline
         pipeline.close()
+        more = {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]}
         metrics = writer.finish(
-            truth,
-            pipeline.keyframes(),
-            _provenance(path, source, config, pipeline)
-            | {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]},
+            truth, pipeline.keyframes(), _provenance(path, source, config, pipeline) | more, no_truth
         )
         if pipeline.learning_status().promotions:
             pipeline.save_weights(CURRENT)  # those in use at the end, even while in post-deployment validation
@@ -160,6 +166,59 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
                 f"warning: {len(source.warnings) - _WARNINGS_SHOWN} more are in {out / 'events.jsonl'}", file=sys.stderr
             )
     return metrics
+
+
+class _Run:
+    """The pipeline over one recording; it starts again where the node does."""
+
+    def __init__(self, pipeline: Any, writer: Any, external: Any) -> None:
+        self.pipeline, self._writer, self._external = pipeline, writer, external
+        self.stamp_ns = 0
+        self._camera: Any = None
+        self._fill()
+
+    def process(self, frame: Any) -> Any:
+        """One frame with the external odometry that had arrived by then."""
+        if self._camera is not None and not frame.camera.is_like(self._camera):
+            self.restart()
+        self._camera, self.stamp_ns = frame.camera, frame.stamp_ns
+        self._pass_odometry(frame.stamp_ns)
+        clock = time.perf_counter()
+        posed: list[float] = []
+        output = self.pipeline.process(frame, on_tracked=lambda _: posed.append(time.perf_counter()))
+        self._writer.add_frame(output, (posed[0] - clock) * 1e3, (time.perf_counter() - clock) * 1e3)
+        return output
+
+    def restart(self) -> None:
+        """An empty map at the origin: time has started again, or another camera."""
+        self._writer.begin_stretch(self.pipeline.keyframes())
+        self.pipeline.reset()
+        self._fill()
+
+    def _fill(self) -> None:
+        import torch
+
+        given = self._external
+        self._waiting = deque() if given is None else deque(zip(given.stamps_ns.tolist(), torch.from_numpy(given.T_WC)))
+
+    def _pass_odometry(self, until_ns: int) -> None:
+        """Gives the pipeline what has arrived by the time of an image: up to the first pose that is not older."""
+        while self._waiting:
+            stamp_ns, T_OC = self._waiting.popleft()
+            self.pipeline.add_external_odometry(stamp_ns, T_OC)
+            if stamp_ns >= until_ns:
+                break
+
+
+def _read_truth(source: Any) -> tuple[Any, str]:
+    """The true trajectory, or None and why there is none: wrong truth costs no run."""
+    from ...core.errors import SourceError
+
+    try:
+        return source.groundtruth(), "the recording has no truth"
+    except SourceError as error:
+        source.warn(f"the truth is left aside: {error}")
+        return None, f"the truth cannot be used: {error}"
 
 
 def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str, Any]:
@@ -201,15 +260,6 @@ def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str
         "seed": config.seed,
         "versions": versions(),
     }
-
-
-def _pass_odometry(pipeline: Any, waiting: deque, until_ns: int) -> None:
-    """Gives the pipeline what has arrived by the time of an image: up to the first pose that is not older."""
-    while waiting:
-        stamp_ns, T_OC = waiting.popleft()
-        pipeline.add_external_odometry(stamp_ns, T_OC)
-        if stamp_ns >= until_ns:
-            break
 
 
 def _put_aside(folder: Path, config: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ class RunWriter:
         self._landmarks: set[int] = set()
         self._observations = 0
         self._maps: set[int] = set()
+        self._reasons: dict[
+            str, list
+        ] = {}  # {a reason without its numbers: [frames without a pose, its newest wording]}
+        self._stretches: list[tuple[int, list]] = []  # (poses until its end, keyframes) of those before the newest
         self.metric = False
         self.scale = "unknown"
 
@@ -88,7 +93,10 @@ class RunWriter:
                 residual = float(np.median(residuals))
                 index = np.minimum(residuals / RESIDUAL_EDGES_PX[1], len(self._histogram) - 1).astype(int)
                 self._histogram += np.bincount(index, minlength=len(self._histogram))
-        if output.T_WC is not None:
+        if output.T_WC is None:
+            reason = self._reasons.setdefault(re.sub(r"[0-9.]+", "#", output.reason), [0, ""])
+            reason[:] = reason[0] + 1, output.reason
+        else:
             # One pose in other units, and the whole is not metric.
             self.metric = output.metric and (self.metric or not self._stamps)
             self.scale = output.scale
@@ -113,6 +121,10 @@ class RunWriter:
         )
         self._frames.write(",".join(map(str, row)) + "\n")
 
+    def begin_stretch(self, keyframes: list[tuple[int, Any]]) -> None:
+        """What follows starts again at an origin of its own; `keyframes` as of `finish`, of what came before."""
+        self._stretches.append((len(self._stamps), keyframes))
+
     def add_event(self, event: dict[str, Any]) -> None:
         """One JSON object per line; numbers that are not finite become null."""
         line = json.dumps(to_json_value(event))
@@ -122,25 +134,47 @@ class RunWriter:
 
     @property
     def trajectory(self) -> Trajectory:
-        """The poses so far, as published."""
-        return Trajectory(np.array(self._stamps, np.int64), np.array(self._poses, float).reshape(-1, 7))
+        """The poses so far, as published; where the run started again, the stretch of most poses."""
+        return max(self._split(), key=len)
+
+    def _split(self) -> list[Trajectory]:
+        ends = [*(end for end, _ in self._stretches), len(self._stamps)]
+        stamps, poses = np.array(self._stamps, np.int64), np.array(self._poses, float).reshape(-1, 7)
+        return [Trajectory(stamps[a:b], poses[a:b]) for a, b in zip([0, *ends], ends)]
+
+    def _choose_stretch(self, keyframes: list[tuple[int, Any]]) -> tuple[Trajectory, list[tuple[int, Any]]]:
+        """The stretch of most poses with its keyframes; the others go to files of their own, for their stamps may overlap."""
+        parts = self._split()
+        chosen = max(range(len(parts)), key=lambda k: len(parts[k]))
+        if len(parts) > 1:
+            write_tum(self.folder / "trajectory.txt", parts[chosen])
+            for k, part in enumerate(parts):
+                if k != chosen and len(part):
+                    write_tum(self.folder / f"trajectory_stretch{k + 1}.txt", part)
+        return parts[chosen], [*(kept for _, kept in self._stretches), keyframes][chosen]
 
     def finish(
-        self, truth: Trajectory | None, keyframes: list[tuple[int, Any]], more: dict[str, Any]
+        self,
+        truth: Trajectory | None,
+        keyframes: list[tuple[int, Any]],
+        more: dict[str, Any],
+        no_truth: str = "the recording has no truth",
     ) -> dict[str, Any]:
         """Writes keyframes.txt, groundtruth.txt and metrics.json, and returns the metrics.
 
         Args:
             keyframes: (stamp_ns, T_WC (7,)) of the refined keyframes.
             more: further entries of metrics.json.
+            no_truth: why there is no truth where there is none.
         """
-        estimate = self.trajectory
+        self._trajectory.close()
+        estimate, keyframes = self._choose_stretch(keyframes)
         stamps = np.array([stamp for stamp, _ in keyframes], np.int64)
         poses = np.array([np.asarray(T, float) for _, T in keyframes]).reshape(-1, 7)
         write_tum(self.folder / "keyframes.txt", Trajectory(stamps, poses))
         metrics: dict[str, Any] = self._counts()
         try:
-            score = "the recording has no truth" if truth is None else score_trajectory(estimate, truth, self.metric)
+            score = no_truth if truth is None else score_trajectory(estimate, truth, self.metric)
         except Exception as error:  # whatever is wrong with the truth, the run itself is worth keeping
             score = f"the comparison with the truth failed: {type(error).__name__} {error}"
         if truth is not None:
@@ -189,6 +223,11 @@ class RunWriter:
             "tracked_share_after_initialization": len(self._stamps) / after if after else 0.0,
             "keyframes": self._keyframes,
             "maps": len(self._maps),
+            "stretches": len(self._stretches) + 1,
+            "without_pose": [
+                {"reason": reason, "frames": count}
+                for count, reason in sorted(self._reasons.values(), key=lambda r: -r[0])[:5]
+            ],
             "metric": self.metric,
             "scale": self.scale,
             "min_inliers": min(self._inliers, default=None),
@@ -214,6 +253,8 @@ def _remove_earlier(folder: Path) -> None:
     if (folder / "matches.json").is_file():
         for file in (folder / "matches").glob("gap*.jpg"):
             file.unlink()
+    for file in folder.glob("trajectory_stretch*.txt"):
+        file.unlink()
     for name in ("keyframes.txt", "groundtruth.txt", "metrics.json", "matches.json", "report.html", "report.json"):
         (folder / name).unlink(missing_ok=True)
 

@@ -88,6 +88,10 @@ class BagReader:
         except Exception as error:
             self._warn(f"{self.path} is damaged ({_short(error)}): everything up to {last / 1e9:.3f} s was used")
 
+    def first(self, topic: str) -> Any:
+        """The first message of a topic; None where it holds none that can be read."""
+        return next((message for _, _, message in self.messages([topic])), None)
+
     def warn(self, text: str) -> None:
         """Reports damage that was survived."""
         self._warn(text)

@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 
 from ...camera.calibration import base_topic
+from ...camera.decoding import ENCODINGS
 from ...core.errors import CameraError, SourceError
+from .bag_reader import BagReader
 from .base import SourceOptions
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -19,6 +21,8 @@ POSE_TYPES = (
 )
 _TRUTH = re.compile(r"truth|(^|[/_])gt([/_]|$)|mocap|vicon|optitrack|leica", re.IGNORECASE)
 _DEPTH = re.compile(r"depth|disparity", re.IGNORECASE)
+_ALIGNED = re.compile(r"aligned|registered", re.IGNORECASE)
+DEPTH_ENCODINGS = ("16UC1", "32FC1")
 # A topic is the right camera's when swapping one of these words gives the left camera's.
 _SIDES = (("right", "left"), ("infra2", "infra1"), ("cam1", "cam0"), ("camera1", "camera0"), ("image_1", "image_0"))
 
@@ -37,13 +41,14 @@ class BagTopics:
     truth: str | None
 
 
-def choose_topics(topics: dict[str, str], options: SourceOptions, name: str) -> BagTopics:
-    """Chooses among {topic: type}.
+def choose_topics(reader: BagReader, options: SourceOptions, name: str) -> BagTopics:
+    """Chooses among the topics that hold messages.
 
     Raises:
-        SourceError: a requested topic that is not there, no images, or several cameras.
+        SourceError: a requested topic that is not there, no images, several cameras, or several depth topics of one camera.
         CameraError: no CameraInfo and no camera file.
     """
+    topics = reader.topics
     for given, types in (
         (options.image_topic, IMAGE_TYPES),
         (options.right_topic, IMAGE_TYPES),
@@ -57,12 +62,18 @@ def choose_topics(topics: dict[str, str], options: SourceOptions, name: str) -> 
             raise SourceError(
                 f"topic {given} {there} in {name}; expected one of type {' or '.join(types)}; {_list(topics, types)}"
             )
+        if given is not None and reader.counts.get(given) == 0:
+            raise SourceError(f"topic {given} in {name} holds no messages; {_list(topics, types)}")
 
-    images = {t for t, kind in topics.items() if kind in IMAGE_TYPES}
+    empty = {t for t, count in reader.counts.items() if count == 0}
+    all_images = {t for t, kind in topics.items() if kind in IMAGE_TYPES}
+    topics = {t: kind for t, kind in topics.items() if t not in empty}
+    images = all_images - empty
     if not images:
-        raise SourceError(f"{name} has no images; {_list(topics)}")
-    depths = {t for t in images if _DEPTH.search(t)}
-    colours = _best_transport(images - depths)
+        none = f"; its image topics hold no messages: {', '.join(sorted(all_images))}" if all_images else ""
+        raise SourceError(f"{name} has no images{none}; {_list(topics)}")
+    depths = {t for t in images if _is_depth(reader, t)}
+    colours = _best_transport({t for t in images - depths if not _shows_depth(t)} or images - depths)
     rights = {t: left for t in colours if (left := _left_of(t, colours)) is not None}
     image = options.image_topic
     if image is None:
@@ -81,13 +92,56 @@ def choose_topics(topics: dict[str, str], options: SourceOptions, name: str) -> 
         )
     right = options.right_topic or next((t for t, left in sorted(rights.items()) if left == image), None)
     depth = options.depth_topic
-    if depth is None and len(_best_transport(depths)) == 1:
-        depth = next(iter(_best_transport(depths)))
+    if depth is None and options.mode in ("auto", "rgbd"):
+        depth = _choose_depth(image, _best_transport(depths), name)
     truth = options.truth_topic
     if truth is None:
         named = sorted(t for t, kind in topics.items() if kind in POSE_TYPES and _TRUTH.search(t))
         truth = named[0] if len(named) == 1 else None
     return BagTopics(image, info, right, _info_of(right, topics) if right else None, depth, truth)
+
+
+def _is_depth(reader: BagReader, topic: str) -> bool:
+    """By the encoding of the first image where that decides, else by the name without the transport.
+
+    image_transport offers compressedDepth of every image, of colour too.
+    """
+    named = _DEPTH.search(base_topic(topic)) is not None
+    first = reader.first(topic)
+    encoding = getattr(first, "encoding", None) or getattr(first, "format", "").split(";")[0].strip()
+    if encoding in DEPTH_ENCODINGS:
+        return True
+    return named and (encoding == "mono16" or encoding not in ENCODINGS) and "jp" not in encoding  # `png` or nothing
+
+
+def _shows_depth(topic: str) -> bool:
+    """Whether an image that does not measure depth is one of depth in colours, or colour in the transport of depth."""
+    *_, parent, leaf = ("/" + base_topic(topic)).split("/")
+    return topic.endswith("/compressedDepth") or parent == "depth" or _DEPTH.search(leaf) is not None
+
+
+def _choose_depth(image: str, depths: set[str], name: str) -> str | None:
+    """The depth topic of an image topic: the only one, the one that its name calls aligned, or the one of its own namespace.
+
+    Raises:
+        SourceError: several, none of which is preferable.
+    """
+    candidates = _one_per_camera(sorted(depths))
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+
+    def rank(topic: str) -> tuple[bool, int]:
+        shared = [a == b for a, b in zip(topic.split("/"), image.split("/"))]
+        return _ALIGNED.search(topic) is not None, (shared + [False]).index(False)
+
+    best = max(map(rank, candidates))
+    chosen = [t for t in candidates if rank(t) == best]
+    if len(chosen) > 1:
+        raise SourceError(
+            f"{name} has {len(candidates)} depth topics, and no name tells which is aligned to {image}; choose one with --depth-topic, or "
+            f"use --mode mono: {', '.join(candidates)}"
+        )
+    return chosen[0]
 
 
 def _best_transport(topics: set[str]) -> set[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import hashlib
+import logging
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...camera.model import Camera
+from ...core.stamps import BACKWARD_JUMP_S, Order, StampOrder
 from ...core.types import Frame
 from ...odometry.measurements import lacking
 from ...core.errors import SourceError
@@ -40,11 +42,15 @@ class SourceOptions:
     truth_topic: str | None = None
     external_odometry: Path | None = None  # poses of the camera
     external_odometry_topic: str | None = None
+    rectified: str | None = None  # yes or no; None: by the name of the topic
+    sync_slop_s: float | None = None  # largest difference of the stamps of a pair; None: the node's default
     no_groundtruth: bool | None = None  # True leaves the true trajectory aside; None as all that is not given
 
 
 class Source(ABC):
     """A recording. Iterating yields frames of strictly ascending stamps; iterating again starts again.
+
+    Where the clock was set back, frames are left out until the old time is reached, unless `on_jump` is set.
 
     Attributes:
         name: for people.
@@ -52,6 +58,7 @@ class Source(ABC):
         camera: of the frames; with `baseline_m` in stereo.
         warnings: what was wrong and survivable, in order.
         on_warning: called with (stamp_ns or None, text) as it happens.
+        on_jump: called before the first frame of the new time when the stamps have jumped back; stamps ascend from there.
     """
 
     name: str
@@ -62,6 +69,7 @@ class Source(ABC):
     def __init__(self) -> None:
         self.warnings: list[str] = []
         self.on_warning: Callable[[int | None, str], None] | None = None
+        self.on_jump: Callable[[], None] | None = None
 
     @abstractmethod
     def read(self) -> Iterator[Frame]:
@@ -107,32 +115,34 @@ class Source(ABC):
         return []
 
     def __iter__(self) -> Iterator[Frame]:
-        first = last = None
+        order = StampOrder(math.inf if self.on_jump is None else BACKWARD_JUMP_S)
+        first_ns = None  # of the time that the options count from
         count = 0
         for frame in self.read():
-            if first is None:
-                first = frame.stamp_ns
-            if last is not None and frame.stamp_ns <= last:
-                self.warn(
-                    f"stamp goes back by {(last - frame.stamp_ns) / 1e9:.6f} s after frame {count - 1}: frame skipped",
-                    frame.stamp_ns,
-                )
+            last_ns, stamp_ns = order.last_ns, frame.stamp_ns
+            found = order.add(stamp_ns)
+            if found in (Order.LATE, Order.OUTLIER):
+                self.warn(_describe_order(found, stamp_ns - (last_ns or 0), count), stamp_ns)
                 continue
-            last = frame.stamp_ns
-            since_start = (frame.stamp_ns - first) / 1e9
+            if found is Order.JUMP and self.on_jump is not None and last_ns is not None:
+                self.warn(f"stamps jump back by {(last_ns - stamp_ns) / 1e9:.6f} s: odometry starts again", stamp_ns)
+                self.on_jump()
+                first_ns = None if first_ns is None else first_ns + stamp_ns - last_ns
+            first_ns = stamp_ns if first_ns is None else first_ns
+            since_start = (stamp_ns - first_ns) / 1e9
             if since_start < self.options.start_s:
                 continue
             if self.options.duration_s is not None and since_start > self.options.start_s + self.options.duration_s:
                 break
             lacks = lacking(frame, self.mode)
             if not count and lacks:
-                self.warn(f"no {lacks} image of this time, with which a map begins: frame skipped", frame.stamp_ns)
+                self.warn(f"no {lacks} image of this time, with which a map begins: frame skipped", stamp_ns)
                 continue
-            yield Frame(count, frame.stamp_ns, frame.image, frame.camera, frame.depth, frame.right)
+            yield Frame(count, stamp_ns, frame.image, frame.camera, frame.depth, frame.right)
             count += 1
         if not count:
             raise SourceError(
-                f"{self.name} yields no frames" + (" in the requested time range" if first is not None else "")
+                f"{self.name} yields no frames" + (" in the requested time range" if first_ns is not None else "")
             )
 
     def warn(self, text: str, stamp_ns: int | None = None) -> None:
@@ -142,6 +152,12 @@ class Source(ABC):
             self.on_warning(stamp_ns, text)
         else:
             log.warning("%s: %s", self.name, text)
+
+
+def _describe_order(order: Order, ahead_ns: int, count: int) -> str:
+    if order is Order.LATE:
+        return f"stamp goes back by {-ahead_ns / 1e9:.6f} s after frame {count - 1}: frame skipped"
+    return f"stamp is {ahead_ns / 1e9:+.6f} s off frame {count - 1}, and the next one does not confirm it yet: frame skipped"
 
 
 def choose_mode(requested: str, has_right: bool, has_depth: bool, name: str) -> str:

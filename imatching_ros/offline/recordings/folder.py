@@ -12,8 +12,8 @@ from ...camera.model import Camera
 from ...core.types import Frame
 from ...core.errors import CameraError, SourceError
 from .base import Source, SourceOptions, choose_mode
-from ...camera.calibration import check_size
-from ...camera.decoding import read_depth, read_image
+from ...camera.calibration import check_size, find_doubt
+from ...camera.decoding import Stretch, read_depth, read_image
 from ...camera.rectification import Rectification
 from .truth import Trajectory, read_trajectory
 
@@ -68,6 +68,8 @@ class FolderSource(Source):
                 f"{self.name} has no stereo baseline; give a camera.json with 'baseline_m' by --camera FILE, or use --mode mono"
             )
         self.camera = camera
+        if doubt := find_doubt(camera):
+            self.warn(doubt)
 
     @property
     def length(self) -> int:
@@ -82,17 +84,23 @@ class FolderSource(Source):
 
     def read(self) -> Iterator[Frame]:
         first = self._listing.entries[0].stamp_ns
+        stretch, loaded = Stretch(), False
         for entry in self._listing.entries:
             # Decoding what the time range leaves out anyway would cost minutes on a long recording.
-            if (entry.stamp_ns - first) / 1e9 < self.options.start_s and entry.stamp_ns != first:
+            if 0 < (entry.stamp_ns - first) / 1e9 < self.options.start_s:
                 continue
             try:
-                yield self._load(entry)
-            except SourceError as error:
+                frame = self._load(entry, stretch)
+            except (SourceError, CameraError) as error:
+                if not loaded and isinstance(error, CameraError):
+                    raise  # the calibration is of other images; later it is one image that is
                 self.warn(f"{error}: frame skipped", entry.stamp_ns)
+                continue
+            loaded = True
+            yield frame
 
-    def _load(self, entry: Entry) -> Frame:
-        image = read_image(entry.image)
+    def _load(self, entry: Entry, stretch: Stretch) -> Frame:
+        image = read_image(entry.image, stretch)
         check_size(self._stored_camera, image.shape[1], image.shape[2], f"the image {entry.image}")
         depth = right = None
         if self.mode == "rgbd" and entry.depth is not None:
@@ -105,7 +113,7 @@ class FolderSource(Source):
         if self.mode == "stereo":
             if entry.right is None:
                 raise SourceError(f"the image {entry.image} has no right image")
-            right = read_image(entry.right)
+            right = read_image(entry.right, stretch)
             if self._rectification is not None:
                 image, right = self._rectification.apply(image, right)
         return Frame(0, entry.stamp_ns, image, self.camera, depth, right)

@@ -1,10 +1,12 @@
 """Bags, written small with rosbags."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
 from rosbags.rosbag1 import Writer as Writer1
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.typesys import Stores, get_typestore
 
@@ -25,10 +27,12 @@ class Bag:
 
     scale = 1.0  # of the quaternions; others than 1 are no rotations
 
-    def __init__(self, path, ros=2, storage=StoragePlugin.MCAP):
+    def __init__(self, path, ros=2, storage=StoragePlugin.MCAP, zstd=None):
         self.ros = ros
         self.store = get_typestore(Stores.ROS2_JAZZY if ros == 2 else Stores.ROS1_NOETIC)
         self.writer = Writer2(path, version=9, storage_plugin=storage) if ros == 2 else Writer1(path)
+        if zstd is not None:
+            self.writer.set_compression(zstd, CompressionFormat.ZSTD)
         self.connections = {}
 
     def __enter__(self):
@@ -43,10 +47,14 @@ class Bag:
 
     def write(self, topic, stamp, message):
         name = message.__msgtype__
-        if topic not in self.connections:
-            self.connections[topic] = self.writer.add_connection(topic, name, typestore=self.store)
         serialize = self.store.serialize_cdr if self.ros == 2 else self.store.serialize_ros1
-        self.writer.write(self.connections[topic], stamp, serialize(message, name))
+        self.writer.write(self.announce(topic, name), stamp, serialize(message, name))
+
+    def announce(self, topic, name):
+        """A topic, with or without messages."""
+        if (topic, name) not in self.connections:
+            self.connections[topic, name] = self.writer.add_connection(topic, name, typestore=self.store)
+        return self.connections[topic, name]
 
     def header(self, stamp, frame="camera"):
         time = self.type("builtin_interfaces/msg/Time")(sec=stamp // 10**9, nanosec=stamp % 10**9)
@@ -79,7 +87,7 @@ class Bag:
             ),
         )
 
-    def info(self, topic, stamp, k=K, p=None, d=(), size=(W, H)):
+    def info(self, topic, stamp, k=K, p=None, d=(), size=(W, H), binning=0):
         p = np.array([50.0, 0, 31.5, 0, 0, 50, 23.5, 0, 0, 0, 1, 0]) if p is None else p
         roi = self.type("sensor_msgs/msg/RegionOfInterest")(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
         names = ("d", "k", "r", "p") if self.ros == 2 else ("D", "K", "R", "P")
@@ -92,8 +100,8 @@ class Bag:
                 height=size[1],
                 width=size[0],
                 distortion_model="plumb_bob",
-                binning_x=0,
-                binning_y=0,
+                binning_x=binning,
+                binning_y=binning,
                 roi=roi,
                 **matrices,
             ),
@@ -399,6 +407,252 @@ def test_undecodable_images_are_skipped(tmp_path):
         bag.image("/image", 3, grey(1))
     source = open_source(tmp_path / "bag")
     assert [f.stamp_ns for f in source] == [1, 3] and "strange8" in source.warnings[0]
+
+
+# -- what `ros2 bag record -a` writes ---------------------------------------------------------------------------------
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+
+
+def test_topics_without_messages_are_not_chosen(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.announce("/camera/image_raw", IMAGE)
+        bag.announce("/camera/image_raw/compressedDepth", COMPRESSED)
+        bag.announce("/other/image_raw", IMAGE)
+        for k in range(N):
+            bag.info("/camera/camera_info", (k + 1) * STEP)
+            bag.compressed("/camera/image_raw/compressed", (k + 1) * STEP, grey(k))
+    source = open_source(tmp_path / "bag")
+    assert source.mode == "mono" and len(list(source)) == N and source.topics.image.endswith("/compressed")
+    with pytest.raises(SourceError, match="/camera/image_raw in bag holds no messages"):
+        open_source(tmp_path / "bag", SourceOptions(image_topic="/camera/image_raw"))
+
+
+def test_an_empty_camera_is_named(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.announce("/camera/image_raw", IMAGE)
+        bag.info("/camera/camera_info", STEP)
+    with pytest.raises(SourceError, match="its image topics hold no messages: /camera/image_raw"):
+        open_source(tmp_path / "bag")
+
+
+DEPTHS = np.full((H, W), 1000, np.uint16)
+
+
+def write_rgbd(path, colour, depths):
+    with Bag(path) as bag:
+        for k in range(2):
+            stamp = (k + 1) * STEP
+            bag.info(colour.rsplit("/", 1)[0] + "/camera_info", stamp)
+            bag.image(colour, stamp, grey(k))
+            for depth in depths:
+                bag.image(depth, stamp, DEPTHS, "16UC1")
+    return path
+
+
+@pytest.mark.parametrize(
+    "colour, depths, chosen",
+    [
+        # RealSense, Gazebo, OpenNI, and an OAK-D, whose depth is called stereo
+        ("/camera/color/image_raw", ["/camera/aligned_depth_to_color/image_raw", "/camera/depth/image_rect_raw"], 0),
+        ("/depth_camera/image", ["/depth_camera/depth_image"], 0),
+        ("/camera/rgb/image_raw", ["/camera/depth/image_raw", "/camera/depth_registered/image_raw"], 1),
+        ("/oak/rgb/image_raw", ["/oak/stereo/image_raw"], 0),
+        ("/front/image", ["/front/depth_image", "/rear/depth_image"], 0),
+    ],
+)
+def test_the_aligned_depth_is_chosen(tmp_path, colour, depths, chosen):
+    source = open_source(write_rgbd(tmp_path / "bag", colour, depths))
+    assert (source.topics.image, source.topics.depth, source.mode) == (colour, depths[chosen], "rgbd")
+
+
+def test_depth_that_cannot_be_chosen_is_listed(tmp_path):
+    path = write_rgbd(tmp_path / "bag", "/rgb/image_raw", ["/tof/depth", "/lidar/depth"])
+    with pytest.raises(SourceError, match="--depth-topic.*/lidar/depth, /tof/depth"):
+        open_source(path)
+    assert open_source(path, SourceOptions("mono")).mode == "mono"
+    assert open_source(path, SourceOptions(depth_topic="/tof/depth")).topics.depth == "/tof/depth"
+
+
+def test_of_two_types_of_one_name_the_more_frequent_is_used(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.compressed("/camera/image_raw", 1, grey(7))
+        for k in range(N):
+            bag.info("/camera/camera_info", (k + 1) * STEP)
+            bag.image("/camera/image_raw", (k + 1) * STEP, grey(k))
+    source = open_source(tmp_path / "bag")
+    assert len(list(source)) == N and "two types" in source.warnings[0]
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+@pytest.mark.parametrize("mode", [CompressionMode.MESSAGE, CompressionMode.FILE])
+def test_zstd_without_metadata(tmp_path, storage, mode):
+    if (storage, mode) == (StoragePlugin.MCAP, CompressionMode.MESSAGE):
+        pytest.skip("the writer compresses the chunks of mcap instead")
+    path = write_mono(tmp_path / "bag", storage=storage, zstd=mode)
+    assert len(list(open_source(path))) == N
+    (path / "metadata.yaml").unlink()
+    source = open_source(path)
+    assert len(list(source)) == N and source.warnings == []
+    (file,) = path.iterdir()
+    assert len(list(open_source(file))) == N
+
+
+def test_split_files_without_metadata_are_read_in_the_order_of_their_numbers(tmp_path):
+    for k in range(12):
+        with Bag(tmp_path / f"part{k}", storage=StoragePlugin.SQLITE3) as bag:
+            bag.info("/camera/camera_info", (k + 1) * STEP)
+            bag.image("/camera/image_raw", (k + 1) * STEP, grey(k))
+        (tmp_path / "bag").mkdir(exist_ok=True)
+        next((tmp_path / f"part{k}").glob("*.db3")).rename(tmp_path / "bag" / f"bag_{k}.db3")
+    source = open_source(tmp_path / "bag")
+    assert [int(f.image[0, 0, 0]) for f in source] == list(range(12)) and source.warnings == []
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+@pytest.mark.parametrize("name", ["my%20bag", "bag#2", "bag?"])
+def test_paths_that_are_no_uri(tmp_path, storage, name):
+    path = write_mono(tmp_path / "bag", storage=storage)
+    path = path.rename(tmp_path / name)
+    source = open_source(path)
+    assert len(list(source)) == source.length == N and source.warnings == []
+
+
+def mcap_record(opcode, body):
+    return struct.pack("<BQ", opcode, len(body)) + body
+
+
+def mcap_string(text):
+    data = text if isinstance(text, bytes) else text.encode()
+    return struct.pack("<I", len(data)) + data
+
+
+def write_mcap(path, profile, channels, messages):
+    """An mcap file without chunks or index; channels: (topic, type, encoding of the schema, its text, encoding of the messages)."""
+    parts = [b"\x89MCAP0\r\n", mcap_record(1, mcap_string(profile) + mcap_string("test"))]
+    for k, (topic, kind, encoding, text, message_encoding) in enumerate(channels, 1):
+        parts.append(
+            mcap_record(3, struct.pack("<H", k) + mcap_string(kind) + mcap_string(encoding) + mcap_string(text))
+        )
+        names = mcap_string(topic) + mcap_string(message_encoding) + struct.pack("<I", 0)
+        parts.append(mcap_record(4, struct.pack("<HH", k, k) + names))
+    for channel, stamp, data in messages:
+        parts.append(mcap_record(5, struct.pack("<HIQQ", channel, 0, stamp, stamp) + bytes(data)))
+    parts += [mcap_record(15, struct.pack("<I", 0)), mcap_record(2, struct.pack("<QQI", 0, 0, 0)), b"\x89MCAP0\r\n"]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+class Messages(Bag):
+    """Serialized messages instead of a bag."""
+
+    def __init__(self, ros):
+        self.ros, self.store, self.written = (
+            ros,
+            get_typestore(Stores.ROS2_JAZZY if ros == 2 else Stores.ROS1_NOETIC),
+            [],
+        )
+
+    def write(self, topic, stamp, message):
+        serialize = self.store.serialize_cdr if self.ros == 2 else self.store.serialize_ros1
+        self.written.append((topic, stamp, serialize(message, message.__msgtype__)))
+
+
+@pytest.mark.parametrize("ros, encoding", [(2, "cdr"), (1, "ros1")])
+def test_channels_of_other_encodings_and_ros1_in_mcap(tmp_path, ros, encoding):
+    messages = Messages(ros)
+    for k in range(N):
+        messages.info("/camera/camera_info", (k + 1) * STEP)
+        messages.image("/camera/image_raw", (k + 1) * STEP, grey(k))
+    kinds = {"/camera/camera_info": "sensor_msgs/msg/CameraInfo", "/camera/image_raw": IMAGE}
+    schema = f"ros{ros}msg"
+    channels = [
+        (t, kind, schema, messages.store.generate_msgdef(kind, ros_version=ros)[0], encoding)
+        for t, kind in kinds.items()
+    ]
+    if ros == 1:
+        channels = [(t, kind.replace("/msg", ""), *more) for t, kind, *more in channels]
+    else:
+        channels.append(("/proto", "foxglove.Log", "protobuf", b"\x0a\xff\xfe", "protobuf"))
+        channels.append(("/json", "thing", "jsonschema", "{}", "json"))
+    number = {topic: k for k, topic in enumerate(kinds, 1)}
+    data = [(number[topic], stamp, raw) for topic, stamp, raw in messages.written]
+    others = [(3, 1, b"\x00"), (4, 1, b"{}")] if ros == 2 else []
+    source = open_source(write_mcap(tmp_path / "a.mcap", f"ros{ros}", channels, others + data))
+    assert [int(f.image[0, 0, 0]) for f in source] == list(range(N)) and source.warnings == []
+    assert source.length == N
+
+
+# -- stamps, pairs, calibrations that change --------------------------------------------------------------------------
+
+
+def test_images_without_stamps_take_the_time_of_recording(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(N):
+            bag.info("/camera_info", 0)
+            bag.image("/image", 0, grey(k), recorded=(k + 1) * STEP)
+    source = open_source(tmp_path / "bag")
+    assert [f.stamp_ns for f in source] == [(k + 1) * STEP for k in range(N)] and "no stamp" in source.warnings[0]
+
+
+def test_a_clock_that_jumps_back(tmp_path):
+    stamps = [10, 11, 12, 1, 2, 3, 13]
+    with Bag(tmp_path / "bag") as bag:
+        for k, stamp in enumerate(stamps):
+            bag.info("/camera_info", stamp * 10**9)
+            bag.image("/image", stamp * 10**9, grey(k), recorded=k)
+    source = open_source(tmp_path / "bag")
+    assert [f.stamp_ns // 10**9 for f in source] == [10, 11, 12, 13]
+    jumps = []
+    source.on_jump = lambda: jumps.append(True)
+    # The first image of the new time is not yet confirmed.
+    assert [f.stamp_ns // 10**9 for f in source] == [10, 11, 12, 2, 3, 13]
+    assert jumps == [True] and "jump back" in " ".join(source.warnings)
+
+
+def test_pairs_within_the_slop_and_the_gap_of_the_others(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(N):
+            stamp = (k + 1) * STEP
+            bag.info("/color/camera_info", stamp)
+            bag.image("/color/image_raw", stamp, grey(k))
+            bag.image("/aligned_depth_to_color/image_raw", stamp + (14_000_000 if k else 0), DEPTHS, "16UC1")
+    source = open_source(tmp_path / "bag")
+    assert [f.depth is not None for f in source] == [True] + [False] * (N - 1)
+    assert "5 images on /color/image_raw" in source.warnings[-1] and "14.000 ms away" in source.warnings[-1]
+    wide = open_source(tmp_path / "bag", SourceOptions(sync_slop_s=0.02))
+    assert all(f.depth is not None for f in wide) and wide.warnings == []
+
+
+def test_camera_info_that_changes_is_followed(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(N):
+            stamp, big = (k + 1) * STEP, k >= 4
+            focal = 50.0 + k * (k < 3)
+            k9 = np.array([focal, 0, 31.5, 0, focal, 23.5, 0, 0, 1])
+            bag.info("/camera_info", stamp, k=k9 if k != 3 else np.zeros(9), size=(2 * W, H) if big else (W, H))
+            bag.image("/image", stamp, np.zeros((H, 2 * W if big else W), np.uint8))
+    source = open_source(tmp_path / "bag")
+    frames = list(source)
+    assert [f.camera.fx for f in frames] == [50, 51, 52, 52, 50, 50] and frames[-1].camera.width == 2 * W
+    assert len(source.warnings) == 2 and "cannot be used" in source.warnings[0] and "changes from" in source.warnings[1]
+
+
+def test_one_image_of_another_size_is_skipped(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for k in range(N):
+            bag.info("/camera_info", (k + 1) * STEP)
+            bag.image("/image", (k + 1) * STEP, grey(k) if k != 2 else np.zeros((2, 2), np.uint8))
+    source = open_source(tmp_path / "bag")
+    assert len(list(source)) == N - 1 and f"2 x 2, its camera calibration is for {W} x {H}" in source.warnings[0]
+
+
+def test_binning_and_rectified_are_of_the_images(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        bag.info("/image_rect/camera_info", 1, size=(W, H), binning=2, p=np.zeros(12))
+        bag.image("/image_rect/image_rect", 1, grey(1))
+    assert list(open_source(tmp_path / "bag"))[0].camera == CAMERA
+    assert open_source(tmp_path / "bag", SourceOptions(rectified="no")).camera == CAMERA
 
 
 @pytest.mark.data
