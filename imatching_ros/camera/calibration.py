@@ -149,7 +149,7 @@ def stereo_baseline_m(left_info: Any, right_info: Any) -> float | None:
     return baseline if baseline > 0 else None
 
 
-def find_doubt(camera: Camera) -> str:
+def plausibility_warning(camera: Camera) -> str:
     """Why a calibration that can be used is probably wrong; empty where nothing speaks against it."""
     if camera.baseline_m is not None and camera.baseline_m > LONGEST_BASELINE_M:
         return (

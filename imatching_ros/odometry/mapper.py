@@ -165,7 +165,8 @@ class Mapper:
         window.triangulate(frame.camera, c.min_parallax_px, c.inlier_px)
         known = int(window.landmarks.triangulated.sum())
         if known < c.start_landmarks:
-            return f"{known} corners with a measured depth, {c.start_landmarks} are needed"
+            why = measurements.explain_few(frame, mode, window.observations.uv, c)
+            return f"{known} corners with a measured depth, {c.start_landmarks} are needed{f'; {why}' if why else ''}"
         return window
 
     def start_mono(self, start: InitialViews, median_depth: float | None, next_id: int) -> Window | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -141,6 +141,37 @@ def measure(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig, far: bo
         farthest_m = torch.inf if far else config.stereo_far * camera.baseline_m
         return _match_row(frame.image, frame.right, uv, camera.fx * camera.baseline_m, farthest_m, config)
     return None
+
+
+def explain_few(frame: Frame, mode: str, uv: Tensor, config: OdometryConfig) -> str:
+    """Why few of the corners at raw px (N, 2) have a measured depth, where the images show it; else empty."""
+    if mode == "rgbd" and frame.depth is not None:
+        return _explain_depth(frame.depth, config)
+    if mode == "stereo" and frame.right is not None:
+        exchanged = replace(frame, image=frame.right, right=frame.image)
+        here, there = (
+            0 if found is None else int(torch.isfinite(found.depth).sum())
+            for found in (measure(f, mode, uv, config, far=True) for f in (frame, exchanged))
+        )
+        if there >= config.start_landmarks and there > 2 * here:
+            return f"with left and right exchanged there would be {there}: are the two topics?"
+    return ""
+
+
+def _explain_depth(depth: Tensor, config: OdometryConfig) -> str:
+    """What is wrong with a depth image (H, W), m."""
+    known = depth[depth > 0].float()
+    if not len(known):
+        return "the depth image is zero everywhere"
+    for limit, outside in (("depth_max_m", known > config.depth_max_m), ("depth_min_m", known < config.depth_min_m)):
+        share = float(outside.float().mean())
+        if share > 0.5:
+            return (
+                f"{100 * share:.0f} % of the depths are beyond {limit} ({getattr(config, limit):g} m), their median is "
+                f"{float(known.median()):.4g} m: is the unit right (16UC1 is mm, 32FC1 m)?"
+            )
+    share = len(known) / depth.numel()
+    return f"{100 * share:.0f} % of the depth image is measured" if share < 0.5 else ""
 
 
 def _look_up(depth_map: Tensor, uv: Tensor, config: OdometryConfig) -> DepthMeasurements:

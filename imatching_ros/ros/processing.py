@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..camera.calibration import plausibility_warning
 from ..core.errors import ImatchingError
 from ..core.timing import StampOrder
 from ..core.types import Frame, OdometryOutput, TrackingState
@@ -259,6 +260,8 @@ class Processor:
                 f"the camera has changed from {self._camera} to {frame.camera}: a new map is started"
             )
             self._restart()
+        if frame.camera != self._camera and (text := plausibility_warning(frame.camera)):
+            self._node.get_logger().warning(text)
         self._camera = frame.camera
 
     def _check_mount(self, image: CameraImages) -> None:

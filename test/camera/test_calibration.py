@@ -12,7 +12,7 @@ from imatching_ros.core.errors import CameraError
 from imatching_ros.camera.calibration import (
     camera_from_info,
     check_size,
-    find_doubt,
+    plausibility_warning,
     is_rectified,
     make_camera,
     read_camera,
@@ -87,10 +87,10 @@ def test_baseline_of_a_pair():
     assert stereo_baseline_m(with_tx(-48.0), with_tx(0.0)) is None  # exchanged
 
 
-def test_a_baseline_in_millimetres_is_doubted():
+def test_a_baseline_in_millimetres_is_questioned():
     camera = camera_from_info(info(), rectified=True)
-    assert "mm or cm" in find_doubt(replace(camera, baseline_m=120.0))
-    assert find_doubt(replace(camera, baseline_m=0.12)) == find_doubt(camera) == ""
+    assert "mm or cm" in plausibility_warning(replace(camera, baseline_m=120.0))
+    assert plausibility_warning(replace(camera, baseline_m=0.12)) == plausibility_warning(camera) == ""
 
 
 @pytest.mark.parametrize("k", [[1.0, 0, 0, 0, 1, 0, 0, 0, 1], [0.8, 0, 0.5, 0, 1.1, 0.5, 0, 0, 1]])

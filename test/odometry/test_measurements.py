@@ -1,5 +1,6 @@
 """Corners away from those taken, and depths: looked up, refused at edges and gaps, matched along the rows of a stereo pair."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from imatching_ros.core.errors import CameraError, SourceError
 from imatching_ros.core.types import Frame, ObservationKind
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.sift import SiftMatcher
-from imatching_ros.odometry.measurements import detect, measure, resolve_mode, spread_evenly
+from imatching_ros.odometry.measurements import detect, explain_few, measure, resolve_mode, spread_evenly
 from odometry_scenes import CAMERA, speckle
 
 CONFIG = OdometryConfig()
@@ -124,3 +125,17 @@ def test_mode_is_what_the_frame_carries_and_is_refused_where_it_does_not():
     small = replace(stereo, right=IMAGE[:, :100])
     with pytest.raises(SourceError, match="320 x 100"):
         measure(small, "stereo", torch.zeros(1, 2), CONFIG)
+
+
+def test_why_few_corners_have_a_depth():
+    grid = torch.stack(torch.meshgrid(torch.arange(40.0, 280, 20), torch.arange(20.0, 220, 20), indexing="xy"), -1)
+    uv = grid.reshape(-1, 2)
+    right = torch.roll(IMAGE, -12, 2)
+    pair = Frame(0, 0, IMAGE, replace(CAMERA, width=320, height=240, baseline_m=0.2), right=right)
+    assert explain_few(pair, "stereo", uv, CONFIG) == ""
+    exchanged = replace(pair, image=right, right=IMAGE)
+    assert "left and right exchanged" in explain_few(exchanged, "stereo", uv, CONFIG)
+    depth = torch.full((240, 320), 2.0)
+    for factor, complaint in ((0.0, "zero everywhere"), (1000.0, "100 % of the depths .* unit"), (1.0, "")):
+        explained = explain_few(replace(pair, right=None, depth=depth * factor), "rgbd", uv, CONFIG)
+        assert re.search(complaint, explained) if complaint else explained == ""

@@ -19,7 +19,7 @@ from .bag_reader import BagReader
 from .bag_topics import BagTopics, choose_topics
 from .bag_truth import read_truth
 from .base import Source, SourceOptions, choose_mode
-from ...camera.calibration import camera_from_info, check_size, find_doubt, info_field, is_rectified
+from ...camera.calibration import camera_from_info, check_size, plausibility_warning, info_field, is_rectified
 from ...camera.decoding import Stretch, decode_depth, decode_image
 from ...camera.rectification import Rectification, calibrate_stereo
 from .truth import Trajectory, read_trajectory
@@ -52,8 +52,8 @@ class BagSource(Source):
         self._stretch = Stretch()
         self._infos = self._first_infos()
         self._calibrate(self._infos)
-        if doubt := find_doubt(self.camera):
-            self.warn(doubt)
+        if text := plausibility_warning(self.camera):
+            self.warn(text)
 
     @property
     def length(self) -> int | None:

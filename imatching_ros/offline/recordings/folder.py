@@ -12,7 +12,7 @@ from ...camera.model import Camera
 from ...core.types import Frame
 from ...core.errors import CameraError, SourceError
 from .base import Source, SourceOptions, choose_mode
-from ...camera.calibration import check_size, find_doubt
+from ...camera.calibration import check_size, plausibility_warning
 from ...camera.decoding import Stretch, read_depth, read_image
 from ...camera.rectification import Rectification
 from .truth import Trajectory, read_trajectory
@@ -68,8 +68,8 @@ class FolderSource(Source):
                 f"{self.name} has no stereo baseline; give a camera.json with 'baseline_m' by --camera FILE, or use --mode mono"
             )
         self.camera = camera
-        if doubt := find_doubt(camera):
-            self.warn(doubt)
+        if text := plausibility_warning(camera):
+            self.warn(text)
 
     @property
     def length(self) -> int:

@@ -160,6 +160,80 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_whole(wall, tmp_path, ca
     assert "is the recording itself" in capsys.readouterr().err
 
 
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_recording_without_usable_frames_leaves_the_earlier_run_whole(wall, tmp_path, capsys):
+    command = ["--out", str(tmp_path / "run"), "--learning", "off", "--matcher", "klt", "--quiet"]
+    assert main(["replay", str(wall), *command]) == 0
+    before = contents(tmp_path / "run")
+    recording = tmp_path / "wall"
+    shutil.copytree(wall, recording)
+    for file in recording.glob("rgb/*.png"):
+        file.write_bytes(b"no image")
+    assert main(["replay", str(recording), *command]) == 1
+    assert "yields no frames" in capsys.readouterr().err and contents(tmp_path / "run") == before
+
+
+def test_truth_that_cannot_be_read_costs_no_run(wall, tmp_path, capsys):
+    recording = tmp_path / "wall"
+    shutil.copytree(wall, recording)
+    (recording / "groundtruth.txt").write_text("these are notes and no trajectory\n")
+    command = ["replay", str(recording), "--out", str(tmp_path / "run"), "--matcher", "klt", "--duration", "0.5"]
+    assert main([*command, "--learning", "off", "--quiet"]) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["tracked_frames"] and metrics["ate"] is None
+    assert "groundtruth.txt" in metrics["no_truth_because"] and "groundtruth.txt" in metrics["warnings"][0]
+
+
+def test_a_run_that_tracked_nothing_says_why_and_fails(wall, tmp_path, capsys):
+    recording = tmp_path / "wall"
+    shutil.copytree(wall, recording)
+    for file in recording.glob("rgb/*.png"):
+        cv2.imwrite(str(file), np.full((120, 160), 3, np.uint8))
+    command = ["replay", str(recording), "--out", str(tmp_path / "run"), "--matcher", "klt", "--quiet"]
+    assert main([*command, "--learning", "off"]) == 1
+    assert "nothing was tracked: the image is dark, covered or empty (14 of 14 frames)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["without_pose"][0]["frames"] == 14
+
+
+@pytest.mark.parametrize("scale, complaint", [(0, "the depth image is zero everywhere"), (1000, "is the unit right")])
+def test_depth_that_cannot_be_used_is_named(wall, tmp_path, capsys, scale, complaint):
+    """Depth of zeros, and in metres where millimetres are expected."""
+    recording = tmp_path / "wall"
+    shutil.copytree(wall, recording)
+    camera = json.loads((recording / "camera.json").read_text())
+    camera["depth_scale"] = 1
+    (recording / "camera.json").write_text(json.dumps(camera))
+    if not scale:
+        for file in recording.glob("depth/*.png"):
+            cv2.imwrite(str(file), np.zeros((120, 160), np.uint16))
+    command = ["replay", str(recording), "--out", str(tmp_path / "run"), "--matcher", "klt", "--quiet"]
+    assert main([*command, "--learning", "off"]) == 1
+    error = capsys.readouterr().err
+    assert "0 corners with a measured depth" in error and complaint in error
+
+
+def test_a_clock_that_jumps_back_begins_another_stretch(wall, tmp_path):
+    recording = tmp_path / "wall"
+    shutil.copytree(wall, recording)
+    lines = (recording / "frames.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    for k, row in enumerate(rows):
+        row[1] = f"{k * 0.1 + (1000 if k < 4 else 0):.1f}"
+    (recording / "frames.csv").write_text("\n".join([lines[0], *map(",".join, rows)]))
+    command = ["replay", str(recording), "--out", str(tmp_path / "run"), "--matcher", "klt", "--quiet"]
+    assert main([*command, "--learning", "off"]) == 0
+    run = tmp_path / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["stretches"] == 2 and metrics["frames"] == 13 and metrics["ate"]["poses"] == 9
+    assert metrics["ate"]["rmse"] < 0.01
+    assert len(read_trajectory(run / "trajectory.txt")) == 9
+    assert len(read_trajectory(run / "trajectory_stretch1.txt")) == 4
+    assert (read_trajectory(run / "keyframes.txt").stamps_ns < 10**11).all()
+
+
 def test_a_run_may_begin_with_the_weights_of_the_one_before(wall, tmp_path, capsys):
     out = tmp_path / "run"
     write_weights(
