@@ -27,6 +27,12 @@ class Clock:
         self._since = now
 
 
+SYNC_SLOP_S = 0.01  # largest difference of the stamps of two cameras' images of one moment
+BACKWARD_JUMP_S = (
+    0.5  # a stamp older by more is of a clock that was set back, or of a bag that loops; by less, of a late image
+)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What becomes of an image by its stamp: dropped, used, or used after odometry has begun again."""

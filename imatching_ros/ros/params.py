@@ -20,7 +20,7 @@ from rclpy.parameter import Parameter
 
 from ..core.config import Config, MatcherConfig, check, setting, walk
 from ..core.errors import ConfigError
-from ..core.stamps import BACKWARD_JUMP_S, SYNC_SLOP_S
+from ..core.timing import BACKWARD_JUMP_S, SYNC_SLOP_S
 from .transforms import from_pose
 
 NODE_NAME = "imatching"  # unless it is remapped

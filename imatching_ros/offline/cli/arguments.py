@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...core.config import Config
 from ...core.errors import ConfigError
-from ...core.stamps import SYNC_SLOP_S
+from ...core.timing import SYNC_SLOP_S
 from ..recordings.base import MODES, Source, SourceOptions
 
 

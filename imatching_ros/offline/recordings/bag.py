@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...camera.model import Camera
-from ...core.stamps import SYNC_SLOP_S
+from ...core.timing import SYNC_SLOP_S
 from ...core.types import Frame
 from ...core.errors import CameraError, SourceError
 from .bag_reader import BagReader
@@ -41,6 +41,7 @@ class BagSource(Source):
         self.name, self.options = path.resolve().name, options
         self._reader = BagReader(path, self.warn)
         self._first_ns: int | None = None
+        self._recorded_ns = 0
         self._count: int | None = None
         self.topics: BagTopics = choose_topics(self._reader, options, self.name)
         topics = self.topics
@@ -98,6 +99,7 @@ class BagSource(Source):
         partners: deque[tuple[int, Any]] = deque()
         changes: deque[tuple[int, str, Any]] = deque()
         for topic, recorded_ns, message in self._reader.messages(wanted):
+            self._recorded_ns = recorded_ns
             stamped = self._stamp(recorded_ns, message), message
             if topic in info_topics:
                 changes.append((stamped[0], topic, message))
@@ -114,6 +116,9 @@ class BagSource(Source):
             yield from self._join(*pending.popleft(), partners, unpaired)
         if unpaired.count:
             self.warn(unpaired.describe(topics.image, self._partner, self._slop_ns))
+
+    def recorded_s(self) -> float:
+        return self._recorded_ns / 1e9
 
     @property
     def _slop_ns(self) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...camera.model import Camera
-from ...core.stamps import BACKWARD_JUMP_S, Order, StampOrder
+from ...core.timing import BACKWARD_JUMP_S, StampOrder
 from ...core.types import Frame
 from ...odometry.measurements import lacking
 from ...core.errors import SourceError
@@ -70,6 +70,7 @@ class Source(ABC):
         self.warnings: list[str] = []
         self.on_warning: Callable[[int | None, str], None] | None = None
         self.on_jump: Callable[[], None] | None = None
+        self._reads = 0
 
     @abstractmethod
     def read(self) -> Iterator[Frame]:
@@ -97,6 +98,11 @@ class Source(ABC):
             else read_trajectory(self.options.external_odometry, warn=self.warn)
         )
 
+    def recorded_s(self) -> float:
+        """When the newest frame was recorded, s; where that is not held, endless time passes between frames: a gap is no jump."""
+        self._reads += 1
+        return self._reads * 1e9
+
     @property
     def length(self) -> int | None:
         """The number of frames where it is known before reading."""
@@ -115,19 +121,21 @@ class Source(ABC):
         return []
 
     def __iter__(self) -> Iterator[Frame]:
-        order = StampOrder(math.inf if self.on_jump is None else BACKWARD_JUMP_S)
-        first_ns = None  # of the time that the options count from
+        order = StampOrder(self.recorded_s)
+        tolerance_s = math.inf if self.on_jump is None else BACKWARD_JUMP_S
+        first_ns = last_ns = None  # first: of the time that the options count from
         count = 0
         for frame in self.read():
-            last_ns, stamp_ns = order.last_ns, frame.stamp_ns
-            found = order.add(stamp_ns)
-            if found in (Order.LATE, Order.OUTLIER):
-                self.warn(_describe_order(found, stamp_ns - (last_ns or 0), count), stamp_ns)
+            stamp_ns = frame.stamp_ns
+            verdict = order.check(stamp_ns, tolerance_s)
+            if verdict.dropped:
+                self.warn(f"frame after frame {count - 1} skipped: {verdict.reason}", stamp_ns)
                 continue
-            if found is Order.JUMP and self.on_jump is not None and last_ns is not None:
-                self.warn(f"stamps jump back by {(last_ns - stamp_ns) / 1e9:.6f} s: odometry starts again", stamp_ns)
+            if verdict.restarts and self.on_jump is not None and first_ns is not None and last_ns is not None:
+                self.warn(f"{verdict.reason}: odometry starts again", stamp_ns)
                 self.on_jump()
-                first_ns = None if first_ns is None else first_ns + stamp_ns - last_ns
+                first_ns += stamp_ns - last_ns
+            last_ns = stamp_ns
             first_ns = stamp_ns if first_ns is None else first_ns
             since_start = (stamp_ns - first_ns) / 1e9
             if since_start < self.options.start_s:
@@ -152,12 +160,6 @@ class Source(ABC):
             self.on_warning(stamp_ns, text)
         else:
             log.warning("%s: %s", self.name, text)
-
-
-def _describe_order(order: Order, ahead_ns: int, count: int) -> str:
-    if order is Order.LATE:
-        return f"stamp goes back by {-ahead_ns / 1e9:.6f} s after frame {count - 1}: frame skipped"
-    return f"stamp is {ahead_ns / 1e9:+.6f} s off frame {count - 1}, and the next one does not confirm it yet: frame skipped"
 
 
 def choose_mode(requested: str, has_right: bool, has_depth: bool, name: str) -> str:

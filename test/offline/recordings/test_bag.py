@@ -600,18 +600,28 @@ def test_images_without_stamps_take_the_time_of_recording(tmp_path):
 
 
 def test_a_clock_that_jumps_back(tmp_path):
-    stamps = [10, 11, 12, 1, 2, 3, 13]
+    stamps = [10, 11, 12, 1, 2, 3, 4]
     with Bag(tmp_path / "bag") as bag:
         for k, stamp in enumerate(stamps):
             bag.info("/camera_info", stamp * 10**9)
-            bag.image("/image", stamp * 10**9, grey(k), recorded=k)
+            bag.image("/image", stamp * 10**9, grey(k), recorded=k * 10**9)
     source = open_source(tmp_path / "bag")
-    assert [f.stamp_ns // 10**9 for f in source] == [10, 11, 12, 13]
+    assert [f.stamp_ns // 10**9 for f in source] == [10, 11, 12]
     jumps = []
     source.on_jump = lambda: jumps.append(True)
     # The first image of the new time is not yet confirmed.
-    assert [f.stamp_ns // 10**9 for f in source] == [10, 11, 12, 2, 3, 13]
-    assert jumps == [True] and "jump back" in " ".join(source.warnings)
+    assert [f.stamp_ns // 10**9 for f in source] == [10, 11, 12, 2, 3, 4]
+    assert jumps == [True] and "jumped back" in " ".join(source.warnings)
+
+
+def test_one_stamp_three_years_ahead_is_skipped(tmp_path):
+    with Bag(tmp_path / "bag") as bag:
+        for k, stamp in enumerate([10, 11, 10**8, 12, 13]):
+            bag.info("/camera_info", stamp * 10**9)
+            bag.image("/image", stamp * 10**9, grey(k), recorded=(10 + k) * 10**9)
+    source = open_source(tmp_path / "bag")
+    source.on_jump = lambda: pytest.fail("no jump")
+    assert [f.stamp_ns // 10**9 for f in source] == [10, 11, 12, 13]
 
 
 def test_pairs_within_the_slop_and_the_gap_of_the_others(tmp_path):
