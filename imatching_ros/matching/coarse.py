@@ -29,6 +29,8 @@ class SearchWindow:
 
     origin: Tensor  # (B, N, 2) int64 first cell, x before y
     side: int
+    centre: Tensor  # (B, N, 2) px, of the region, pulled back onto the map
+    radius: Tensor  # (B, N) px
 
     def index(self, width: int) -> Tensor:
         """(B, N, side * side) int64 into the cells of a map of that width."""
@@ -46,8 +48,9 @@ def search_window(search: tuple[Tensor, Tensor], height: int, width: int) -> Sea
         return None
     side = math.floor(2 * reach / COARSE_STRIDE + 1e-3) + 1
     size = torch.tensor([width, height], device=predicted.device)
-    first = (_onto_map(predicted, height, width) - reach - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE - 1e-3
-    return SearchWindow(torch.minimum(first.ceil().long().clamp_min(0), size - side), side)
+    centre = _onto_map(predicted, height, width)
+    first = (centre - reach - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE - 1e-3
+    return SearchWindow(torch.minimum(first.ceil().long().clamp_min(0), size - side), side, centre, radius)
 
 
 def coarse_estimate(
@@ -72,7 +75,7 @@ def coarse_estimate(
     window = search_window(search, height, width)
     if window is not None:
         inside = logits.flatten(2).gather(-1, window.index(width)).unflatten(-1, (window.side, window.side))
-        return window_estimate(inside, window, (height, width), temperature, search)
+        return window_estimate(inside, window, temperature)
     unknown = predicted.isnan().any(-1)
     predicted = _onto_map(predicted.nan_to_num(), height, width)
     return _peak(
@@ -80,18 +83,9 @@ def coarse_estimate(
     )
 
 
-def window_estimate(
-    logits: Tensor,
-    window: SearchWindow,
-    size: tuple[int, int],
-    temperature: Tensor | float,
-    search: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """`coarse_estimate` from the logits (B, N, side, side) of the window alone, in a map of (height, width) cells."""
-    predicted, radius = search
-    return _peak(
-        _keep_near(logits, window.origin, _onto_map(predicted, *size), radius), window.origin, temperature, True
-    )
+def window_estimate(logits: Tensor, window: SearchWindow, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
+    """`coarse_estimate` from the logits (B, N, side, side) of the window alone."""
+    return _peak(_keep_near(logits, window.origin, window.centre, window.radius), window.origin, temperature, True)
 
 
 def _onto_map(uv: Tensor, height: int, width: int) -> Tensor:
@@ -107,19 +101,18 @@ def _peak(logits: Tensor, origin: Tensor, temperature: Tensor | float, consume: 
     peak, best_x = _column_peaks(logits).max(-1)
     best_y = logits.gather(3, best_x[..., None, None].expand(-1, -1, height, 1))[..., 0].argmax(-1)
     reach = COARSE_WINDOW // 2
-    steps = torch.arange(-reach, reach + 1, device=logits.device)
-    x, y = best_x[..., None] + steps, best_y[..., None] + steps
-    index = (y.clamp(0, height - 1)[..., :, None] * width + x.clamp(0, width - 1)[..., None, :]).flatten(2)
-    inside = ((y >= 0) & (y < height))[..., :, None] & ((x >= 0) & (x < width))[..., None, :]
-    flat = logits.flatten(2)
-    local = flat.gather(-1, index).masked_fill(~inside.flatten(2), -torch.inf)
-    shift = peak.detach()[..., None]
-    share = (local - shift).exp()
+    at = torch.stack([best_x, best_y], -1)[..., None] + torch.arange(-reach, reach + 1, device=logits.device)
+    clamped = torch.minimum(at.clamp_min(0), at.new_tensor([[width - 1], [height - 1]]))
+    index = clamped[..., 1, :, None] * width + clamped[..., 0, None, :]
+    outside = at != clamped
+    outside = (outside[..., 1, :, None] | outside[..., 0, None, :]).flatten(2)
+    flat, shift = logits.flatten(2), peak.detach()[..., None]
+    share = (flat.gather(-1, index.flatten(2)).masked_fill(outside, -torch.inf) - shift).exp()
     near = share.sum(-1, keepdim=True)
     weight = (share / near).unflatten(-1, (COARSE_WINDOW, COARSE_WINDOW))
-    in_x, in_y = weight.sum(-2), weight.sum(-1)
-    cell = torch.stack([(in_x * x).sum(-1), (in_y * y).sum(-1)], -1)
-    spread = ((in_x * (x - cell[..., :1]) ** 2).sum(-1) + (in_y * (y - cell[..., 1:]) ** 2).sum(-1)) / 2
+    marginal = torch.stack([weight.sum(-2), weight.sum(-1)], -2)  # (B, N, 2, COARSE_WINDOW), along x and along y
+    cell = (marginal * at).sum(-1)
+    spread = (marginal * (at - cell[..., None]) ** 2).sum(-1).sum(-1) / 2
     if consume and not torch.is_grad_enabled():
         total = flat.sub_(shift).mul_(_LOG2_E).exp2_().sum(-1)
     else:
@@ -140,11 +133,8 @@ def _column_peaks(logits: Tensor) -> Tensor:
 def _keep_near(logits: Tensor, origin: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
     """-inf where a cell lies wholly outside the square of `radius` px around `centre`."""
 
-    def far(size: int, first: Tensor, middle: Tensor) -> Tensor:
-        cells = COARSE_STRIDE * (first[..., None] + torch.arange(size, device=logits.device)) + (COARSE_STRIDE - 1) / 2
-        return (cells - middle[..., None]).abs() > radius[..., None] + COARSE_STRIDE / 2
-
     height, width = logits.shape[-2:]
-    outside_x = far(width, origin[..., 0], centre[..., 0])[..., None, :]
-    outside_y = far(height, origin[..., 1], centre[..., 1])[..., :, None]
-    return logits.masked_fill(outside_x | outside_y, -torch.inf)
+    steps = torch.arange(max(height, width), device=logits.device)
+    cells = COARSE_STRIDE * (origin[..., None] + steps) + (COARSE_STRIDE - 1) / 2
+    far = (cells - centre[..., None]).abs() > radius[..., None, None] + COARSE_STRIDE / 2
+    return logits.masked_fill(far[..., 0, None, :width] | far[..., 1, :height, None], -torch.inf)

@@ -21,7 +21,7 @@ from ..core.config import MatcherConfig
 from ..core.errors import MatcherError
 from .backbone import COARSE_STRIDE, FINE_STRIDE, MIN_SIDE_PX, Backbone, FastBackbone, sample_map
 from .base import Distribution, Features, Matcher, Prediction, Queries
-from .coarse import coarse_estimate, search_region, search_window, window_estimate
+from .coarse import SearchWindow, coarse_estimate, search_region, search_window, window_estimate
 from .precision import use_bfloat16
 from .weights import load_weights, resolve_weights
 
@@ -30,10 +30,11 @@ DILATION = (
     3  # their distance in fine cells: width gives precision where texture is weak, and only their number costs time
 )
 WINDOW = 9  # side of the fine search window, in fine cells
+SIDE = WINDOW + (PATCH - 1) * DILATION  # of the square that patches in this window cover
 REFINE_WINDOW = 5  # side of the second, re-centred fine window, in fine cells
 LOGITS_AT_ONCE = 600_000  # on a CPU, so that they stay in its cache
 GATHERED_AT_ONCE = 300_000  # likewise: numbers in descriptors
-PATCHES_AT_ONCE = 256  # likewise
+PATCHES_AT_ONCE = 128  # likewise
 MAP_PER_WINDOW = 12  # a gathered cell costs as much as so many that are multiplied where they lie
 
 
@@ -124,18 +125,8 @@ class CoarseToFine(Matcher):
         for t, target in enumerate(targets):
             near = None if search is None else (search[0][t], search[1][t])
             uv, evidence = self._coarse_lean(queries.data["coarse"], target.maps["coarse"], near)
-            fine, patches = target.maps["fine"][None], queries.data["fine"][None]
-            if self.in_bfloat16:
-                fine, patches = fine.bfloat16(), patches.bfloat16()
-            scratch = _Scratch()
-            surfaces = [
-                self.correlate(patches[:, at], fine, uv[None, at], scratch)
-                for at in _chunks(len(queries), PATCHES_AT_ONCE)
-            ]
+            surface = self._correlate_lean(queries.data["fine"], target.maps["fine"], uv)
             # The surfaces are small: all at once, so that the many small operations on them are few.
-            surface = LocalSurface(
-                torch.cat([s.similarity for s in surfaces], 1), torch.cat([s.centre for s in surfaces], 1)
-            )
             located.append(self.locate(surface, evidence[None]))
         return Prediction(*(torch.cat(f) for f in zip(*located)))
 
@@ -144,28 +135,26 @@ class CoarseToFine(Matcher):
         height, width = coarse.shape[-2:]
         # Cells as rows: with channels-last maps neither this nor the look-up of fine cells copies anything.
         cells = coarse.permute(1, 2, 0).reshape(height * width, -1)
-        query = query * self.coarse_log_temperature.exp()
+        raw, query = query, query * self.coarse_log_temperature.exp()
+        size = (height, width)
         if near is None:
-            return self._search_map(query, cells, (height, width), None)
-        known = ~near[0].isnan().any(-1)
-        if known.all():
-            return self._search_near(query, cells, (height, width), near)
+            return self._search_map(query, cells, size, None)
+        window = search_window((near[0][None], near[1][None]), *size)
+        if window is not None and MAP_PER_WINDOW * window.side**2 <= len(cells):
+            return self._search_window(query, cells, width, window)
+        unknown = near[0].isnan().any(-1)
+        if not unknown.any():
+            return self._search_map(query, cells, size, near)
         uv, evidence = torch.empty_like(near[0]), near[0].new_empty(len(query), 3)
-        if known.any():
-            uv[known], evidence[known] = self._search_near(
-                query[known], cells, (height, width), (near[0][known], near[1][known])
-            )
-        uv[~known], evidence[~known] = self._search_map(query[~known], cells, (height, width), None)
+        uv[unknown], evidence[unknown] = self._search_map(query[unknown], cells, size, None)
+        if not unknown.all():
+            known = ~unknown
+            uv[known], evidence[known] = self._coarse_lean(raw[known], coarse, (near[0][known], near[1][known]))
         return uv, evidence
 
-    def _search_near(
-        self, query: Tensor, cells: Tensor, size: tuple[int, int], near: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """In the window around each prediction, if that is cheaper than multiplying the queries with the whole map."""
-        window = search_window((near[0][None], near[1][None]), *size)
-        if window is None or MAP_PER_WINDOW * window.side**2 > len(cells):
-            return self._search_map(query, cells, size, near)
-        index = window.index(size[1])[0]
+    def _search_window(self, query: Tensor, cells: Tensor, width: int, window: SearchWindow) -> tuple[Tensor, Tensor]:
+        """In the window around each prediction: cheaper than multiplying the queries with the whole map."""
+        index = window.index(width)[0]
         per_query = window.side**2 * cells.shape[1]
         scratch = _Scratch()
         logits = torch.cat(
@@ -174,13 +163,8 @@ class CoarseToFine(Matcher):
                 for at in _chunks(len(query), GATHERED_AT_ONCE // per_query)
             ]
         )
-        uv, evidence = window_estimate(
-            logits.view(1, -1, window.side, window.side),
-            window,
-            size,
-            self.coarse_log_temperature.exp(),
-            (near[0][None], near[1][None]),
-        )
+        logits = logits.view(1, -1, window.side, window.side)
+        uv, evidence = window_estimate(logits, window, self.coarse_log_temperature.exp())
         return uv[0], evidence[0]
 
     def _search_map(
@@ -242,23 +226,39 @@ class CoarseToFine(Matcher):
         """`coarse.coarse_estimate` at the trained temperature."""
         return coarse_estimate(logits, self.coarse_log_temperature.exp(), search, consume=consume)
 
-    def correlate(self, query: Tensor, fine: Tensor, uv: Tensor, scratch: _Scratch | None = None) -> LocalSurface:
+    def correlate(self, query: Tensor, fine: Tensor, uv: Tensor) -> LocalSurface:
         """Patches (B, N, PATCH**2, C) against maps (B, C, h, w) in the window around uv (B, N, 2) raw px."""
         batch, channels, height, width = fine.shape
-        centre = ((uv - (FINE_STRIDE - 1) / 2) / FINE_STRIDE).round()
-        side = WINDOW + (PATCH - 1) * DILATION
-        steps = torch.arange(side, dtype=torch.int32, device=fine.device) - side // 2
-        x = (centre[..., :1].int() + steps).clamp(0, width - 1)
-        y = (centre[..., 1:].int() + steps).clamp(0, height - 1) * width
-        y = y + torch.arange(batch, dtype=torch.int32, device=fine.device)[:, None, None] * (height * width)
+        centre, index = _fine_window(uv, height, width)
+        index = index + torch.arange(batch, dtype=torch.int32, device=fine.device)[:, None, None] * (height * width)
         # Rows of a channels-last map are contiguous, so one embedding-style gather fetches a cell's whole descriptor.
         rows = fine.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-        gather = _gather if scratch is None else scratch.gather
-        cells = gather(rows, (y[..., :, None] + x[..., None, :]).view(-1, side * side))
-        products = torch.bmm(query.flatten(0, 1), cells.transpose(1, 2)).view(-1, PATCH, PATCH, side, side)
-        if products.dtype is torch.bfloat16:
-            products = products.float()  # sums would lose digits
-        return LocalSurface((_sum_of_patch(products) / PATCH**2).reshape(batch, -1, WINDOW, WINDOW), centre)
+        cells = _gather(rows, index.flatten(0, 1))
+        similarity = _sum_of_patch(torch.bmm(query.flatten(0, 1), cells.transpose(1, 2))) / PATCH**2
+        return LocalSurface(similarity.unflatten(0, (batch, -1)), centre)
+
+    def _correlate_lean(self, query: Tensor, fine: Tensor, uv: Tensor) -> LocalSurface:
+        """`correlate` of patches (N, PATCH**2, C) with one map (C, h, w), few at once; the surface has a batch of 1."""
+        channels, height, width = fine.shape
+        centre, index = _fine_window(uv, height, width)
+        if self.in_bfloat16:
+            fine, query = fine.bfloat16(), query.bfloat16()
+        rows, scratch = fine.permute(1, 2, 0).reshape(height * width, channels), _Scratch()
+        sums = [
+            _sum_of_patch(torch.bmm(query[at], scratch.gather(rows, index[at]).transpose(1, 2)))
+            for at in _chunks(len(query), PATCHES_AT_ONCE)
+        ]
+        return LocalSurface((torch.cat(sums) / PATCH**2)[None], centre[None])
+
+
+def _fine_window(uv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Around uv (..., 2) raw px: the middle cell (..., 2), and which cells (..., side * side) int32 the patches are compared with."""
+    centre = ((uv - (FINE_STRIDE - 1) / 2) / FINE_STRIDE).round()
+    steps = torch.arange(SIDE, dtype=torch.int32, device=uv.device) - SIDE // 2
+    cell = centre.int()
+    x = (cell[..., :1] + steps).clamp(0, width - 1)
+    y = (cell[..., 1:] + steps).clamp(0, height - 1) * width
+    return centre, (y[..., :, None] + x[..., None, :]).flatten(-2)
 
 
 def _chunks(count: int, most: int) -> list[slice]:
@@ -284,23 +284,22 @@ class _Scratch:
 
 
 def _sum_of_patch(products: Tensor) -> Tensor:
-    """(M, PATCH, PATCH, side, side) -> (M, WINDOW, WINDOW) along the diagonal: offset o of the patch looks at window position + o."""
-    if (
-        products.requires_grad
-    ):  # one view: the gradients of nine slices, each a zeroed copy of the products, take ten times as long
-        patch, side = products.stride(1), products.stride(3)
-        steps = (patch + DILATION * side, products.stride(2) + DILATION)
+    """(M, PATCH**2, SIDE**2) -> (M, WINDOW, WINDOW) along the diagonal: offset o of the patch looks at window position + o."""
+    if products.dtype is torch.bfloat16:
+        products = products.float()  # sums would lose digits
+    if products.requires_grad:
+        # One view: the gradients of nine slices, each a zeroed copy of the products, take ten times as long.
+        steps = (PATCH * SIDE**2 + DILATION * SIDE, SIDE**2 + DILATION)
         return products.as_strided(
-            (PATCH, PATCH, products.shape[0], WINDOW, WINDOW), (*steps, products.stride(0), side, 1)
+            (PATCH, PATCH, len(products), WINDOW, WINDOW), (*steps, products.stride(0), SIDE, 1)
         ).sum((0, 1))
-    side = products.shape[-1]
-    flat = products.flatten(1, 2).flatten(2)
-    length = (WINDOW - 1) * side + WINDOW  # rows of the window with what lies between them, in one piece
-    starts = [DILATION * (i * side + j) for i in range(PATCH) for j in range(PATCH)]
-    total = flat[:, 0, :length].clone()
-    for k, start in enumerate(starts[1:], 1):
-        total += flat[:, k, start : start + length]
-    return F.pad(total, (0, side - WINDOW)).unflatten(1, (WINDOW, side))[..., :WINDOW]
+    length = (WINDOW - 1) * SIDE + WINDOW  # rows of the window with what lies between them, in one piece
+    starts = [DILATION * (i * SIDE + j) for i in range(PATCH) for j in range(PATCH)]
+    first, *others = (part[:, start : start + length] for part, start in zip(products.unbind(1), starts))
+    total = first.clone()
+    for part in others:
+        total += part
+    return F.pad(total, (0, SIDE - WINDOW)).unflatten(1, (WINDOW, SIDE))[..., :WINDOW]
 
 
 def slide(surface: Tensor, start: Tensor) -> Tensor:

@@ -25,44 +25,40 @@ class ExpectationMatcher(CoarseToFine):
         self.confidence = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
 
     def locate(self, surface: LocalSurface, evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        steps = torch.arange(WINDOW, device=surface.similarity.device, dtype=surface.similarity.dtype) - WINDOW // 2
-        wide = torch.softmax(surface.similarity.flatten(2) * self.fine_log_temperature.exp(), -1).unflatten(
-            -1, (WINDOW, WINDOW)
-        )
-        first = torch.stack([(wide.sum(-2) * steps).sum(-1), (wide.sum(-1) * steps).sum(-1)], -1)
+        similarity = surface.similarity.flatten(2)
+        steps = torch.arange(WINDOW, device=similarity.device, dtype=similarity.dtype) - WINDOW // 2
+        wide = torch.softmax(similarity * self.fine_log_temperature.exp(), -1)
+        in_wide = _marginals(wide, WINDOW)
+        first = (in_wide * steps).sum(-1)
 
         # The second window slides over the first one's surface; it is kept inside it.
         reach = REFINE_WINDOW // 2
         start = (first.detach() + (WINDOW // 2 - reach)).clamp(0.0, WINDOW - REFINE_WINDOW - 1e-3)
         narrow = slide(surface.similarity, start)
-        weight = torch.softmax(narrow.flatten(2) * self.refine_log_temperature.exp(), -1).unflatten(
-            -1, (REFINE_WINDOW,) * 2
-        )
+        weight = torch.softmax(narrow.flatten(2) * self.refine_log_temperature.exp(), -1)
+        in_narrow = _marginals(weight, REFINE_WINDOW)
         inner = torch.arange(REFINE_WINDOW, device=steps.device, dtype=steps.dtype)
-        in_x, in_y = weight.sum(-2), weight.sum(-1)
-        mean = torch.stack([(in_x * inner).sum(-1), (in_y * inner).sum(-1)], -1)
-        spread = torch.stack(
-            [(in_x * (inner - mean[..., :1]) ** 2).sum(-1), (in_y * (inner - mean[..., 1:]) ** 2).sum(-1)], -1
-        )
+        mean = (in_narrow * inner).sum(-1)
         cell = surface.centre + start - WINDOW // 2 + mean
         uv = cell * FINE_STRIDE + (FINE_STRIDE - 1) / 2
 
-        wide_spread = (wide.sum(-2) * (steps - first[..., :1]) ** 2).sum(-1) + (
-            wide.sum(-1) * (steps - first[..., 1:]) ** 2
-        ).sum(-1)
-        shape = torch.stack(
-            [
-                surface.similarity.flatten(2).amax(-1),
-                wide.flatten(2).amax(-1),
-                wide_spread.sqrt(),
-                spread.sum(-1).sqrt(),
-                (mean - inner.mean()).detach().norm(dim=-1),
-            ],
-            -1,
-        )
+        spreads = torch.stack([_spread(in_wide, steps, first), _spread(in_narrow, inner, mean)], -1)
+        shape = [similarity.amax(-1)[..., None], wide.amax(-1)[..., None], spreads.sqrt()]
+        shape.append((mean - reach).detach().norm(dim=-1, keepdim=True))
         # Confidence describes the match and must not bend the features that make it: no gradient goes back from here.
-        logit, log_sigma = self.confidence(torch.cat([evidence, shape], -1).detach()).unbind(-1)
+        logit, log_sigma = self.confidence(torch.cat([evidence, *shape], -1).detach()).unbind(-1)
         return uv, torch.sigmoid(logit), log_sigma.clamp(-4, 4).exp()
+
+
+def _marginals(weight: Tensor, side: int) -> Tensor:
+    """Weights (B, N, side * side) -> their sums along x and along y, (B, N, 2, side)."""
+    weight = weight.unflatten(-1, (side, side))
+    return torch.stack([weight.sum(-2), weight.sum(-1)], -2)
+
+
+def _spread(marginals: Tensor, at: Tensor, mean: Tensor) -> Tensor:
+    """Variance (B, N) of positions `at` (side,) around their mean (B, N, 2), x and y together."""
+    return (marginals * (at - mean[..., None]) ** 2).sum(-1).sum(-1)
 
 
 class FastExpectationMatcher(ExpectationMatcher):
