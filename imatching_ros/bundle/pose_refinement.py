@@ -108,7 +108,7 @@ def _check(view: View, start: Tensor) -> None:
             f"refine_pose got T_WC {tuple(start.shape)}, points {tuple(view.points_W.shape)}, obs {tuple(view.obs.shape)}, "
             f"kind {tuple(view.kind.shape)}, sigma {tuple(view.sigma.shape)}, expected (7,), (N, 3), (N, 3), (N,), (N, 3)"
         )
-    if not bool(start.isfinite().all()):
+    if not np.isfinite(_numbers(start)).all():
         raise BundleError(f"refine_pose needs a finite start pose, got {start.tolist()}")
 
 

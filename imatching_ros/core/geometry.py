@@ -60,7 +60,9 @@ def compose(A: Tensor, B: Tensor) -> Tensor:
 
 def relative(A: Tensor, B: Tensor) -> Tensor:
     """A^-1 * B (…, 7): pose B seen from A."""
-    return compose(inverse(A), B)
+    back = A[..., 3:] * A.new_tensor([-1.0, -1, -1, 1])
+    q = quaternion_multiply(back, B[..., 3:])
+    return torch.cat([rotate(back, B[..., :3] - A[..., :3]), q / q.norm(dim=-1, keepdim=True)], -1)
 
 
 def exp_so3(phi: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ def test_poses_agree_with_pypose():
     assert (geometry.log(T) - reference.Log().tensor()).abs().max() < 1e-9
     assert (geometry.inverse(T) - reference.Inv().tensor()).abs().max() < 1e-13
     assert (geometry.compose(T, other) - (reference @ pp.SE3(other)).tensor()).abs().max() < 1e-13
+    assert (geometry.relative(T, other) - (reference.Inv() @ pp.SE3(other)).tensor()).abs().max() < 1e-12
     assert (geometry.act(T, p) - reference.Act(p)).abs().max() < 1e-13
     assert (geometry.to_matrix(T) - reference.matrix()).abs().max() < 1e-13
     assert (geometry.adjoint(T) @ x[..., None] - reference.Adj(pp.se3(x)).tensor()[..., None]).abs().max() < 1e-12
