@@ -29,6 +29,7 @@ setup(
         "ros": [*ROS, "tf2_ros", "launch", "launch_ros"],
         "kornia": ["kornia>=0.9"],  # matchers xfeat and loftr; needs Python 3.11
         "onnx": ["onnx", "onnxscript", "onnxruntime"],  # `weights export FILE.onnx`
+        "viewer": ["rerun-sdk>=0.24"],  # `replay --view`
         "test": ["pytest==8.3.*"],
         # What `bench ba` compares with. GTSAM asks for a newer pytest than "test"; with both, install it by pip --no-deps.
         "bench": ["gtsam>=4.3", "pyceres>=2.6", "pycolmap>=4"],

@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", action="store_true", help="also write report.html, with matches of frozen and adapted weights drawn"
     )
+    parser.add_argument(
+        "--view",
+        default="",
+        metavar="WHERE",
+        help="the run in the Rerun viewer: `window`, or a file that `rerun FILE.rrd` shows (pip install rerun-sdk)",
+    )
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_config_options(parser)
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     results = []
     for number, path in enumerate(args.sources):
         out = args.out if len(args.sources) == 1 else args.out / f"{number:02d}_{path.resolve().stem}"
-        metrics = replay(path, out, config, options, quiet=args.quiet)
+        metrics = replay(path, out, config, options, quiet=args.quiet, view=args.view)
         results.append(metrics)
         if args.report:
             from ..evaluation.report import write_report
@@ -96,7 +102,7 @@ def _reasons(metrics: dict[str, Any]) -> str:
     return "; ".join(found) or "no frame was processed"
 
 
-def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False) -> dict[str, Any]:
+def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False, view: str = "") -> dict[str, Any]:
     """Runs odometry over a recording and returns what metrics.json holds. Ctrl-C ends it early with all files in place.
 
     Raises:
@@ -125,6 +131,11 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
         raise ConfigError(
             f"--out {out} is the recording itself, whose files the results would overwrite; give another folder"
         )
+    viewer = None
+    if view:
+        from ..evaluation.viewer import Viewer
+
+        viewer = Viewer(source.camera, None if view == "window" else Path(view))
     Pipeline(config).close()
     source.on_jump = lambda: run.restart()
     frames = iter(source)
@@ -147,6 +158,8 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
         with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
             for frame in frames:
                 output = run.process(frame)
+                if viewer is not None:
+                    viewer.add(frame, output, run.pipeline)
                 progress.update(frame.id + 1, output.state.value)
     except KeyboardInterrupt:
         interrupted = True

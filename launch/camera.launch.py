@@ -1,0 +1,133 @@
+"""Starts the driver of a camera and visual odometry on it.
+
+ros2 launch imatching_ros camera.launch.py camera:=d435i_stereo
+ros2 launch imatching_ros camera.launch.py camera:=zed_stereo model:=zed2i
+ros2 launch imatching_ros camera.launch.py camera:=oak_rgbd driver:=false     # the driver runs already
+ros2 launch imatching_ros camera.launch.py camera:=d435i_rgbd params_file:=jetson.yaml learning:=off
+
+Arguments of online.launch.py that are not given here are passed on to it. A camera on a robot needs `base_frame:=base_link` and its mounting on TF.
+Names are those of the drivers in 2026: realsense2_camera 4.5x, depthai_ros_driver 2 (Humble, Jazzy) or 3, zed_wrapper 5. Not tried on the hardware.
+"""
+
+# name: (default, what it is)
+ARGUMENTS = {
+    "camera": (None, "d435i_stereo, d435i_rgbd, oak_rgbd, zed_stereo or zed_rgbd"),
+    "driver": ("true", "also start the camera's driver"),
+    "model": ("zed2i", "camera_model of the ZED driver"),
+}
+
+# camera: arguments of online.launch.py. All three drivers offer image topics with RELIABLE, which the node's BEST_EFFORT subscriptions fit.
+ONLINE = {
+    # The dot pattern of the emitter moves with the camera and would be tracked.
+    "d435i_stereo": {
+        "mode": "stereo",
+        "image_topic": "/camera/camera/infra1/image_rect_raw",
+        "right_image_topic": "/camera/camera/infra2/image_rect_raw",
+        "base_frame": "camera_link",
+    },
+    "d435i_rgbd": {
+        "mode": "rgbd",
+        "image_topic": "/camera/camera/color/image_raw",
+        "depth_topic": "/camera/camera/aligned_depth_to_color/image_raw",
+        "base_frame": "camera_link",
+    },
+    "oak_rgbd": {
+        "mode": "rgbd",
+        "image_topic": "/oak/rgb/image_raw",
+        "depth_topic": "/oak/stereo/image_raw",
+        "base_frame": "oak",
+    },
+    "zed_stereo": {
+        "mode": "stereo",
+        "image_topic": "/zed/zed_node/left/color/rect/image",
+        "right_image_topic": "/zed/zed_node/right/color/rect/image",
+        "base_frame": "zed_camera_link",
+    },
+    "zed_rgbd": {
+        "mode": "rgbd",
+        "image_topic": "/zed/zed_node/rgb/color/rect/image",
+        "depth_topic": "/zed/zed_node/depth/depth_registered",
+        "base_frame": "zed_camera_link",
+    },
+}
+
+REALSENSE = {
+    "d435i_stereo": {
+        "enable_infra1": True,
+        "enable_infra2": True,
+        "enable_color": False,
+        "enable_depth": False,
+        "depth_module.emitter_enabled": 0,
+        "depth_module.infra_profile": "640x480x30",
+    },
+    "d435i_rgbd": {
+        "enable_color": True,
+        "enable_depth": True,
+        "enable_sync": True,
+        "align_depth.enable": True,
+        "rgb_camera.color_profile": "640x480x30",
+        "depth_module.depth_profile": "640x480x30",
+    },
+}
+
+
+def include(package, file, arguments):
+    """An installed launch file of another package."""
+    import os
+
+    from ament_index_python.packages import get_package_share_directory
+    from launch.actions import IncludeLaunchDescription
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+    path = os.path.join(get_package_share_directory(package), "launch", file)
+    return IncludeLaunchDescription(PythonLaunchDescriptionSource(path), launch_arguments=arguments.items())
+
+
+def make_driver(camera, model):
+    """The action that starts the driver."""
+    from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+    from launch_ros.actions import Node
+
+    if camera in REALSENSE:
+        return Node(
+            package="realsense2_camera",
+            executable="realsense2_camera_node",
+            namespace="camera",
+            name="camera",
+            output="screen",
+            parameters=[REALSENSE[camera]],
+        )
+    if camera.startswith("zed"):
+        # The driver's own odometry would publish another transform from odom.
+        arguments = {"camera_model": model, "publish_tf": "false", "publish_map_tf": "false"}
+        if camera == "zed_stereo":
+            arguments["param_overrides"] = "video.publish_left_right:=true"
+        return include("zed_wrapper", "zed_camera.launch.py", arguments)
+    try:  # version 3 has another name on Humble and Jazzy
+        get_package_prefix("depthai_ros_driver_v3")
+        return include("depthai_ros_driver_v3", "driver.launch.py", {"name": "oak", "parent_frame": "oak"})
+    except PackageNotFoundError:
+        return include("depthai_ros_driver", "camera.launch.py", {"name": "oak", "parent_frame": "oak"})
+
+
+def start(context):
+    """The actions, once the arguments are known."""
+    values = context.launch_configurations
+    camera = values["camera"]
+    if camera not in ONLINE:
+        raise ValueError(f"camera is {camera!r}, expected one of {', '.join(ONLINE)}")
+    given = {name: value for name, value in values.items() if name not in ARGUMENTS}
+    actions = [include("imatching_ros", "online.launch.py", ONLINE[camera] | given)]
+    return actions + ([make_driver(camera, values["model"])] if values["driver"].lower() == "true" else [])
+
+
+def generate_launch_description():
+    from launch.actions import DeclareLaunchArgument, OpaqueFunction
+
+    from launch import LaunchDescription
+
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=text)
+        for name, (default, text) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=start)])
