@@ -351,6 +351,32 @@ def test_how_to_learn_is_the_regimes_to_say(tmp_path):
         main(["compare", "fog", "--learning", "sync", "--out", str(tmp_path)])
 
 
+def corrupted_cell(source, variant, promotions, mma, seed=0):
+    return {
+        "source": source,
+        "regime": "repeated",
+        "variant": variant,
+        "seed": seed,
+        "learning": {"promotions": promotions},
+        "matching": {"1": {"mma": {"1": mma}}},
+    }
+
+
+def test_corrupted_input_counts_only_where_its_clean_twin_promotes():
+    def lines(twin_promotions):
+        cells = [
+            corrupted_cell("clean", "frozen", 0, 0.8),
+            corrupted_cell("clean", "guarded", twin_promotions, 0.9),
+            corrupted_cell("black_frames", "guarded", 1, 0.7),
+            corrupted_cell("black_frames", "unguarded", 5, 0.1),
+        ]
+        return corrupted_input.summarise_corrupted(cells)
+
+    assert lines(0) == ["black_frames: shows nothing, as its clean twin promoted nothing; learn longer"]
+    (line,) = lines(2)
+    assert "1 promotions in 1 of 1 runs" in line and line.endswith("0.100")
+
+
 def test_corrupted_input_runs_every_seed(tmp_path, monkeypatch):
     """Whole runs take minutes; only what they would be asked is looked at."""
     seeds = []
