@@ -33,9 +33,9 @@ from .sequential_test import AlphaSpending, Look, SequentialTest, candidate_look
 from .signed_errors import translation_ratio, warp_errors
 
 VETO_RATE = 0.05  # of a whole validation: how often one check besides the held-out error is taken as lost though nothing changed
-# A signed error, its ideal value, and by how much its distance from that may grow. Matches that fall short of the flow by .2 px
-# have shortened the motion by a tenth.
-SIGNED_LIMITS = (("along_flow_px", 0.0, 0.1), ("common_px", 0.0, 0.05), ("translation_ratio", 1.0, 0.02))
+# A signed error, its ideal value, and by how much its distance from that may grow. On KITTI the shipped weights have -.08 px along
+# the flow and .06 px in common; 64 steps that overfitted raised the latter by .022 px, 32 healthy ones by .005.
+SIGNED_LIMITS = (("along_flow_px", 0.0, 0.05), ("common_px", 0.0, 0.01), ("translation_ratio", 1.0, 0.02))
 
 
 @dataclass(frozen=True)
