@@ -118,6 +118,11 @@ class Camera:
             return torch.ones_like(uv[..., 0])
         return self._jacobian(self._to_plane(uv.detach()))[-1].abs().rsqrt()
 
+    def carry(self, uv: Tensor, before: Camera) -> Tensor:
+        """Ideal px (..., 2) of a camera -> those of this one for the same rays."""
+        scale = uv.new_tensor([self.fx / before.fx, self.fy / before.fy])
+        return (uv - uv.new_tensor([before.cx, before.cy])) * scale + uv.new_tensor([self.cx, self.cy])
+
     def scaled(self, factor: float) -> Camera:
         """The camera of the image resized by `factor`; pixel centres stay at integers."""
         return replace(

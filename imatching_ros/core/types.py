@@ -171,6 +171,7 @@ class OdometryOutput:
     weights_version: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
     scale: str = ""  # what gives the unit of length; `unknown`, and why, where nothing does
+    fault: str = ""  # what is wrong with the images although they were used; empty when nothing is
     covariance_in_map: Tensor | None = (
         None  # (6, 6) as covariance, landmarks taken as exact: what neighbouring poses do not share
     )

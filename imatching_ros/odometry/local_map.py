@@ -206,6 +206,16 @@ class Window:
             depth = torch.where(z > 0, z, scene[kf])
         return rolling_shutter.undistort(camera, uv, twist, depth)
 
+    def recalibrate(self, before: Camera, now: Camera) -> None:
+        """Carries the observations over to another calibration of the camera: each keeps the ray that its own image gave it."""
+        o = self.observations
+        obs, sigma = o.obs.clone(), o.sigma.clone()
+        scale = obs.new_tensor([now.fx / before.fx, now.fy / before.fy])
+        obs[:, :2], sigma[:, :2] = now.carry(obs[:, :2], before), sigma[:, :2] * scale
+        right = o.kind == int(ObservationKind.STEREO)
+        obs[right, 2], sigma[right, 2] = (obs[right, 2] - before.cx) * scale[0] + now.cx, sigma[right, 2] * scale[0]
+        self.observations = replace(o, obs=obs, sigma=sigma)
+
     def mark(self, frame_id: int, rows: Tensor, uv: Tensor, unmatched: Tensor) -> None:
         """Records where landmarks were seen in a frame, and which were searched in vain."""
         table = self.landmarks

@@ -70,6 +70,19 @@ class MotionModel:
             velocity = torch.stack([self.twist[:3].norm(), self.twist[3:].norm()])
             self._max_velocity = torch.maximum(self._max_velocity * self.DECAY, velocity)
 
+    def stay(self) -> None:
+        """An image that repeats the one before says nothing about the motion: the maximum velocity does not decay."""
+        self._twist = torch.zeros(6, dtype=torch.float64)
+
+    def possible(self, last: TrackedFrame, seconds: float) -> Tensor:
+        """Covariance (6, 6) of the motion in a time of which nothing is known, at the maximum velocity.
+
+        A camera that stood still before may have begun to move: at least at 5 % of the median depth and 0.05 rad a second.
+        """
+        least = torch.tensor([0.05 * last.median_depth(), 0.05], dtype=torch.float64)
+        sigma = torch.maximum(self._max_velocity, least) * seconds
+        return torch.diag(sigma.square().repeat_interleave(3))
+
     def is_plausible(self, last: TrackedFrame, stamp_ns: int, T_WC: Tensor) -> bool:
         """Motion gate: whether the camera could have deviated from constant velocity so far as to be at the pose (7,).
 
@@ -197,6 +210,11 @@ class ZeroMotionUpdate:
         if not self.still:
             order = id.argsort()
             self.reference = _Reference(id[order], uv[order].double(), depth[order], T_WC.clone())
+
+    def recalibrate(self, before: Camera, now: Camera) -> None:
+        """Carries the reference over to another calibration of the camera."""
+        if self.reference is not None:
+            self.reference = replace(self.reference, uv=now.carry(self.reference.uv, before))
 
     def follow_adjustment(self, before: Tensor, after: Tensor) -> None:
         """Bundle adjustment has moved the newest pose (7,): the reference moves with it."""

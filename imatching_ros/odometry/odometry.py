@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import measurements, state as states
+from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
 from ..core.timing import Clock
@@ -30,6 +31,7 @@ from .front_end import (
     keyframe_matches,
     mark_landmarks,
 )
+from .input_check import InputCheck
 from .local_map import Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame
@@ -73,9 +75,11 @@ class Odometry:
         self.relocalizer = Relocalizer(self.config, self.matcher, self.front_end)
         self.mapper = Mapper(self.config, self.matcher)
         self.motion = MotionModel()
+        self.inputs = InputCheck()
         self.last: TrackedFrame | None = None
         self.rescaled: tuple[float, Tensor] | None = None
         self._mode = ""
+        self._camera: Camera | None = None
         self._candidate: KeyframeCandidate | None = None
 
     def configure(self, config: Config) -> None:
@@ -100,6 +104,8 @@ class Odometry:
             self._mode = measurements.resolve_mode(frame, self.config.odometry.mode)
         if self.config.camera.readout_ms > 0:
             frame = replace(frame, camera=replace(frame.camera, readout_s=self.config.camera.readout_ms / 1e3))
+        self._follow_calibration(frame.camera)
+        frame = self.inputs.check(frame)
         image = as_grey(frame.image)
         current = FeatureFrame(frame, image, self.matcher.observe(image), self.motion.twist)
         clock.lap("features")
@@ -110,7 +116,16 @@ class Odometry:
         else:
             output = self._follow(current, self.last, clock)
         clock.lap("pose")
-        return replace(output, timings_ms=clock.laps)
+        if output.T_WC is None and self.inputs.fault:
+            output = replace(output, reason=f"{output.reason}; {self.inputs.fault}")
+        return replace(output, fault=self.inputs.fault, timings_ms=clock.laps)
+
+    def _follow_calibration(self, camera: Camera) -> None:
+        """Every image is used with its own calibration, as of a lens with autofocus; the map is carried over to it."""
+        before, self._camera = self._camera, camera
+        if before is not None and before != camera:
+            self.window.recalibrate(before, camera)
+            self.motion.zero_motion.recalibrate(before, camera)
 
     def _follow(self, current: FeatureFrame, last: TrackedFrame, clock: Clock) -> OdometryOutput:
         stamp_ns = current.frame.stamp_ns
@@ -159,6 +174,8 @@ class Odometry:
             self.motion.add_gap(last, frame.stamp_ns)
         self.window = found.window
         estimate = self._hold_pose(found, last, frame, recovered)
+        if self.inputs.frozen and found.cause is None:
+            found = replace(found, cause=states.Cause.FROZEN)
         inliers = int(estimate.inlier.sum())
         if found.cause is None:
             few = inliers < self.config.odometry.verified_inliers
@@ -168,7 +185,10 @@ class Odometry:
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
         becomes_keyframe = self._becomes_keyframe(current, matches, estimate, recovered)
         published = keyframe_matches(self.window, frame, matches, estimate, self.matcher.weights_version)
-        self.motion.update(last, frame.stamp_ns, estimate.T_WC, recovered)
+        if self.inputs.repeated and not recovered:
+            self.motion.stay()
+        else:
+            self.motion.update(last, frame.stamp_ns, estimate.T_WC, recovered)
         good = mark_landmarks(self.window, frame.id, matches, estimate, states.pose_unverified(self.state))
         self._remember(current, estimate.T_WC, matches.rows[estimate.inlier], matches.uv[estimate.inlier])
         if becomes_keyframe:
@@ -311,13 +331,16 @@ class Odometry:
 
     def _with_pose(self, frame: Frame, estimate: PoseEstimate, published: Matches | None) -> OdometryOutput:
         inliers, state = int(estimate.inlier.sum()), self.state
+        in_map = estimate.covariance
+        if self.inputs.frozen and self.last is not None:
+            in_map = in_map + self.motion.possible(self.last, self.inputs.frozen_s)
         return replace(
             self._without_pose(frame, ""),
             state=state.published,
             reason=state.cause.value.format(inliers=inliers) if isinstance(state, Unverified) else "",
             T_WC=estimate.T_WC.clone(),
-            covariance=self.motion.covariance.at(estimate.T_WC) + estimate.covariance,
-            covariance_in_map=estimate.covariance,
+            covariance=self.motion.covariance.at(estimate.T_WC) + in_map,
+            covariance_in_map=in_map,
             inliers=inliers,
             is_keyframe=self._candidate is not None,
             matches=published,

@@ -28,6 +28,7 @@ class Cause(Enum):
 
     FEW_INLIERS = "only {inliers} matches agree with the pose"
     LOW_INLIER_RATIO = "found again, but few landmarks are where this pose has them ({inliers} agree)"
+    FROZEN = "the images have not changed for some seconds ({inliers} matches agree with the pose)"
     OCCLUSION = "most landmarks are not found; something may hide the image ({inliers} agree)"
 
 
@@ -179,10 +180,10 @@ def transition(state: State, event: Event, context: Context) -> State:
             return Tracking(failing, cooldown)
         case PoseUnverified(cause, plausible) if not isinstance(state, Uninitialized):
             return Unverified(
-                _failing(state, context),
+                None if cause is Cause.FROZEN else _failing(state, context),
                 cause,
                 RELOCALIZATION_COOLDOWN,
-                mapping_frozen=cause is Cause.OCCLUSION or not plausible or mapping_frozen(state),
+                mapping_frozen=cause in (Cause.OCCLUSION, Cause.FROZEN) or not plausible or mapping_frozen(state),
                 gap_covariance_added=cause is Cause.LOW_INLIER_RATIO or gap_covariance_added(state),
             )
     raise ValueError(f"{event} cannot happen in the state {state}")

@@ -37,6 +37,7 @@ class Snapshot:
     mounting_problem: str  # why the camera's pose on the robot is unknown; empty when it is known
     learning: Any  # LearningStatus of the pipeline, or None
     external_odometry: str  # `used`, `off`, or why it is not used; empty while the node is not active
+    fault: str  # what is wrong with the newest image although it was used; empty when nothing is
     conflict: str  # what other nodes do that spoils the odometry; empty when nothing
     callback_errors: int  # exceptions of the node's callbacks so far
     rate: Rate  # of images in and out
@@ -89,6 +90,7 @@ def describe(now: Snapshot) -> dict[str, Any]:
         "images rejected": now.rejected,
         "images lost": now.lost,
         "external odometry": now.external_odometry,
+        "fault": now.fault,
         "conflict": now.conflict,
         "callback errors": now.callback_errors,
         "memory [MB]": f"{resident_mb():.0f}",
@@ -139,6 +141,8 @@ def judge_tracking(now: Snapshot) -> tuple[bytes, str]:
         return DiagnosticStatus.WARN, f"{now.tracking}: {now.reason}"
     if now.input_problem:
         return DiagnosticStatus.WARN, f"{now.tracking}, {now.input_problem}"
+    if now.fault:
+        return DiagnosticStatus.WARN, f"{now.tracking}, {now.fault}"
     if now.conflict:
         return DiagnosticStatus.WARN, f"{now.tracking}, {now.conflict}"
     if now.external_odometry not in ("", "off", "used"):

@@ -12,14 +12,14 @@ from typing import Any
 from nav_msgs.msg import Odometry
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from ..camera.calibration import is_rectified
 from ..core.errors import ConfigError
 from .convert import stamp_ns
 from .lifecycle import ManagedNode
-from .middleware import OVERRIDES, explain_publisher, find_unknown_overrides, make_qos, type_name
+from .middleware import OVERRIDES, explain_publisher, find_unknown_overrides, latched_only, make_qos, type_name
 from .params import NodeConfig
 from .synchronizer import Synchronizer
 
@@ -141,6 +141,8 @@ class CameraInputs:
         for relative, topic in self.topics.items():
             if topic.type is CameraInfo and topic.count:
                 continue  # it is kept; some drivers send it only once
+            if topic.type is CameraInfo:
+                self._take_latched(topic)
             silent_s = now - topic.last_s
             patience_s = self.config.no_data_warning_s
             if silent_s >= patience_s and now - self._silence_warned_s.get(topic.name, -1e9) >= 3 * patience_s:
@@ -180,6 +182,15 @@ class CameraInputs:
             topic.type, topic.name, topic.receive, qos, qos_overriding_options=OVERRIDES
         )
         self.topics[name] = topic
+
+    def _take_latched(self, topic: Topic) -> None:
+        """Subscribes again for what was published before, where that is what the publisher offers."""
+        transient = DurabilityPolicy.TRANSIENT_LOCAL
+        if topic.subscription.qos_profile.durability == transient or not latched_only(self._node, topic.name):
+            return
+        self._node.destroy_subscription(topic.subscription)
+        qos = QoSProfile(depth=1, durability=transient, reliability=ReliabilityPolicy.RELIABLE)
+        topic.subscription = self._node.create_subscription(topic.type, topic.name, topic.receive, qos)
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 

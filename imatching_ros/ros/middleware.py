@@ -69,6 +69,18 @@ def make_qos(node: Node, topic: str, depth: int) -> QoSProfile:
     return qos
 
 
+def latched_only(node: Node, topic: str) -> bool:
+    """Whether all publishers of a topic keep their messages for late subscribers (transient_local), and no override forbids it.
+
+    Such a publisher may have sent its only message before this node began.
+    """
+    publishers = node.get_publishers_info_by_topic(topic)
+    overridden = any(name.startswith(f"qos_overrides.{topic}.subscription.") for name in given_at_start(node))
+    kept = (QoSDurabilityPolicy.TRANSIENT_LOCAL, QoSReliabilityPolicy.RELIABLE)
+    offered = [(p.qos_profile.durability, p.qos_profile.reliability) for p in publishers]
+    return bool(offered) and not overridden and all(qos == kept for qos in offered)
+
+
 def find_unknown_overrides(node: Node) -> list[str]:
     """A text for each override that belongs to no topic of the node; call it when all are subscribed to."""
     known = [f"qos_overrides.{name}" for name in node.get_parameters_by_prefix("qos_overrides")]
@@ -108,7 +120,10 @@ def explain_publisher(publisher: Any, topic: str, kind: type, requested: QoSProf
     verdict, reason = qos_check_compatible(publisher.qos_profile, requested)
     offers = f"offered {describe_qos(publisher.qos_profile)}, requested {describe_qos(requested)}"
     if verdict != QoSCompatibility.ERROR:
-        return f"{name} publishes it with compatible QoS ({offers}), but sends nothing"
+        return (
+            f"{name} publishes it with compatible QoS ({offers}), but nothing arrives: it sends nothing, or one of the two runs in a "
+            "container of its own, which needs --network=host and --ipc=host"
+        )
     durability = (publisher.qos_profile.durability, requested.durability)
     late = durability == (QoSDurabilityPolicy.VOLATILE, QoSDurabilityPolicy.TRANSIENT_LOCAL)
     remedy = "durability:=volatile" if late else "reliability:=best_effort"

@@ -21,15 +21,16 @@ from imatching_ros.srv import Weights
 from ..core.errors import ConfigError, ImatchingError
 from ..matching.precision import describe_choice
 from ..pipeline import Pipeline
-from . import conflicts, params
+from . import params
+from .conflicts import Conflicts
 from .diagnostics import Diagnostics, Snapshot
 from .image_decoder import ImageDecoder
 from .inputs import CameraInputs
 from .lifecycle import ManagedNode, log_errors, run_until_signal
-from .mount import make_lookup
 from .outputs import Counters, Outputs
 from .processing import Processor, Resources
 from .rate import Rate
+from .tf_tree import TransformTree
 
 # name: type, what it does
 SERVICES = {
@@ -69,7 +70,7 @@ class OdometryNode(ManagedNode):
         self.inputs: CameraInputs | None = None
         self.processor: Processor | None = None
         self._directory, self._profile = Path(), ""
-        self._conflicts: list[str] = []
+        self._conflicts = Conflicts(self)
         self._diagnostics = Diagnostics(self)
         handlers = {
             "~/reset": self.on_reset,
@@ -105,9 +106,10 @@ class OdometryNode(ManagedNode):
         self.get_logger().info(
             f"matcher {core.matcher.name}: {pipeline.weights.origin}; it runs as {describe_choice(core.matcher)}"
         )
-        needs_tf = self._with_external_odometry or not any(config.base_from_camera)
-        tree = make_lookup(self) if needs_tf else None
-        self.resources = Resources(pipeline, Outputs(self, config), ImageDecoder(config.mode), tree)
+        outputs = Outputs(self, config)
+        self._conflicts.watch_tf(outputs.tf_stamps)
+        tree = TransformTree(self, (config.odom_frame, config.base_frame), self._conflicts.on_tf)
+        self.resources = Resources(pipeline, outputs, ImageDecoder(config.mode), tree)
         return super().on_configure(state)
 
     @log_errors
@@ -262,11 +264,7 @@ class OdometryNode(ManagedNode):
     def _on_second(self) -> None:
         if self.inputs is not None:
             self.inputs.check_silence()
-        found = conflicts.find(self, self.inputs.images if self.inputs else [], self.configs.node)
-        for text in found:
-            if text not in self._conflicts:
-                self.get_logger().warning(text)
-        self._conflicts = found
+        self._conflicts.look(self.inputs.images if self.inputs else [], self.configs.node)
         self._diagnostics.publish(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
@@ -291,7 +289,8 @@ class OdometryNode(ManagedNode):
             mounting_problem=p.mount.problem if p else "",
             learning=p.learning if p else None,
             external_odometry=p.external_odometry if p else "",
-            conflict="; ".join(self._conflicts),
+            fault=last.fault if last else "",
+            conflict="; ".join(self._conflicts.found),
             rate=p.rate.state() if p else Rate(),
             silent=p.rate.is_silent(time.monotonic(), self.configs.node.no_data_warning_s) if p else True,
             remedies=p.remedies if p else "",

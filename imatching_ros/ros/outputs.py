@@ -91,8 +91,13 @@ class Timing:
 
 
 class Outputs:
-    """Used by the thread that owns the odometry."""
+    """Used by the thread that owns the odometry.
 
+    Attributes:
+        tf_stamps: of the newest transforms on /tf; the executor's thread recognizes by them those that are not from here.
+    """
+
+    TF_STAMPS = 200
     PATH_PERIOD_NS = 500_000_000  # a whole path is a large message
 
     def __init__(self, node: LifecycleNode, config: NodeConfig) -> None:
@@ -108,6 +113,7 @@ class Outputs:
             node.get_logger().warning(
                 "tf2_msgs is not installed: no TF is published (apt install ros-$ROS_DISTRO-tf2-msgs)"
             )
+        self.tf_stamps: dict[int, None] = {}
         self._poses: deque[PoseStamped] = deque(maxlen=config.path_length)
         self._path_ns = 0
 
@@ -125,6 +131,9 @@ class Outputs:
         c = self.config
         self._send("odom", convert.make_odometry(stamp_ns, pose, c.odom_frame, c.base_frame))
         if self._tf is not None and c.publish_tf:
+            self.tf_stamps[stamp_ns] = None
+            if len(self.tf_stamps) > self.TF_STAMPS:
+                del self.tf_stamps[next(iter(self.tf_stamps))]
             self._tf.publish(
                 TFMessage(transforms=[convert.make_transform(stamp_ns, pose.T_OB, c.odom_frame, c.base_frame)])
             )
@@ -167,7 +176,7 @@ class Outputs:
             header=convert.make_header(output.stamp_ns, image.frame_id),
             state=STATES[output.state],
             reason=output.reason,
-            warning=image.gap,
+            warning="; ".join(text for text in (image.gap, output.fault) if text),
             mode=self.config.mode,
             metric=bool(output.metric),
             scale=output.scale,

@@ -26,11 +26,12 @@ from .image_decoder import ImageDecoder
 from .inbox import Inbox
 from .inputs import CameraImages
 from .lifecycle import ManagedNode
-from .mount import CameraMount, InstalledTransforms, TransformTree
+from .mount import CameraMount
 from .outputs import Counters, Outputs, Timing
 from .params import Configs
 from .rate import RateControl, remedies
 from .robot_pose import RobotPoseTracker
+from .tf_tree import TransformTree
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Resources:
     pipeline: Pipeline
     outputs: Outputs
     decoder: ImageDecoder  # numbers the frames; learning needs ids that are unique as long as the pipeline lives
-    tree: TransformTree | InstalledTransforms | None
+    tree: TransformTree | None
 
     def close(self, timeout_s: float | None = None) -> None:
         self.pipeline.close(timeout_s)
@@ -83,7 +84,7 @@ class Processor:
         self._camera: Any = None
         self._order = StampOrder()
         self._dropped = 0  # as of the image before
-        self._scale_warned = self._slow_warned = False
+        self._scale_warned = self._slow_warned = self._calibration_told = False
         self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
 
     def run(self) -> None:
@@ -165,6 +166,7 @@ class Processor:
         if self.external_odometry != "off":
             self.external_odometry = self._add_external_odometry(image.frame_id)
         output = self._track(frame)
+        output = replace(output, fault=output.fault or self._depth_fault(image))
         self._count(output)
         self._publish(output, frame, image)
         self._watch_rate(start_s)
@@ -254,18 +256,35 @@ class Processor:
         return True
 
     def _check_camera(self, frame: Frame) -> None:
-        """Another camera starts another map."""
-        if self._camera is not None and frame.camera != self._camera:
-            self._node.get_logger().warning(
-                f"the camera has changed from {self._camera} to {frame.camera}: a new map is started"
-            )
-            self._restart()
-        if frame.camera != self._camera and (text := plausibility_warning(frame.camera)):
+        """An image of another size, or another model of the lens, starts another map; other numbers are followed."""
+        before, now = self._camera, frame.camera
+        self._camera = now
+        another = before is None or (before.width, before.height, before.model) != (now.width, now.height, now.model)
+        if another and (text := plausibility_warning(now)):
             self._node.get_logger().warning(text)
-        self._camera = frame.camera
+        if before is None or before == now:
+            return
+        change = f"from {before} to {now}"
+        if another:
+            self._node.get_logger().warning(f"the camera has changed {change}: a new map is started")
+            self._restart()
+        elif not self._calibration_told:
+            self._calibration_told = True
+            self._node.get_logger().info(f"the calibration changes {change}: each image is used with its own")
+
+    def _depth_fault(self, image: CameraImages) -> str:
+        """That depth is of another camera than the image: it is then looked up at the wrong pixels."""
+        depth = image.images.get("depth/image")
+        frame = image.frame_id if depth is None else depth.header.frame_id.lstrip("/")
+        if self.mount.coincide(frame, image.frame_id):
+            return ""
+        return (
+            f"depth images are of the frame '{frame}', images of '{image.frame_id}'; expected depth registered to the image (the "
+            "driver's aligned depth, or depth_image_proc/register)"
+        )
 
     def _check_mount(self, image: CameraImages) -> None:
-        """Begins publishing when the camera's pose on the robot is found; begins again when TF replaces an assumption."""
+        """Follows the camera's pose on the robot. Publishing begins when it is found, and again when TF replaces an assumption."""
         if self._tracker is not None and self.mount.arrived_late(image.frame_id):
             self._node.get_logger().warning(
                 f"TF from {self.configs.node.base_frame} to {image.frame_id} has arrived: odometry is reset, because its poses so far "
@@ -274,10 +293,13 @@ class Processor:
             camera, order = self._camera, self._order
             self.reset()
             self._camera, self._order = camera, order
+        T_BC = self.mount.find(image.frame_id, image.stamp_ns)
+        if T_BC is None:
+            return
+        T_BC = T_BC @ self.decoder.T_optical_camera
         if self._tracker is None:
-            T_BC = self.mount.find(image.frame_id)
-            if T_BC is not None:
-                self._tracker = RobotPoseTracker(T_BC @ self.decoder.T_optical_camera)
+            self._tracker = RobotPoseTracker(T_BC)
+        self._tracker.mount(T_BC)
 
     def _add_external_odometry(self, camera_frame: str) -> str:
         """Passes external odometry on as poses of the camera; returns `used`, or why it is not used."""
@@ -286,7 +308,7 @@ class Processor:
         while self.messages:
             message = self.messages[0]
             child = message.child_frame_id.lstrip("/") or self.configs.node.base_frame
-            T_child_optical = self.mount.camera_in(child, camera_frame)
+            T_child_optical = self.mount.camera_in(child, camera_frame, stamp_ns(message.header.stamp))
             if T_child_optical is None:
                 external.blocked = f"no TF from {child} to {camera_frame or '(the images name no frame)'}"
                 self._node.warn_throttled("external odometry", f"external odometry not used: {external.blocked}")

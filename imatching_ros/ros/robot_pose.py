@@ -56,7 +56,6 @@ class RobotPoseTracker:
 
     def __init__(self, T_BC: np.ndarray) -> None:
         self._T_BC = T_BC
-        self._T_CB = transforms.inverse(T_BC)
         self._T_OW = T_BC
         self._map_id: int | None = None
         self._restarted = False
@@ -66,6 +65,10 @@ class RobotPoseTracker:
         self._last: _Last | None = None
         self._gap = True  # no image with a pose of the same map came just before
         self._speed = np.zeros(2)  # m/s and rad/s, the last known
+
+    def mount(self, T_BC: np.ndarray) -> None:
+        """Takes the pose of the camera on the base at the time of the next output; it may move."""
+        self._T_BC = T_BC
 
     def restart(self) -> None:
         """The core was reset, its covariance with it: its next pose is the last pose published."""
@@ -86,11 +89,15 @@ class RobotPoseTracker:
             return None
         T_WC = transforms.from_pose(output.T_WC.cpu().numpy())
         if self._restarted and self._last is not None:
-            self._T_OW = self._last.pose.T_OC @ transforms.inverse(T_WC)
+            self._T_OW = self._last.pose.T_OB @ self._T_BC @ transforms.inverse(T_WC)
             self._add_gap(output.stamp_ns, self._last)
+        elif self._last is not None and output.map_id != self._map_id:
+            # The core has placed its new map at the last pose of the camera, which may have moved on the base since.
+            T_OC = self._last.pose.T_OC
+            self._T_OW = self._last.pose.T_OB @ self._T_BC @ transforms.inverse(T_OC) @ self._T_OW
         self._gap = self._gap or self._restarted or output.map_id != self._map_id
         T_OC = self._T_OW @ T_WC
-        T_OB = T_OC @ self._T_CB
+        T_OB = T_OC @ transforms.inverse(self._T_BC)
         least = np.eye(6) * self.LEAST_VARIANCE
         covariance_B = self._of_base(output.covariance) + self._gap_at(T_OB) + least
         covariance_in_map = self._of_base(output.covariance_in_map) + least

@@ -58,6 +58,17 @@ def inverse(T: np.ndarray) -> np.ndarray:
     return out
 
 
+def interpolate(T_a: np.ndarray, T_b: np.ndarray, share: float) -> np.ndarray:
+    """From T_a (share 0) to T_b (share 1), and beyond: the position on a line, the rotation about one axis."""
+    out = np.eye(4)
+    turn = share * rotation_vector(T_a[:3, :3].T @ T_b[:3, :3])
+    angle = float(np.linalg.norm(turn))
+    K = skew(turn / angle) if angle > 0 else np.zeros((3, 3))
+    out[:3, :3] = T_a[:3, :3] @ (np.eye(3) + math.sin(angle) * K + (1 - math.cos(angle)) * K @ K)
+    out[:3, 3] = (1 - share) * T_a[:3, 3] + share * T_b[:3, 3]
+    return out
+
+
 def adjoint(T: np.ndarray) -> np.ndarray:
     """(6, 6) for [rho, phi]: T Exp(x) T^-1 = Exp(adjoint(T) x)."""
     R, t = T[:3, :3], T[:3, 3]

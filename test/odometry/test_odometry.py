@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +50,25 @@ def test_rgbd_is_metric_from_the_first_frame(clip):
     assert outputs[0].is_keyframe and outputs[0].covariance.shape == (6, 6)
     covariance = outputs[-1].covariance
     assert torch.allclose(covariance, covariance.T) and (torch.linalg.eigvalsh(covariance) > 0).all()
+
+
+def test_each_image_is_used_with_its_own_calibration():
+    """A zoom that breathes by 3 %, 5 px at the border: the map is carried over, and stays."""
+    frames = []
+    for k, frame in enumerate(rotating(10, 0.5)):
+        zoom = 1 + 0.03 * np.sin(k)
+        camera = replace(CAMERA, fx=CAMERA.fx * zoom, fy=CAMERA.fy * zoom)
+        warp = np.array([[zoom, 0, (1 - zoom) * CAMERA.cx], [0, zoom, (1 - zoom) * CAMERA.cy]])
+        image = cv2.warpAffine(
+            frame.image[0].numpy(), warp, (CAMERA.width, CAMERA.height), borderMode=cv2.BORDER_REFLECT
+        )
+        depth = torch.full((CAMERA.height, CAMERA.width), 2.0)
+        frames.append(replace(frame, image=torch.from_numpy(image)[None], camera=camera, depth=depth))
+    _, outputs = drive(frames, odometry__mode="rgbd", odometry__keyframe_parallax=0.001)
+    turned_deg = [float(geometry.log(o.T_WC)[3:].norm().rad2deg()) for o in outputs]
+    assert [o.state for o in outputs] == [TrackingState.TRACKING] * 10
+    assert turned_deg == pytest.approx([0.5 * k for k in range(10)], abs=0.15)
+    assert max(float(o.T_WC[:3].norm()) for o in outputs) < 0.02
 
 
 def without_depth(frame: Frame) -> Frame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
@@ -11,7 +12,10 @@ from peers import Peer, image_message, info_message, make_stamp, send_until, wai
 from imatching_ros.msg import Status
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
+from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
+
+from imatching_ros.ros.convert import make_transform
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -77,6 +81,14 @@ def test_other_cameras_odometry_and_names_are_told(robot, start_node):
     odometry = robot.peer.node.create_publisher(Odometry, "/odom", 1)
     robot.node.wait_for("/image has 2 publishers (/peer, /peer), expected one: images of two cameras are mixed", 20.0)
     robot.node.wait_for("/odom has 2 publishers (/imatching, /peer), expected one: their poses are mixed", 20.0)
+    tf = robot.peer.node.create_publisher(TFMessage, "/tf", 1)
+    twice = "another node publishes TF from odom to optical too"
+    link = make_transform(robot.stamp + 1, np.eye(4), "odom", "optical")
+    send_until(
+        lambda: tf.publish(TFMessage(transforms=[link])), lambda: twice in robot.conflict(), "TF", patience_s=2.0
+    )
+    assert twice in robot.node.output
+    robot.peer.node.destroy_publisher(tf)
     robot.peer.node.destroy_publisher(camera)
     robot.peer.node.destroy_publisher(odometry)
     twin = start_node({"autostart": "false"})

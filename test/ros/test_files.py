@@ -264,10 +264,9 @@ def test_every_dependency_of_the_code_is_in_package_xml():
         name
         for name in imported
         if name.endswith("_msgs")
-        or name in ("rclpy", "tf2_ros", "sensor_msgs_py", "builtin_interfaces", "rcl_interfaces", "std_srvs")
+        or name in ("rclpy", "sensor_msgs_py", "builtin_interfaces", "rcl_interfaces", "std_srvs")
         or name in ("ament_index_python", "launch", "launch_ros")
     }
-    ros = {"tf2_ros_py" if name == "tf2_ros" else name for name in ros}  # a module named unlike its package
     assert {"ament_index_python", "launch_ros"} <= ros and started == {"rviz2"}
     assert ros | started <= named, (ros | started) - named
     assert {"rclpy", "cv_bridge", "sensor_msgs_py", "python3-opencv"} <= named

@@ -10,6 +10,7 @@ import rclpy
 from peers import info_message, send_until
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from walls import CAMERA
 
@@ -91,6 +92,22 @@ def test_a_camera_info_that_comes_once_is_not_missed(make_inputs, capfd):
     inputs.check_silence()
     warnings = capfd.readouterr().err
     assert "nothing received on /image for" in warnings and "/camera_info for" not in warnings
+    executor.shutdown()
+
+
+def test_a_camera_info_that_was_sent_before_is_taken(make_inputs):
+    """Offered transient_local, which a volatile subscription is compatible with, but never gets."""
+    node, inputs = make_inputs()
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    node.create_publisher(CameraInfo, "camera_info", latched).publish(info_message(1, CAMERA))
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+
+    def check() -> None:
+        inputs.check_silence()
+        executor.spin_once(timeout_sec=0.1)
+
+    send_until(check, lambda: inputs.topics["camera_info"].count, "the CameraInfo", tries=100, patience_s=0.2)
     executor.shutdown()
 
 

@@ -14,9 +14,10 @@ from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
 
 from imatching_ros.core.errors import ConfigError
-from imatching_ros.ros.mount import CameraMount, TransformTree
+from imatching_ros.ros.mount import CameraMount
 from imatching_ros.ros.params import NodeConfig
 from imatching_ros.ros.processing import find_latency_ms
+from imatching_ros.ros.tf_tree import TransformTree
 
 pytestmark = pytest.mark.ros
 
@@ -128,7 +129,7 @@ def test_a_transform_that_is_none_is_ignored_with_one_warning(rotation, caplog):
 def test_the_camera_cannot_be_the_odometry_frame():
     mount = CameraMount(None, NodeConfig(odom_frame="camera"), None)
     with pytest.raises(ConfigError, match="odom_frame is 'camera', which is the frame of the images too"):
-        mount.find("camera")
+        mount.find("camera", 0)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_a_depth_camera_that_stops_holds_nothing_up(robot):
     assert "an image on /cam/image comes without one on /cam/depth" in lonely.warning
     robot.show()
     wait_until(lambda: robot.status[-1].header.stamp == make_stamp(robot.stamp), what="status of a whole pair")
-    assert robot.status[-1].warning == ""
+    wait_until(lambda: robot.status[-1].warning == "", what="a status without the warning")
 
 
 def test_unknown_encoding(robot):
@@ -262,6 +262,35 @@ def test_camera_that_changes_size_while_running(robot):
     np.testing.assert_allclose(after, before, atol=1e-6)  # goes on from the last pose, with more uncertainty
     assert robot.odom[-1].pose.covariance[0] > robot.odom[-2].pose.covariance[0]
     np.testing.assert_allclose(pose_of(robot.show((0, 0, 0.12), camera=small))[0][0], 0.12, atol=0.01)
+
+
+def test_a_calibration_that_changes_with_every_image_keeps_the_map(robot):
+    """As with autofocus: by .02 %, and at last by 2 %."""
+    robot.start_again()
+    maps, changes = robot.status[-1].map_id, robot.node.output.count("the camera has changed")
+    for k, share in enumerate((2e-4, -2e-4, 2e-4, -2e-4, 2e-2)):
+        camera = replace(CAMERA, fx=CAMERA.fx * (1 + share), fy=CAMERA.fy * (1 + share))
+        after = robot.show((0, 0, 0.02 * k), camera=camera)
+    np.testing.assert_allclose(pose_of(after)[0], [0.08, 0, 0], atol=0.01)
+    assert robot.status[-1].map_id == maps and robot.status[-1].state == Status.TRACKING
+    assert robot.node.output.count("the camera has changed") == changes
+    assert robot.node.output.count("each image is used with its own") == 1
+
+
+def test_depth_of_another_frame_is_told(robot):
+    image, depth = look()
+    robot.start_again()
+
+    def send() -> None:
+        robot.stamp += 10**8
+        robot.infos.publish(info_message(robot.stamp, CAMERA))
+        robot.depths.publish(image_message(robot.stamp, depth, "32FC1", "depth_optical"))
+        robot.images.publish(image_message(robot.stamp, image, "mono8"))
+
+    told = "depth images are of the frame 'depth_optical', images of 'optical'; expected depth registered to the image"
+    send_until(send, lambda: told in robot.status[-1].warning, "the warning in ~/status")
+    robot.show()
+    wait_until(lambda: robot.status[-1].warning == "", what="a status without the warning")
 
 
 def test_ends_cleanly(robot):

@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from imatching_ros.ros import convert, transforms
-from imatching_ros.ros.mount import TransformTree
+from imatching_ros.ros.tf_tree import TransformTree
 from imatching_ros.camera.decoding import decode_image
 
 pytestmark = pytest.mark.ros
