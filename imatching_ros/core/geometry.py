@@ -7,7 +7,7 @@ Homogeneous matrices are PyPose's. `inverse`, `act`, `compose`, `exp`, `log` and
 against PyPose's Inv, Act, @, Exp, Log and Adj. PyPose's gradients are in the tangent space: mixed with operations on plain tensors they are wrong
 without an error (test_geometry shows it for Exp). And PyPose takes four to five times as long on small batches: 147, 161, 315, 593 and 473 us
 where these take 37, 36, 78, 118 and 118, on 8 poses; with 12, 15, 6, 1 and 1 calls a frame that would be 5 ms, 4 % of a frame's 126 ms of
-processor time. Exp also leaves out the coupling of translation and rotation below 1e-8 rad.
+processor time; its Adj takes 0.7 ms for one pose where `adjoint` takes 0.06. Exp also leaves out the coupling of translation and rotation below 1e-8 rad.
 """
 
 from __future__ import annotations

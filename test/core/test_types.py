@@ -6,7 +6,7 @@ import torch
 from imatching_ros import bundle
 from imatching_ros.core import geometry
 from imatching_ros.core.config import BundleConfig
-from imatching_ros.core.types import TrackingState, to_json_value
+from imatching_ros.core.types import TrackingState, as_grey, to_json_value
 from imatching_ros.offline.experiments.ba_windows import make_window
 
 
@@ -24,3 +24,11 @@ def test_poses_of_a_result_are_pypose_poses():
     moved = result.poses[-1].Inv() @ result.poses[0]
     expected = geometry.relative(result.T_WC[-1], result.T_WC[0])
     assert torch.allclose(moved.tensor(), expected, atol=1e-12)
+
+
+def test_grey_is_the_luma_of_bt_601():
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = (image.double() * torch.tensor([0.299, 0.587, 0.114]).double()[:, None, None]).sum(0)
+    grey = as_grey(image)
+    assert grey.shape == (1, 40, 50) and grey.dtype == torch.uint8 and as_grey(grey) is grey
+    assert (grey[0] - expected).abs().max() < 0.5 + 1e-4

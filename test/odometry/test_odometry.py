@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from imatching_ros.core import geometry
 from imatching_ros.core.config import Config, walk
@@ -69,6 +70,27 @@ def test_each_image_is_used_with_its_own_calibration():
     assert [o.state for o in outputs] == [TrackingState.TRACKING] * 10
     assert turned_deg == pytest.approx([0.5 * k for k in range(10)], abs=0.15)
     assert max(float(o.T_WC[:3].norm()) for o in outputs) < 0.02
+
+
+class CountOperations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_frame_takes_few_operations(clip):
+    """Of torch: on a few hundred numbers each costs microseconds however small it is, several milliseconds a frame."""
+    config = configure("expectation", odometry__mode="rgbd")
+    odometry, counts = Odometry(config, create_matcher(config.matcher)), []
+    for frame, _ in clip[:8]:
+        with CountOperations() as operations:
+            output = odometry.track(frame)
+        odometry.extend()
+        counts.append(operations.count)
+    assert output.state is TrackingState.TRACKING
+    assert sorted(counts[2:])[3] < 1400  # about 1150, of which the network takes 70
 
 
 def without_depth(frame: Frame) -> Frame:
