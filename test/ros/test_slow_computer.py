@@ -54,7 +54,7 @@ def test_a_steady_share_of_the_images_is_processed(peer, start_node):
     try:
         wait_until(lambda: status and status[-1].every_nth > 1, 240.0, "a lower rate")
         begun = len(status)
-        wait_until(lambda: len(status) >= begun + 12, 240.0, "twelve images at that rate")
+        wait_until(lambda: len(status) >= begun + 8, 240.0, "eight images at that rate")
         last = status[-1]
         report = wait_until(lambda: slow_report(diagnostics), 10.0, "diagnostics of a slow computer")
     finally:
@@ -62,7 +62,8 @@ def test_a_steady_share_of_the_images_is_processed(peer, start_node):
     stamps = np.array([m.header.stamp.sec + m.header.stamp.nanosec * 1e-9 for m in status[begun:]])
     steps = np.rint(np.diff(stamps) / INTERVAL_S).astype(int)
     held = np.array([m.every_nth for m in status[begun + 1 :]])
-    assert (steps == held).mean() > 0.6, (steps, held)
+    # Equal, but for images that a busy computer loses before they arrive, which widens a step.
+    assert (steps >= held).mean() > 0.8 and np.median(steps / held) < 1.3, (steps, held)
     assert last.frames_dropped > last.frames_processed and last.frames_received >= last.frames_dropped
     assert last.processed_hz < last.input_hz <= 1.3 / INTERVAL_S
     assert "image is processed, for one takes" in report.message and "matcher.max_width to 640" in report.message
