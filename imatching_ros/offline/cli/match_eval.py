@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, table.md and images")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--max-width",
+        type=int,
+        default=1280,
+        metavar="PX",
+        help="as the setting matcher.max_width (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch and OpenCV (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-pose", action="store_true", help="leave out relative poses, which take most of the time")
@@ -73,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     interrupted = False
     for path in args.sources:
         source = open_source(path, source_options(args))
-        matchers = [make_pair_matcher(name, args.device) for name in args.matcher or DEFAULT]
+        matchers = [make_pair_matcher(name, args.device, args.max_width) for name in args.matcher or DEFAULT]
         total = count_pairs(source, gaps, args.pairs)
         with Progress(f"match-eval {source.name}", total, "pairs", quiet=args.quiet) as progress:
             try:
@@ -88,13 +95,16 @@ def run(args: argparse.Namespace) -> int:
 
             source = open_source(args.sources[0], source_options(args))
             write_match_images(
-                args.out, [make_pair_matcher(name, args.device) for name in args.matcher or DEFAULT], source, gaps
+                args.out,
+                [make_pair_matcher(name, args.device, args.max_width) for name in args.matcher or DEFAULT],
+                source,
+                gaps,
             )
     print(json.dumps(to_json_value(results), indent=2) if args.json else table(results))
     return 130 if interrupted else 0
 
 
-def make_pair_matcher(text: str, device: str = "cpu") -> Any:
+def make_pair_matcher(text: str, device: str = "cpu", max_width: int = 1280) -> Any:
     """NAME[:WEIGHTS] -> a matcher.
 
     Raises:
@@ -111,7 +121,7 @@ def make_pair_matcher(text: str, device: str = "cpu") -> Any:
         "sift-own": (OwnKeypoints, "sift"),
         "sift-corners": (SiftCorners, "sift"),
     }.get(name, (PairMatcher, name))
-    matcher = create_matcher(MatcherConfig(name=base, weights=weights or "default", device=device))
+    matcher = create_matcher(MatcherConfig(name=base, weights=weights or "default", device=device, max_width=max_width))
     return kind(text, matcher, QUERIES) if kind is OwnKeypoints else kind(text, matcher)
 
 
