@@ -95,6 +95,8 @@ class RateControl:
         self._cost_s = math.nan  # their 90th percentile
         self._every_nth = 1
         self._since_admitted = 0  # images, the newest included
+        self._admitted_s = -math.inf
+        self._longest_s = 0.0  # between two that are admitted, for images that come more slowly than when n was chosen
         self._dropped = self._dropped_before = 0  # images that were admitted and dropped, so far and at the last change
         self._since_change = -1  # processed images; the very first one also loads libraries, and does not count
         self.skipped = 0
@@ -104,9 +106,9 @@ class RateControl:
         with self._lock:
             self._input.add(now_s)
             self._since_admitted += 1
-            admitted = self._since_admitted >= self._every_nth
+            admitted = self._since_admitted >= self._every_nth or now_s - self._admitted_s > self._longest_s
             if admitted:
-                self._since_admitted = 0
+                self._since_admitted, self._admitted_s = 0, now_s
             self.skipped += not admitted
             return admitted
 
@@ -153,6 +155,7 @@ class RateControl:
 
     def _change(self, every_nth: int) -> None:
         self._every_nth, self._since_change, self._dropped_before = every_nth, 0, self._dropped
+        self._longest_s = (every_nth + 0.5) * (self._input.interval_s or 0.0)
         self._costs.clear()  # images at other distances take other times
 
 

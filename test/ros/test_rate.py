@@ -106,8 +106,15 @@ def test_a_camera_that_slows_down_is_processed_whole_again():
     computer = Computer(lambda distance: 0.08)
     computer.play(100, 0.05)
     assert computer.rate.state().every_nth == 2
-    computer.play(100, 0.2, start_s=5.0)
+    assert set(computer.play(100, 0.2, start_s=5.0)) == {1}
     assert computer.rate.state().every_nth == 1
+
+
+def test_after_a_burst_single_images_are_processed():
+    computer = Computer(lambda distance: 0.08)
+    computer.play(200, 0.002)
+    assert computer.rate.state().every_nth > 20
+    assert set(computer.play(10, 5.0, start_s=10.0)) == {1}
 
 
 def test_one_slow_image_decides_nothing():
