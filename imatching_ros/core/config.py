@@ -293,7 +293,7 @@ class LearningConfig:
     learning_rate: float = setting(3e-4, "step size of Adam", low=1e-7, high=1e-1, live=True, expose=True)
     clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3, live=True)
     l2_sp: float = setting(
-        0.02,
+        0.1,
         "decay to the pretrained weights (L2-SP) with each step, times the learning rate / 1e-3",
         low=0.0,
         high=1.0,
@@ -310,13 +310,19 @@ class LearningConfig:
     residual_weight: float = setting(
         1.0, "weight of the reprojection residual (the upper level itself)", low=0.0, high=100.0, live=True
     )
-    auxiliary_weight: float = setting(
-        0.1,
-        "weight of the cross-entropy of the matching distributions at the reprojected landmark "
-        "(an approximation: it pulls the wrong cells that the residual cannot see)",
+    pseudo_truth_weight: float = setting(
+        1.0,
+        "weight of the cross-entropy and coordinate cost at the landmarks of the window's own bundle adjustment, over pairs of its "
+        "keyframes (an approximation: it pulls the wrong matches that the residual cannot see)",
         low=0.0,
         high=100.0,
         live=True,
+    )
+    augment: bool = setting(
+        True, "other light, noise, blur and views of the pairs of pseudo-truth; false for experiments only"
+    )
+    warp_weight: float = setting(
+        0.3, "weight of the same cost on random homographies of live images", low=0.0, high=100.0, live=True
     )
     keyframes_per_step: int = setting(
         4, "keyframes of a window between which matches carry the gradient of a step", low=2, high=30, live=True

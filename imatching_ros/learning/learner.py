@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -189,7 +190,8 @@ class Learner:
                 continue
             self.steps += 1
             self.status.step += 1
-            self.status.loss = result.residual
+            if isfinite(result.residual):
+                self.status.loss = result.residual
             self._emit("learning_step", sample.stamp_ns, step=self.status.step, **vars(result))
 
     def _draw_replay(self) -> list[LearningSample]:
@@ -206,7 +208,8 @@ class Learner:
             if self.steps < self.settings.candidate_steps:
                 return None
             test = candidate_test(self.settings, self.spending, sample.stamp_ns)
-            self.candidate = Comparison(self.stepper.ema_matcher(), test, frozenset(self.training_ids))
+            candidate = self.stepper.candidate([*self.replay], self.generator)
+            self.candidate = Comparison(candidate, test, frozenset(self.training_ids))
             self.steps = 0
         if not self.settings.guard:
             no_test = Verdict("better", "no guard", float("nan"), float("nan"), 0)

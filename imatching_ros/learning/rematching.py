@@ -12,18 +12,8 @@ from ..core import geometry
 from ..bundle import solve
 from ..core.config import BundleConfig, LearningConfig
 from ..core.types import BAResult, LearningSample, ObservationKind, WindowSnapshot
-from ..matching.base import Features, Matcher, Prediction, Queries
+from ..matching.base import Features, Matcher, Queries
 from .cooperative_yield import cooperative_yield, yield_in_backward
-
-
-@dataclass(frozen=True)
-class GradientMatches:
-    """What was matched into one keyframe with gradients: its observations, then landmarks that were not observed there but should be."""
-
-    keyframe: int
-    observations: Tensor  # (n,) int64
-    points: Tensor  # (n + e,) int64; the first n are those of the observations
-    prediction: Prediction  # (1, n + e, ...)
 
 
 @dataclass(frozen=True)
@@ -33,7 +23,7 @@ class Rematch:
     uv: Tensor  # (O, 2) float32 raw px; with gradients when asked for
     score: Tensor  # (O,)
     sigma_px: Tensor  # (O,)
-    gradient_matches: tuple[GradientMatches, ...] = ()
+    has_gradient: Tensor  # (O,) bool: of uv
 
 
 @dataclass(frozen=True)
@@ -74,18 +64,18 @@ def rematch(
 ) -> Rematch:
     """Matches every landmark from its host keyframe into the keyframes that observed it, searching around its reprojection.
 
-    Matches between two of the gradient keyframes keep gradients and distributions: from both images, as with gradients from one
-    of them alone a network would chase itself.
+    Matches between two of the gradient keyframes keep gradients: from both images, as with gradients from one of them alone a network
+    would chase itself.
     """
     window = sample.window
     queries, order = describe(matcher, sample, features)
     expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
     # In raw px again: `measurements` turns all of them into ideal px.
     uv, sigma = sample.uv_px.clone(), (window.sigma[:, 0] / window.camera.stretch(window.obs[:, :2])).float()
-    score = torch.ones(len(uv))
-    parts = []
-    for k, observations, points, differentiable in _matches_to_make(sample, expected, gradient_keyframes):
+    score, has_gradient = torch.ones(len(uv)), torch.zeros(len(uv), dtype=torch.bool)
+    for k, observations, differentiable in _matches_to_make(sample, gradient_keyframes):
         cooperative_yield()
+        points = window.pt_idx[observations]
         with torch.set_grad_enabled(differentiable):
             prediction = matcher.match(
                 queries.select(order[points].to(matcher.device)),
@@ -96,20 +86,17 @@ def rematch(
             )
         if differentiable:
             yield_in_backward(prediction.uv)
-            parts.append(GradientMatches(k, observations, points, prediction))
-        count = len(observations)
-        uv = uv.index_put((observations,), prediction.uv[0, :count].cpu())
-        score[observations] = prediction.score[0, :count].detach().cpu()
-        sigma[observations] = prediction.sigma_px[0, :count].detach().cpu()
-    return Rematch(uv, score, sigma, tuple(parts))
+            has_gradient[observations] = True
+        uv = uv.index_put((observations,), prediction.uv[0].cpu())
+        score[observations] = prediction.score[0].detach().cpu()
+        sigma[observations] = prediction.sigma_px[0].detach().cpu()
+    return Rematch(uv, score, sigma, has_gradient)
 
 
-def _matches_to_make(
-    sample: LearningSample, expected: Tensor, gradient_keyframes: Collection[int]
-) -> Iterator[tuple[int, Tensor, Tensor, bool]]:
-    """Yields (keyframe, observations, points, with gradients): for each keyframe the matches with gradients, then the others.
+def _matches_to_make(sample: LearningSample, gradient_keyframes: Collection[int]) -> Iterator[tuple[int, Tensor, bool]]:
+    """Yields (keyframe, observations, with gradients): for each keyframe the matches with gradients, then the others.
 
-    Those with gradients are between two gradient keyframes; after the points of their observations come unmatched landmarks.
+    Those with gradients are between two gradient keyframes.
     """
     window = sample.window
     is_host = torch.zeros(len(window.obs), dtype=torch.bool)
@@ -119,15 +106,9 @@ def _matches_to_make(
     for k in range(len(sample.images)):
         inside = torch.nonzero((window.kf_idx == k) & ~is_host)[:, 0]
         has_gradient = host_has_gradient[window.pt_idx[inside]] & (k in gradient_keyframes)
-        with_gradients, others = inside[has_gradient], inside[~has_gradient]
-        points = window.pt_idx[with_gradients]
-        if k in gradient_keyframes:
-            unmatched = unmatched_landmarks(sample, k, expected[k])
-            points = torch.cat([points, unmatched[host_has_gradient[unmatched]]])
-        if len(points):
-            yield k, with_gradients, points, True
-        if len(others):
-            yield k, others, window.pt_idx[others], False
+        for observations, differentiable in ((inside[has_gradient], True), (inside[~has_gradient], False)):
+            if len(observations):
+                yield k, observations, differentiable
 
 
 def unmatched_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bundle import refine_pose
+from ..bundle import View, refine_pose
 from ..core import geometry
 from ..core.config import BundleConfig, LearningConfig
 from ..core.types import BAStatus, LearningSample, ObservationKind
 from ..matching.base import Matcher
 from .rematching import Rematch, observe
-from .warps import CORNER_SHIFT, draw_pair
+from .warps import CORNER_SHIFT, draw_homography, draw_pair
 
 # A warp as between neighbouring keyframes, and a wide one as across a window: a bias along the flow grows with the flow.
 CORNER_SHIFTS = (CORNER_SHIFT, 4 * CORNER_SHIFT)
@@ -65,7 +65,7 @@ def _one_warp(
 
     The signed ones are of matches within the cap: what is further off is a wrong match, not a bias.
     """
-    pair = draw_pair(image, rng, corner_shift)
+    pair = draw_pair(image, rng, draw_homography(image.shape, rng, corner_shift))
     truth, inside = pair.truth(uv.numpy())
     # Searched as odometry searches: around a place that is roughly known.
     radius = config.search_radius * image.shape[1]
@@ -103,9 +103,8 @@ def translation_ratio(sample: LearningSample, found: Rematch, config: LearningCo
         T_HN = geometry.relative(sample.result.T_WC[host], sample.result.T_WC[newest])
         points_H = geometry.back_project(window.camera, window.obs[hosts[own], :2], depth[own])
         uv = window.camera.undistort(found.uv[seen[own]].double())
-        obs = torch.cat([uv, torch.zeros(len(uv), 1, dtype=torch.float64)], 1)
-        kind = torch.full((len(uv),), int(ObservationKind.MONO))
-        pose = refine_pose(window.camera, T_HN, points_H, obs, kind, torch.ones_like(obs), bundle)
+        view = View.mono(window.camera, points_H, uv, torch.ones(len(uv), dtype=torch.float64))
+        pose = refine_pose(view, T_HN, bundle, covariance=False)
         reference = T_HN[:3]
         if pose.status is BAStatus.CONVERGED and float(reference.norm() / depth[own].median()) > config.min_baseline:
             ratios.append(float(pose.T_WC[:3] @ reference / (reference @ reference)))

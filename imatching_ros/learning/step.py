@@ -4,12 +4,16 @@ One forward pass matches the window with the candidate's weights, bundle adjustm
 these matches, and the residual flows back into the weights: dR/dtheta = dR/df * df/dtheta (iMatching, arXiv 2312.02141).
 The terms through T* and p* vanish, because both levels share one residual and one robust kernel (`residuals`) and the lower
 level has converged. T* and p* are always those of the weights being updated.
+
+Beside the residual, a step descends costs that are no gradient of it: `supervision.correspondence_loss` on pseudo-truth of odometry's
+own bundle adjustment, augmented, and on warps of live images (`pseudo_truth`). It also decays to the pretrained weights (L2-SP; Li et
+al., ICML 2018).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,14 +23,26 @@ from ..core import residuals
 from ..core.config import BundleConfig, LearningConfig
 from ..core.types import BAStatus, LearningSample
 from ..matching.base import Matcher
-from .rematching import Rematch, Solution, expected_uv, measurements, observe, rematch, solve_again
-from .cooperative_yield import cooperative_yield, yield_in_backward
+from .confidence import refit_confidence
+from .cooperative_yield import cooperative_yield
+from .pseudo_truth import (
+    MIN_TRUSTED_VIEWS,
+    MIN_WEIGHT,
+    TrainingPair,
+    augment_pair,
+    count_views,
+    draw_pairs,
+    draw_warp,
+)
+from .rematching import Rematch, Solution, measurements, observe, rematch, solve_again
+from .supervision import correspondence_loss
 
 Solver = Callable[[LearningSample, Rematch, LearningConfig, BundleConfig], Solution]
 
-MIN_WEIGHT = 0.25  # observations that the robust kernel trusts less than this do not contribute
-MIN_TRUSTED_VIEWS = 3  # two views of a landmark constrain nothing along the epipolar line
 MIN_OBSERVATIONS = 30  # the gradient of fewer is mostly noise
+PAIRS = 2  # of keyframes with pseudo-truth in a step, beside one warp
+# So many of the steps take the residual, with as much more weight: to match and solve a window again costs more than all other terms.
+RESIDUAL_SHARE = 0.125
 
 # Why a window that passed the gate has no loss.
 NOT_SOLVED = {
@@ -37,21 +53,22 @@ NOT_FINITE = "gradient not finite"
 
 
 @dataclass(frozen=True)
-class WindowLoss:
-    """The loss of one window."""
+class Residual:
+    """The residual of one window."""
 
-    loss: Tensor  # (), with its graph
-    residual: Tensor  # () mean robust cost of the observations used, in squared sigmas
-    auxiliary: Tensor  # ()
+    cost: Tensor  # () mean robust cost of the observations used, in squared sigmas; with its graph
     observations: int
 
 
 @dataclass(frozen=True)
 class StepResult:
+    """The terms of one step, without their weights; NaN where a term was not due."""
+
     residual: float  # mean robust cost of the observations used, in squared sigmas
-    auxiliary: float
-    observations: int
-    gradient_norm: float
+    pseudo_truth: float  # mean over pairs
+    warp: float
+    observations: int  # of the residual
+    gradient_norm: float = float("nan")
 
 
 def training_observations(sample: LearningSample, solution: Solution) -> Tensor:
@@ -59,16 +76,10 @@ def training_observations(sample: LearningSample, solution: Solution) -> Tensor:
     train = (
         (solution.weight > MIN_WEIGHT)
         & ~sample.held_out
-        & (count_views(sample, solution)[sample.window.pt_idx] >= MIN_TRUSTED_VIEWS)
+        & (count_views(sample, solution.weight)[sample.window.pt_idx] >= MIN_TRUSTED_VIEWS)
     )
     train[sample.host_obs] = False
     return train
-
-
-def count_views(sample: LearningSample, solution: Solution) -> Tensor:
-    """(P,) int64: trusted observations of every landmark."""
-    views = torch.zeros(len(sample.window.points_W), dtype=torch.long)
-    return views.index_add_(0, sample.window.pt_idx, (solution.weight > MIN_WEIGHT).long())
 
 
 def draw_gradient_keyframes(count: int, config: LearningConfig, generator: torch.Generator) -> list[int]:
@@ -105,28 +116,6 @@ def residual_loss(
     return residuals.RobustKernel(bundle.kernel, bundle.kernel_width).cost(s).mean() / 2
 
 
-def auxiliary_loss(sample: LearningSample, found: Rematch, solution: Solution) -> Tensor:
-    """Mean cross-entropy of the matching distributions at the reprojected landmarks, those included that were not found.
-
-    Not the gradient of anything that bundle adjustment minimises: an approximation, which pulls where the residual is blind, in a
-    wrong coarse cell. Zero for matchers without distributions.
-    """
-    expected = expected_uv(sample, solution.T_WC, solution.points_W)
-    views = count_views(sample, solution)
-    total, count = torch.zeros(()), 0
-    for part in found.gradient_matches:
-        # A wrong match of a landmark that others have fixed is what this term is for; what is held out stays out.
-        known = views[part.points] >= MIN_TRUSTED_VIEWS
-        known[: len(part.observations)] &= ~sample.held_out[part.observations]
-        at = expected[part.keyframe, part.points].nan_to_num(-1e6)
-        for distribution in part.prediction.distributions:
-            loss, inside = distribution.cross_entropy(at[None].to(part.prediction.uv))
-            yield_in_backward(loss)
-            total = total + (loss[0] * (known.to(inside.device) & inside[0])).sum().cpu()
-        count += int(known.sum())
-    return total / max(count, 1)
-
-
 class Stepper:
     """Owns the optimizer of weights in training, and their exponential moving average (EMA)."""
 
@@ -141,7 +130,7 @@ class Stepper:
         """`solve` is the lower level; experiments replace it by the truth."""
         self.matcher, self.solve = matcher, solve
         self.configure(config, bundle)
-        # The match confidence keeps its pretrained weights: the residual alone could lower itself by turning sigma up.
+        # Steps leave the match confidence alone: the residual could lower itself by turning sigma up. Candidates have it refitted.
         named = [(n, p) for n, p in matcher.named_parameters() if not n.startswith("confidence.")]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
@@ -163,19 +152,54 @@ class Stepper:
     def step(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
         """One step on a window, or the reason why none was taken (a step without a gradient would still move the weights, by
         Adam's momentum)."""
-        result = self.window_loss(sample, draw_gradient_keyframes(len(sample.images), self.config, generator))
+        self.optimizer.zero_grad(set_to_none=True)
+        result = self.accumulate(sample, generator)
         if isinstance(result, str):
             return result
-        self.optimizer.zero_grad(set_to_none=True)
-        cooperative_yield()
-        result.loss.backward()
         norm = self.update()
-        if norm is None:
-            return NOT_FINITE
-        return StepResult(float(result.residual), float(result.auxiliary), result.observations, norm)
+        return NOT_FINITE if norm is None else replace(result, gradient_norm=norm)
 
-    def window_loss(self, sample: LearningSample, gradient_keyframes: list[int]) -> WindowLoss | str:
-        """The loss of a window with the weights as they are, or the reason why it has none.
+    def accumulate(self, sample: LearningSample, generator: torch.Generator) -> StepResult | str:
+        """Adds the gradient of a window's loss to what the weights hold, or returns the reason why it has none.
+
+        Term by term, pair by pair, so that no more than one graph is in memory.
+        """
+        settings = self.config
+        residual = self._residual_term(sample, generator)
+        pseudo_truth, warps = [], []
+        for pair in draw_pairs(sample, PAIRS if settings.pseudo_truth_weight > 0 else 0, generator):
+            augmented = augment_pair(pair, generator) if settings.augment else pair
+            pseudo_truth.append(self._descend_pair(augmented, settings.pseudo_truth_weight / PAIRS, generator))
+        if settings.warp_weight > 0:
+            warps.append(self._descend_pair(draw_warp(sample, generator), settings.warp_weight, generator))
+        if isinstance(residual, str) and not pseudo_truth and not warps:
+            return residual
+        cost, observations = (float("nan"), 0) if isinstance(residual, str) else residual
+        return StepResult(cost, _mean(pseudo_truth), _mean(warps), observations)
+
+    def _residual_term(self, sample: LearningSample, generator: torch.Generator) -> tuple[float, int] | str:
+        """Value and observations of the term, or the reason why this step does without it."""
+        settings = self.config
+        alone = settings.pseudo_truth_weight == 0 and settings.warp_weight == 0
+        share = 1.0 if alone else RESIDUAL_SHARE
+        due = float(torch.rand((), generator=generator)) < share
+        if settings.residual_weight == 0 or not due:
+            return TOO_FEW
+        result = self.residual(sample, draw_gradient_keyframes(len(sample.images), settings, generator))
+        if isinstance(result, str):
+            return result
+        return self._descend(result.cost, settings.residual_weight / share), result.observations
+
+    def _descend_pair(self, pair: TrainingPair, weight: float, generator: torch.Generator) -> float:
+        return self._descend(correspondence_loss(self.matcher, pair, generator), weight)
+
+    def _descend(self, loss: Tensor, weight: float) -> float:
+        cooperative_yield()
+        (weight * loss).backward()
+        return float(loss.detach())
+
+    def residual(self, sample: LearningSample, gradient_keyframes: list[int]) -> Residual | str:
+        """The residual of a window with the weights as they are, or the reason why it has none.
 
         All of the window is matched and solved; the gradient passes through the matches between the gradient keyframes alone. Drawn
         at random, they give an unbiased part of it at a part of the cost.
@@ -184,17 +208,10 @@ class Stepper:
         solution = self.solve(sample, found, self.config, self.bundle)
         if solution.result.status is not BAStatus.CONVERGED:
             return NOT_SOLVED[solution.result.status]
-        train = training_observations(sample, solution)
-        has_gradient = torch.zeros_like(train)
-        for part in found.gradient_matches:
-            has_gradient[part.observations] = True
-        train &= has_gradient
+        train = training_observations(sample, solution) & found.has_gradient
         if int(train.sum()) < MIN_OBSERVATIONS:
             return TOO_FEW
-        residual = residual_loss(sample, found, solution, train, self.bundle)
-        auxiliary = auxiliary_loss(sample, found, solution)
-        loss = self.config.residual_weight * residual + self.config.auxiliary_weight * auxiliary
-        return WindowLoss(loss, residual.detach(), auxiliary.detach(), int(train.sum()))
+        return Residual(residual_loss(sample, found, solution, train, self.bundle), int(train.sum()))
 
     def update(self) -> float | None:
         """Moves the weights by the gradients that they hold; returns their norm, or None, and moves nothing, when it is not finite."""
@@ -244,7 +261,7 @@ class Stepper:
 
     @torch.no_grad()
     def ema_matcher(self) -> Matcher:
-        """A copy of the matcher with the exponential moving average (EMA) of its weights: what is validated and deployed.
+        """A copy of the matcher with the exponential moving average (EMA) of its weights.
 
         A step on a few keyframes shakes the weights; the mean keeps what the steps agree on (Polyak and Juditsky 1992).
         """
@@ -254,3 +271,13 @@ class Stepper:
             own[name].copy_(mean)
         twin.weights_version = self.matcher.weights_version
         return twin.eval()
+
+    def candidate(self, samples: Sequence[LearningSample], generator: torch.Generator) -> Matcher:
+        """`ema_matcher` with its match confidence refitted on warps of the samples' images: what is validated and deployed."""
+        matcher = self.ema_matcher()
+        refit_confidence(matcher, samples, generator)
+        return matcher
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

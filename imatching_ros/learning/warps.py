@@ -1,6 +1,6 @@
 """Random homographies, and pairs of images related by one: truth that passes through no bundle adjustment.
 
-Validation on the robot draws small ones, offline training those between two views of a plane.
+Validation on the robot draws small ones, the learning step and the offline training those between two views of a plane.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class WarpedPair:
         return uv_b, ((uv_b >= 0) & (uv_b <= [width - 1, height - 1])).all(-1)
 
 
-def draw_pair(image: np.ndarray, rng: Generator, corner_shift: float = CORNER_SHIFT) -> WarpedPair:
-    """A random homography and change of light of an image (H, W) uint8.
+def draw_pair(image: np.ndarray, rng: Generator, H_BA: np.ndarray | None = None) -> WarpedPair:
+    """A homography, by default a small random one, and a random change of light of an image (H, W) uint8.
 
     The image's own noise must not be what is matched, or a matcher that learned to ignore noise would seem to have become
     worse: both images are made from the smoothed one, each with new noise of the image's strength.
     """
     height, width = image.shape
     noise, smooth = noise_level(image), cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=1.0)
-    H_BA = draw_homography((height, width), rng, corner_shift)
+    H_BA = draw_homography((height, width), rng) if H_BA is None else H_BA
     warped = cv2.warpPerspective(smooth, H_BA, (width, height), borderMode=cv2.BORDER_REFLECT)
     warped = warped * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
     image_a, image_b = (

@@ -116,6 +116,12 @@ class Prediction:
     distributions: tuple[Distribution, ...] = ()  # coarse to fine, of matchers that have them; only from `forward`
 
 
+def decode_confidence(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Output (..., 2) of a confidence head -> score and sigma_px (...,)."""
+    logit, log_sigma = raw.unbind(-1)
+    return torch.sigmoid(logit), log_sigma.clamp(-4, 4).exp()
+
+
 class Matcher(nn.Module, ABC):
     """Base of all matchers. Subclasses implement `extract`, `describe` and `match`."""
 
@@ -153,6 +159,10 @@ class Matcher(nn.Module, ABC):
             radius_px: search only within this distance of `predicted` (a number, or (T, N)).
             differentiable: keep what a loss needs, `distributions` included.
         """
+
+    def confidence_head(self) -> nn.Module | None:
+        """The layers that turn what is known of a match (..., k) into what `decode_confidence` reads; None where there are none."""
+        return None
 
     def points(self, features: Features) -> Tensor | None:
         """The points (K, 2) raw px at which this matcher is best queried, best first; None where any corner will do."""

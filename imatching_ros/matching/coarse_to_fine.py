@@ -50,6 +50,7 @@ class CoarseToFine(Matcher):
     """Base of `ExpectationMatcher` and `RegressionMatcher`."""
 
     min_side_px = MIN_SIDE_PX
+    confidence: nn.Module  # (B, N, k) -> (B, N, 2), for `decode_confidence`
     backbone_type: ClassVar[type[Backbone | FastBackbone]] = Backbone
 
     def __init__(self, config: MatcherConfig | None = None, *, batch_norm: bool = False) -> None:
@@ -72,6 +73,9 @@ class CoarseToFine(Matcher):
     @abstractmethod
     def locate(self, surface: LocalSurface, evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fine surface and coarse evidence (B, N, 3) -> uv (B, N, 2) raw px, score (B, N), sigma_px (B, N)."""
+
+    def confidence_head(self) -> nn.Module:
+        return self.confidence
 
     def extract(self, images: Tensor) -> list[Features]:
         self.check(images)

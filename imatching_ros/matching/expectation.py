@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import FINE_STRIDE, Backbone, FastBackbone
+from .base import decode_confidence
 from .coarse_to_fine import CoarseToFine, LocalSurface, REFINE_WINDOW, WINDOW, slide
 
 
@@ -46,8 +47,7 @@ class ExpectationMatcher(CoarseToFine):
         shape = [similarity.amax(-1)[..., None], wide.amax(-1)[..., None], spreads.sqrt()]
         shape.append((mean - reach).detach().norm(dim=-1, keepdim=True))
         # Confidence describes the match and must not bend the features that make it: no gradient goes back from here.
-        logit, log_sigma = self.confidence(torch.cat([evidence, *shape], -1).detach()).unbind(-1)
-        return uv, torch.sigmoid(logit), log_sigma.clamp(-4, 4).exp()
+        return uv, *decode_confidence(self.confidence(torch.cat([evidence, *shape], -1).detach()))
 
 
 def _marginals(weight: Tensor, side: int) -> Tensor:

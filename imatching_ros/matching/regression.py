@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import FINE_STRIDE
+from .base import decode_confidence
 from .coarse_to_fine import CoarseToFine, LocalSurface, REFINE_WINDOW, WINDOW, slide
 
 
@@ -47,5 +48,4 @@ class RegressionMatcher(CoarseToFine):
 
         shape = torch.cat([evidence, narrow, second], -1)
         # Confidence describes the match and must not bend the features that make it: no gradient goes back from here.
-        logit, log_sigma = self.confidence(shape.detach()).unbind(-1)
-        return uv, torch.sigmoid(logit), log_sigma.clamp(-4, 4).exp()
+        return uv, *decode_confidence(self.confidence(shape.detach()))

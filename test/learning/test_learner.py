@@ -41,7 +41,7 @@ class Story:
             with torch.no_grad():
                 stepper.parameters[0].add_(0.01)
                 stepper.ema[0].copy_(stepper.parameters[0])
-            return StepResult(1.0, 1.0, 100, 1.0)
+            return StepResult(1.0, 1.0, 1.0, 100, 1.0)
 
         def score(matcher, window, settings, bundle, seed):
             value = hash_state(matcher.state_dict())

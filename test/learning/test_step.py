@@ -9,7 +9,8 @@ from torch import nn
 from imatching_ros.core.config import BundleConfig, LearningConfig
 from imatching_ros.core.types import BAStatus, ObservationKind
 from imatching_ros.learning.rematching import Rematch, solve_again
-from imatching_ros.learning.step import residual_loss, training_observations
+from imatching_ros.learning.step import StepResult, Stepper, residual_loss, training_observations
+from imatching_ros.matching.expectation import FastExpectationMatcher
 
 TIGHT = dict(cost_tolerance=0.0, max_iterations=60)
 
@@ -29,7 +30,7 @@ class Displacement(nn.Module):
 
     def rematch(self):
         uv = self.base + self.matched * self.layers(self.inputs)
-        return Rematch(uv, torch.ones(len(uv)), torch.full((len(uv),), 0.5))
+        return Rematch(uv, torch.ones(len(uv)), torch.full((len(uv),), 0.5), self.matched[:, 0].bool())
 
 
 def scattered(sample):
@@ -112,3 +113,35 @@ def test_held_out_host_and_distrusted_observations_are_not_trained_on(make_sampl
     assert not train[sample.host_obs].any()
     assert (solution.weight[sample.held_out] == 0).all()
     assert (solution.weight[train] > 0).all()
+
+
+class Counted(Stepper):
+    """Counts how often the residual is asked for; it is refused."""
+
+    asked = 0
+
+    def residual(self, sample, gradient_keyframes):
+        self.asked += 1
+        return "refused"
+
+
+def make_stepper(**settings):
+    torch.manual_seed(0)
+    matcher = FastExpectationMatcher().eval()
+    config = dataclasses.replace(LearningConfig(), **settings)
+    return Counted(matcher, matcher.state_dict(), config, BundleConfig())
+
+
+def test_one_step_of_eight_takes_the_residual_and_others_go_on_without_it(make_sample):
+    sample, stepper, generator = make_sample(3, 40), make_stepper(pseudo_truth_weight=0.0), torch.Generator()
+    results = [stepper.accumulate(sample, generator.manual_seed(k)) for k in range(60)]
+    assert 2 <= stepper.asked <= 16
+    assert all(isinstance(r, StepResult) and r.warp > 0 and r.observations == 0 for r in results)
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in stepper.parameters)
+
+
+def test_residual_alone_is_taken_in_every_step_and_its_refusal_is_that_of_the_step(make_sample):
+    sample, stepper = make_sample(3, 40), make_stepper(pseudo_truth_weight=0.0, warp_weight=0.0)
+    assert all(stepper.step(sample, torch.Generator().manual_seed(k)) == "refused" for k in range(4))
+    assert stepper.asked == 4 and stepper.taken == 0
+    assert all(p.grad is None for p in stepper.parameters)

@@ -153,8 +153,9 @@ def _learning(run: Run, narrow: bool) -> Figure | None:
         return None
     figure, (top, bottom) = _figure(narrow, 2, 1, 4.4, sharex=True)
     if steps:
-        seconds = run.seconds([e["stamp_ns"] for e in steps])
-        residual = np.array([np.nan if e.get("residual") is None else e["residual"] for e in steps], float)
+        with_residual = [e for e in steps if e.get("residual") is not None]
+        seconds = run.seconds([e["stamp_ns"] for e in with_residual])
+        residual = np.array([e["residual"] for e in with_residual], float)
         top.plot(seconds, residual, ".", color=GREY, markersize=3, alpha=0.5, label="one step")
         window = max(len(residual) // 20, 1)
         if len(residual) > 2 * window:

@@ -20,7 +20,6 @@ from ... import bundle
 from ...core import geometry
 from ...core.config import BundleConfig, Config
 from ...core.types import Frame, LearningSample, as_grey
-from ...learning.step import draw_gradient_keyframes
 from ...matching import create_matcher
 from ..evaluation.pairs import sample_queries
 from ..simulation.sequence import SimulatedSequence
@@ -155,14 +154,11 @@ def _gradient(config: Config, samples: list[LearningSample]) -> tuple[float, Ten
     if not samples:
         return None
     generator = torch.Generator().manual_seed(config.seed)
-    result = stepper.window_loss(
-        samples[0], draw_gradient_keyframes(len(samples[0].images), config.learning, generator)
-    )
+    result = stepper.accumulate(samples[0], generator)
     if isinstance(result, str):
         return None
-    result.loss.backward()
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in stepper.parameters]
-    return float(result.loss.detach()), torch.cat([p.detach().flatten().double().cpu() for p in parts])
+    return result.pseudo_truth + result.warp, torch.cat([p.detach().flatten().double().cpu() for p in parts])
 
 
 def time_bundle_adjustment(device: str, keyframes: int, landmarks: int, repeats: int) -> Iterator[Result]:

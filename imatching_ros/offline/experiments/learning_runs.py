@@ -14,6 +14,7 @@ import torch
 from ...core.config import Config
 from ...core.types import Frame, LearningSample
 from ..training.windows import solved_windows
+from ...learning.rematching import solve_again
 from ...learning.step import Solver, Stepper
 from ...matching import create_matcher
 from ...matching.base import Matcher
@@ -133,8 +134,8 @@ def collect_windows(config: Config, frames: Iterable[Frame]) -> list[LearningSam
     return [sample for _, sample, refusal in solved_windows(config, frames) if sample is not None and refusal is None]
 
 
-def _train_on(
-    samples: list[LearningSample], config: Config, steps: int, solve: Solver
+def train_on(
+    samples: list[LearningSample], config: Config, steps: int, solve: Solver = solve_again
 ) -> tuple[Matcher, dict[str, Any]]:
     """Takes so many steps on randomly drawn windows, without validation; `solve` is the lower level."""
     begin = time.perf_counter()
@@ -147,7 +148,11 @@ def _train_on(
         result = stepper.step(samples[int(torch.randint(len(samples), (1,), generator=generator))], generator)
         refused += isinstance(result, str)
         taken += not isinstance(result, str)
-    return stepper.ema_matcher(), {"steps": taken, "windows": len(samples), "seconds": time.perf_counter() - begin}
+    return stepper.candidate(samples, generator), {
+        "steps": taken,
+        "windows": len(samples),
+        "seconds": time.perf_counter() - begin,
+    }
 
 
 def learn_from_truth(
@@ -165,7 +170,7 @@ def learn_from_truth(
     samples = collect_windows(config, noted())
     wanted = {k for s in samples for k in s.keyframe_ids}
     oracle = Oracle(division.learning_truth, {stamp_ns: k for stamp_ns, k in ids.items() if k in wanted})
-    return _train_on([s for s in samples if oracle.covers(s)], config, steps, oracle.solve)
+    return train_on([oracle.correct(s) for s in samples if oracle.covers(s)], config, steps, oracle.solve)
 
 
 def score_weights(matcher: Matcher, config: Config, division: Division, pairs: int) -> dict[str, Any]:

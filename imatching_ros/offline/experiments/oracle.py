@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,11 +37,26 @@ class Oracle:
     def covers(self, sample: LearningSample) -> bool:
         return all(k in self._by_id for k in sample.keyframe_ids)
 
+    def correct(self, sample: LearningSample) -> LearningSample:
+        """The window with the truth in the place of its solution."""
+        T_WC, points_W, uv, seen = self._truth(sample)
+        error = torch.where(seen[:, None], sample.window.obs[:, :2] - uv, torch.nan)
+        return replace(sample, result=_as_result(T_WC, points_W, error, seen.double()))
+
     def solve(self, sample: LearningSample, found: Rematch, config: LearningConfig, bundle: BundleConfig) -> Solution:
         """True poses, landmarks at the true depth of their host observation, and weight 0 wherever a landmark cannot be seen.
 
         Signature of `rematching.solve_again`.
         """
+        T_WC, points_W, uv, seen = self._truth(sample)
+        # Wrong matches weigh as little as in bundle adjustment: the same step, with the truth in its place.
+        error = (found.uv.detach().double() - uv).nan_to_num(1e6)
+        whitened = error / found.sigma_px[:, None].double().clamp_min(1e-2)
+        weight = seen * RobustKernel(bundle.kernel, bundle.kernel_width).weight((whitened**2).sum(1))
+        return Solution(T_WC, points_W, weight, _as_result(T_WC, points_W, error, weight))
+
+    def _truth(self, sample: LearningSample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """True poses (M, 7), landmarks (P, 3), NaN without depth, their pixels (O, 2) and whether they can be seen there (O,) bool."""
         w = sample.window
         depth, poses = zip(*(self._by_id[k] for k in sample.keyframe_ids))
         T_WC = torch.stack(poses)
@@ -51,27 +67,17 @@ class Oracle:
         points_W[z <= 0] = torch.nan
         points_C = geometry.act(geometry.inverse(T_WC)[w.kf_idx], points_W[w.pt_idx])
         uv = geometry.project(w.camera, points_C)
-        seen = torch.zeros(len(w.obs), dtype=torch.float64)
+        seen = torch.zeros(len(w.obs), dtype=torch.bool)
         for k, image in enumerate(depth):
             mine = (w.kf_idx == k).nonzero()[:, 0]
             there = _look_up(image, uv[mine])
-            seen[mine] = ((there - points_C[mine, 2]).abs() < DEPTH_TOLERANCE * there).double()
-        # Wrong matches weigh as little as in bundle adjustment: the same step, with the truth in its place.
-        error = (found.uv.detach().double() - uv).nan_to_num(1e6) / found.sigma_px[:, None].double().clamp_min(1e-2)
-        weight = RobustKernel(bundle.kernel, bundle.kernel_width).weight((error**2).sum(1))
-        result = BAResult(
-            T_WC,
-            points_W,
-            error * found.sigma_px[:, None],
-            seen * weight,
-            float("nan"),
-            float("nan"),
-            0,
-            BAStatus.CONVERGED,
-            "the truth",
-            None,
-        )
-        return Solution(T_WC, points_W, seen * weight, result)
+            seen[mine] = (there - points_C[mine, 2]).abs() < DEPTH_TOLERANCE * there
+        return T_WC, points_W, uv, seen
+
+
+def _as_result(T_WC: Tensor, points_W: Tensor, error_px: Tensor, weight: Tensor) -> BAResult:
+    nothing = float("nan")
+    return BAResult(T_WC, points_W, error_px, weight, nothing, nothing, 0, BAStatus.CONVERGED, "the truth", None)
 
 
 def _look_up(depth: Tensor, uv: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .effects import augment
+from ...learning.augmentation import augment
 from .kinds import make_scene
 from .renderer import quaternion_to_matrix, render_depth, render_views
 from .scene import Scene, stack

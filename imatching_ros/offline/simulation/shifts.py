@@ -12,7 +12,7 @@ from torch.nn.functional import grid_sample
 
 from ...camera.model import Camera
 from ...core.errors import ConfigError
-from .effects import add_noise, vignette
+from ...learning.augmentation import add_noise, vignette
 from .renderer import camera_rays, quaternion_to_matrix
 
 

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...learning.supervision import confidence_loss, coordinate_cost
 from ...matching.backbone import FINE_STRIDE
 from ...matching.coarse_to_fine import WINDOW, CoarseToFine
-
-PRECISION_PX = 0.5  # the scale of the coordinate loss
-RIGHT_PX = 3.0  # a match closer to the truth than this counts as right when the score is trained
 
 
 def sample_queries(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -91,9 +89,7 @@ def matching_loss(
         loss, inside = distribution.cross_entropy(uv_b)
         parts[name] = _mean(loss, visible & inside)
     uv, _, _ = matcher.locate(surface, evidence)
-    # Cauchy: what lies pixels away is the coarse stage's business, and would blunt the mean that makes the last tenths of a pixel.
-    square = (uv - uv_b).square().sum(-1)
-    parts["coordinate"] = _mean((square / PRECISION_PX**2).log1p(), visible & inside)
+    parts["coordinate"] = _mean(coordinate_cost(uv - uv_b), visible & inside)
 
     # Score and sigma are trained on what the matcher itself would say, half of the time within a search region.
     if torch.rand((), generator=generator, device=uv_b.device) < 0.5:
@@ -103,17 +99,11 @@ def matching_loss(
     with torch.no_grad():
         own = matcher.correlate(query_fine, fine_b, found)
     uv, score, sigma = matcher.locate(own, evidence)
-    error = (uv.detach() - uv_b).abs()
-    distance = error.norm(dim=-1)
-    right = visible & (distance < RIGHT_PX)
-    parts["score"] = F.binary_cross_entropy(score, right.float())
-    # Quantile regression: sigma becomes the 68.3 % quantile of the coordinate error, which heavy tails do not inflate.
-    excess = error.clamp_min(1e-2).log() - sigma.log()[..., None]
-    pinball = torch.maximum(0.683 * excess, -0.317 * excess).mean(-1)
-    parts["sigma"] = _mean(pinball, visible & (distance < 4 * RIGHT_PX))
+    error = uv.detach() - uv_b
+    parts["score"], parts["sigma"] = confidence_loss(score, sigma, error, visible)
     loss = torch.stack(list(parts.values())).sum()
     for px in (1, 3, 5):
-        parts[f"within_{px}px"] = _mean((distance < px).float(), visible)
+        parts[f"within_{px}px"] = _mean((error.norm(dim=-1) < px).float(), visible)
     return loss, {k: v.detach() for k, v in parts.items()}
 
 

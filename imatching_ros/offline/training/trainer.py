@@ -20,7 +20,7 @@ from ...matching.coarse_to_fine import CoarseToFine
 from ...matching.expectation import ExpectationMatcher, FastExpectationMatcher
 from ...matching.regression import RegressionMatcher
 from ...matching.weights import read_weights
-from ..simulation.effects import augment
+from ...learning.augmentation import augment
 from ..simulation.pairs import PairRenderer, warp
 from .photographs import HomographyPairs, warp_homography
 from .supervision import map_distance, matching_loss, sample_queries

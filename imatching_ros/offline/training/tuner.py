@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ...core.config import Config
 from ...core.errors import ImatchingError
-from ...learning.step import NOT_FINITE, NOT_SOLVED, TOO_FEW, Stepper, draw_gradient_keyframes
+from ...learning.step import NOT_FINITE, NOT_SOLVED, TOO_FEW, Stepper
 from ...matching import create_matcher
 from ...matching.base import Matcher
 from ...matching.weights import write_weights
@@ -27,6 +28,7 @@ from .windows import read_tensors, read_window, write_tensors
 
 STATE = "state.safetensors"
 CANDIDATE = "candidate.safetensors"
+REFIT_WINDOWS = 8  # whose images the match confidence is refitted on
 
 
 class ProcessError(ImatchingError):
@@ -101,10 +103,10 @@ class StoredWindow:
 
 @dataclass(frozen=True)
 class Batch:
-    """The windows of one step and, for each, the keyframes whose matches carry the gradient."""
+    """The windows of one step and, for each, its position in the order of all batches, which seeds what is drawn from it."""
 
     windows: tuple[int, ...]
-    gradient_keyframes: tuple[list[int], ...]
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class StepStatistics:
 
     step: int
     accepted: int  # windows of the batch with a loss
-    residual: float  # mean over them, in squared sigmas; NaN without any
-    auxiliary: float
+    residual: float  # mean over those that took it, in squared sigmas; NaN without any
+    pseudo_truth: float  # mean over those that took it
     gradient_norm: float
     stop: bool  # some process was asked to stop
 
@@ -152,19 +154,24 @@ class Tuner:
     def take_step(self, stop: bool) -> StepStatistics:
         """One step along the mean gradient of a batch. `stop`: this process was asked to stop after it."""
         reasons = (*NOT_SOLVED.values(), TOO_FEW)
-        sums = torch.zeros(4 + len(reasons), dtype=torch.float64)  # accepted, residual, auxiliary, stops, refusals
-        sums[3] = stop
+        # Stops, accepted, residual and pseudo-truth with the number of windows that took them, refusals.
+        sums = torch.zeros(6 + len(reasons), dtype=torch.float64)
+        sums[0] = stop
         batch = self.draw(self.step)
         self.stepper.optimizer.zero_grad(set_to_none=True)
-        mine = list(zip(batch.windows, batch.gradient_keyframes))[self.processes.rank :: self.processes.size]
-        for window, gradient_keyframes in mine:
-            result = self.stepper.window_loss(read_window(self.windows[window].path), gradient_keyframes)
+        mine = list(zip(batch.windows, batch.positions))[self.processes.rank :: self.processes.size]
+        for window, position in mine:
+            result = self.stepper.accumulate(read_window(self.windows[window].path), self.generator_at(position))
             if isinstance(result, str):
-                sums[4 + reasons.index(result)] += 1
+                sums[6 + reasons.index(result)] += 1
                 continue
-            result.loss.backward()
-            sums[:3] += torch.tensor([1.0, float(result.residual), float(result.auxiliary)], dtype=torch.float64)
-        accepted, residual, auxiliary, stops, *counts = self.processes.sum(sums.to(self.processes.device)).tolist()
+            sums[1] += 1
+            for place, value in ((2, result.residual), (4, result.pseudo_truth)):
+                if math.isfinite(value):
+                    sums[place : place + 2] += torch.tensor([value, 1.0], dtype=torch.float64)
+        stops, accepted, *terms = self.processes.sum(sums.to(self.processes.device)).tolist()
+        counts = terms[4:]
+        residual, pseudo_truth = (total / n if n else float("nan") for total, n in (terms[:2], terms[2:4]))
         self.moving = True
         norm = self._move(int(accepted))
         self.step += 1
@@ -172,9 +179,8 @@ class Tuner:
         self.refused.update({reason: int(n) for reason, n in zip(reasons, counts) if n})
         if accepted and norm is None:
             self.refused[NOT_FINITE] += 1
-        share = 1 / accepted if accepted else float("nan")
         norm = float("nan") if norm is None else norm
-        return StepStatistics(self.step, int(accepted), residual * share, auxiliary * share, norm, stops > 0)
+        return StepStatistics(self.step, int(accepted), residual, pseudo_truth, norm, stops > 0)
 
     def _move(self, accepted: int) -> float | None:
         """Moves the weights along the mean gradient of the accepted windows of all processes; returns its norm.
@@ -193,25 +199,24 @@ class Tuner:
     def draw(self, step: int) -> Batch:
         """The batch of a step: windows in an order that is drawn anew for every epoch."""
         count = len(self.windows)
-        windows, gradient_keyframes = [], []
-        for position in range(step * self.batch, (step + 1) * self.batch):
+        windows = []
+        positions = range(step * self.batch, (step + 1) * self.batch)
+        for position in positions:
             epoch, place = divmod(position, count)
-            window = int(torch.randperm(count, generator=self._generator(epoch, 1))[place])
-            keyframes, generator = self.windows[window].keyframes, self.keyframe_generator(position)
-            windows.append(window)
-            gradient_keyframes.append(draw_gradient_keyframes(keyframes, self.config.learning, generator))
-        return Batch(tuple(windows), tuple(gradient_keyframes))
+            windows.append(int(torch.randperm(count, generator=self._generator(epoch, 1))[place]))
+        return Batch(tuple(windows), tuple(positions))
 
-    def keyframe_generator(self, position: int) -> torch.Generator:
-        """Draws the gradient keyframes of a window, by its position in the order of all batches."""
+    def generator_at(self, position: int) -> torch.Generator:
+        """Of all that is drawn from a window, by its position in the order of all batches."""
         return self._generator(position, 2)
 
     def _generator(self, number: int, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.config.seed * 4 + stream) * 10_000_019 + number)
 
     def tuned(self) -> Matcher:
-        """The EMA of the weights."""
-        return self.stepper.ema_matcher()
+        """The EMA of the weights, with the match confidence refitted on warps of some windows."""
+        some = self.windows[:: max(1, len(self.windows) // REFIT_WINDOWS)][:REFIT_WINDOWS]
+        return self.stepper.candidate([read_window(window.path) for window in some], self._generator(self.step, 3))
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """Writes the state from which `resume` continues, and the weights so far."""

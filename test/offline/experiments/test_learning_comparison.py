@@ -216,7 +216,7 @@ def test_oracle_places_landmarks_where_landmarks_truly_are(make_sample_of_wall):
     sample, points = make_sample_of_wall
     oracle = Oracle(Wall(), {10**8 * (k + 1): k for k in sample.keyframe_ids})
     assert oracle.covers(sample)
-    found = Rematch(sample.window.obs[:, :2].float(), torch.ones(9), torch.ones(9))
+    found = Rematch(sample.window.obs[:, :2].float(), torch.ones(9), torch.ones(9), torch.zeros(9, dtype=torch.bool))
     solution = oracle.solve(sample, found, LearningConfig(), BundleConfig())
     assert torch.allclose(solution.points_W, points, atol=1e-9)
     inside = torch.tensor(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imatching_ros.offline.simulation.effects import add_noise, augment, blur, vignette
+from imatching_ros.learning.augmentation import add_noise, augment, blur, vignette
 from imatching_ros.offline.simulation.pairs import DIFFICULTIES, PairRenderer, sample_depth, warp
 
 

@@ -11,7 +11,8 @@ from imatching_ros.offline.training.windows import read_recording, read_window
 from imatching_ros.learning import step
 from imatching_ros.learning.step import Stepper
 
-CONFIG = Config().with_values({"learning.keyframes_per_step": 2, "seed": 3})
+RESIDUAL_ALONE = {"learning.pseudo_truth_weight": 0, "learning.warp_weight": 0}  # then a window may be refused
+CONFIG = Config().with_values({"learning.keyframes_per_step": 2, "seed": 3, **RESIDUAL_ALONE})
 
 
 @pytest.fixture
@@ -44,16 +45,13 @@ def test_gradient_of_a_step_is_the_mean_over_the_windows_with_a_loss(windows):
     start = weights(tuner)
     batch = tuner.draw(0)
     gradients = []
-    for window, keyframes in zip(batch.windows, batch.gradient_keyframes):
-        result = tuner.stepper.window_loss(read_window(windows[window].path), keyframes)
+    for window, position in zip(batch.windows, batch.positions):
+        tuner.stepper.optimizer.zero_grad(set_to_none=True)
+        result = tuner.stepper.accumulate(read_window(windows[window].path), tuner.generator_at(position))
         if not isinstance(result, str):
-            found = torch.autograd.grad(result.loss, tuner.stepper.parameters, allow_unused=True)
             gradients.append(
                 torch.cat(
-                    [
-                        torch.zeros(p.numel()) if g is None else g.flatten()
-                        for p, g in zip(tuner.stepper.parameters, found)
-                    ]
+                    [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in tuner.stepper.parameters]
                 )
             )
     assert 2 <= len(gradients) < len(batch.windows), "one is to be refused and several are to be accepted"
@@ -94,12 +92,13 @@ def test_step_on_one_window_is_the_step_of_the_robot(windows):
     taken = 0
     for number in range(4):
         batch = tuner.draw(number)
-        generator = tuner.keyframe_generator(number)
+        generator = tuner.generator_at(batch.positions[0])
         result = online.step(read_window(windows[batch.windows[0]].path), generator)
         statistics = tuner.take_step(stop=False)
         assert statistics.accepted == (not isinstance(result, str))
         taken += statistics.accepted
         assert torch.equal(weights(tuner), torch.cat([p.detach().flatten() for p in online.parameters]))
     assert taken >= 2
+    tuned = tuner.tuned().state_dict()
     for name, value in online.ema_matcher().state_dict().items():
-        assert torch.equal(value, tuner.tuned().state_dict()[name])
+        assert name.startswith("confidence.") or torch.equal(value, tuned[name])

@@ -1,4 +1,7 @@
-"""What a camera does to an image: exposure, gamma, noise, blur, vignetting, haze. Batched, seeded, on any device."""
+"""Photometric augmentation: what a camera does to an image (exposure, gamma, noise, blur, vignetting, haze). Batched, seeded, on any device.
+
+The learning step and the offline training draw from `augment`; the renderer takes single effects.
+"""
 
 from __future__ import annotations
 

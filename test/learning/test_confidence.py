@@ -1,0 +1,60 @@
+"""The match confidence is refitted, and nothing else."""
+
+import copy
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from imatching_ros.core.config import Config
+from imatching_ros.learning.confidence import refit_confidence
+from imatching_ros.learning.pseudo_truth import draw_warp
+from imatching_ros.matching import create_matcher
+from imatching_ros.matching.klt import KltMatcher
+
+
+@pytest.fixture(scope="module")
+def matcher():
+    return create_matcher(Config().with_values({"matcher.name": "expectation_fast"}).matcher)
+
+
+@pytest.fixture
+def sample(make_sample):
+    made = make_sample(4, 120)
+    size = (made.window.camera.width, made.window.camera.height)
+    images = []
+    for k in range(4):
+        coarse = np.random.default_rng(k).uniform(20, 230, (size[1] // 6, size[0] // 6)).astype(np.float32)
+        image = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+        images.append(torch.from_numpy(image)[None])
+    return dataclasses.replace(made, images=tuple(images))
+
+
+def within_sigma(matcher, sample):
+    shares = []
+    for seed in range(6):
+        pair = draw_warp(sample, torch.Generator().manual_seed(100 + seed))
+        a, b = (matcher.observe((image * 255).round().to(torch.uint8)) for image in (pair.image_a, pair.image_b))
+        found = matcher.estimate(matcher.describe(a, pair.uv_a), [b])
+        error = found.uv[0] - pair.uv_b
+        right = error.norm(dim=-1) < 3
+        shares.append((error[right].abs() < found.sigma_px[0, right, None]).float().mean())
+    return float(torch.stack(shares).mean())
+
+
+def test_sigma_is_true_again_after_the_head_was_disturbed(matcher, sample):
+    disturbed = copy.deepcopy(matcher)
+    with torch.no_grad():
+        list(disturbed.confidence_head().parameters())[-1][1] += 1.5  # log sigma
+    assert within_sigma(disturbed, sample) > 0.9
+    before = {k: v.clone() for k, v in disturbed.state_dict().items()}
+    refit_confidence(disturbed, [sample], torch.Generator().manual_seed(0))
+    assert within_sigma(disturbed, sample) == pytest.approx(0.683, abs=0.08)
+    for name, value in disturbed.state_dict().items():
+        assert name.startswith("confidence.") or torch.equal(value, before[name])
+
+
+def test_matcher_without_a_head_stays_as_it_is(sample):
+    refit_confidence(KltMatcher(Config().matcher), [sample], torch.Generator())
