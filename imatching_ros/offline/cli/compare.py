@@ -15,6 +15,7 @@ examples:
   python -m imatching_ros compare my_bag/ --out evidence --groundtruth truth.txt --image-topic /front/image_raw
   python -m imatching_ros compare --corrupted-input --quick --out corrupted
   python -m imatching_ros compare dark_noise fog --retention --quick --out retention
+  python -m imatching_ros compare --ablation --out ablation
 """
 
 from __future__ import annotations
@@ -70,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instead: learn on the first SOURCE, then on the second; what is left on the first?",
     )
+    parser.add_argument(
+        "--ablation",
+        action="store_true",
+        help="instead: --steps of every part of the learning step on rendered scenes for tuning (default tuning_dark_noise tuning_none); "
+        "scored at the same place, at new places and in another scene",
+    )
+    parser.add_argument("--steps", type=int, default=60, metavar="N", help="of --ablation (default %(default)s)")
     add_config_options(parser, learning=False)
     add_source_options(parser, mode="mono")
 
@@ -85,13 +93,26 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(config.matcher.threads)
     cv2.setNumThreads(config.matcher.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.corrupted_input and args.retention:
-        raise ConfigError("--corrupted-input and --retention are two experiments; give one of them")
+    if args.corrupted_input + args.retention + args.ablation > 1:
+        raise ConfigError("--corrupted-input, --retention and --ablation are different experiments; give one of them")
+    if args.ablation:
+        return _ablation(args, config)
     kind = "corrupted_input" if args.corrupted_input else "retention" if args.retention else "comparison"
     cells = {"corrupted_input": _corrupted_input, "retention": _retention, "comparison": _comparison}[kind](
         args, config
     )
     print(write_report(args.out, list(cells), kind))
+    return 0
+
+
+def _ablation(args: argparse.Namespace, config: Config) -> int:
+    from ..experiments.ablation import ablation_cells, format_ablation
+    from ..experiments.scenes import TUNING
+
+    names = _choose(",".join(args.sources or ["tuning_dark_noise", "tuning_none"]), tuple(TUNING), "SOURCE")
+    text = format_ablation(list(ablation_cells(config, _plan(args), names, args.steps)))
+    (args.out / "ablation.txt").write_text(text + "\n")
+    print(text)
     return 0
 
 
