@@ -93,8 +93,8 @@ def pose_scores(problem: Problem, state: State, kernel: RobustKernel) -> Tensor:
     At the optimum the gradient of a landmark itself is zero, so all of its observations together move the poses by these alone.
     """
     at = state.residuals
-    rows = landmark_jacobian(problem.observations, at, state.R, kernel.weight(at.s))
-    return pose_jacobian(sum(r[:, None] * row for r, row in zip(at.whitened, rows)), state.Y)
+    J = landmark_jacobian(problem.observations, at, state.R, kernel.weight(at.s))
+    return pose_jacobian((J * at.whitened.transpose(0, 1)[:, None]).sum(2), state.Y)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _invert(problem: Problem, state: State, kernel: RobustKernel) -> Tensor | No
     factor, info = torch.linalg.cholesky_ex(S * scale[:, None] * scale[None, :])
     inverse = torch.cholesky_inverse(factor) * scale[:, None] * scale[None, :]
     # By how much the elimination of landmarks and other poses inflates a pose's variance; float64 resolves 1e16.
-    conditioning = inverse.diagonal() * lin.pose.reshape(S.shape).diagonal()
+    conditioning = inverse.diagonal() * lin.pose.diagonal()
     if problem.gauge is not None:
         inverse = inverse - torch.outer(problem.gauge, problem.gauge) * (problem.gauge @ inverse @ problem.gauge)
     worst = torch.where(info == 0, conditioning.max(), torch.inf)

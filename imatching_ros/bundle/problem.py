@@ -22,9 +22,11 @@ class Workspace:
         _, M, N = problem.observations.observed.shape
         P, F = problem.num_points, M - problem.num_fixed
         new = problem.R.new_empty
-        self.sums = new(M, 9, N)
+        self.rows = new(M, 4, len(problem.observations.observed), N)
+        self.sums = new(M, 3, 4, N)
         self.products = new(M, 10, N)
-        self.dense = new(M, 9, P)
+        self.products[:, 0] = 1
+        self.dense = new(M, 3, 4, P)
         self.W = new(F, 6, 3, P)
 
 
@@ -36,7 +38,8 @@ class Problem:
     num_fixed: int
     observations: Observations
     point: Tensor  # (M * N,) int64 landmark of each slot
-    cell: Tensor  # (M * 9 * N,) int64: where the nine numbers of a slot, (M, 9, N), go in a (M, 9, P) array
+    coordinate: Tensor  # (M * 3 * N,) int64: where the three coordinates of a slot's landmark, (M, 3, N), are in X
+    cell: Tensor  # (M * 12 * N,) int64: where the twelve numbers of a slot, (M, 12, N), go in a (M, 12, P) array
     slot: Tensor  # (O,) int64 of each observation of the snapshot
     used: Tensor  # (O,) bool: not excluded
     num_points: int
@@ -49,6 +52,11 @@ class Problem:
     degenerate: str  # why there is nothing to solve; empty if there is
     mono: bool  # no observation measures the metric scale
     rounding: float  # cost below which residuals are rounding errors
+
+    @cached_property
+    def used_slot(self) -> Tensor:
+        """(M, N) bool: slots that hold an observation that is not excluded."""
+        return self.observations.inv_sigma[0] > 0
 
     @cached_property
     def work(self) -> Workspace:
@@ -89,12 +97,11 @@ def check(window: WindowSnapshot) -> None:
             )
     if M == 0:
         raise BundleError("the window holds no keyframe; add at least one before solving")
-    for name, size in (("kf_idx", M), ("pt_idx", P)):
-        index = getattr(window, name)
-        if count and (int(index.min()) < 0 or int(index.max()) >= size):
+    for name, size in (("kf_idx", M), ("pt_idx", P)) if count else ():
+        least, most = torch.stack(getattr(window, name).aminmax()).tolist()
+        if least < 0 or most >= size:
             raise BundleError(
-                f"window.{name} spans {int(index.min())}..{int(index.max())}, expected 0..{size - 1}: an "
-                "observation points outside the window"
+                f"window.{name} spans {least}..{most}, expected 0..{size - 1}: an observation points outside the window"
             )
     if not bool(window.T_WC.isfinite().all()):
         raise BundleError(
@@ -106,7 +113,7 @@ def check(window: WindowSnapshot) -> None:
         raise BundleError(
             f"quaternions of the window have norms {norm.min():.4g} to {norm.max():.4g}, expected 1; normalise them"
         )
-    if bool((window.kind == ObservationKind.STEREO).any()) and window.camera.baseline_m is None:
+    if window.camera.baseline_m is None and bool((window.kind == ObservationKind.STEREO).any()):
         raise BundleError("the window holds stereo observations but its camera has no baseline_m; set it in metres")
 
 
@@ -131,7 +138,7 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     observations = unpack(table.view(-1, M, N))
     point = torch.zeros(M * N, dtype=torch.int64, device=pt.device)
     point[slot] = pt
-    block = torch.arange(9 * M, device=pt.device).view(M, 9, 1) * P
+    block = torch.arange(12 * M, device=pt.device).view(M, 12, 1) * P
     views = X.new_zeros(P).index_add_(0, pt, used.double()).clamp_min(1)
     centre = X.new_zeros(P, 3).index_add_(0, pt, t[window.kf_idx] * used[:, None]) / views[:, None]
     if gauge is not None:
@@ -142,6 +149,7 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
         num_fixed=num_fixed,
         observations=observations,
         point=point,
+        coordinate=(block.flatten()[:3, None] + point.view(M, 1, N)).flatten(),
         cell=(block + point.view(M, 1, N)).flatten(),
         slot=slot,
         used=used,
@@ -190,6 +198,8 @@ def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> tuple[Te
     front = finite & (z > MIN_DEPTH)
     score = torch.zeros(P, dtype=torch.int64, device=kf.device).index_add_(0, pt, torch.where(mono, 1, 2) * front)
     supported = front & (score >= 2)[pt]
+    if bool(supported.all()):
+        return supported, ""
     counts = torch.stack([(~finite).sum(), (finite & ~front).sum(), (front & ~supported).sum()]).tolist()
     reasons = ("not finite or sigma not above zero", "behind the camera", "the only ray to their landmark")
     return supported, "; ".join(
@@ -248,11 +258,11 @@ def _check_connectivity(M: int, P: int, kf: Tensor, pt: Tensor, fixed: Tensor) -
         return f"keyframes {rows} have {counts[few].tolist()} usable observations, a pose needs at least 3"
     seen = torch.zeros(M, P, dtype=torch.float32, device=kf.device)
     seen[kf, pt] = 1
-    linked = ((seen @ seen.T) > 0).float()
-    reached = fixed.float()
-    for _ in range(M):
-        reached = ((linked @ reached) + reached > 0).float()
-    loose = (reached == 0).nonzero().flatten().tolist()
+    linked = (seen @ seen.T > 0).float()
+    for _ in range((M - 1).bit_length()):  # each time through twice as many others
+        linked = (linked @ linked > 0).float()
+    reached = fixed | (linked @ fixed.float() > 0)
+    loose = (~reached).nonzero().flatten().tolist()
     if loose:
         return f"disconnected: keyframes {loose} share no landmark, not even through others, with a keyframe whose pose is held"
     return ""

@@ -84,8 +84,8 @@ class _Window:
         self._trial = self.state
         self._equations: NormalEquations | None = None
         self._second_order = 0.0
-        self._landmark_factor: Tensor | float = 1.0  # on the damping of landmarks that would go behind a camera
-        self._flips: Tensor | None = None  # (M, N) of the last attempt
+        self._landmark_factor: Tensor | None = None  # on the damping of landmarks that would go behind a camera
+        self._feasible = True  # the last attempt put no landmark behind a camera
 
     def attempt(self, damping: float) -> Attempt:
         problem, state = self._problem, self.state
@@ -98,17 +98,15 @@ class _Window:
         pose_step = torch.cholesky_solve(rhs[:, None], factor).squeeze(1)
         point_step = back_substitute(reduced, pose_step)
         self._trial = self._move(pose_step.view(-1, 6), point_step)
-        predicted = 0.5 * (
-            pose_step @ rhs
-            + (point_step * lin.landmark_rhs).sum()
-            + (pose_step**2) @ reduced.pose_damping
-            + (point_step**2 * reduced.landmark_damping).sum()
+        predicted = pose_step @ torch.addcmul(rhs, reduced.pose_damping, pose_step)
+        predicted += point_step.view(-1) @ torch.addcmul(lin.landmark[:, 3], reduced.landmark_damping, point_step).view(
+            -1
         )
-        flips = (self._trial.residuals.depth <= MIN_DEPTH) & (problem.observations.inv_sigma[0] > 0)
-        numbers = torch.stack([state.cost, self._trial.cost, predicted, flips.sum().to(predicted.dtype)])
-        cost, trial_cost, decrease, num_flips = numbers.tolist()  # the one synchronisation
-        self._flips = flips if num_flips else None
-        return Attempt(cost, trial_cost, decrease, feasible=not num_flips)
+        nearest = torch.where(problem.used_slot, self._trial.residuals.depth, torch.inf).amin()
+        numbers = torch.stack([state.cost, self._trial.cost, predicted, nearest])
+        cost, trial_cost, twice_decrease, depth = numbers.tolist()  # the one synchronisation
+        self._feasible = not depth <= MIN_DEPTH
+        return Attempt(cost, trial_cost, 0.5 * twice_decrease, self._feasible)
 
     def _move(self, pose_step: Tensor, point_step: Tensor) -> State:
         """The state after steps (F, 6) of the free poses and (3, P) of the landmarks."""
@@ -120,15 +118,17 @@ class _Window:
         return evaluate(problem, R, t, move_landmarks(self.state.X, problem.centre, point_step), self._kernel)
 
     def accept(self, near_optimum: bool) -> None:
-        self.state, self._equations, self._landmark_factor = self._trial, None, 1.0
+        self.state, self._equations, self._landmark_factor = self._trial, None, None
         # Half of the kernel's second derivative saves steps at the end; all of it would make rejections more frequent.
         self._second_order = 0.5 if near_optimum else 0.0
 
     def reject(self) -> None:
-        if self._flips is not None:
+        if not self._feasible:
+            behind = self._problem.used_slot & (self._trial.residuals.depth <= MIN_DEPTH)
             flipped = torch.zeros(self._problem.num_points, dtype=self.state.X.dtype, device=self.state.X.device)
-            flipped.index_add_(0, self._problem.point, self._flips.flatten().to(flipped.dtype))
-            self._landmark_factor = self._landmark_factor * torch.where(flipped > 0, 100.0, 1.0)
+            flipped.index_add_(0, self._problem.point, behind.flatten().to(flipped.dtype))
+            more = torch.where(flipped > 0, 100.0, 1.0)
+            self._landmark_factor = more if self._landmark_factor is None else self._landmark_factor * more
         if self._second_order:
             self._equations, self._second_order = None, 0.0
 

@@ -19,7 +19,6 @@ class Triangulation:
 
     points_W: Tensor  # (P, 3); finite also where not valid
     valid: Tensor  # (P,) bool: finite, in front of all its cameras, two rays or a measured depth
-    parallax_rad: Tensor  # (P,) widest angle between rays
     rms_px: Tensor  # (P,) root mean square distance between observed and reprojected px; inf where not valid
     views: Tensor  # (P,) int64 number of observations
 
@@ -63,8 +62,7 @@ def triangulate(
     valid = X.isfinite().all(1) & cost.isfinite() & (behind == 0) & ((views >= 2) | (depths >= 1))
     error = (observations.observed - at.predicted)[:2, :, 0].T * obs.new_tensor([camera.fx, camera.fy])
     rms = (obs.new_zeros(num_points).index_add_(0, pt_idx, (error**2).sum(1)) / views.clamp_min(1)).sqrt()
-    widest = geometry.parallax(T_WC, X, kf_idx, pt_idx)
-    return Triangulation(X, valid, widest, torch.where(valid, rms, torch.inf), views)
+    return Triangulation(X, valid, torch.where(valid, rms, torch.inf), views)
 
 
 def _measured_inverse_depth(camera: Camera, obs: Tensor, kind: Tensor) -> Tensor:
@@ -107,8 +105,7 @@ class _Landmarks:
 
     def linearize(self, at: Residuals) -> tuple[Tensor, Tensor]:
         """The normal equations (P, 3, 3) and (P, 3)."""
-        rows = landmark_jacobian(self.observations, at, self.R, torch.ones_like(at.depth))
-        J = torch.cat(rows, 2)
+        J = landmark_jacobian(self.observations, at, self.R, torch.ones_like(at.depth))[..., 0]
         H = J.new_zeros(self.count, 3, 3).index_add_(0, self.point, J @ J.mT)
         g = (J @ at.whitened[:, :, 0].T[..., None]).squeeze(-1)
         return H, J.new_zeros(self.count, 3).index_add_(0, self.point, g)
@@ -125,9 +122,11 @@ def _refine(problem: _Landmarks, X: Tensor, iterations: int) -> tuple[Tensor, Te
         H, g = problem.linearize(at)
         D = torch.diag_embed(H.diagonal(dim1=1, dim2=2) * damping[:, None] + 1e-12)
         trial = X + torch.linalg.solve_ex(H + D, g)[0]
-        _, cost_trial = problem.evaluate(trial)
+        at_trial, cost_trial = problem.evaluate(trial)
         better = cost_trial < cost
         X = torch.where(better[:, None], trial, X)
+        cost = torch.where(better, cost_trial, cost)
         damping = torch.where(better, damping * 0.1, damping * 10)
-        at, cost = problem.evaluate(X)
+        taken = better[problem.point, None]
+        at = Residuals(*(torch.where(taken, vars(at_trial)[name], old) for name, old in vars(at).items()))
     return X, cost, at

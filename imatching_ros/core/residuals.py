@@ -149,23 +149,25 @@ def project(observations: Observations[Array], points_C: Array) -> Residuals[Arr
 
 
 def landmark_jacobian(
-    observations: Observations[Tensor], at: Residuals[Tensor], R: Tensor, scale: Tensor
-) -> list[Tensor]:
-    """D arrays (M, 3, N): minus the derivative of each whitened component by its landmark, times `scale` (M, N).
+    observations: Observations[Tensor], at: Residuals[Tensor], R: Tensor, scale: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """(M, 3, D, N): minus the derivative of each whitened component by its landmark, times `scale` (M, N).
 
     A component with prediction h has the derivative (lead - h e_z) / z in the camera's axes, where lead is e_x for u, e_y for v
     and alpha e_x for the depth measurement.
 
     Args:
         R: (M, 3, 3) camera axes -> the axes of the result; the identity gives the camera's own.
+        out: takes the result.
     """
+    D, M, N = observations.observed.shape
+    J = scale.new_empty(M, 3, D, N) if out is None else out
+    predicted, z = at.predicted.transpose(0, 1), R[:, :, 2:]
+    torch.addcmul(R[:, :, :2, None], z[..., None], predicted[:, None, :2], value=-1, out=J[:, :, :2])
+    if observations.alpha is not None:
+        torch.mul(R[:, :, :1], observations.alpha[:, None], out=J[:, :, 2]).addcmul_(z, predicted[:, 2:], value=-1)
     gain = observations.inv_sigma * (scale * at.inv_depth)
-    axes = R.permute(2, 0, 1)[..., None]
-    lead = [gain[0], gain[1]] + ([] if observations.alpha is None else [gain[2] * observations.alpha])
-    return [
-        torch.addcmul(g[:, None] * axes[d % 2], (gain[d] * at.predicted[d])[:, None], axes[2], value=-1)
-        for d, g in enumerate(lead)
-    ]
+    return J.mul_(gain.transpose(0, 1)[:, None])
 
 
 def pose_jacobian(landmark: Tensor, Y: Tensor) -> Tensor:
@@ -205,6 +207,13 @@ class RobustKernel:
         if self.name == "geman_mcclure":
             return s / (1 + s / k2)
         return s
+
+    def total(self, s: Tensor) -> Tensor:
+        """sum(rho(s)) / 2, ()."""
+        if self.name == "huber":
+            root = s.sqrt()
+            return torch.nn.functional.huber_loss(root, torch.zeros_like(root), reduction="sum", delta=self.width)
+        return 0.5 * self.cost(s).sum()
 
     def weight(self, s: Array) -> Array:
         """rho'(s), in 0..1: the weight of the squared residual in iteratively reweighted least squares."""

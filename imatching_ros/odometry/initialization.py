@@ -142,7 +142,8 @@ class MonoInitializer:
         count = len(rows)
         both = torch.arange(2 * count)
         found = triangulate(camera, poses, both // count, both % count, obs, count)
-        good = found.valid & (found.rms_px < c.inlier_px) & (found.parallax_rad * camera.fx >= c.min_parallax_px)
+        parallax_px = geometry.parallax(poses, found.points_W, both // count, both % count) * camera.fx
+        good = found.valid & (found.rms_px < c.inlier_px) & (parallax_px >= c.min_parallax_px)
         if int(good.sum()) < c.start_landmarks:
             return f"{int(good.sum())} points have enough parallax, {c.start_landmarks} are needed; move the camera sideways"
         rows = rows[good]

@@ -279,10 +279,11 @@ class Window:
         parallax that it should have there (depth prior). Observations that disagree with their landmark are dropped; a landmark that is
         still pending keeps all of its own, for with more views the wrong one may stand out.
         """
-        metric = self._is_metric()
-        if not metric:
+        o, sigmas = self.observations, None
+        if not self._is_metric():
             self.landmarks = replace(self.landmarks, expected_inv_depth=expected_inverse_depths(self))
-        o = self.observations if metric else with_depth_prior(self, camera)
+            sigmas = parallax_sigmas(self, camera)
+            o = with_depth_prior(self, sigmas)
         keep = torch.ones(len(o), dtype=torch.bool)
         pending = ~self.landmarks.triangulated
         rows = (pending & ((self.views() >= 2) | self._measured())).nonzero()[:, 0]
@@ -298,10 +299,9 @@ class Window:
             )
             residual = self._residuals(camera, found.points_W[lm], used)[0]
             keep[used] = residual < gate_px
-        enough = found.parallax_rad * camera.fx >= min_parallax_px
-        if not metric:
-            sigmas = parallax_sigmas(self, camera)[rows]
-            enough = torch.where(sigmas.isfinite(), sigmas >= ENTER_SIGMAS, enough)
+        enough = geometry.parallax(self.T_WC, found.points_W, o.kf[used], lm) * camera.fx >= min_parallax_px
+        if sigmas is not None:
+            enough = torch.where(sigmas[rows].isfinite(), sigmas[rows] >= ENTER_SIGMAS, enough)
         good = found.valid & (found.rms_px < gate_px) & (enough | self._measured()[rows])
         self.set_positions(rows[good], found.points_W[good])
         self._keep_observations(keep | ~self.landmarks.triangulated[o.lm])
@@ -334,7 +334,8 @@ class Window:
         index[rows] = torch.arange(len(rows))
         # Until a keyframe has left, the scale is the gauge of the problem: a prior that only passes it on has no part in it.
         plain = self._is_metric() or not self.keyframe_dropped
-        o = _each(self.observations if plain else with_depth_prior(self, camera), lambda v: v[used])
+        o = self.observations if plain else with_depth_prior(self, parallax_sigmas(self, camera))
+        o = _each(o, lambda v: v[used])
         fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
         stereo = bool((o.kind == int(ObservationKind.STEREO)).any())
         fixed[: 2 if self.keyframe_dropped and len(self.keyframes) > 3 and not stereo else 1] = True
@@ -530,14 +531,17 @@ def parallax_sigmas(window: Window, camera: Camera) -> Tensor:
     return torch.where(has, angle * camera.fx / sigma, torch.nan)
 
 
-def with_depth_prior(window: Window, camera: Camera) -> Observations:
+def with_depth_prior(window: Window, sigmas: Tensor) -> Observations:
     """The window's observations (O,), those at the hosts of landmarks of little parallax with the inverse depth expected there.
 
     Landmarks that were found much nearer than expected, things in front of a background, are left alone.
+
+    Args:
+        sigmas: (P,) of `parallax_sigmas`.
     """
     o, table = window.observations, window.landmarks
     expected = table.expected_inv_depth[o.lm]
-    weak = parallax_sigmas(window, camera)[o.lm] < LEAVE_SIGMAS
+    weak = sigmas[o.lm] < LEAVE_SIGMAS
     inv_depth = 1 / geometry.act(geometry.inverse(window.T_WC[o.kf]), table.points_W[o.lm])[:, 2]
     in_front = table.triangulated[o.lm] & (inv_depth > (1 + 2 * PRIOR_RELATIVE_SIGMA) * expected)
     use = window.is_host() & weak & ~in_front

@@ -139,8 +139,8 @@ def test_written_jacobians_are_those_of_autograd(kind):
 
     by_twist, by_point = torch.autograd.functional.jacobian(whitened, (T.new_zeros(6), X))
     at = residuals.project(observations, geometry.act(geometry.inverse(T), X).T[None])
-    world = residuals.landmark_jacobian(observations, at, R, one)
-    own = residuals.landmark_jacobian(observations, at, torch.eye(3, dtype=torch.float64)[None], one)
+    world = residuals.landmark_jacobian(observations, at, R, one).unbind(2)
+    own = residuals.landmark_jacobian(observations, at, torch.eye(3, dtype=torch.float64)[None], one).unbind(2)
     points_C = geometry.act(geometry.inverse(T), X).T[None]
     i = torch.arange(len(X))
     for d in range(len(world)):

@@ -208,7 +208,7 @@ def test_an_expectation_is_that_of_the_surroundings_and_is_scaled_with_the_map()
 
 def test_the_prior_is_left_out_once_parallax_is_enough_and_in_front_of_a_background():
     def with_prior(window: Window) -> torch.Tensor:
-        o = local_map.with_depth_prior(window, CAMERA)
+        o = local_map.with_depth_prior(window, local_map.parallax_sigmas(window, CAMERA))
         assert bool((o.kf[o.kind == ObservationKind.DEPTH] == 0).all())  # at hosts alone
         return o.lm[o.kind == ObservationKind.DEPTH]
 
