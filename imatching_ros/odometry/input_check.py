@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.types import Frame
+from . import measurements
+from ..core.config import OdometryConfig
+from ..core.types import Frame, as_grey
 
 FROZEN_NS = 3_000_000_000  # by then the camera may be anywhere, as after a gap
 MIN_REPEATS = 3  # repeated right images in a row that make a frozen camera
+# A pair of two instants: at so many keyframes in a row less than this share of the observations has a match in the right image,
+# while the images of another instant give twice as many, and this number at least.
+FEW_KEYFRAMES, FEW_SHARE, MANY = 3, 0.05, 30
 
 
 class InputCheck:
@@ -28,13 +35,18 @@ class InputCheck:
         "the right images have been bit-identical {} times while the left ones changed: the right camera has frozen"
     )
     SAME_CAMERA = "left and right image are identical: one camera is on both topics"
+    SHIFTED = (
+        "the right images are one image {} the left ones: the two cameras are not of one instant, whatever their stamps"
+    )
     NO_DEPTH = "the depth image is empty: all of its pixels are 0"
 
     def __init__(self) -> None:
         self.repeated, self.frozen_s, self.fault = False, 0.0, ""
         self._before: Frame | None = None
+        self._newest: Frame | None = None
         self._since_ns = 0
         self._right_repeats = 0
+        self._few_keyframes, self._shifted = 0, ""
 
     @property
     def frozen(self) -> bool:
@@ -42,11 +54,12 @@ class InputCheck:
 
     def check(self, frame: Frame) -> Frame:
         """The frame, without a right image that does not belong to it."""
-        before, self._before = self._before, frame
+        before = self._before = self._newest
+        self._newest = frame
         self.repeated = before is not None and _equal(frame.image, before.image)
         self._since_ns = self._since_ns if self.repeated else frame.stamp_ns
         self.frozen_s = (frame.stamp_ns - self._since_ns) / 1e9
-        self.fault = self.FROZEN.format(self.frozen_s) if self.frozen else ""
+        self.fault = self.FROZEN.format(self.frozen_s) if self.frozen else self._shifted
         if frame.depth is not None and not bool(frame.depth.any()):
             self.fault = self.fault or self.NO_DEPTH
         right_before = None if before is None else before.right
@@ -62,6 +75,35 @@ class InputCheck:
         if self._right_repeats >= MIN_REPEATS:
             self.fault = self.fault or self.RIGHT_FROZEN.format(self._right_repeats)
         return replace(frame, right=None) if stale else frame
+
+    def check_keyframe(self, measured_share: float, config: OdometryConfig) -> None:
+        """Looks for the reason when the newest frame, a keyframe of a stereo pair, has few matches in its right image.
+
+        Far things have none either; so a fault is named only where images of two instants match.
+        """
+        few = measured_share < FEW_SHARE
+        self._few_keyframes = self._few_keyframes + 1 if few else 0
+        before, now = self._before, self._newest
+        if not few or before is None or now is None or before.right is None or now.right is None:
+            self._shifted = self._shifted if few else ""
+        elif self._few_keyframes % FEW_KEYFRAMES == 0:
+            here = _count_matches(now, config)
+            behind = _count_matches(replace(before, right=now.right), config)
+            ahead = _count_matches(replace(now, right=before.right), config)
+            most = max(behind, ahead)
+            word = "behind" if behind > ahead else "ahead of"
+            self._shifted = self.SHIFTED.format(word) if most >= max(MANY, 2 * here) else ""
+
+
+def _count_matches(frame: Frame, config: OdometryConfig) -> int:
+    """Corners of the left image that have a match in the right one."""
+    grey = np.ascontiguousarray(as_grey(frame.image)[0].cpu().numpy())
+    distance_px = config.corner_distance * frame.camera.width
+    corners = cv2.goodFeaturesToTrack(grey, config.landmarks_per_frame, config.corner_quality, distance_px)
+    if corners is None:
+        return 0
+    found = measurements.measure(frame, "stereo", torch.from_numpy(corners.reshape(-1, 2)), config, far=True)
+    return 0 if found is None else int(torch.isfinite(found.measured).sum())
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

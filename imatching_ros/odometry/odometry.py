@@ -17,7 +17,16 @@ from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
 from ..core.timing import Clock
-from ..core.types import BAResult, Frame, Matches, OdometryOutput, TrackingState, WeightsSnapshot, as_grey
+from ..core.types import (
+    BAResult,
+    Frame,
+    Matches,
+    ObservationKind,
+    OdometryOutput,
+    TrackingState,
+    WeightsSnapshot,
+    as_grey,
+)
 from ..matching.base import Features, Matcher
 from .external_odometry import ExternalOdometry, Scale
 from .front_end import (
@@ -280,6 +289,12 @@ class Odometry:
             return None
         result = self.mapper.extend(self.window, self.relocalizer.database, candidate, self._mode)
         T_WC = self.window.T_WC[-1]
+        if self._mode == "stereo":
+            o = self.window.observations
+            newest = o.kind[o.kf == len(self.window.keyframes) - 1]
+            self.inputs.check_keyframe(
+                float((newest == int(ObservationKind.STEREO)).double().mean()), self.config.odometry
+            )
         self.motion.zero_motion.follow_adjustment(self.last.T_WC, T_WC)
         self.last = replace(self.last, T_WC=T_WC.clone())
         if result is None:

@@ -1,4 +1,4 @@
-"""What other nodes do that spoils the odometry: a second camera on a topic, a second source of the pose, of the clock or of the name."""
+"""What other nodes do that disturbs the odometry: a second camera on a topic, a second source of the pose, of the clock or of the name."""
 
 from __future__ import annotations
 

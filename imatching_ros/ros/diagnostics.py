@@ -38,7 +38,7 @@ class Snapshot:
     learning: Any  # LearningStatus of the pipeline, or None
     external_odometry: str  # `used`, `off`, or why it is not used; empty while the node is not active
     fault: str  # what is wrong with the newest image although it was used; empty when nothing is
-    conflict: str  # what other nodes do that spoils the odometry; empty when nothing
+    conflict: str  # what other nodes do that disturbs the odometry; empty when nothing
     callback_errors: int  # exceptions of the node's callbacks so far
     rate: Rate  # of images in and out
     silent: bool  # no images arrive

@@ -10,7 +10,7 @@ import torch
 from imatching_ros.core.types import Frame, TrackingState
 from imatching_ros.odometry.input_check import InputCheck
 from imatching_ros.pipeline import Pipeline
-from odometry_scenes import CAMERA, STEP_NS, configure, rotating
+from odometry_scenes import CAMERA, STEP_NS, configure, rotating, speckle
 
 STEREO = replace(CAMERA, baseline_m=0.1)
 DISPARITY_PX = 13  # 256 px * 0.1 m / 2 m
@@ -49,7 +49,7 @@ def test_a_frozen_camera_is_not_tracking_and_its_covariance_grows():
     assert variances == sorted(variances) and variances[-1] > 0.1
     assert float(late[-1].covariance_in_map[5, 5]) > 0.01  # the twist across the gap is as uncertain
     assert not any(o.is_keyframe for o in late) and not pipeline.odometry.tracking_failed
-    # What moves again is found in the same map, and nothing of the doubt stays.
+    # What moves again is found in the same map, and nothing of it stays.
     assert moved[-1].state is TrackingState.TRACKING and moved[-1].map_id == outputs[0].map_id and not moved[-1].fault
     assert float(moved[-1].covariance[:3, :3].trace()) < 1e-2
 
@@ -72,6 +72,35 @@ def test_one_camera_on_both_topics_is_named():
 def test_exchanged_cameras_are_named():
     _, outputs = drive([replace(frame, image=frame.right, right=frame.image) for frame in pairs(2)], "stereo")
     assert outputs[-1].T_WC is None and "with left and right exchanged there would be" in outputs[-1].reason
+
+
+def sinking(count: int) -> list[Frame]:
+    """A pair that sinks before a wall at 2 m, by 5 px an image."""
+    wide = torch.from_numpy(speckle(5, (480, 400)))[None]
+    left = [wide[:, 5 * k : 5 * k + CAMERA.height, 40 : 40 + CAMERA.width] for k in range(count)]
+    right = [
+        wide[:, 5 * k : 5 * k + CAMERA.height, 40 + DISPARITY_PX : 40 + DISPARITY_PX + CAMERA.width]
+        for k in range(count)
+    ]
+    return [
+        Frame(k, k * STEP_NS, image.contiguous(), STEREO, right=other.contiguous())
+        for k, (image, other) in enumerate(zip(left, right, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(("shift", "word"), [(0, ""), (-1, "behind"), (1, "ahead of")])
+def test_a_right_camera_of_another_instant_is_named(shift, word):
+    frames = sinking(14)
+    shifted = [replace(frame, right=frames[k + shift].right) for k, frame in enumerate(frames[1:13], 1)]
+    pipeline = Pipeline(configure(odometry__mode="stereo", odometry__keyframe_parallax=0.001))
+    # It begins well, standing still.
+    outputs = [
+        pipeline.process(frame)
+        for frame in (frames[1], *(replace(f, id=f.id + 1, stamp_ns=f.stamp_ns + STEP_NS) for f in shifted))
+    ]
+    assert not any(o.fault for o in outputs[:3])
+    expected = f"the right images are one image {word} the left ones" if word else ""
+    assert outputs[-1].fault.startswith(expected) and bool(outputs[-1].fault) == bool(word)
 
 
 @pytest.mark.parametrize(

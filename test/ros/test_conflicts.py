@@ -1,4 +1,4 @@
-"""Other nodes that spoil the odometry, each by name: several clocks, cameras or sources of the pose, and a name taken twice."""
+"""What other nodes do to the odometry, each by name: several clocks, cameras or sources of the pose, and a name taken twice."""
 
 from __future__ import annotations
 
