@@ -115,6 +115,7 @@ def test_a_camera_info_that_was_sent_before_is_taken(make_inputs):
     ("transport", "published", "remedy"),
     [
         ("raw", "/cam/image/compressed", "but /cam/image/compressed is there: set image_transport to compressed"),
+        ("compressed", "/cam/image/compressed", "a container of its own, which needs --network=host and --ipc=host"),
         (
             "compressed",
             "/other/image/compressed",
@@ -122,7 +123,7 @@ def test_a_camera_info_that_was_sent_before_is_taken(make_inputs):
         ),
     ],
 )
-def test_the_warning_names_the_remedy_for_compressed_images(make_inputs, capfd, transport, published, remedy):
+def test_the_warning_names_the_remedy_for_images_that_do_not_arrive(make_inputs, capfd, transport, published, remedy):
     node, inputs = make_inputs(("image:=/cam/image",), no_data_warning_s=0.5, image_transport=transport)
     node.create_publisher(CompressedImage, published, 1)
     end = time.monotonic() + 30
