@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,18 @@ class Snapshot:
 class Diagnostics:
     """Publishes once a second."""
 
+    SECONDS = 10  # over which drops are counted
+
     def __init__(self, node: Node) -> None:
         self._node = node
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._last = (0, 0)  # images received and dropped
+        self._counts: deque[tuple[int, int]] = deque(maxlen=self.SECONDS)  # images received and dropped
 
     def publish(self, now: Snapshot) -> None:
-        received, dropped = (new - old for new, old in zip((now.received, now.dropped), self._last, strict=True))
-        self._last = now.received, now.dropped
+        if self._counts and now.received < self._counts[-1][0]:  # after a reset the counts start again
+            self._counts.clear()
+        self._counts.append((now.received, now.dropped))
+        received, dropped = (new - old for new, old in zip(self._counts[-1], self._counts[0], strict=True))
         level, text = judge(now, describe_drops(now, received, dropped))
         values = describe(now)
         status = DiagnosticStatus(
@@ -110,7 +115,7 @@ def describe(now: Snapshot) -> dict[str, Any]:
 
 
 def describe_drops(now: Snapshot, received: int, dropped: int) -> str:
-    """That the computer is too slow, and what to change; empty when it is not. The counts are those since the last message."""
+    """That the computer is too slow, and what to change; empty when it is not. The counts are those of the last seconds."""
     slow = now.rate.slow
     if not slow and dropped > received / 4 and dropped > 1:  # not measured yet, or more than a hiccup
         slow = f"{dropped} of the last {received} images dropped"
