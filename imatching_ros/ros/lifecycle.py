@@ -183,6 +183,7 @@ def run_until_signal(make_node: Callable[[], ManagedNode], arguments: list[str])
         rclpy.try_shutdown()
         return 1
     code = _spin(node, stop)
+    del node
     # FastDDS removes its shared memory (33 MB a process) only with the last object of rclpy, and some of these are in cycles.
     gc.collect()
     # Everything open is closed. An orderly end of torch takes longer on a busy computer than launch waits before SIGTERM.
