@@ -47,8 +47,9 @@ def setting(
 @dataclass(frozen=True)
 class MatcherConfig:
     name: str = setting(
-        "expectation",
-        "matcher: expectation, expectation_fast, regression, klt, sift, xfeat, loftr, or the name of an entry point",
+        "auto",
+        "matcher: expectation, expectation_fast, regression, klt, sift, xfeat, loftr, or the name of an entry point; auto: that of the "
+        "weights file if one is given, else expectation on a GPU or in bfloat16, and expectation_fast in float32",
         expose=True,
     )
     weights: str = setting(

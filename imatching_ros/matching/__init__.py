@@ -34,7 +34,10 @@ def create_matcher(config: MatcherConfig) -> Matcher:
     Raises:
         ConfigError: no matcher of that name is built in or installed as an entry point, or torch has no such device.
     """
+    from .weights import choose_matcher
+
     _check_device(config.device)
+    config = choose_matcher(config)
     cls = _find_class(config.name)
     if not config.max_width:
         return cls(config)

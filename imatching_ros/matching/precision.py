@@ -19,7 +19,7 @@ def use_bfloat16(config: MatcherConfig) -> bool:
 
 
 def describe_choice(config: MatcherConfig) -> str:
-    """The matcher and how it runs here: what `auto` has chosen, and why."""
+    """The matcher (already chosen) and how it runs here: what `auto` means for the precision, and why."""
     threads = f"{config.threads} thread{'s' if config.threads > 1 else ''}"
     if config.name in ("klt", "sift"):  # no network
         return f"{config.name}, {threads}"

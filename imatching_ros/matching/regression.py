@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .backbone import FINE_STRIDE
+from .backbone import FINE_STRIDE, Backbone, FastBackbone
 from .base import decode_confidence
 from .coarse_to_fine import CoarseToFine, LocalSurface, REFINE_WINDOW, WINDOW, slide
 
@@ -26,6 +26,7 @@ class RegressionMatcher(CoarseToFine):
     """Coarse search, then two regressors on the correlation surface; score and sigma from a third."""
 
     name: ClassVar[str] = "regression"
+    backbone_type: ClassVar[type[Backbone | FastBackbone]] = FastBackbone
 
     def _build(self) -> None:
         self.first_regressor = _perceptron(WINDOW**2, 128, 2)

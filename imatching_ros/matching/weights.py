@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.config import MatcherConfig
 from ..core.errors import WeightsError
 from .base import Matcher
+from .precision import use_bfloat16
 
 DEFAULT_DIR = Path(__file__).parent.parent / "weights"
 FORMAT = "imatching-1"
@@ -34,11 +35,24 @@ class WeightsHeader:
     provenance: dict[str, Any]
 
 
+def choose_matcher(config: MatcherConfig) -> MatcherConfig:
+    """The settings with the matcher that `auto` means: that of the weights file, else the more accurate network where it is fast.
+
+    Raises:
+        WeightsError: the weights file is missing, damaged or not ours.
+    """
+    if config.name != "auto":
+        return config
+    if config.weights != "default":
+        return replace(config, name=read_header(Path(config.weights).expanduser()).matcher)
+    return replace(config, name="expectation" if config.device != "cpu" or use_bfloat16(config) else "expectation_fast")
+
+
 def resolve_weights(config: MatcherConfig) -> Path:
     """The file behind the setting `matcher.weights`."""
-    return (
-        DEFAULT_DIR / f"{config.name}.safetensors" if config.weights == "default" else Path(config.weights).expanduser()
-    )
+    if config.weights != "default":
+        return Path(config.weights).expanduser()
+    return DEFAULT_DIR / f"{choose_matcher(config).name}.safetensors"
 
 
 def hash_state(state: dict[str, Tensor]) -> str:

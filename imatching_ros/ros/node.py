@@ -20,6 +20,7 @@ from imatching_ros.srv import Weights
 
 from ..core.errors import ConfigError, ImatchingError
 from ..matching.precision import describe_choice
+from ..matching.weights import choose_matcher
 from ..pipeline import Pipeline
 from . import params
 from .conflicts import Conflicts
@@ -104,7 +105,7 @@ class OdometryNode(ManagedNode):
             self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
         self.get_logger().info(
-            f"matcher {core.matcher.name}: {pipeline.weights.origin}; it runs as {describe_choice(core.matcher)}"
+            f"matcher {pipeline.matcher.name}: {pipeline.weights.origin}; it runs as {describe_choice(choose_matcher(core.matcher))}"
         )
         outputs = Outputs(self, config)
         self._conflicts.watch_tf(outputs.tf_stamps)
@@ -129,7 +130,7 @@ class OdometryNode(ManagedNode):
         self.processor.run()
         names = ", ".join(topic.name for topic in self.inputs.topics.values())
         self.get_logger().info(
-            f"active: {config.mode}, matcher {core.matcher.name} on {core.matcher.device}, learning {core.learning.mode}, "
+            f"active: {config.mode}, matcher {self.resources.pipeline.matcher.name} on {core.matcher.device}, learning {core.learning.mode}, "
             f"subscribed to {names}"
         )
         return result
@@ -294,7 +295,7 @@ class OdometryNode(ManagedNode):
             rate=p.rate.state() if p else Rate(),
             silent=p.rate.is_silent(time.monotonic(), self.configs.node.no_data_warning_s) if p else True,
             remedies=p.remedies if p else "",
-            matcher=describe_choice(self.configs.core.matcher),
+            matcher=describe_choice(choose_matcher(self.configs.core.matcher)),
             callback_errors=sum(self.callback_errors.values()),
         )
 

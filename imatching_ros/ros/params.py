@@ -21,6 +21,7 @@ from rclpy.parameter import Parameter
 from ..core.config import Config, MatcherConfig, check, setting, walk
 from ..core.errors import ConfigError
 from ..core.timing import BACKWARD_JUMP_S, SYNC_SLOP_S
+from ..matching.weights import choose_matcher
 from .transforms import from_pose
 
 NODE_NAME = "imatching"  # unless it is remapped
@@ -125,7 +126,7 @@ def default_profile(matcher: MatcherConfig, namespace: str = "/", node_name: str
 
     One for each network, for each weights file that it started from, and for each node: two nodes of one robot learn from two cameras.
     """
-    own = matcher.name
+    own = choose_matcher(matcher).name
     if matcher.weights != "default":
         own = re.sub(r"\W", "_", Path(matcher.weights).stem, flags=re.ASCII) + "_adapted"
     names = [*namespace.strip("/").split("/"), "" if node_name == NODE_NAME else node_name]

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..core.config import Config
+from ..matching.weights import choose_matcher
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def ordinal(n: int) -> str:
 
 def remedies(config: Config, width: int) -> str:
     """The settings to change where the computer is too slow for images `width` px wide (0: unknown)."""
-    matcher, ways = config.matcher, []
+    matcher, ways = choose_matcher(config.matcher), []
     if width > 320:  # halves of smaller images show too little
         ways.append(f"matcher.max_width to {width // 2}")
     if matcher.name == "expectation":

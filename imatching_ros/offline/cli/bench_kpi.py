@@ -98,6 +98,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
 
     from ...core.types import to_json_value
     from ...matching.precision import use_bfloat16
+    from ...matching.weights import choose_matcher
     from ..experiments.kpi import QUICK, Plan, measure_key_figures
     from ..experiments.machine import describe_machine
 
@@ -113,7 +114,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     precision = "bfloat16" if use_bfloat16(config.matcher) else "float32"
     return {
         "machine": describe_machine(),
-        "matcher": config.matcher.name,
+        "matcher": choose_matcher(config.matcher).name,
         "precision": precision,
         "seconds": round(time.monotonic() - begin),
         "figures": to_json_value(figures),

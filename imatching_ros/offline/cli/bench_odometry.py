@@ -69,12 +69,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     import cv2
 
+    from ...matching.weights import choose_matcher
     from ..experiments.odometry_runs import compare_ates
 
     cv2.setNumThreads(1)
     base = read_config(args)
     rows: list[dict[str, Any]] = []
-    matchers = list(filter(None, args.matchers.split(","))) or [base.matcher.name]
+    matchers = list(filter(None, args.matchers.split(","))) or [choose_matcher(base.matcher).name]
     for name, source in open_recordings(args):
         for matcher in matchers:
             for learning in args.learnings.split(","):

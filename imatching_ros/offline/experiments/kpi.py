@@ -24,6 +24,7 @@ from ...core.config import Config
 from ...core.types import Frame, LearningSample
 from ...learning.step import StepResult, Stepper
 from ...matching import create_matcher
+from ...matching.weights import choose_matcher
 from ...pipeline import Pipeline
 from ..evaluation.matching import MMA_PX, evaluate_matcher
 from ..recordings.base import SourceOptions
@@ -182,7 +183,7 @@ def measure_odometry(config: Config, recordings: Sequence[Recording]) -> dict[st
 
 def time_frames(config: Config, frames: Sequence[Frame], warm_up: int = 5) -> dict[str, dict[str, Value]]:
     """The configured matcher and `klt`, each on its own back end, frame by frame in turns; there and back."""
-    names = (config.matcher.name, "klt")
+    names = (choose_matcher(config.matcher).name, "klt")
     pipelines = [Pipeline(config.with_values({"matcher.name": n, "odometry.mode": "mono"})) for n in names]
     front: list[list[float]] = [[], []]
     keyframe: list[list[float]] = [[], []]

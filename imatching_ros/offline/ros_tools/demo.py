@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("W", "H"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--matcher", default="expectation")
+    parser.add_argument("--matcher", default="auto")
 
 
 def run(args: argparse.Namespace) -> int:

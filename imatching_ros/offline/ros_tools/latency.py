@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[10.0, 30.0], metavar="HZ")
     parser.add_argument("--seconds", type=float, default=20.0, help="of images, for each row (default 20)")
     parser.add_argument("--idle-seconds", type=float, default=5.0, help="before the first image (default 5)")
-    parser.add_argument("--matcher", default="expectation")
+    parser.add_argument("--matcher", default="auto")
     parser.add_argument("--learning", choices=("off", "thread"), default="off")
     parser.add_argument("--mode", choices=("mono", "rgbd"), default="mono")
     parser.add_argument(
