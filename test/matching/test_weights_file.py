@@ -14,6 +14,7 @@ from imatching_ros.core.errors import WeightsError
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import (
     DEFAULT_DIR,
+    choose_matcher,
     hash_state,
     load_weights,
     read_header,
@@ -43,6 +44,25 @@ def test_a_round_trip_keeps_everything(path, state):
     matcher = build_random("expectation", seed=5)
     load_weights(matcher, path)
     assert matcher.weights_version == 7 and hash_state(matcher.state_dict()) == header.hash
+
+
+@pytest.mark.parametrize(
+    "device, precision, name",
+    [("cpu", "float32", "expectation_fast"), ("cpu", "bfloat16", "expectation"), ("cuda", "float32", "expectation")],
+)
+def test_auto_is_the_larger_network_where_it_is_fast(device, precision, name):
+    config = MatcherConfig(device=device, precision=precision)
+    assert config.name == "auto" and choose_matcher(config).name == name
+    assert resolve_weights(config) == DEFAULT_DIR / f"{name}.safetensors"
+    assert choose_matcher(MatcherConfig(name="klt")).name == "klt"
+
+
+def test_auto_is_the_matcher_of_given_weights(tmp_path):
+    write_weights(tmp_path / "own.safetensors", "regression", build_random("regression").state_dict(), 2, {})
+    matcher = create_matcher(MatcherConfig(weights=str(tmp_path / "own.safetensors")))
+    assert (matcher.name, matcher.weights_version) == ("regression", 2)
+    with pytest.raises(WeightsError, match="there is no weights file"):
+        create_matcher(MatcherConfig(weights=str(tmp_path / "none.safetensors")))
 
 
 def test_the_hash_does_not_depend_on_memory_layout(state):
