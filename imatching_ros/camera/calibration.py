@@ -145,7 +145,7 @@ def stereo_baseline_m(left_info: Any, right_info: Any) -> float | None:
     P_left, P_right = (np.asarray(info_field(info, "p"), float).reshape(3, 4) for info in (left_info, right_info))
     if not (P_right[0, 0] > 0 and P_left[0, 0] > 0):
         return None
-    baseline = float(P_left[0, 3] / P_left[0, 0] - P_right[0, 3] / P_right[0, 0])
+    baseline = float(P_left[0, 3]) / float(P_left[0, 0]) - float(P_right[0, 3]) / float(P_right[0, 0])
     return baseline if baseline > 0 else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _read(path: str | Path) -> np.ndarray:
         data = np.frombuffer(Path(path).read_bytes(), np.uint8)
     except OSError as error:
         raise SourceError(f"cannot read the image {path}: {error.strerror}") from None
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+    image = _decompress(data)
     if image is None:
         raise SourceError(f"the image {path} cannot be decoded ({len(data)} bytes)")
     return image
@@ -168,10 +169,28 @@ def decode_depth(message: Any) -> Tensor:
 
 
 def _decompress(data: np.ndarray) -> np.ndarray | None:
+    if not len(data) or (bytes(data[:4]) == _PNG and not _is_plausible_png(data.tobytes())):
+        return None
     try:
-        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error:  # as for a header that states a size beyond OpenCV's bound
         return None
+
+
+def _is_plausible_png(data: bytes) -> bool:
+    """Whether the chunks fit in the data, and the pixels in the chunks: both are allocated, up to GiB, before they are read."""
+    most_pixels_per_byte = 8 * 1032  # deflate's greatest ratio, at one bit a pixel
+    at = 8
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        if at + 12 + length > len(data):
+            return False
+        if data[at + 4 : at + 8] == b"IHDR" and length >= 8:
+            width, height = struct.unpack_from(">II", data, at + 8)
+            if width * height > most_pixels_per_byte * len(data):
+                return False
+        at += 12 + length
+    return True
 
 
 def _raw(message: Any, dtype: type, channels: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Decoding of images and messages."""
 
+import resource
 import zlib
 from types import SimpleNamespace
 
@@ -152,3 +153,12 @@ def test_a_compressed_image_that_states_an_impossible_size_is_bad_input():
     png[29:33] = zlib.crc32(bytes(png[12:29])).to_bytes(4, "big")
     with pytest.raises(SourceError, match="png"):
         decode_image(SimpleNamespace(format="png", data=bytes(png)))
+
+
+def test_a_png_that_states_more_bytes_than_it_has_allocates_nothing():
+    png = bytearray(cv2.imencode(".png", RGB)[1].tobytes())
+    png[33:37] = (2**32 - 1).to_bytes(4, "big")  # the length of the chunk after the header
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SourceError, match="png"):
+        decode_image(SimpleNamespace(format="png", data=bytes(png)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 100_000
