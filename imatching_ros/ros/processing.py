@@ -259,7 +259,7 @@ class Processor:
         """An image of another size, or another model of the lens, starts another map; other numbers are followed."""
         before, now = self._camera, frame.camera
         self._camera = now
-        another = before is None or (before.width, before.height, before.model) != (now.width, now.height, now.model)
+        another = before is None or not now.is_like(before)
         if another and (text := plausibility_warning(now)):
             self._node.get_logger().warning(text)
         if before is None or before == now:

@@ -136,6 +136,6 @@ def test_why_few_corners_have_a_depth():
     exchanged = replace(pair, image=right, right=IMAGE)
     assert "left and right exchanged" in explain_few(exchanged, "stereo", uv, CONFIG)
     depth = torch.full((240, 320), 2.0)
-    for factor, complaint in ((0.0, "zero everywhere"), (1000.0, "100 % of the depths .* unit"), (1.0, "")):
+    for factor, complaint in ((0.0, ""), (1000.0, "100 % of the depths .* unit"), (1.0, "")):
         explained = explain_few(replace(pair, right=None, depth=depth * factor), "rgbd", uv, CONFIG)
         assert re.search(complaint, explained) if complaint else explained == ""

@@ -198,7 +198,7 @@ def test_a_run_that_tracked_nothing_says_why_and_fails(wall, tmp_path, capsys):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["without_pose"][0]["frames"] == 14
 
 
-@pytest.mark.parametrize("scale, complaint", [(0, "the depth image is zero everywhere"), (1000, "is the unit right")])
+@pytest.mark.parametrize("scale, complaint", [(0, "the depth image is empty"), (1000, "is the unit right")])
 def test_depth_that_cannot_be_used_is_named(wall, tmp_path, capsys, scale, complaint):
     """Depth of zeros, and in metres where millimetres are expected."""
     recording = tmp_path / "wall"
