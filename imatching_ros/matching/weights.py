@@ -166,6 +166,13 @@ def _read(path: Path, tensors: bool) -> tuple[WeightsHeader, dict[str, Tensor]]:
         raise WeightsError(
             f"{path} has no header of this project (format {metadata.get('format')!r}, expected {FORMAT!r})"
         )
-    return WeightsHeader(
-        metadata["matcher"], int(metadata["version"]), metadata["hash"], json.loads(metadata["provenance"])
-    ), state
+    try:
+        provenance = json.loads(metadata["provenance"])
+        if not isinstance(provenance, dict):
+            raise ValueError("provenance is no object")
+        header = WeightsHeader(metadata["matcher"], int(metadata["version"]), metadata["hash"], provenance)
+    except (KeyError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"the header of {path} is damaged ({type(error).__name__} {error}); use other weights"
+        ) from None
+    return header, state
