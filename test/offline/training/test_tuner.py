@@ -97,8 +97,10 @@ def test_step_on_one_window_is_the_step_of_the_robot(windows):
         statistics = tuner.take_step(stop=False)
         assert statistics.accepted == (not isinstance(result, str))
         taken += statistics.accepted
-        assert torch.equal(weights(tuner), torch.cat([p.detach().flatten() for p in online.parameters]))
+        # Not to the last bit: a long gradient is shortened by a norm that is summed in another order.
+        robots = torch.cat([p.detach().flatten() for p in online.parameters])
+        assert torch.allclose(weights(tuner), robots, rtol=1e-6, atol=1e-7)
     assert taken >= 2
     tuned = tuner.tuned().state_dict()
     for name, value in online.ema_matcher().state_dict().items():
-        assert name.startswith("confidence.") or torch.equal(value, tuned[name])
+        assert name.startswith("confidence.") or torch.allclose(value, tuned[name], rtol=1e-6, atol=1e-7)
