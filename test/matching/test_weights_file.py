@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from known_pairs import build_random
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from imatching_ros.core.config import MatcherConfig
@@ -129,6 +130,18 @@ def test_files_that_are_not_ours(tmp_path, state):
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match="not a readable"):
         read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    "field, value", [("version", None), ("version", "x"), ("provenance", "{"), ("provenance", "[1]")]
+)
+def test_a_header_without_a_field_or_with_another_value(path, state, field, value):
+    with safe_open(str(path), "pt") as file:
+        header = file.metadata()
+    header.pop(field)
+    save_file(state, path, header if value is None else {**header, field: value})
+    with pytest.raises(WeightsError, match="the header of .* is damaged"):
+        read_weights(path)
 
 
 def test_two_threads_that_write_one_file_leave_a_whole_one(tmp_path):
