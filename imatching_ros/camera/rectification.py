@@ -68,6 +68,11 @@ class Rectification:
         """(C, H, W) uint8 each -> the same, rectified. The right image may be missing."""
         return self._remap(left, self._maps[0]), None if right is None else self._remap(right, self._maps[1])
 
+    def apply_mask(self, mask: Tensor) -> Tensor:
+        """(H, W) bool of the raw left image -> of the rectified one."""
+        pixels = cv2.remap(mask.numpy().astype(np.uint8), *self._maps[0], cv2.INTER_NEAREST)
+        return torch.from_numpy(pixels > 0)
+
     def to_raw(self, uv: Tensor) -> Tensor:
         """Px (N, 2) of the rectified left image -> px (N, 2) of the raw one."""
         rays = geometry.rays(self.camera, uv.double())

@@ -53,6 +53,7 @@ class Frame:
     camera: Camera
     depth: Tensor | None = None  # (H, W) float32, metres along the optical axis, registered to the image; 0 = unknown
     right: Tensor | None = None  # (3 or 1, H, W) uint8, rectified right image of a stereo pair
+    mask: Tensor | None = None  # (H, W) bool, true where the image is not used
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class LearningSample:
     held_out: Tensor  # (O,) bool: left out of bundle adjustment, to validate weights by; nothing in a window that is trained on
     weights_version: int
     tracking_healthy: bool = True  # False while lost or just recovered
+    masks: tuple[Tensor | None, ...] = ()  # of the images, as in `Frame`; empty where none has one
 
     @property
     def poses(self) -> pypose.LieTensor:

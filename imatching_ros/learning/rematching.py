@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import geometry
 from ..bundle import solve
 from ..core.config import BundleConfig, LearningConfig
+from ..core.masks import is_masked
 from ..core.types import BAResult, LearningSample, ObservationKind, WindowSnapshot
 from ..matching.base import Features, Matcher, Queries
 from .cooperative_yield import cooperative_yield, yield_in_backward
@@ -88,7 +89,8 @@ def rematch(
             yield_in_backward(prediction.uv)
             has_gradient[observations] = True
         uv = uv.index_put((observations,), prediction.uv[0].cpu())
-        score[observations] = prediction.score[0].detach().cpu()
+        hidden = is_masked(sample.masks[k] if sample.masks else None, prediction.uv[0])
+        score[observations] = prediction.score[0].detach().cpu().masked_fill(hidden, 0.0)
         sigma[observations] = prediction.sigma_px[0].detach().cpu()
     return Rematch(uv, score, sigma, has_gradient)
 
@@ -128,7 +130,8 @@ def unmatched_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Ten
         (expected > margin_px)
         & (expected < expected.new_tensor([window.camera.width, window.camera.height]) - 1 - margin_px)
     ).all(-1)
-    return torch.nonzero(seen & inside)[:, 0]
+    masked = is_masked(sample.masks[k] if sample.masks else None, expected)
+    return torch.nonzero(seen & inside & ~masked)[:, 0]
 
 
 def describe(matcher: Matcher, sample: LearningSample, features: list[Features]) -> tuple[Queries, Tensor]:

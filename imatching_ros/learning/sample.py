@@ -48,6 +48,7 @@ def take_sample(solved: SolvedWindow, weights_version: int, healthy: bool) -> Le
         held_out=torch.zeros(len(used), dtype=torch.bool),
         weights_version=weights_version,
         tracking_healthy=healthy,
+        masks=tuple(k.mask for k in solved.keyframes) if any(k.mask is not None for k in solved.keyframes) else (),
     )
 
 

@@ -18,6 +18,7 @@ from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig, Config, OdometryConfig
+from ..core.masks import is_masked
 from ..core.timing import Clock
 from ..core.types import BAStatus, Frame, Matches
 from ..matching.base import Features, Matcher, Queries
@@ -238,7 +239,7 @@ class FrontEnd:
             if T_guess is not None:
                 matches = self.search(window, last, current, T_guess, radius_px, every=True)
             else:
-                matches = self.search_everywhere(window, current.features)
+                matches = self.search_everywhere(window, current)
             loose = self.estimate(window, current, matches, T_guess, self.LOOSE_FACTOR)
             found = None if loose is None else self.confirm(window, last, current, loose.T_WC, least)
             if found is not None:
@@ -325,11 +326,12 @@ class FrontEnd:
         rows = (landmarks.triangulated & ((landmarks.misses < self.MAX_MISSES) | every)).nonzero()[:, 0]
         points_C = geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows])
         predicted, inside = rolling_shutter.see(camera, points_C, current.twist)
+        inside = inside & ~is_masked(current.frame.mask, predicted)
         rows, predicted = rows[inside], predicted[inside]
         rank = landmarks.misses[rows] * 100 - window.views()[rows]  # fewer misses first, then more views
         chosen = spread_evenly(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
         rows, predicted = rows[chosen], predicted[chosen]
-        return self.match(rows, self._queries(window, rows), current.features, predicted, radius_px)
+        return self.match(rows, self._queries(window, rows), current, predicted, radius_px)
 
     def _follow(
         self, window: Window, last: TrackedFrame, current: FeatureFrame, T_WC: Tensor, radius_px: float
@@ -346,26 +348,31 @@ class FrontEnd:
         )
         predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), points_W))
         predicted = torch.where(inside[:, None], predicted, uv)
-        return self.match(rows, queries, current.features, predicted, radius_px)
+        return self.match(rows, queries, current, predicted, radius_px)
 
-    def search_everywhere(self, window: Window, features: Features) -> LandmarkMatches:
+    def search_everywhere(self, window: Window, current: FeatureFrame) -> LandmarkMatches:
         """Searches for landmarks in the whole image, those with most views first."""
         rows = window.landmarks.triangulated.nonzero()[:, 0]
         rows = rows[window.views()[rows].argsort(descending=True, stable=True)][: self._config.landmarks_per_frame]
-        return self.match(rows, self._queries(window, rows), features, None, None)
+        return self.match(rows, self._queries(window, rows), current, None, None)
 
     def match(
-        self, rows: Tensor, queries: Queries, features: Features, predicted: Tensor | None, radius_px: float | None
+        self, rows: Tensor, queries: Queries, current: FeatureFrame, predicted: Tensor | None, radius_px: float | None
     ) -> LandmarkMatches:
-        """Matches landmarks `rows` (N,) by their queries, around `predicted` (N, 2) raw px or everywhere."""
+        """Matches landmarks `rows` (N,) by their queries, around `predicted` (N, 2) raw px or everywhere.
+
+        What is masked is neither matched nor unmatched: that it is not seen says nothing about it.
+        """
         if len(rows) == 0:
             return LandmarkMatches(rows, torch.zeros(0, 2), torch.zeros(0), torch.zeros(0), rows)
         at = None if predicted is None else predicted[None].float().to(self._matcher.device)
-        found = self._matcher.estimate(queries, [features], at, radius_px)
-        score = found.score[0].cpu()
-        ok = score >= self._config.min_score
-        uv, sigma_px = found.uv[0].cpu().float()[ok], found.sigma_px[0].cpu()[ok]
-        return LandmarkMatches(rows[ok], uv, score[ok], sigma_px, rows[~ok])
+        found = self._matcher.estimate(queries, [current.features], at, radius_px)
+        score, uv, mask = found.score[0].cpu(), found.uv[0].cpu().float(), current.frame.mask
+        masked = is_masked(mask, uv)
+        if predicted is not None:
+            masked |= is_masked(mask, predicted)
+        ok = (score >= self._config.min_score) & ~masked
+        return LandmarkMatches(rows[ok], uv[ok], score[ok], found.sigma_px[0].cpu()[ok], rows[~ok & ~masked])
 
     def estimate(
         self,

@@ -13,6 +13,7 @@ from ..bundle import triangulate
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
+from ..core.masks import is_masked
 from ..matching.base import Matcher
 from .front_end import Correspondences, FeatureFrame, PoseEstimator
 from .measurements import detect
@@ -104,12 +105,14 @@ class MonoInitializer:
             self._config.new_search_radius * current.camera.width,
         )
         uv, score = found.uv[0].cpu().float(), found.score[0].cpu()
-        ok = (score >= self._config.min_score) & (last.ok | wide)
+        ok = (score >= self._config.min_score) & (last.ok | wide) & ~is_masked(current.frame.mask, uv)
         return View(current, torch.where(ok[:, None], uv, last.uv), ok, found.sigma_px[0].cpu())
 
     def _restart(self, current: FeatureFrame) -> str:
         c = self._config
-        uv = detect(self._matcher, current.features, current.image, torch.zeros(0, 2), c.landmarks_per_frame, c)
+        none = torch.zeros(0, 2)
+        mask = current.frame.mask
+        uv = detect(self._matcher, current.features, current.image, none, c.landmarks_per_frame, c, mask)
         self._views = []
         if len(uv) < c.start_landmarks:
             return (

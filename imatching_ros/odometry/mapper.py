@@ -13,6 +13,7 @@ from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig, Config, OdometryConfig
+from ..core.masks import is_masked
 from ..core.types import BAResult, BAStatus, WindowSnapshot
 from ..matching.base import Matcher
 from .front_end import FeatureFrame, LandmarkMatches, PoseEstimate
@@ -268,7 +269,7 @@ class Mapper:
         wanted = c.landmarks_per_frame - len(taken)
         if wanted <= 0:
             return torch.zeros(0, dtype=torch.int64)
-        uv = detect(self._matcher, current.features, current.image, taken, wanted, c)
+        uv = detect(self._matcher, current.features, current.image, taken, wanted, c, frame.mask)
         rows = self._add_landmarks(window, row, current, uv)
         depths = measurements.measure(frame, mode, uv, c, far)
         window.observe(frame.camera, row, rows, uv, self._corner_sigma(len(rows)), depths)
@@ -323,7 +324,8 @@ class Mapper:
             predicted[:, some].float().to(device),
             c.new_search_radius * camera.width,
         )
-        good = (found.score.cpu() >= c.min_score) & inside[:, some]
+        masked = torch.stack([is_masked(window.keyframes[k].mask, uv) for k, uv in zip(targets.tolist(), found.uv)])
+        good = (found.score.cpu() >= c.min_score) & inside[:, some] & ~masked
         t, n = good.nonzero().unbind(1)
         return _Found(targets[t], rows[some][n], found.uv.cpu().float()[t, n], found.sigma_px.cpu()[t, n])
 
@@ -365,4 +367,5 @@ def _velocities(start: InitialViews) -> Tensor:
 
 
 def _keyframe(current: FeatureFrame) -> Keyframe:
-    return Keyframe(current.frame.id, current.frame.stamp_ns, current.image, current.features, current.twist)
+    frame = current.frame
+    return Keyframe(frame.id, frame.stamp_ns, current.image, current.features, current.twist, frame.mask)

@@ -18,15 +18,21 @@ from ..matching.base import Features, Matcher
 
 
 def detect(
-    matcher: Matcher, features: Features, image: Tensor, taken: Tensor, count: int, config: OdometryConfig
+    matcher: Matcher,
+    features: Features,
+    image: Tensor,
+    taken: Tensor,
+    count: int,
+    config: OdometryConfig,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """New points (N, 2) float32 raw px of an image (1, H, W) uint8, at most `count`, away from those already taken (K, 2).
+    """New points (N, 2) float32 raw px of an image (1, H, W) uint8, at most `count`, away from those already taken (K, 2) and from the mask.
 
     The matcher's own points where it has any, else corners by the smaller eigenvalue (Shi and Tomasi 1994).
     """
     height, width = image.shape[-2:]
     distance_px = config.corner_distance * width
-    free = _free_mask(height, width, taken, distance_px)
+    free = _free_mask(height, width, taken, distance_px, mask)
     own = matcher.points(features)
     if own is None:
         grey = np.ascontiguousarray(image[0].cpu().numpy())
@@ -42,9 +48,11 @@ def detect(
     return own[spread_evenly(own, torch.arange(len(own), dtype=torch.float32), count, width, height)]
 
 
-def _free_mask(height: int, width: int, taken: Tensor, distance_px: float) -> np.ndarray:
-    """(H, W) uint8, 0 within squares around the points taken (K, 2), else 255; the cost is the same for any number of points."""
+def _free_mask(height: int, width: int, taken: Tensor, distance_px: float, mask: Tensor | None) -> np.ndarray:
+    """(H, W) uint8, 0 in the mask and within squares around the points taken (K, 2), else 255; the cost is the same for any number."""
     free = np.full((height, width), 255, np.uint8)
+    if mask is not None:
+        free[mask.numpy()] = 0
     if len(taken):
         marks = np.zeros((height, width), np.uint8)
         at = taken.round().long()

@@ -16,6 +16,7 @@ from . import measurements, state as states
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
+from ..core.masks import grow
 from ..core.timing import Clock
 from ..core.types import (
     BAResult,
@@ -115,6 +116,8 @@ class Odometry:
             frame = replace(frame, camera=replace(frame.camera, readout_s=self.config.camera.readout_ms / 1e3))
         self._follow_calibration(frame.camera)
         frame = self.inputs.check(frame)
+        if frame.mask is not None:
+            frame = replace(frame, mask=grow(frame.mask))
         image = as_grey(frame.image)
         current = FeatureFrame(frame, image, self.matcher.observe(image), self.motion.twist)
         clock.lap("features")

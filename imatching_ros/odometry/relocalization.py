@@ -131,7 +131,7 @@ class Relocalizer:
             )
             rows = torch.arange(len(stored.uv))
         wide, front_end = self._matcher.wide_baseline, self._front_end
-        matches = front_end.match(rows, queries, current.features, None if wide else stored.uv, None)
+        matches = front_end.match(rows, queries, current, None if wide else stored.uv, None)
         estimate = front_end.estimate(window, current, matches, None)
         found = None if estimate is None else Localization(window, matches, estimate)
         if found is not None and wide:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,10 +13,12 @@ from torch import Tensor
 from ..camera.model import Camera
 from ..core.types import Frame, Matches
 from ..core.errors import SourceError
+from ..core.masks import unite
 from ..camera.calibration import camera_from_info, check_size
 from ..camera.decoding import ENCODINGS, Stretch, decode_depth, decode_image, to_image
+from ..camera.masks import check_mask, check_size_of_mask, read_mask
 from ..camera.rectification import Rectification, calibrate_stereo
-from .inputs import CameraImages
+from .inputs import MASK, CameraImages
 
 try:
     import cv_bridge
@@ -31,8 +34,17 @@ class ImageDecoder:
             stereo images are rectified here, else the identity.
     """
 
-    def __init__(self, mode: str) -> None:
+    MASK_KEPT_NS = 500_000_000  # images without a mask of their own take the newest one until it is so old
+
+    def __init__(self, mode: str, mask_file: str = "") -> None:
+        """`mask_file`: non-zero where images are not used; empty: none.
+
+        Raises:
+            SourceError: the file cannot be read.
+        """
         self._mode = mode
+        self._static_mask = read_mask(Path(mask_file).expanduser()) if mask_file else None
+        self._mask: tuple[int, Tensor] | None = None  # the newest of the topic, and its image's stamp
         self._key: tuple | None = None
         self._camera: Camera | None = None
         self._rectification: Rectification | None = None
@@ -47,7 +59,7 @@ class ImageDecoder:
             CameraError: no usable calibration, or images of another size.
             SourceError: an encoding that cannot be read, or data that does not fit it.
         """
-        first, *partner = received.images.values()
+        first, *partner = (message for name, message in received.images.items() if name != MASK)
         image = self._decode(first)
         camera = self._calibrate(received, (image.shape[2], image.shape[1]))
         depth = right = None
@@ -65,10 +77,25 @@ class ImageDecoder:
                     f"{image.shape[1]}; expected depth registered to colour (see depth_image_proc)"
                 )
         check_size(camera, image.shape[1], image.shape[2], "the image")
+        mask = self._decode_mask(received, image)
         if self._rectification is not None:
             image, right = self._rectification.apply(image, right)
+            mask = None if mask is None else self._rectification.apply_mask(mask)
         self._count += 1
-        return Frame(self._count - 1, received.stamp_ns, image, camera, depth, right)
+        return Frame(self._count - 1, received.stamp_ns, image, camera, depth, right, mask)
+
+    def _decode_mask(self, received: CameraImages, image: Tensor) -> Tensor | None:
+        """(H, W) bool of the image as it came: that of the file, and that of the topic."""
+        height, width = image.shape[1:]
+        if MASK in received.images:
+            of_topic = decode_image(received.images[MASK]).amax(0) > 0
+            check_size_of_mask(of_topic, height, width, "the mask of the topic")
+            self._mask = received.stamp_ns, of_topic
+        if self._static_mask is not None:
+            check_mask(self._static_mask, height, width, "the mask of the file")
+        newest = self._mask
+        known = newest is not None and 0 <= received.stamp_ns - newest[0] <= self.MASK_KEPT_NS
+        return unite(self._static_mask, newest[1] if newest is not None and known else None)
 
     def as_delivered(self, matches: Matches) -> Matches:
         """Matches in pixels of the frames -> in those of the images that came, which differ where a raw stereo pair is rectified here.

@@ -30,6 +30,7 @@ TOPICS = {
     "rgbd": {"image": "camera_info", "depth/image": ""},
 }
 
+MASK = "mask"  # subscribed to under the name that the parameter `mask_topic` gives
 EXTERNAL_ODOMETRY = "external_odometry"  # subscribed to unless `external_odometry.use` is off
 
 
@@ -100,7 +101,9 @@ class CameraInputs:
         self.missing_info = 0
         self.problem = ""
         self._first_missing_s: float | None = None
-        self._images = TOPICS[config.mode]  # {image topic: CameraInfo topic}
+        self._images = TOPICS[config.mode] | (
+            {MASK: ""} if config.mask_topic else {}
+        )  # {image topic: CameraInfo topic}
         self._leader = next(iter(self._images))
         slop_ns = round(config.sync_slop_s * 1e9) if config.sync == "approximate" else 0
         names = tuple(self._images)
@@ -157,6 +160,10 @@ class CameraInputs:
         compressed = self.config.image_transport == "compressed"
         kind = CompressedImage if compressed else Image
         for name, info_name in self._images.items():
+            if name == MASK:
+                topic = resolve_parameter(self._node, "mask_topic")
+                self._subscribe(name, Topic(topic, Image, partial(self._take, name)))
+                continue
             topic = self._node.resolve_topic_name(name)
             topic = f"{topic}/{compressed_name(name)}" if compressed else topic
             self._subscribe(name, Topic(topic, kind, partial(self._take, name)))
@@ -210,7 +217,8 @@ class CameraInputs:
         if missing is not None:
             self._miss_info(missing)
             return
-        self.problem = self._describe_gap() if len(images) < len(self._images) else ""
+        lacking = next((name for name in self._images if name not in images), None)
+        self.problem = "" if lacking is None else self._describe_gap(lacking)
         if self.problem:
             self._node.warn_throttled("unpaired", self.problem)
         header = images[self._leader].header
@@ -230,9 +238,9 @@ class CameraInputs:
 
     # -- reasons ------------------------------------------------------------------------------------------------------
 
-    def _describe_gap(self) -> str:
-        """Why an image comes without its partner."""
-        leader, partner = (self.topics[name] for name in self._images)
+    def _describe_gap(self, name: str) -> str:
+        """Why an image comes without its partner of this name."""
+        leader, partner = self.topics[self._leader], self.topics[name]
         text = f"an image on {leader.name} comes without one on {partner.name}"
         if self.synchronizer is None or self.synchronizer.gap_ns is None:
             late_s = 1.0  # where it is silent for longer, nothing comes any more
@@ -267,7 +275,8 @@ class CameraInputs:
             domain = node.context.get_domain_id()
             return f"; no topic of type {wanted} exists; is the camera running, with ROS_DOMAIN_ID {domain}?"
         image = next((name for name, info in self._images.items() if info == relative), None)
-        remedy = f"remap with -r {relative}:=TOPIC" if image is None else f"set -p {info_parameter(image)}:=TOPIC"
+        parameter = "mask_topic" if relative == MASK else "" if image is None else info_parameter(image)
+        remedy = f"set -p {parameter}:=TOPIC" if parameter else f"remap with -r {relative}:=TOPIC"
         return f"; topics of type {wanted}: {', '.join(others)}; {remedy}"
 
 
@@ -324,6 +333,19 @@ def info_parameter(image: str) -> str:
     return "right_camera_info_topic" if image.startswith("right/") else "camera_info_topic"
 
 
+def resolve_parameter(node: Node, parameter: str) -> str:
+    """The full name of the topic that a parameter gives.
+
+    Raises:
+        ConfigError: it is no name of a topic.
+    """
+    given = node.get_parameter(parameter).value
+    try:
+        return node.resolve_topic_name(given)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"parameter {parameter} is {given!r}, expected the name of a topic: {error}") from None
+
+
 def find_info_topic(node: Node, image: str, info: str, parameter: str) -> str:
     """The CameraInfo topic: the parameter's, else as remapped, else the sibling `camera_info` of the (remapped) image topic.
 
@@ -332,12 +354,8 @@ def find_info_topic(node: Node, image: str, info: str, parameter: str) -> str:
     Raises:
         ConfigError: the parameter is no name of a topic.
     """
-    given = node.get_parameter(parameter).value
-    if given:
-        try:
-            return node.resolve_topic_name(given)
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"parameter {parameter} is {given!r}, expected the name of a topic: {error}") from None
+    if node.get_parameter(parameter).value:
+        return resolve_parameter(node, parameter)
     resolved = node.resolve_topic_name(info)
     if resolved != node.resolve_topic_name(info, only_expand=True):
         return resolved

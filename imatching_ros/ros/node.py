@@ -100,6 +100,7 @@ class OdometryNode(ManagedNode):
         named = config.weights_profile
         self._profile = named or params.default_profile(core.matcher, self.get_namespace(), self.get_name())
         try:
+            decoder = ImageDecoder(config.mode, config.mask_file)
             pipeline = Pipeline(core, self._on_event, self._directory, self._profile, bool(named))
         except (ImatchingError, OSError) as error:
             self.get_logger().error(str(error))
@@ -110,7 +111,7 @@ class OdometryNode(ManagedNode):
         outputs = Outputs(self, config)
         self._conflicts.watch_tf(outputs.tf_stamps)
         tree = TransformTree(self, (config.odom_frame, config.base_frame), self._conflicts.on_tf)
-        self.resources = Resources(pipeline, outputs, ImageDecoder(config.mode), tree)
+        self.resources = Resources(pipeline, outputs, decoder, tree)
         return super().on_configure(state)
 
     @log_errors

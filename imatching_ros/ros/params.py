@@ -51,6 +51,12 @@ class NodeConfig:
         "CameraInfo of the (left) camera; empty: `camera_info` as remapped, else `camera_info` beside the image topic",
     )
     right_camera_info_topic: str = setting("", "CameraInfo of the right camera of a stereo pair, likewise")
+    mask_file: str = setting(
+        "", "image file of the (left) image's size, non-zero where images are not used: parts of the robot"
+    )
+    mask_topic: str = setting(
+        "", "mono8 images, non-zero where the (left) image of the same stamp is not used: people; empty: none"
+    )
     rectified: str = setting(
         "auto",
         "whether images are rectified (P of CameraInfo applies, not K and D); auto: when the last part of the "

@@ -11,7 +11,7 @@ class Synchronizer:
     """Calls back with one message of every topic, oldest first, each at most once.
 
     The first topic leads: each of its messages waits for the nearest message of every other topic within the slop. One that can
-    have no partner any more is delivered unpaired, and so is one that has waited too long: twice as long as partners have been late
+    have no partner any more is delivered without it, and so is one that has waited too long: twice as long as partners have been late
     so far, or the slop where they have stopped. Before the first partner at all, messages wait until the queue is full.
 
     Attributes:
@@ -69,15 +69,15 @@ class Synchronizer:
         if len(queue) > self._depth:
             _, oldest = queue.popleft()
             if name == self._leader:
-                self._deliver_unpaired(oldest, None)
+                self._deliver_unpaired({name: oldest}, None)
         self._match()
 
     def expire(self, now_s: float) -> None:
         """Delivers what has waited too long for a partner."""
         while (deadline_s := self.deadline_s) is not None and now_s >= deadline_s:
-            _, message = self._queues[self._leader].popleft()
+            stamp_ns, message = self._queues[self._leader].popleft()
             self._in_vain = (self._in_vain or 0) + 1
-            self._deliver_unpaired(message, None)
+            self._deliver_unpaired({self._leader: message} | self._take_present(stamp_ns), None)
             self._match()
 
     def _patience_s(self) -> float:
@@ -113,7 +113,7 @@ class Synchronizer:
                 nearest = min(queue, key=lambda entry: abs(entry[0] - stamp_ns))
                 if abs(nearest[0] - stamp_ns) > self._slop_ns:  # every message there is newer
                     missed_ns = min(nearest[0] - stamp_ns, stamp_ns - self._passed_ns.get(name, -1 << 63))
-                    break
+                    continue
                 if (
                     nearest is queue[-1]
                     and nearest[0] < stamp_ns
@@ -122,17 +122,27 @@ class Synchronizer:
                     return  # the next message may be nearer
                 chosen[name] = nearest[1]
             leaders.popleft()
+            for name in chosen.keys() - {self._leader}:
+                while self._queues[name].popleft()[1] is not chosen[name]:
+                    pass
             if len(chosen) == len(self._queues):
-                for name, queue in self._queues.items():
-                    while queue and queue[0][1] is not chosen[name] and name != self._leader:
-                        queue.popleft()
-                    if name != self._leader:
-                        queue.popleft()
                 self._callback(chosen)
             else:
-                self._deliver_unpaired(message, missed_ns)
+                self._deliver_unpaired(chosen, missed_ns)
 
-    def _deliver_unpaired(self, message: Any, gap_ns: int | None) -> None:
+    def _take_present(self, stamp_ns: int) -> dict[str, Any]:
+        """The partners of a leading message that are there, while another one lacks."""
+        taken = {}
+        for name, queue in self._queues.items():
+            near = [entry for entry in queue if abs(entry[0] - stamp_ns) <= self._slop_ns]
+            if near and name != self._leader:
+                nearest = min(near, key=lambda entry: abs(entry[0] - stamp_ns))
+                while (entry := queue.popleft()) is not nearest:
+                    pass
+                taken[name] = entry[1]
+        return taken
+
+    def _deliver_unpaired(self, messages: dict[str, Any], gap_ns: int | None) -> None:
         self.unpaired += 1
         self.gap_ns = gap_ns
-        self._callback({self._leader: message})
+        self._callback(messages)

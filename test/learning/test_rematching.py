@@ -6,6 +6,7 @@ import torch
 
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.config import LearningConfig
+from imatching_ros.core.masks import is_masked
 from imatching_ros.learning.rematching import extract, measurements, rematch
 from imatching_ros.matching.expectation import ExpectationMatcher
 
@@ -25,3 +26,16 @@ def test_host_observations_keep_their_sigma_under_distortion(make_sample):
     obs, seen = measurements(sample, found, sample.host_obs)
     torch.testing.assert_close(seen, sigma[sample.host_obs], rtol=1e-3, atol=0)
     torch.testing.assert_close(obs[:, :2], ideal[sample.host_obs], rtol=0, atol=1e-2)
+
+
+def test_matches_under_a_mask_do_not_count(make_sample):
+    sample = make_sample(landmarks=40)
+    hidden = torch.ones(sample.window.camera.height, sample.window.camera.width, dtype=torch.bool)
+    masked = dataclasses.replace(sample, masks=(hidden,) * len(sample.images))
+    torch.manual_seed(0)
+    matcher = ExpectationMatcher().eval()
+    found = rematch(matcher, masked, extract(matcher, masked), LearningConfig())
+    rest = torch.ones(len(found.score), dtype=torch.bool)
+    rest[sample.host_obs] = False
+    inside = is_masked(hidden, found.uv)
+    assert inside.any() and not found.score[rest & inside].any() and found.score[~rest].all()

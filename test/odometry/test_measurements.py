@@ -32,6 +32,14 @@ def test_new_corners_keep_their_distance():
     assert apart.min() > 8
 
 
+@pytest.mark.parametrize("matcher", (KltMatcher(), SiftMatcher()), ids=("klt", "sift"))
+def test_no_corner_is_detected_under_a_mask(matcher):
+    mask = torch.zeros(240, 320, dtype=torch.bool)
+    mask[:, :200] = True
+    uv = detect(matcher, matcher.observe(IMAGE), IMAGE, torch.zeros(0, 2), 200, CONFIG, mask)
+    assert len(uv) > 20 and float(uv[:, 0].min()) > 198.5  # corners are refined by a pixel or less
+
+
 def test_a_blank_image_has_none():
     image = torch.full((1, 240, 320), 128, dtype=torch.uint8)
     assert detect(KltMatcher(), KltMatcher().observe(image), image, torch.zeros(0, 2), 50, CONFIG).shape == (0, 2)

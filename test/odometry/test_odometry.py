@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from imatching_ros.core import geometry
 from imatching_ros.core.config import Config, walk
 from imatching_ros.core.errors import ConfigError, SourceError
+from imatching_ros.core.masks import is_masked
 from imatching_ros.core.types import Frame, ObservationKind, OdometryOutput, TrackingState, WeightsSnapshot
 from imatching_ros.learning.learner import Learner
 from imatching_ros.matching import create_matcher
@@ -357,6 +358,41 @@ def test_something_that_hides_most_of_the_image_does_not_end_tracking(room):
             geometry.relative(outputs[19].T_WC, outputs[k].T_WC)[:3] - geometry.relative(room[19][1], room[k][1])[:3]
         )
         assert float(moved.norm()) < 0.1
+
+
+def passing(frame: Frame, masked: bool) -> Frame:
+    """The frame with a textured thing before the camera that fills 40 % of the image and moves against it."""
+    size, left = (192, 160), 20 + 4 * frame.id
+    mask = torch.zeros(240, 320, dtype=torch.bool)
+    mask[30 : 30 + size[0], left : left + size[1]] = True
+    image, depth = frame.image.clone(), frame.depth.clone()
+    image[:, mask] = torch.from_numpy(speckle(7)[: size[0], : size[1]].copy()).flatten()
+    depth[mask] = 0.5
+    return replace(frame, image=image, depth=depth, mask=mask if masked else None)
+
+
+@pytest.mark.parametrize("matcher", ("klt", "expectation"))
+@pytest.mark.parametrize("mode", ("mono", "rgbd"))
+def test_what_moves_under_a_mask_changes_nothing(clip, mode, matcher):
+    def error(frames) -> tuple[float, int]:
+        outputs = [o for o in drive(frames, matcher, odometry__mode=mode)[1] if o.T_WC is not None]
+        found, true = (
+            torch.stack([o.T_WC[:3] for o in outputs]),
+            torch.stack([clip[o.frame_id][1][:3] for o in outputs]),
+        )
+        found, true = found - found[0], true - true[0]
+        scale = 1.0 if mode == "rgbd" else float((found * true).sum() / (found * found).sum())
+        return float((scale * found - true).norm(dim=1).max()), outputs[0].frame_id
+
+    alone, start = error([frame for frame, _ in clip])
+    masked, start_masked = error([passing(frame, True) for frame, _ in clip])
+    # metres, on a path of one; of 60 % of the image the pose is known less well
+    assert masked < 3 * alone + 0.01 and start_masked <= start + 2
+    pipeline, _ = drive([passing(frame, True) for frame, _ in clip], matcher, odometry__mode=mode)
+    o = pipeline.window.observations
+    for row, keyframe in enumerate(pipeline.window.keyframes):
+        mask = passing(clip[keyframe.id][0], True).mask
+        assert not is_masked(mask, o.uv[o.kf == row]).any()
 
 
 def test_no_landmark_id_is_given_twice(clip):

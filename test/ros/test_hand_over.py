@@ -68,6 +68,19 @@ def test_three_topics():
     assert pairs.add(("a", 10), ("c", 11), ("b", 9)) == [(10, 9, 11)]
 
 
+def test_of_three_topics_the_one_that_lacks_is_left_out():
+    pairs = Pairs(5, ("a", "b", "c"))
+    assert pairs.add(("a", 10), ("b", 10), ("c", 20), ("a", 20), ("b", 20)) == [(10, 10, None), (20, 20, 20)]
+    assert (pairs.synchronizer.unpaired, pairs.synchronizer.gap_ns) == (1, 10)
+
+
+def test_what_waits_too_long_takes_the_partners_that_are_there():
+    pairs = Pairs(5, ("a", "b", "c"))
+    pairs.add(("a", 1000), ("b", 1000), ("c", 1000), ("a", 2000), ("b", 2001))
+    pairs.synchronizer.expire(100.0)
+    assert pairs.found == [(1000, 1000, 1000), (2000, 2001, None)]
+
+
 def test_time_that_goes_back_forgets_what_waits():
     pairs = Pairs(10)
     assert pairs.add(("left", 1000), ("left", 100), ("right", 100)) == [(100, 100)]

@@ -15,7 +15,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from walls import CAMERA, look
 
 from imatching_ros.core.types import Matches
-from imatching_ros.core.errors import SourceError
+from imatching_ros.core.errors import CameraError, SourceError
 from imatching_ros.ros import image_decoder
 from imatching_ros.ros.inputs import CameraImages
 from imatching_ros.ros.image_decoder import ImageDecoder
@@ -160,3 +160,34 @@ def test_only_what_the_core_does_not_know_is_left_to_cv_bridge(monkeypatch):
     assert image_decoder.decode(Image(width=4, height=2, encoding="rgb8", step=12, data=data)).flatten(
         1
     ).T.flatten().tolist() == list(data)
+
+
+def masked_images(stamp_ns: int, mask=None) -> CameraImages:
+    images = {"image": grey(camera=CAMERA)} | ({} if mask is None else {"mask": image_message(1, mask, "mono8")})
+    return CameraImages(stamp_ns, "optical", images, {"image": info()}, rectified=True)
+
+
+def test_masks_of_file_and_topic_unite_and_the_newest_is_kept_for_a_while(tmp_path):
+    of_file, of_topic = (np.zeros((CAMERA.height, CAMERA.width), np.uint8) for _ in range(2))
+    of_file[:20], of_topic[:, :30] = 255, 1
+    cv2.imwrite(str(tmp_path / "robot.png"), of_file)
+    decoder = ImageDecoder("mono", str(tmp_path / "robot.png"))
+    expected = torch.from_numpy((of_file | of_topic) > 0)
+    assert decoder.decode(masked_images(1, of_topic)).mask.equal(expected)
+    assert decoder.decode(masked_images(200_000_001)).mask.equal(expected)
+    assert decoder.decode(masked_images(900_000_001)).mask.equal(torch.from_numpy(of_file > 0))
+    assert ImageDecoder("mono").decode(masked_images(1)).mask is None
+    with pytest.raises(CameraError, match="the mask of the topic is 8 x 6"):
+        decoder.decode(masked_images(2, np.zeros((6, 8), np.uint8)))
+
+
+def test_a_mask_of_a_raw_pair_is_rectified_with_its_image():
+    images = {"left/image": grey(), "right/image": grey(BASELINE_M)}
+    mask = np.zeros((CAMERA.height, CAMERA.width), np.uint8)
+    mask[:, : CAMERA.width // 2] = 255
+    infos = {"left/image": info(), "right/image": info(-CAMERA.fx * BASELINE_M)}
+    images["mask"] = image_message(1, mask, "mono8")
+    frame = ImageDecoder("stereo").decode(CameraImages(1, "optical", images, infos, rectified=False))
+    assert frame.right is not None and frame.camera.model == "none"
+    row = frame.mask[CAMERA.height // 2]
+    assert abs(int(row.sum()) - CAMERA.width // 2) < CAMERA.width // 10 and bool(row[0]) and not bool(row[-1])

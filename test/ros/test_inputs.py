@@ -11,7 +11,7 @@ from peers import info_message, send_until
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import CameraInfo, CompressedImage
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from walls import CAMERA
 
 from imatching_ros.core.errors import ConfigError
@@ -72,7 +72,24 @@ def test_each_camera_of_a_pair_has_its_own_camera_info(make_inputs):
     ]
 
 
+def test_a_mask_waits_for_its_image(make_inputs):
+    node, inputs = make_inputs(image_transport="compressed", mask_topic="people/mask")
+    assert inputs.topics["mask"].name == "/people/mask" and inputs.topics["mask"].type is Image
+    delivered: list = []
+    inputs = CameraInputs(node, inputs.config, delivered.append)
+    camera_info, mask = info_message(7, CAMERA), Image()
+    image = CompressedImage(header=camera_info.header)
+    mask.header = camera_info.header
+    for name, message in (("camera_info", camera_info), ("image", image), ("mask", mask)):
+        assert not delivered
+        inputs.topics[name].receive(message)
+    inputs.close()
+    assert delivered[0].images == {"image": image, "mask": mask} and inputs.problem == ""
+
+
 def test_what_is_no_topic_is_refused(make_inputs):
+    with pytest.raises(ConfigError, match="parameter mask_topic is 'no topic', expected the name of a topic"):
+        make_inputs(mask_topic="no topic")
     with pytest.raises(ConfigError, match="parameter camera_info_topic is 'no topic', expected the name of a topic"):
         make_inputs(camera_info_topic="no topic")
 

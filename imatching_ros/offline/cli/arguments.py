@@ -28,6 +28,9 @@ def add_source_options(parser: argparse.ArgumentParser, *, truth: bool = True, m
         metavar="FILE",
         help="calibration: camera.json, ROS camera_calibration yaml, EuRoC or Kalibr",
     )
+    group.add_argument(
+        "--mask", type=Path, metavar="FILE", help="image of the frames' size, non-zero where they are not used"
+    )
     if truth:
         group.add_argument(
             "--groundtruth",
@@ -88,6 +91,7 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
         rectified=args.rectified,
         sync_slop_s=args.sync_slop_s,
         no_groundtruth=getattr(args, "no_groundtruth", None),
+        mask=args.mask,
     )
 
 

@@ -26,7 +26,7 @@ def write_match_images(
     names = _file_names([matcher.name for matcher in matchers])
     for frames, (T_WC_i, T_WC_j) in middle_pairs(source, gaps):
         pair, gap = (frames[0], frames[-1]), len(frames) - 1
-        uv = sample_queries(frames[0].image)
+        uv = sample_queries(frames[0].image, mask=frames[0].mask)
         for matcher, name in zip(matchers, names):
             matches = matcher.match(frames, uv)
             error_px, kind = match_error(matches, find_truth(*pair, T_WC_i, T_WC_j, matches.uv_i), *pair)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core import geometry
+from ...core.masks import is_masked
 from ...core.config import OdometryConfig
 from ...core.types import Frame
 from ...matching.base import Matcher
@@ -83,7 +84,7 @@ def evaluate(
     for frames, T_WC in iterate_pairs(source, gaps, max_pairs):
         gap = len(frames) - 1
         i, j = frames[0], frames[-1]
-        uv = sample_queries(i.image)
+        uv = sample_queries(i.image, mask=i.mask)
         truth = find_truth(i, j, T_WC[0], T_WC[1], uv)
         for matcher, by_gap in zip(matchers, tallies):
             matcher.forget(i.id)
@@ -152,7 +153,7 @@ def _score(
     tally.match_ms.append(matches.match_ms)
     min_visible = 10  # of fewer visible queries the share found would be noise
     right_px = 5.0  # the stated sigma is that of right matches; a mismatch is not a large error of one
-    used = matches.score >= MIN_SCORE
+    used = (matches.score >= MIN_SCORE) & ~is_masked(j.mask, matches.uv_j) & ~is_masked(i.mask, matches.uv_i)
     tally.delivered.append(float(used.float().mean()) if len(used) else 0.0)
     right = None
     if common_visible >= min_visible:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core import geometry
+from ...core.masks import is_masked
 from ...core.types import Frame, as_grey
 
 QUERIES = 512
@@ -27,11 +28,12 @@ class PairTruth:
     baseline_is_relative: bool
 
 
-def sample_queries(image: Tensor, count: int = QUERIES) -> Tensor:
-    """Shi-Tomasi corners of an image (3 or 1, H, W) uint8 -> (N, 2) float32 px, strongest first, N <= count."""
+def sample_queries(image: Tensor, count: int = QUERIES, mask: Tensor | None = None) -> Tensor:
+    """Shi-Tomasi corners of an image (3 or 1, H, W) uint8 outside the mask (H, W) bool -> (N, 2) float32 px, strongest first, N <= count."""
     quality = 0.001  # of the strongest corner; low enough for white walls
     distance_px = 7  # so that 512 corners spread over an image of 320 x 240 px
-    corners = cv2.goodFeaturesToTrack(as_grey(image)[0].numpy(), count, quality, distance_px)
+    free = None if mask is None else (~mask).numpy().astype(np.uint8)
+    corners = cv2.goodFeaturesToTrack(as_grey(image)[0].numpy(), count, quality, distance_px, mask=free)
     return torch.from_numpy(np.zeros((0, 2), np.float32) if corners is None else corners.reshape(-1, 2))
 
 
@@ -62,7 +64,7 @@ def find_truth(i: Frame, j: Frame, T_WC_i: Tensor | None, T_WC_j: Tensor | None,
     size = uv_j.new_tensor([j.camera.width - 1, j.camera.height - 1])
     inside = ((uv_j >= 0) & (uv_j <= size)).all(1)  # NaN compares False
     there, _ = sample_depth(j.depth, torch.where(inside[:, None], uv_j, 0.0))
-    visible = inside & (there > 0) & ((there / points_j[:, 2] - 1).abs() < DEPTH_TOLERANCE)
+    visible = inside & ~is_masked(j.mask, uv_j) & (there > 0) & ((there / points_j[:, 2] - 1).abs() < DEPTH_TOLERANCE)
     known_depth = i.depth[i.depth > 0]
     return PairTruth(
         T_ij, uv_j, visible, baseline / max(float(known_depth.median()), 1e-9) if len(known_depth) else 0.0, True

@@ -8,11 +8,12 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ...camera.masks import check_mask, read_mask
 from ...camera.model import Camera
 from ...core.timing import BACKWARD_JUMP_S, StampOrder
 from ...core.types import Frame
@@ -32,6 +33,7 @@ class SourceOptions:
 
     mode: str = "auto"  # mono drops depth and right images; stereo and rgbd demand them
     camera: Camera | None = None  # replaces the recording's own
+    mask: Path | None = None  # image file, non-zero where the frames are not used
     groundtruth: Path | None = None
     start_s: float = 0.0  # relative to the first frame
     duration_s: float | None = None
@@ -125,6 +127,7 @@ class Source(ABC):
         tolerance_s = math.inf if self.on_jump is None else BACKWARD_JUMP_S
         first_ns = last_ns = None  # first: of the time that the options count from
         count = 0
+        mask = None if self.options.mask is None else read_mask(self.options.mask)
         for frame in self.read():
             stamp_ns = frame.stamp_ns
             verdict = order.check(stamp_ns, tolerance_s)
@@ -146,7 +149,10 @@ class Source(ABC):
             if not count and lacks:
                 self.warn(f"no {lacks} image of this time, with which a map begins: frame skipped", stamp_ns)
                 continue
-            yield Frame(count, stamp_ns, frame.image, frame.camera, frame.depth, frame.right)
+            if mask is not None:
+                _, height, width = frame.image.shape
+                check_mask(mask, height, width, f"the mask {self.options.mask}")
+            yield replace(frame, id=count, stamp_ns=stamp_ns, mask=mask)
             count += 1
         if not count:
             raise SourceError(

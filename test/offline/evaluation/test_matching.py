@@ -1,5 +1,6 @@
 """Matching scores of matchers whose errors are known."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -196,3 +197,16 @@ def test_klt_on_real_depth(data_folder):
         "gaps"
     ]["1"]
     assert 0.35 < result["mma"]["1"] < 0.65 and result["sampson_px"]["median"] < 0.3
+
+
+def test_a_mask_of_the_recording_leaves_matches_out(tmp_path):
+    wall = SlidingWall(count=3)
+    mask = np.zeros((H, W), np.uint8)
+    mask[:, : W // 2] = 255
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    (whole,) = evaluate([PairMatcher("klt", KltMatcher())], wall, [1], pose=False)
+    wall.options = SourceOptions(mask=tmp_path / "mask.png")
+    assert all(frame.mask.equal(torch.from_numpy(mask > 0)) for frame in wall)
+    (half,) = evaluate([PairMatcher("klt", KltMatcher())], wall, [1], pose=False)
+    right = [r["gaps"]["1"]["correct_per_pair"]["3"] for r in (whole, half)]
+    assert 0 < right[1] < 0.6 * right[0]

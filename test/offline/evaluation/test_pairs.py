@@ -1,5 +1,7 @@
 """True correspondences from depth and poses."""
 
+from dataclasses import replace
+
 import torch
 
 from imatching_ros.core import geometry
@@ -79,3 +81,16 @@ def test_queries_are_corners():
     corners = torch.tensor([[20.0, 20], [49, 20], [20, 39], [49, 39]])
     assert (torch.cdist(corners, uv).min(1).values < 2).all()
     assert sample_queries(torch.zeros(1, H, W, dtype=torch.uint8)).shape == (0, 2)
+
+
+def test_masks_leave_queries_and_their_targets_out():
+    image = torch.zeros(1, H, W, dtype=torch.uint8)
+    image[:, 20:40, 20:50] = 255
+    mask = torch.zeros(H, W, dtype=torch.bool)
+    mask[:, :30] = True
+    uv = sample_queries(image, mask=mask)
+    assert len(uv) and float(uv[:, 0].min()) >= 30
+    there = replace(frame(torch.full((H, W), 2.0)), mask=mask)
+    points = torch.tensor([[10.0, 20.0], [60.0, 20.0]])
+    pose = geometry.identity()
+    assert find_truth(frame(torch.full((H, W), 2.0)), there, pose, pose, points).visible.tolist() == [False, True]
