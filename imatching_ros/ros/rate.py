@@ -76,7 +76,7 @@ class RateControl:
 
     The cost of an image is the 90th percentile of the recent processing times. n rises at once when the cost exceeds OVERRUN * n
     intervals of the input, or the mean FULL * n, and an image had to be dropped, to the least n of which the cost is FILL. It falls to the least n of which the cost
-    is RELAXED, after a full window at the present n.
+    is RELAXED, after SETTLED images at the present n.
 
     Attributes:
         skipped: images that were not admitted.
@@ -84,6 +84,7 @@ class RateControl:
 
     WINDOW = 20  # processed images
     FEWEST = 3  # after a change of n, before the next rise
+    SETTLED = 8  # after a change of n, before it falls: the first images after the start take longer than later ones
     OVERRUN = 1.1  # one image may wait while another takes a little longer
     FULL = 0.95
     FILL = 0.9
@@ -151,7 +152,7 @@ class RateControl:
         overloaded = cost > self.OVERRUN * n or mean > self.FULL * n
         if overloaded and self._dropped > self._dropped_before:
             self._change(max(math.ceil(cost / self.FILL), n + 1))
-        elif relaxed < n and self._since_change >= self.WINDOW:
+        elif relaxed < n and self._since_change >= self.SETTLED:
             self._change(relaxed)
 
     def _change(self, every_nth: int) -> None:
