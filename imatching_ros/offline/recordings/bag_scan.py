@@ -98,7 +98,7 @@ def _scan_db3(path: Path) -> Scan:
                     seen = True
                     yield channels[topic_id], stamp, data
             return True
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):  # the latter where SQLite quotes a damaged name
             if seen:
                 return False
         finally:
@@ -113,7 +113,7 @@ def _definitions(connection: sqlite3.Connection) -> dict[str, str]:
                 "SELECT topic_type, encoded_message_definition FROM message_definitions WHERE encoding = 'ros2msg'"
             )
         )
-    except sqlite3.DatabaseError:  # before Iron bags held no definitions
+    except (sqlite3.DatabaseError, UnicodeDecodeError):  # before Iron bags held no definitions
         return {}
 
 
