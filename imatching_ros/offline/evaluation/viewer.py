@@ -60,7 +60,7 @@ class Viewer:
         rr.log("state", rr.TextLog(f"{output.state.value} {output.reason}", level="INFO" if tracking else "WARN"))
         self._add_matches(output)
         if output.T_WC is not None:
-            self._add_pose(output)
+            self._add_pose(output.T_WC.cpu().numpy(), output.map_id)
         if output.bundle is not None:
             rr.log("world/landmarks", rr.Points3D(output.bundle.points_W.cpu().numpy(), radii=rr.Radius.ui_points(1.5)))
         learned = pipeline.learning_status()
@@ -77,11 +77,10 @@ class Viewer:
         points = self._rr.Points2D(matches.uv_j.cpu().numpy(), colors=colours, radii=2.0)
         self._rr.log("world/camera/image/matches", points)
 
-    def _add_pose(self, output: OdometryOutput) -> None:
-        pose = output.T_WC.cpu().numpy()
-        if output.map_id != self._map_id:
-            self._path, self._map_id = [], output.map_id
+    def _add_pose(self, pose: np.ndarray, map_id: int) -> None:
+        if map_id != self._map_id:
+            self._path, self._map_id = [], map_id
         self._path.append(pose[:3])
         rotation = self._rr.Quaternion(xyzw=pose[3:])
         self._rr.log("world/camera", self._rr.Transform3D(translation=pose[:3], quaternion=rotation))
-        self._rr.log(f"world/trajectory/{output.map_id}", self._rr.LineStrips3D([np.stack(self._path)]))
+        self._rr.log(f"world/trajectory/{map_id}", self._rr.LineStrips3D([np.stack(self._path)]))
