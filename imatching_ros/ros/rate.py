@@ -74,9 +74,10 @@ class Meter:
 class RateControl:
     """Decides which images are processed, from what the recent ones took. `admit` and `finish` may be called by two threads.
 
-    The cost of an image is the 90th percentile of the recent processing times. n rises at once when the cost exceeds OVERRUN * n
-    intervals of the input, or the mean FULL * n, and an image had to be dropped, to the least n of which the cost is FILL. It falls to the least n of which the cost
-    is RELAXED, after SETTLED images at the present n.
+    The load is the mean of the recent processing times, in intervals of the input, or half of their 90th percentile where that is more:
+    one image may wait while another takes up to two intervals. n rises at once when the load exceeds FULL * n and an image had to be
+    dropped, to the least n of which the load is FILL. It falls to the least n of which the load is RELAXED, after SETTLED images at the
+    present n.
 
     Attributes:
         skipped: images that were not admitted.
@@ -85,7 +86,6 @@ class RateControl:
     WINDOW = 20  # processed images
     FEWEST = 3  # after a change of n, before the next rise
     SETTLED = 8  # after a change of n, before it falls: the first images after the start take longer than later ones
-    OVERRUN = 1.1  # one image may wait while another takes a little longer
     FULL = 0.95
     FILL = 0.9
     RELAXED = 0.8  # of fewer intervals than now: the hysteresis
@@ -130,7 +130,7 @@ class RateControl:
                 return
             self._cost_s, mean_s = summarize(self._costs)
             if self._input.interval_s:
-                self._decide(self._cost_s / self._input.interval_s, mean_s / self._input.interval_s)
+                self._decide(max(mean_s, self._cost_s / 2) / self._input.interval_s)
 
     def state(self) -> Rate:
         with self._lock:
@@ -145,13 +145,11 @@ class RateControl:
                 return True
             return now_s - last_s > (patience_s if interval_s is None else max(3 * interval_s, shortest_s))
 
-    def _decide(self, cost: float, mean: float) -> None:
-        """Both of an image, in intervals of the input."""
+    def _decide(self, load: float) -> None:
         n = self._every_nth
-        relaxed = max(math.ceil(cost / self.RELAXED), 1)
-        overloaded = cost > self.OVERRUN * n or mean > self.FULL * n
-        if overloaded and self._dropped > self._dropped_before:
-            self._change(max(math.ceil(cost / self.FILL), n + 1))
+        relaxed = max(math.ceil(load / self.RELAXED), 1)
+        if load > self.FULL * n and self._dropped > self._dropped_before:
+            self._change(max(math.ceil(load / self.FILL), n + 1))
         elif relaxed < n and self._since_change >= self.SETTLED:
             self._change(relaxed)
 
