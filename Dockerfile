@@ -7,7 +7,7 @@ FROM ros:${ROS_DISTRO}-ros-base
 
 RUN apt-get update && apt-get install -y --no-install-recommends \
         python3-venv python3-opencv python3-yaml python3-scipy python3-matplotlib \
-        ros-${ROS_DISTRO}-cv-bridge ros-${ROS_DISTRO}-sensor-msgs-py ros-${ROS_DISTRO}-tf2-ros-py ros-${ROS_DISTRO}-diagnostic-msgs \
+        ros-${ROS_DISTRO}-cv-bridge ros-${ROS_DISTRO}-sensor-msgs-py ros-${ROS_DISTRO}-diagnostic-msgs \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /workspace/src/imatching_ros

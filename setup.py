@@ -20,13 +20,13 @@ setup(
     license="BSD-3-Clause",
     packages=find_packages(include=["imatching_ros", "imatching_ros.*"]),
     package_data={"imatching_ros": ["**/*.safetensors", "**/*.json", "**/*.md"]},
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.15",
     install_requires=read_requirements("robot"),
     extras_require={
         "offline": read_requirements("offline"),  # all commands but `online`
         # python3-opencv of a ROS installation or the wheel: one of them, never both. OpenCV 5 breaks cv_bridge.
         "opencv": read_requirements("opencv"),
-        "ros": [*ROS, "tf2_ros", "launch", "launch_ros"],
+        "ros": [*ROS, "launch", "launch_ros"],
         "kornia": ["kornia>=0.9"],  # matchers xfeat and loftr; needs Python 3.11
         "onnx": ["onnx", "onnxscript", "onnxruntime"],  # `weights export FILE.onnx`
         "viewer": ["rerun-sdk>=0.24"],  # `replay --view`
