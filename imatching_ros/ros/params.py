@@ -132,8 +132,9 @@ def default_profile(matcher: MatcherConfig, namespace: str = "/", node_name: str
 
     One for each network, for each weights file that it started from, and for each node: two nodes of one robot learn from two cameras.
     """
-    own = choose_matcher(matcher).name
-    if matcher.weights != "default":
+    if matcher.weights == "default":
+        own = choose_matcher(matcher).name
+    else:
         own = re.sub(r"\W", "_", Path(matcher.weights).stem, flags=re.ASCII) + "_adapted"
     names = [*namespace.strip("/").split("/"), "" if node_name == NODE_NAME else node_name]
     prefix = "-".join(name for name in names if name)

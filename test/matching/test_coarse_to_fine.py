@@ -171,7 +171,7 @@ def test_features_of_other_weights_are_refused(matcher, pair):
 
 
 def test_bfloat16_says_the_same_as_float32(pair):
-    full, half = (create_matcher(MatcherConfig(precision=p)) for p in ("float32", "bfloat16"))
+    full, half = (create_matcher(MatcherConfig("expectation", precision=p)) for p in ("float32", "bfloat16"))
     assert not full.in_bfloat16 and half.in_bfloat16
     one, two = (m.estimate(m.describe(m.observe(pair.a), pair.uv), [m.observe(pair.b)]) for m in (full, half))
     assert two.uv.dtype == torch.float32
@@ -180,7 +180,7 @@ def test_bfloat16_says_the_same_as_float32(pair):
 
 def test_bfloat16_teaches_the_same_as_float32(pair):
     def gradient(precision):
-        matcher = create_matcher(MatcherConfig(precision=precision))
+        matcher = create_matcher(MatcherConfig("expectation", precision=precision))
         here, there = matcher.extract(torch.stack([as_float(pair.a), as_float(pair.b)]))
         found = matcher.match(matcher.describe(here, pair.uv), [there], differentiable=True)
         (found.uv[0] - pair.uv).square().log1p().mean().backward()

@@ -54,9 +54,9 @@ def find(name: str) -> Path:
         WeightsError: neither.
     """
     from ...core.config import MatcherConfig
-    from ...matching.weights import DEFAULT_DIR
+    from ...matching.weights import DEFAULT_DIR, resolve_weights
 
-    shipped = DEFAULT_DIR / f"{MatcherConfig.name if name == 'default' else name}.safetensors"
+    shipped = resolve_weights(MatcherConfig()) if name == "default" else DEFAULT_DIR / f"{name}.safetensors"
     path = Path(name).expanduser()
     if path.is_file():
         return path

@@ -169,7 +169,8 @@ def write_window(folder: Path, sample: LearningSample) -> Path:
             cv2.imwrite(str(path), image[0].cpu().numpy())
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {"format": FORMAT, "camera": dataclasses.asdict(sample.window.camera)}
-    header["sample"] = _split(sample, "sample", tensors, leave=("images", "window", "result"))
+    header["sample"] = _split(sample, "sample", tensors, leave=("images", "masks", "window", "result"))
+    tensors |= {f"mask.{k}": mask for k, mask in enumerate(sample.masks) if mask is not None}
     header["window"] = _split(sample.window, "window", tensors, leave=("camera",))
     header["result"] = _split(sample.result, "result", tensors)
     path = folder / f"{sample.keyframe_ids[-1]:06d}.safetensors"
@@ -194,6 +195,7 @@ def read_window(path: Path) -> LearningSample:
     result = _join(BAResult, "result", tensors, header["result"])
     ids = tuple(header["sample"].pop("keyframe_ids"))
     images = tuple(_read_image(path.parent / "images" / f"{frame_id:06d}.png") for frame_id in ids)
+    masks = tuple(tensors.get(f"mask.{k}") for k in range(len(ids)))
     return _join(
         LearningSample,
         "sample",
@@ -201,6 +203,7 @@ def read_window(path: Path) -> LearningSample:
         header["sample"],
         keyframe_ids=ids,
         images=images,
+        masks=masks if any(mask is not None for mask in masks) else (),
         window=window,
         result=result,
     )

@@ -46,7 +46,7 @@ def test_failures_among_the_marked_tests_are_counted(tmp_path):
     text = "import pytest\n\n@pytest.mark.gpu\n@pytest.mark.parametrize('n', range(3))\ndef test_n(n):\n    assert n < {}\n"
     (tmp_path / "test" / "test_small.py").write_text(text.format(3))
     assert run_gpu_tests(tmp_path, 100.0).within is True
-    (tmp_path / "test" / "test_small.py").write_text(text.format(1))
+    (tmp_path / "test" / "test_small.py").write_text(text.format("0 + 1"))
     failed = run_gpu_tests(tmp_path, 100.0)
     assert failed.value == 2.0 and failed.within is False and "2 failed" in failed.note
     assert run_gpu_tests(tmp_path / "elsewhere", 100.0).value is None

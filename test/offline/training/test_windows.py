@@ -50,6 +50,13 @@ def test_what_is_written_is_read(sample, tmp_path):
     assert_same(sample, read_window(write_window(tmp_path, sample)))
 
 
+def test_masks_are_written_too(sample, tmp_path):
+    mask = torch.zeros(sample.images[0].shape[-2:], dtype=torch.bool)
+    mask[:5] = True
+    masked = dataclasses.replace(sample, masks=(mask, *[None] * (len(sample.images) - 1)))
+    assert_same(masked, read_window(write_window(tmp_path, masked)))
+
+
 def test_images_that_windows_share_are_kept_once(make_sample, tmp_path):
     first = make_sample(first_id=0)
     second = dataclasses.replace(
