@@ -45,6 +45,7 @@ class Snapshot:
     silent: bool  # no images arrive
     remedies: str  # what to change where the computer is too slow
     matcher: str  # and how it runs here
+    camera: str  # topics of its images; empty while the node is not active
 
 
 class Diagnostics:
@@ -68,7 +69,7 @@ class Diagnostics:
             level=level,
             name=f"{self._node.get_fully_qualified_name()}: odometry",
             message=text,
-            hardware_id="",
+            hardware_id=now.camera,
             values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
         )
         array = DiagnosticArray(status=[status])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -20,7 +21,6 @@ from imatching_ros.srv import Weights
 
 from ..core.errors import ConfigError, ImatchingError
 from ..matching.precision import describe_choice
-from ..matching.weights import choose_matcher
 from ..pipeline import Pipeline
 from . import params
 from .conflicts import Conflicts
@@ -70,7 +70,7 @@ class OdometryNode(ManagedNode):
         self.resources: Resources | None = None
         self.inputs: CameraInputs | None = None
         self.processor: Processor | None = None
-        self._directory, self._profile = Path(), ""
+        self._directory, self._profile, self._matcher = Path(), "", ""
         self._conflicts = Conflicts(self)
         self._diagnostics = Diagnostics(self)
         handlers = {
@@ -105,8 +105,9 @@ class OdometryNode(ManagedNode):
         except (ImatchingError, OSError) as error:
             self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
+        self._matcher = describe_choice(replace(core.matcher, name=pipeline.matcher.name))
         self.get_logger().info(
-            f"matcher {pipeline.matcher.name}: {pipeline.weights.origin}; it runs as {describe_choice(choose_matcher(core.matcher))}"
+            f"matcher {pipeline.matcher.name}: {pipeline.weights.origin}; it runs as {self._matcher}"
         )
         outputs = Outputs(self, config)
         self._conflicts.watch_tf(outputs.tf_stamps)
@@ -296,7 +297,8 @@ class OdometryNode(ManagedNode):
             rate=p.rate.state() if p else Rate(),
             silent=p.rate.is_silent(time.monotonic(), self.configs.node.no_data_warning_s) if p else True,
             remedies=p.remedies if p else "",
-            matcher=describe_choice(choose_matcher(self.configs.core.matcher)),
+            matcher=self._matcher,
+            camera=" ".join(inputs.images) if inputs else "",
             callback_errors=sum(self.callback_errors.values()),
         )
 

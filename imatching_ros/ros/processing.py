@@ -154,7 +154,8 @@ class Processor:
     def remedies(self) -> str:
         """What to change where images cannot be processed as fast as they come."""
         width = self._camera.width if self._camera is not None else 0
-        return remedies(self.configs.core, width)
+        core = self.configs.core
+        return remedies(replace(core, matcher=replace(core.matcher, name=self.pipeline.matcher.name)), width)
 
     def _process(self, image: CameraImages) -> None:
         start_s = time.monotonic()

@@ -39,6 +39,7 @@ WELL = dict(
     silent=False,
     remedies="set matcher.max_width to 320",
     matcher="expectation on cpu in float32, 1 thread",
+    camera="/image",
 )
 UNSCALED = {"metric": False, "scale": "unknown"}
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
