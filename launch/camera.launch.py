@@ -16,7 +16,7 @@ ARGUMENTS = {
     "model": ("zed2i", "camera_model of the ZED driver"),
 }
 
-# camera: arguments of online.launch.py. All three drivers offer image topics with RELIABLE, which the node's BEST_EFFORT subscriptions fit.
+# camera: arguments of online.launch.py. The node subscribes with BEST_EFFORT, which fits whatever a driver offers.
 ONLINE = {
     # The dot pattern of the emitter moves with the camera and would be tracked.
     "d435i_stereo": {

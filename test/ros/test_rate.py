@@ -63,6 +63,16 @@ def vicious(seed: int, base_s: float) -> Callable[[int], float]:
     return cost_s
 
 
+def test_long_images_among_short_ones_cost_a_drop_and_not_half_of_the_rate():
+    """Every third image is a keyframe that takes 1.6 intervals; the mean is .8. One burst at the start costs a drop."""
+    computer = Computer(
+        lambda _: 0.25 if len(computer.processed) == 5 else 0.16 if len(computer.processed) % 3 == 0 else 0.04
+    )
+    distances = computer.play(300, 0.1)
+    assert computer.overrun >= 1 and computer.rate.state().every_nth == 1
+    assert set(distances[20:]) == {1}
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("base_s", "most"), [(0.02, 1), (0.06, 3), (0.1, 5), (0.2, 13), (0.4, 24)])
 def test_the_spacing_is_steady_and_the_computer_keeps_up(seed, base_s, most):
