@@ -2,7 +2,9 @@
 
 The published semi-dense variant refines the point of the first image with a small network on both descriptors, whose 8x8
 distribution is turned into a coordinate by a soft-argmax. Here the pair is given the other way round, so that the query stays
-and the point in the target moves. Score and sigma come from the two distributions; they are not calibrated.
+and the point in the target moves. That network has only seen descriptors of whole cells: a query takes the one of its nearest cell,
+and its distance from that cell's centre is added again in the target. Score and sigma come from the two distributions; they are
+not calibrated.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from ..core.config import MatcherConfig
 from ..core.errors import MatcherError
-from .backbone import COARSE_STRIDE, sample_map
+from .backbone import COARSE_STRIDE
 from .base import Distribution, Features, Matcher, Prediction, Queries
 from .coarse import coarse_estimate, search_region
 from .kornia_utils import import_kornia, load_published
@@ -24,6 +26,7 @@ from .kornia_utils import import_kornia, load_published
 ADDRESS = "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt"
 TEMPERATURE = 20.0  # of the cosine similarity of descriptors
 FINE_TEMPERATURE = 3.0  # of the offset distribution, as published
+CELL_CENTRE = 3  # place of the offset distribution that a whole cell matched with itself gets: 3.5 px, rounded down as in its training
 LEAST_SIMILARITY = 0.7  # cosine at which a match is as likely wrong as right
 
 
@@ -58,9 +61,11 @@ class XFeatMatcher(Matcher):
 
     def describe(self, features: Features, uv: Tensor) -> Queries:
         uv = uv.to(self.device, torch.float32)
-        return Queries(
-            uv, {"raw": sample_map(features.maps["raw"][None], uv[None], COARSE_STRIDE)[0]}, features.weights_version
-        )
+        raw = features.maps["raw"]
+        cell = _nearest_cell(uv, *raw.shape[-2:])
+        x, y = cell.long().unbind(-1)
+        data = {"raw": raw[:, y, x].T, "from_centre": uv - _centre(cell)}
+        return Queries(uv, data, features.weights_version)
 
     def match(
         self,
@@ -71,7 +76,7 @@ class XFeatMatcher(Matcher):
         *,
         differentiable: bool = False,
     ) -> Prediction:
-        query = queries.data["raw"]
+        query, from_centre = queries.data["raw"], queries.data["from_centre"]
         if not targets or not len(queries):
             nothing = query.new_zeros(len(targets), len(queries))
             return Prediction(nothing[..., None].repeat(1, 1, 2), nothing, nothing)
@@ -81,11 +86,11 @@ class XFeatMatcher(Matcher):
         height, width = maps.shape[-2:]
         logits = TEMPERATURE * F.normalize(query, dim=-1) @ F.normalize(maps, dim=1).flatten(2)
         logits = logits.unflatten(-1, (height, width))
-        coarse, evidence = coarse_estimate(logits, TEMPERATURE, search_region(predicted, radius_px))
+        centre = None if predicted is None else predicted - from_centre
+        coarse, evidence = coarse_estimate(logits, TEMPERATURE, search_region(centre, radius_px))
 
         # The whole cell nearest to the coarse estimate, and the place within it that the fine network believes in.
-        cell = ((coarse.detach() - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE).round()
-        cell = torch.minimum(cell.clamp_min(0), cell.new_tensor([width - 1, height - 1]))
+        cell = _nearest_cell(coarse.detach(), height, width)
         x, y = cell.long().unbind(-1)
         found = maps.flatten(2).gather(2, (y * width + x)[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
         pairs = torch.cat([found, query.expand_as(found)], -1)
@@ -93,20 +98,31 @@ class XFeatMatcher(Matcher):
             0, pairs.shape[:2]
         ).unflatten(-1, (8, 8))
         weight = torch.softmax(fine.flatten(2), -1).view_as(fine)
-        steps = torch.arange(8, device=fine.device, dtype=fine.dtype) - 4
+        steps = torch.arange(8, device=fine.device, dtype=fine.dtype) - CELL_CENTRE
         in_x, in_y = weight.sum(-2), weight.sum(-1)
         offset = torch.stack([(in_x * steps).sum(-1), (in_y * steps).sum(-1)], -1)
-        origin = cell * COARSE_STRIDE + (COARSE_STRIDE - 1) / 2
+        origin = _centre(cell) + from_centre
         spread = (in_x * (steps - offset[..., :1]) ** 2).sum(-1) + (in_y * (steps - offset[..., 1:]) ** 2).sum(-1)
 
         log_mass, similarity, _ = evidence.detach().unbind(-1)
         score = log_mass.exp() * torch.sigmoid((similarity - LEAST_SIMILARITY) * TEMPERATURE)
         distributions = (
             (
-                Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),
-                Distribution(fine, origin - 4, 1),
+                Distribution(logits, _centre(torch.zeros_like(cell)) + from_centre, COARSE_STRIDE),
+                Distribution(fine, origin - CELL_CENTRE, 1),
             )
             if differentiable
             else ()
         )
         return Prediction(origin + offset, score, (spread.detach() / 2).sqrt().clamp_min(0.3), distributions)
+
+
+def _nearest_cell(uv: Tensor, height: int, width: int) -> Tensor:
+    """(..., 2) whole numbers, x before y, for raw px in a map of that size."""
+    cell = ((uv - (COARSE_STRIDE - 1) / 2) / COARSE_STRIDE).round()
+    return torch.minimum(cell.clamp_min(0), cell.new_tensor([width - 1, height - 1]))
+
+
+def _centre(cell: Tensor) -> Tensor:
+    """Raw px of a cell's centre."""
+    return cell * COARSE_STRIDE + (COARSE_STRIDE - 1) / 2

@@ -49,6 +49,15 @@ def test_estimate_finds_points_and_keeps_the_shapes(matcher, pair):
 
 
 @every
+@pytest.mark.parametrize("shift", [(0.0, 0.0), SHIFT])
+def test_an_image_and_its_shifted_copy_give_no_offset(matcher, pair, shift):
+    pair = suited(matcher, pair)
+    found = ask(matcher, pair, [pair.b if any(shift) else pair.a])
+    error = (found.uv[0] - pair.uv - torch.tensor(shift))[found.score[0] > 0.3]
+    assert (error.median(0).values.abs() < 0.1).all()
+
+
+@every
 def test_forward_agrees_with_estimate(matcher, pair):
     if matcher.name in LEARNED:
         matcher = create_matcher(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
-from known_pairs import as_float
+from known_pairs import SHIFT, as_float, make_pair
 
 from imatching_ros.core.config import MatcherConfig
 from imatching_ros.core.errors import ConfigError, MatcherError, WeightsError
@@ -26,6 +29,17 @@ def random_matcher(name, seed=0):
 @pytest.fixture(scope="module", params=NAMES)
 def matcher(request):
     return random_matcher(request.param)
+
+
+@pytest.fixture(scope="module")
+def published_xfeat():
+    """XFeat with its authors' weights, which lie beside the real sequences."""
+    pytest.importorskip("kornia", reason="kornia is optional: pip install kornia")
+    folder = os.environ.get("IMATCHING_DATA")
+    weights = Path(folder).parent / "weights" / "xfeat_half.safetensors" if folder else Path()
+    if not weights.is_file():
+        pytest.skip("the published weights of XFeat are not here")
+    return create_matcher(MatcherConfig(name="xfeat", weights=str(weights)))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +84,23 @@ def test_a_image_is_found_in_itself(matcher, small):
     with torch.no_grad():
         found = matcher.match(matcher.describe(features, uv), [features], uv[None].clone(), 3.0)
     assert (found.uv[0] - uv).abs().max() < 3 + 4 + 5
+
+
+def test_published_xfeat_gives_no_offset(published_xfeat):
+    """Its network shortens offsets within a cell by a quarter: only a shift and its reverse together show an offset of its own."""
+    big = make_pair(240, 320)
+    a, b = published_xfeat.observe(big.a), published_xfeat.observe(big.b)
+
+    def offset(first, second, uv, shift):
+        error = published_xfeat.estimate(published_xfeat.describe(first, uv), [second]).uv[0] - uv - shift
+        near = error.norm(dim=-1) < 4
+        assert near.float().mean() > 0.5
+        return error[near].median(0).values
+
+    shift = torch.tensor(SHIFT)
+    assert (offset(a, a, big.uv, 0 * shift).abs() < 0.2).all()
+    there_and_back = offset(a, b, big.uv, shift) + offset(b, a, big.uv_b, -shift)
+    assert (there_and_back.abs() / 2 < 0.2).all()
 
 
 def test_gradients_reach_the_network_and_not_its_statistics(matcher, small):
