@@ -29,6 +29,7 @@ LONG = {
     "online": "waits for a camera; the node runs over DDS in test/ros",
     "match-eval my_sequence/": "needs the package that the page writes, which test/matching/test_adding_a_matcher.py installs and uses",
     "replay my_sequence/": "as the line before it",
+    "replay sweep": "reads what the line before it renders",
 }
 
 

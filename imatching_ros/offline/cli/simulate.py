@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("supersample", int, "rays per pixel and axis, against jagged edges"),
         ("baseline-m", float, "distance of a second camera on the right, --format tum only; 0: none"),
         ("depth-noise", float, "standard deviation of the inverse depth, 1/m"),
+        ("exposure-ms", float, "motion blur: how long each row is exposed; 0: as the shift has it"),
+        ("readout-ms", float, "rolling shutter: from the first row to the last; the recording does not name it"),
+        ("turn-deg-s", float, "of the fast turns of --motion sweep, degrees/s"),
     ):
         default = defaults[name.replace("-", "_")]
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default {default})")

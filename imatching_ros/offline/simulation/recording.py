@@ -253,5 +253,7 @@ def _camera_json(sequence: SimulatedSequence, units: float) -> dict:
             "seed": sequence.seed,
             "shift": sequence.shift,
             "motion": sequence.motion,
+            "exposure_ms": sequence.exposure_ms,
+            "readout_ms": sequence.readout_ms,
         },
     }

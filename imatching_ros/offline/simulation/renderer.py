@@ -33,7 +33,7 @@ def render(
     Args:
         scene: one scene.
         camera: its distortion is honoured.
-        T_WC: (B, 7) float64 poses.
+        T_WC: (B, 7) float64 poses, or (B, H, 7), one for each row of a rolling shutter.
         device: where to compute; everything needed is moved there.
         supersample: n x n rays for pixels at the edge of a surface or shadow; depth is always that of the ray through the centre.
         shadows: the number of lights that cast shadows, first lights first.
@@ -65,7 +65,7 @@ def render_views(
     Args:
         scenes: stacked scenes (`scene.stack`).
         camera: one Camera for all, or pinholes: (K (B, 4) fx fy cx cy, (height, width)).
-        T_WC: (B, 7) float64.
+        T_WC: (B, 7) float64, or (B, H, 7), one for each row. Rays of a tile share the mean of their rows' positions; rotations are exact.
         scene_index: (B,) int64, the scene that each view looks at.
         supersample, shadows: as in `render`.
 
@@ -73,11 +73,13 @@ def render_views(
         image (B, 3, H, W) float32, depth (B, H, W) float32.
     """
     B, device = len(T_WC), T_WC.device
-    origin, rotation = T_WC[:, :3].double(), quaternion_to_matrix(T_WC[:, 3:].double())
+    poses = T_WC.double().reshape(B, -1, 7)
+    origin, rotation = poses[..., :3], quaternion_to_matrix(poses[..., 3:])
     rays_C, inside, pixel_size = camera_rays(camera, B, 0.0, 0.0, device)
     tiles, shape = _to_tiles(_rotate(rotation, rays_C))
     view = torch.arange(B, device=device).repeat_interleave(len(tiles) // B)
-    hits = _cast(scenes, scene_index[view], origin[view], tiles)
+    rows, _ = _to_tiles(torch.arange(shape[1], device=device).view(1, -1, 1, 1).expand(B, -1, shape[2], 1))
+    hits = _cast(scenes, scene_index[view], _mean_origin(origin, view, rows[..., 0]), tiles)
     colour, surface = _shade(scenes, hits, pixel_size[view], shadows)
     image = _from_tiles(colour, shape)
     if supersample > 1:
@@ -134,7 +136,7 @@ def _smooth_edges(
         for du in offsets:
             rays_C, _, pixel_size = camera_rays(camera, B, du, dv, edge.device)
             rays.append(_rotate(rotation, rays_C).view(B, -1, 3)[view[:, None], pixel])
-    hits = _cast(scenes, scene_index[view], origin[view], torch.cat(rays, 1))
+    hits = _cast(scenes, scene_index[view], _mean_origin(origin, view, pixel // W), torch.cat(rays, 1))
     colour, _ = _shade(scenes, hits, pixel_size[view] / supersample, shadows)
     image.view(B, -1, 3)[view[:, None], pixel] = colour.clamp(0, 1).view(len(view), supersample**2, size, 3).mean(1)
 
@@ -143,7 +145,7 @@ def render_depth(
     scenes: Scene, camera: Camera | tuple[Tensor, tuple[int, int]], T_WC: Tensor, scene_index: Tensor
 ) -> Tensor:
     """Depth alone, (B, H, W) float32; arguments as in `render_views`."""
-    rotation = quaternion_to_matrix(T_WC[:, 3:].double())
+    rotation = quaternion_to_matrix(T_WC[:, None, 3:].double())
     rays_C, inside, _ = camera_rays(camera, len(T_WC), 0.0, 0.0, T_WC.device)
     tiles, shape = _to_tiles(_rotate(rotation, rays_C))
     view = torch.arange(len(T_WC), device=T_WC.device).repeat_interleave(len(tiles) // len(T_WC))
@@ -156,8 +158,17 @@ def _masked(t: Tensor, inside: Tensor) -> Tensor:
 
 
 def _rotate(rotation: Tensor, rays_C: Tensor) -> Tensor:
-    B, H, W, _ = rays_C.shape
-    return (rays_C.reshape(B, H * W, 3) @ rotation.transpose(1, 2)).view(B, H, W, 3).float()
+    """Rays (B, H, W, 3) by rotations (B, 1 or H, 3, 3), of whole images or of rows."""
+    B, rows = rotation.shape[:2]
+    turned = rays_C.reshape(B * rows, -1, 3) @ rotation.view(B * rows, 3, 3).transpose(1, 2)
+    return turned.view(rays_C.shape).float()
+
+
+def _mean_origin(origin: Tensor, view: Tensor, rows: Tensor) -> Tensor:
+    """(G, 3) where groups of rays begin that lie in `rows` (G, n) of the views (G,); origin (B, 1 or H, 3)."""
+    if origin.shape[1] == 1:
+        return origin[view, 0]
+    return origin[view[:, None], rows].mean(1)
 
 
 def camera_rays(

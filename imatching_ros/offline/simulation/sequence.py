@@ -48,6 +48,9 @@ class SimulatedSequence:
     device: str = "cpu"
     speed_mps: float | None = None
     baseline_m: float = 0.0  # above 0: a second camera so far to the right, rectified
+    exposure_ms: float = 0.0  # during which the image is blurred by motion; 0: as the shift has it
+    readout_ms: float = 0.0  # from the exposure of the first row to that of the last, the middle one at the stamp
+    turn_deg_s: float = 120.0  # of the motion "sweep"
     depth_noise: float = (
         0.0  # standard deviation of the inverse depth that frames carry, 1/m: independent from pixel to pixel
     )
@@ -62,6 +65,9 @@ class SimulatedSequence:
             ("workers", 1, 64),
             ("baseline_m", 0, 100),
             ("depth_noise", 0, 1),
+            ("exposure_ms", 0, 1000 / max(self.rate_hz, 0.01)),
+            ("readout_ms", 0, 1000 / max(self.rate_hz, 0.01)),
+            ("turn_deg_s", 0, 720),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -105,9 +111,20 @@ class SimulatedSequence:
 
     def trajectory(self, scene: Scene, offset_s: float = 0.0) -> Tensor:
         """(frames, 7) float64 poses, at the stamps plus an offset."""
-        stamps = np.arange(self.frames) / self.rate_hz + offset_s
+        return self._poses_at(scene, np.arange(self.frames) / self.rate_hz + offset_s)
+
+    def row_trajectory(self, scene: Scene) -> Tensor:
+        """(frames, height, 7) float64 poses from which the rows of the frames are exposed."""
+        delay_s = (np.arange(self.height) / (self.height - 1) - 0.5) * self.readout_ms / 1e3
+        stamps = np.arange(self.frames)[:, None] / self.rate_hz + delay_s
+        return self._poses_at(scene, stamps.ravel()).view(self.frames, self.height, 7)
+
+    def _poses_at(self, scene: Scene, stamps_s: np.ndarray) -> Tensor:
         seed = self.seed if self.path_seed is None else self.path_seed
-        return make_trajectory(scene, self.kind, self.frames / self.rate_hz, stamps, seed, self.motion, self.speed_mps)
+        duration_s = self.frames / self.rate_hz
+        return make_trajectory(
+            scene, self.kind, duration_s, stamps_s, seed, self.motion, self.speed_mps, self.turn_deg_s
+        )
 
     def read(self) -> Iterator[tuple[Frame, Tensor]]:
         """Yields (frame with RGB image and depth, and a right image where there is a baseline, T_WC (7,) float64), on the CPU."""
@@ -115,7 +132,10 @@ class SimulatedSequence:
         camera = self.shifted_camera
         scene = self.scene().to(self.device)
         at_cpu = scene.to("cpu")
+        if self.exposure_ms > 0:
+            shift = replace(shift, shutter=self.exposure_ms / 1e3 * self.rate_hz)
         half_open = shift.shutter / 2 / self.rate_hz
+        rows = self.row_trajectory(at_cpu).to(self.device) if self.readout_ms > 0 else None
         mid, opened, closed = (self.trajectory(at_cpu, t).to(self.device) for t in (0.0, -half_open, half_open))
         rng = np.random.default_rng((self.seed, 31))
         drift = _wander(rng, self.frames, self.rate_hz)
@@ -140,7 +160,10 @@ class SimulatedSequence:
                 first, middle, last = (
                     T if T_offset is None else geometry.compose(T, T_offset) for T in (before, mid[i], after)
                 )
-                image, depth = render(lit, camera, middle[None], self.device, self.supersample)
+                exposed = middle if rows is None else rows[i]
+                if rows is not None and T_offset is not None:
+                    exposed = geometry.compose(exposed, T_offset.expand_as(exposed))
+                image, depth = render(lit, camera, exposed[None], self.device, self.supersample)
                 return take_image(
                     image[0], depth[0], camera, first, middle, last, shift, exposure, seed=seed
                 ).cpu(), depth[0].cpu()

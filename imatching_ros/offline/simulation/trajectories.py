@@ -11,8 +11,10 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from .scene import Scene, Shape
 
-MOTIONS = ("tour", "pure_rotation", "still")
+MOTIONS = ("tour", "sweep", "pure_rotation", "still")
 PATH_STEP_S = 0.02  # the path is planned at this resolution whatever the frame rate
+SWEEP_DEG = 50.0  # from one side to the other
+SWEEP_FIRST_S, SWEEP_EVERY_S = 1.5, 2.0
 
 
 def make_trajectory(
@@ -23,6 +25,7 @@ def make_trajectory(
     seed: int,
     motion: str = "tour",
     speed_mps: float | None = None,
+    turn_deg_s: float = 120.0,
 ) -> Tensor:
     """Poses at the given times.
 
@@ -31,8 +34,9 @@ def make_trajectory(
         kind: its kind; decides the speed and whether the path tours the place or goes up and down along x.
         duration_s: length of the whole path; the same seed and duration give the same path whatever the stamps are.
         stamps_s: (N,) times from 0 to duration_s.
-        motion: "tour", "pure_rotation" (turns on the spot) or "still".
+        motion: "tour", "sweep" (a tour with fast turns), "pure_rotation" (turns on the spot) or "still".
         speed_mps: mean speed; by kind if None.
+        turn_deg_s: of the fast turns.
 
     Returns:
         (N, 7) float64 T_WC.
@@ -54,7 +58,9 @@ def make_trajectory(
     position = _at_speed(rng, path, speed, count, smooth_m)
     heading, pitch, roll = _attitude(rng, position, kind)
     position[:, 2] += (0.015 if kind != "outdoor" else 0.03) * _drift(rng, count, 0.8)
-    if motion != "tour":
+    if motion == "sweep":
+        heading = heading + _sweeps(count, turn_deg_s)
+    elif motion != "tour":
         position[:] = position[0]
     if motion == "still":
         heading[:], pitch[:], roll[:] = heading[0], pitch[0], roll[0]
@@ -81,6 +87,16 @@ def _attitude(rng: np.random.Generator, position: np.ndarray, kind: str) -> tupl
     pitch = np.radians(-3) + np.radians(1.5) * _drift(rng, count, 1.5) + nod * _drift(rng, count, 4.0)
     roll = np.radians(0.8) * _drift(rng, count, 1.5)
     return heading, pitch, roll
+
+
+def _sweeps(count: int, turn_deg_s: float) -> np.ndarray:
+    """(count,) rad: turns to one side and back, each from rest to `turn_deg_s` and to rest again, with pauses between."""
+    times = np.arange(count) * PATH_STEP_S - SWEEP_FIRST_S
+    number = np.floor(times / SWEEP_EVERY_S)
+    length_s = min(SWEEP_DEG / max(turn_deg_s, 1e-9), SWEEP_EVERY_S / 2)
+    turning = (number >= 0) & (times - number * SWEEP_EVERY_S < length_s)
+    rate = np.where(turning, np.radians(turn_deg_s) * (-1) ** number, 0.0)
+    return np.cumsum(gaussian_filter1d(rate, 0.04 / PATH_STEP_S)) * PATH_STEP_S
 
 
 def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:

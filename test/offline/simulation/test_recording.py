@@ -187,3 +187,25 @@ def test_motion_blur_follows_the_motion_and_is_centred_on_the_stamp():
     lit = (out > 1e-3).nonzero()
     assert lit[:, 0].unique().tolist() == [20]
     assert lit[:, 1].min() == 26 and lit[:, 1].max() == 34
+
+
+def test_a_rolling_shutter_exposes_the_middle_row_at_the_stamp():
+    sequence = SimulatedSequence("clutter", 60, 1, 64, 48, 30.0, motion="sweep", readout_ms=20.0, texture_size=64)
+    scene = sequence.scene()
+    rows, mid = sequence.row_trajectory(scene), sequence.trajectory(scene)
+    fast = int((mid[1:, 3:] * mid[:-1, 3:]).sum(1).abs().argmin())
+    between = (rows[fast, 23] + rows[fast, 24]) / 2
+    assert torch.allclose(between, mid[fast], atol=1e-5)
+    turned = 2 * torch.acos((rows[fast, 0, 3:] @ rows[fast, -1, 3:]).abs().clamp(max=1))
+    assert float(torch.rad2deg(turned)) == pytest.approx(120 * 0.02, rel=0.2)
+    image, _ = next(iter(SimulatedSequence("clutter", 1, 1, 64, 48, 30.0, readout_ms=20.0).read()))
+    assert image.image.shape == (3, 48, 64) and image.camera.readout_s == 0  # which the recording does not name
+
+
+def test_a_longer_exposure_blurs_more():
+    def contrast(exposure_ms):
+        sequence = SimulatedSequence("clutter", 17, 1, 96, 64, motion="sweep", exposure_ms=exposure_ms, texture_size=64)
+        image = list(sequence.read())[-1][0].image.float()
+        return float((image[..., 1:] - image[..., :-1]).abs().mean())
+
+    assert contrast(25.0) < 0.8 * contrast(0.0)

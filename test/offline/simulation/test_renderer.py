@@ -48,6 +48,22 @@ def at(image, uv):
     return grid_sample(image[None].double(), ((uv + 0.5) / size * 2 - 1)[None, None], align_corners=False)[0, :, 0].T
 
 
+def test_each_row_of_a_rolling_shutter_is_seen_from_its_own_pose(bank):
+    scene = make_scene("clutter", 3, bank)
+    ends = torch.stack([view_of(scene, 0.3), view_of(scene, 0.38)])
+    ends[1, :3] += torch.tensor([0.0, 0.004, 0.002])
+    share = torch.linspace(0, 1, CAMERA.height, dtype=torch.float64)[:, None]
+    rows = ends[:1] + (ends[1:] - ends[:1]) * share
+    image, depth = render(scene, CAMERA, rows[None])
+    for row in (0, 37, 119):
+        expected, distance = render(scene, CAMERA, rows[row : row + 1])
+        near = (depth[0, row] - distance[0, row]).abs() < 0.01
+        assert near.float().mean() > 0.95  # but for the position, which a tile shares, at edges
+        assert (image[0, :, row] - expected[0, :, row]).abs()[:, near].mean() < 0.01
+    elsewhere, _ = render(scene, CAMERA, rows[60:61])
+    assert (image[0, :, 0] - elsewhere[0, :, 0]).abs().mean() > 0.02
+
+
 def test_depth_of_a_wall_is_its_distance_along_the_axis(bank):
     b = builder(bank)
     b.add(Shape.BOX, (5, 0, 0), (1, 100, 100), "noise")

@@ -55,3 +55,16 @@ def test_still_and_turning_cameras_stay_where_they_are(bank):
 def test_unknown_motion_is_named(bank):
     with pytest.raises(ConfigError, match="swim.*tour"):
         make_trajectory(make_scene("room", 0, bank), "room", 1.0, STAMPS[:5], 0, "swim")
+
+
+@pytest.mark.parametrize("turn_deg_s", (60.0, 180.0))
+def test_a_sweep_turns_as_fast_as_asked_with_rests_between(bank, turn_deg_s):
+    scene = make_scene("clutter", 0, bank)
+    stamps = np.arange(150) / 30.0
+    turned, tour = (
+        make_trajectory(scene, "clutter", 5.0, stamps, 0, motion, turn_deg_s=turn_deg_s) for motion in ("sweep", "tour")
+    )
+    assert torch.equal(turned[:, :3], tour[:, :3])
+    rate = turns_deg(turned) * 30
+    assert abs(float(rate.quantile(0.95)) - turn_deg_s) < 0.3 * turn_deg_s
+    assert torch.allclose(rate[:40], turns_deg(tour)[:40] * 30, atol=1.0)
