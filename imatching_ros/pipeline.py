@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,7 @@ class Pipeline:
         self.weights = DeployedWeights(self.odometry, self._learning_events.append, store, named)
         self._state: TrackingState | None = None
         self._map_id = 0
+        self._imu_problem = ""
         self._stamp_ns: int | None = None
         self._refined: dict[int, tuple[int, Tensor]] = {}
 
@@ -123,6 +125,10 @@ class Pipeline:
             SourceError: a pose that is not finite, or without a rotation.
         """
         self.odometry.external.add(stamp_ns, T_OC)
+
+    def add_angular_rate(self, stamp_ns: int, rate: np.ndarray) -> None:
+        """A gyroscope's rate (3,) rad/s about the axes of the camera's optical frame, at its own stamp; bad ones are left out."""
+        self.odometry.gyroscope.add(stamp_ns, rate)
 
     @property
     def matcher(self) -> Matcher:
@@ -202,6 +208,9 @@ class Pipeline:
         if output.map_id != self._map_id:
             self._map_id = output.map_id
             self._report(output.stamp_ns, "restart", frame_id=output.frame_id, map_id=output.map_id)
+        if self.odometry.gyroscope.problem != self._imu_problem:
+            self._imu_problem = self.odometry.gyroscope.problem
+            self._report(output.stamp_ns, "imu", used=not self._imu_problem, reason=self._imu_problem)
         if output.state is not self._state:
             before, self._state = self._state, output.state
             self._report(

@@ -6,6 +6,7 @@ In numpy: a frame takes some hundred operations on a few hundred numbers, and on
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -44,6 +45,41 @@ class View:
 
 
 @dataclass(frozen=True)
+class RotationPrior:
+    """What another sensor knows of the rotation of the pose."""
+
+    q_WC: Tensor  # (4,) float64 xyzw
+    covariance: Tensor  # (3, 3) float64 rad^2 of R_WC * Exp(phi)
+
+    def correct(self, T_WC: Tensor, covariance: Tensor, used: bool) -> Correction:
+        """What the images say of it: from a pose (7,) and its covariance (6, 6), of which the prior is a part where it was `used`."""
+        P, prior = _numbers(covariance)[3:, 3:], _numbers(self.covariance)
+        moved, reduced = -_Prior(self).error(_numbers(T_WC)[3:]), prior - P
+        if not used:
+            gain = prior @ np.linalg.inv(prior + P)
+            moved, reduced = gain @ moved, gain @ prior
+        values, axes = np.linalg.eigh(reduced)
+        informed = values > 1e-3 * np.linalg.eigvalsh(prior).max()  # axes of which images say something
+        return Correction(moved, reduced, float((((axes.T @ moved) ** 2)[informed] / values[informed]).sum()))
+
+
+@dataclass(frozen=True)
+class Correction:
+    """By how much images move a prior, and reduce its covariance."""
+
+    # Of the distance. The 99.9 % quantile of chi-square is 16, but errors of matches have heavier tails.
+    CONTRADICTION: ClassVar[float] = 30.0
+
+    moved: np.ndarray  # (3,) rad
+    reduced: np.ndarray  # (3, 3) rad^2
+    distance: float  # normalized innovation squared: moved^T reduced^-1 moved
+
+    @property
+    def contradicts(self) -> bool:
+        return self.distance > self.CONTRADICTION
+
+
+@dataclass(frozen=True)
 class PoseResult:
     """One refined pose and its residuals."""
 
@@ -62,12 +98,15 @@ class PoseResult:
 
 @torch.no_grad()
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def refine_pose(view: View, T_WC: Tensor, config: BundleConfig, covariance: bool = True) -> PoseResult:
+def refine_pose(
+    view: View, T_WC: Tensor, config: BundleConfig, covariance: bool = True, prior: RotationPrior | None = None
+) -> PoseResult:
     """The pose that minimises the robust reprojection cost of `bundle.solve` with the landmarks held.
 
     Args:
         T_WC: (7,) start.
         covariance: whether the result has one, unless it is DEGENERATE.
+        prior: weighed by its covariance against that of the observations, errors that they share included.
 
     Observations that are not finite or behind the camera at the start are excluded. Fewer than 3 usable ones, or a singular system,
     give DEGENERATE with the start pose.
@@ -76,7 +115,7 @@ def refine_pose(view: View, T_WC: Tensor, config: BundleConfig, covariance: bool
         BundleError: a start that is not finite, or arrays that disagree in length.
     """
     _check(view, T_WC)
-    problem = _Pose(view, T_WC, config)
+    problem = _Pose(view, T_WC, config, prior)
     count, inverse = int(problem.usable.sum()), None
     if count < 3:
         cost = problem.state.cost
@@ -88,9 +127,10 @@ def refine_pose(view: View, T_WC: Tensor, config: BundleConfig, covariance: bool
             reason = "the observations do not determine the pose: the system is singular"
             outcome = replace(outcome, reason=reason)
     status = BAStatus.CONVERGED if outcome.converged else BAStatus.MAX_ITER
+    found = _scale(inverse, problem, view, config) if covariance and inverse is not None else None
     return PoseResult(
         T_WC=T_WC.double() if inverse is None else problem.pose(T_WC),
-        covariance=_scale(inverse, problem, view, config) if covariance and inverse is not None else None,
+        covariance=None if found is None else torch.from_numpy(found).to(view.obs.device),
         residual_px=torch.from_numpy(problem.residual_px()).to(T_WC.device),
         weight=torch.from_numpy(problem.weight()).to(T_WC.device),
         cost_before=outcome.cost_before,
@@ -112,14 +152,19 @@ def _check(view: View, start: Tensor) -> None:
         raise BundleError(f"refine_pose needs a finite start pose, got {start.tolist()}")
 
 
-def _scale(inverse: np.ndarray, problem: _Pose, view: View, config: BundleConfig) -> Tensor:
-    """The covariance (6, 6): the inverse of the normal equations by the factors of `bundle.covariance`."""
+def _scale(inverse: np.ndarray, problem: _Pose, view: View, config: BundleConfig) -> np.ndarray:
+    """The covariance (6, 6): the inverse of the normal equations by the factors of `bundle.covariance`.
+
+    With a prior the observations are weighed by these factors, and the pose takes the step that is left to the optimum.
+    """
     used, s, kernel = problem.in_front(), problem.state.residuals.s[0], problem.kernel
     s, size = s[used], np.where(problem.kind == int(ObservationKind.MONO), 2.0, 3.0)[used]
     covariance = inverse * residual_scale(s, kernel.weight(s), size, 6, kernel)
     cells = image_cell(view.camera, problem.obs[used])
     covariance *= config.shared_error * design_effect(problem.influence(inverse)[:, used].T, cells, covariance)
-    return torch.from_numpy(covariance).to(view.obs.device)
+    if problem.prior is None:
+        return covariance
+    return problem.weigh_prior(covariance.trace() / inverse.trace())
 
 
 @dataclass
@@ -134,16 +179,40 @@ class _State:
     cost: float
 
 
+class _Prior:
+    """Rows of a rotation prior: e = Log(R^-1 * R_prior), whose derivative by the step is -(I - [e]x / 2) to second order."""
+
+    def __init__(self, prior: RotationPrior) -> None:
+        self._q, self.information = _numbers(prior.q_WC), np.linalg.inv(_numbers(prior.covariance))
+
+    def error(self, q: np.ndarray) -> np.ndarray:
+        """(3,) rad from a rotation (4,) to the prior."""
+        return _log(_multiply(q * (-1.0, -1.0, -1.0, 1.0), self._q))
+
+    def cost(self, q: np.ndarray) -> float:
+        e = self.error(q)
+        return 0.5 * float(e @ self.information @ e)
+
+    def normal_equations(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """H (3, 3) and g (3,) of the rotation."""
+        e = self.error(q)
+        J = np.eye(3) - 0.5 * _skew(e)
+        weighted = J.T @ self.information
+        return weighted @ J, weighted @ e
+
+
 class _Pose:
     """A single pose as a least-squares problem, stepping by T * Exp([rho, phi]), Exp to second order.
 
     Attributes:
         usable: (N,) bool, observations that are not excluded.
+        prior: of the rotation; None without one.
     """
 
-    def __init__(self, view: View, start: Tensor, config: BundleConfig) -> None:
+    def __init__(self, view: View, start: Tensor, config: BundleConfig, prior: RotationPrior | None = None) -> None:
         """start: (7,)."""
         self._camera, self._config = view.camera, config
+        self.prior = None if prior is None else _Prior(prior)
         self.kernel = RobustKernel(config.kernel, config.kernel_width)
         self.obs, self.kind, sigma = _numbers(view.obs), view.kind.cpu().numpy(), _numbers(view.sigma)
         X, T = _numbers(view.points_W).T, _numbers(start)
@@ -163,7 +232,10 @@ class _Pose:
         R = _rotation(q)
         points_C = (R.T @ (self._X - t[:, None]))[None]
         residuals = project(self._observations, points_C)
-        return _State(t, q, R, points_C, residuals, 0.5 * float(self.kernel.cost(residuals.s).sum()))
+        cost = 0.5 * float(self.kernel.cost(residuals.s).sum())
+        if self.prior is not None:
+            cost += self._config.shared_error * self.prior.cost(q)
+        return _State(t, q, R, points_C, residuals, cost)
 
     def _linearize(self) -> None:
         """The normal equations at the state, by iteratively reweighted least squares."""
@@ -172,6 +244,23 @@ class _Pose:
         self._J = self._jacobian(root)
         self._r = (at.whitened * root).ravel()
         self._H, self._g = self._J @ self._J.T, self._J @ self._r
+        if self.prior is not None:
+            self._add_prior(self._config.shared_error)
+
+    def _add_prior(self, weight: float) -> None:
+        assert self.prior is not None, "called with a prior only"
+        H, g = self.prior.normal_equations(self.state.q)
+        self._H[3:, 3:] += weight * H
+        self._g[3:] += weight * g
+
+    def weigh_prior(self, scale: float) -> np.ndarray:
+        """Weighs observations by 1 / scale against the prior, takes the last step, and returns the covariance (6, 6)."""
+        self._H, self._g = self._J @ self._J.T / scale, self._J @ self._r / scale
+        self._add_prior(1.0)
+        covariance = np.linalg.inv(self._H)
+        step, at = covariance @ self._g, self.state
+        self.state = self._evaluate(at.t + at.R @ step[:3], _turn(at.q, step[3:]))
+        return covariance
 
     def _jacobian(self, scale: np.ndarray) -> np.ndarray:
         """(6, D * N): minus the derivative of the whitened residuals by the step, times `scale` (1, N).
@@ -257,6 +346,23 @@ def _rotation(q: np.ndarray) -> np.ndarray:
     x, y, z, w = q.tolist()
     cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     return np.eye(3) + 2 * (w * cross + cross @ cross)
+
+
+def _skew(v: np.ndarray) -> np.ndarray:
+    x, y, z = v.tolist()
+    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+
+
+def _multiply(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Hamilton product of quaternions (4,)."""
+    return np.append(p[3] * q[:3] + q[3] * p[:3] + np.cross(p[:3], q[:3]), p[3] * q[3] - p[:3] @ q[:3])
+
+
+def _log(q: np.ndarray) -> np.ndarray:
+    """Unit quaternion (4,) -> rotation vector (3,) rad, at most pi long."""
+    q = -q if q[3] < 0 else q
+    norm = float(np.linalg.norm(q[:3]))
+    return q[:3] * (2.0 if norm < 1e-8 else 2 * np.arctan2(norm, q[3]) / norm)
 
 
 def _turn(q: np.ndarray, phi: np.ndarray) -> np.ndarray:

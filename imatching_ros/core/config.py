@@ -277,6 +277,30 @@ class ExternalOdometryConfig:
 
 
 @dataclass(frozen=True)
+class ImuConfig:
+    """A gyroscope beside the camera."""
+
+    time_offset_ms: float = setting(
+        0.0,
+        "added to the stamps of the IMU to give those of the images (Kalibr's timeshift_cam_imu with the other sign)",
+        unit="ms",
+        low=-1000.0,
+        high=1000.0,
+        live=True,
+        expose=True,
+    )
+    noise_density: float = setting(
+        2.4e-4,
+        "of the gyroscope, of its data sheet; the default is that of the BMI055 and BMI088",
+        unit="rad/s/sqrt(Hz)",
+        low=1e-6,
+        high=0.1,
+        live=True,
+        expose=True,
+    )
+
+
+@dataclass(frozen=True)
 class LearningConfig:
     mode: str = setting(
         "thread",
@@ -381,6 +405,7 @@ class Config:
     bundle: BundleConfig = field(default_factory=BundleConfig)
     odometry: OdometryConfig = field(default_factory=OdometryConfig)
     external_odometry: ExternalOdometryConfig = field(default_factory=ExternalOdometryConfig)
+    imu: ImuConfig = field(default_factory=ImuConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
     seed: int = setting(0, "seed of everything random", low=0, high=2**31 - 1)
 

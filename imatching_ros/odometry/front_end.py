@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bundle import View, refine_pose
+from ..bundle import RotationPrior, View, refine_pose
 from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
@@ -37,6 +37,7 @@ class FeatureFrame:
     features: Features
     # (6,) per second in the camera's frame: the velocity while the rows were exposed
     twist: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    rotation: RotationPrior | None = None  # by the gyroscope
 
     @property
     def camera(self) -> Camera:
@@ -72,6 +73,7 @@ class PoseEstimate:
     inlier: Tensor  # (N,) bool
     residual_px: Tensor  # (N,) float64, NaN behind the camera
     covariance: Tensor  # (6, 6) float64 of T_WC * Exp([rho, phi]), landmarks taken as exact
+    prior_used: bool = False  # the gyroscope's rotation is part of it
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,21 @@ class PoseEstimator:
     def __init__(self, config: OdometryConfig, bundle: BundleConfig) -> None:
         self._config, self._bundle = config, bundle
 
-    def estimate(self, seen: Correspondences, T_guess: Tensor | None) -> PoseEstimate | None:
-        """The pose with the most inliers; None when too few landmarks agree on one."""
+    def estimate(
+        self, seen: Correspondences, T_guess: Tensor | None, prior: RotationPrior | None = None
+    ) -> PoseEstimate | None:
+        """The pose with the most inliers; None when too few landmarks agree on one. RANSAC leaves the prior out."""
         c, count = self._config, len(seen.uv)
         if count < c.min_inliers:
             return None
-        best = None if T_guess is None else self._refine(seen, T_guess)
+        best = None
+        if T_guess is not None:
+            best = self._refine(seen, T_guess, prior)
+            if best is not None and prior is not None and prior.correct(best.T_WC, best.covariance, True).contradicts:
+                best = _more_inliers(self._refine(seen, T_guess), best)
         if best is None or int(best.inlier.sum()) < self.TRUSTED_GUESS * count:
             T_WC = self._ransac(seen)
-            other = None if T_WC is None else self._refine(seen, T_WC)
-            if best is None or (other is not None and int(other.inlier.sum()) > int(best.inlier.sum())):
-                best = other
+            best = _more_inliers(best, None if T_WC is None else self._refine(seen, T_WC))
         if best is None or int(best.inlier.sum()) < max(c.min_inliers, c.min_inlier_share * count):
             return None
         return best
@@ -133,19 +139,27 @@ class PoseEstimator:
         R = torch.from_numpy(cv2.Rodrigues(rvec)[0])
         return geometry.inverse(geometry.from_matrix(torch.cat([R, torch.from_numpy(tvec)], 1)))
 
-    def _refine(self, seen: Correspondences, T_WC: Tensor) -> PoseEstimate | None:
+    def _refine(self, seen: Correspondences, T_WC: Tensor, prior: RotationPrior | None = None) -> PoseEstimate | None:
         """Motion-only refinement on all matches, then on its inliers: the kernel bends outliers, it does not remove them."""
         view = View.mono(seen.camera, seen.points_W, seen.uv, seen.sigma_px)
         coarse = replace(self._bundle, cost_tolerance=max(self._bundle.cost_tolerance, self.COARSE_TOLERANCE))
-        first = refine_pose(view, T_WC, coarse, covariance=False)
+        first = refine_pose(view, T_WC, coarse, covariance=False, prior=prior)
         if first.status is BAStatus.DEGENERATE:
             return None
         outlier = ~(first.residual_px.norm(dim=1) < self._config.inlier_px)
-        refined = refine_pose(view.excluding(outlier), first.T_WC, self._bundle)
+        refined = refine_pose(view.excluding(outlier), first.T_WC, self._bundle, prior=prior)
         if refined.covariance is None:
             return None
         residual_px = refined.residual_px.norm(dim=1)
-        return PoseEstimate(refined.T_WC, residual_px < self._config.inlier_px, residual_px, refined.covariance)
+        inlier = residual_px < self._config.inlier_px
+        return PoseEstimate(refined.T_WC, inlier, residual_px, refined.covariance, prior is not None)
+
+
+def _more_inliers(first: PoseEstimate | None, second: PoseEstimate | None) -> PoseEstimate | None:
+    """The first where both have as many."""
+    if first is None or second is None:
+        return first or second
+    return second if int(second.inlier.sum()) > int(first.inlier.sum()) else first
 
 
 # -- front end --------------------------------------------------------------------------------------------------------
@@ -390,7 +404,8 @@ class FrontEnd:
         used = (window.landmarks.triangulated[matches.rows] & torch.isfinite(uv).all(1)).nonzero()[:, 0]
         points_W = window.landmarks.points_W[matches.rows[used]]
         estimator = PoseEstimator(c, self._bundle)
-        found = estimator.estimate(Correspondences(camera, uv[used], points_W, sigma[used]), T_guess)
+        seen = Correspondences(camera, uv[used], points_W, sigma[used])
+        found = estimator.estimate(seen, T_guess, current.rotation)
         if found is None:
             return None
         inlier = torch.zeros(len(uv), dtype=torch.bool)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import measurements, state as states
+from ..bundle import RotationPrior
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
@@ -41,6 +42,7 @@ from .front_end import (
     keyframe_matches,
     mark_landmarks,
 )
+from .gyroscope import Gyroscope
 from .input_check import InputCheck
 from .local_map import Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
@@ -70,6 +72,7 @@ class Odometry:
     def __init__(self, config: Config, matcher: Matcher) -> None:
         self.matcher = matcher
         self.external = ExternalOdometry(config.external_odometry)
+        self.gyroscope = Gyroscope(config.imu)
         self.map_id = -1
         self.config = config
         self.reset()
@@ -80,6 +83,7 @@ class Odometry:
         self.state: State = Uninitialized()
         self.window = Window()
         self.external.clear()
+        self.gyroscope.clear()
         self.scale = Scale(self.external)
         self.front_end = FrontEnd(self.config, self.matcher)
         self.relocalizer = Relocalizer(self.config, self.matcher, self.front_end)
@@ -96,6 +100,7 @@ class Odometry:
         """Takes other settings over, between two frames; the map stays. What acts at the start only keeps its effect."""
         self.config = config
         self.external.config = config.external_odometry
+        self.gyroscope.config = config.imu
         for part in (self.front_end, self.relocalizer, self.mapper):
             part.configure(config)
 
@@ -142,7 +147,11 @@ class Odometry:
     def _follow(self, current: FeatureFrame, last: TrackedFrame, clock: Clock) -> OdometryOutput:
         stamp_ns = current.frame.stamp_ns
         context = Context(self.matcher.weights_version, self.motion.gap_exceeded(last, stamp_ns))
-        found = self._localize(current, last, context.gap_exceeded, clock)
+        prior = self.gyroscope.predict(last.T_WC, last.stamp_ns, stamp_ns)
+        predictions = self._predict(current.frame, last, prior)
+        if not (context.gap_exceeded or isinstance(self.state, Lost)):
+            current = replace(current, rotation=prior)
+        found = self._localize(current, last, predictions, context.gap_exceeded, clock)
         if found is not None:
             current, found = self.front_end.resolve_shutter(last, current, found)
             return self._accept(current, last, found, context)
@@ -150,13 +159,12 @@ class Odometry:
         return self._start_again(current, last, context)
 
     def _localize(
-        self, current: FeatureFrame, last: TrackedFrame, gap_exceeded: bool, clock: Clock
+        self, current: FeatureFrame, last: TrackedFrame, predictions: list[Tensor], gap_exceeded: bool, clock: Clock
     ) -> Localization | None:
         """Guided search, a second look, relocalization: the first that gives a pose; None without one."""
         state, front_end = self.state, self.front_end
         interrupted = gap_exceeded or isinstance(state, Lost)
         strict = interrupted or states.pose_unverified(state)
-        predictions = self._predict(current.frame, last)
         tracked = front_end.track(self.window, last, current, predictions, strict, clock)
         if tracked is not None and tracked.cause is None:
             return tracked
@@ -165,16 +173,20 @@ class Odometry:
             least = CONFIRMED_INLIER_RATIO if interrupted else MIN_INLIER_RATIO
             found = front_end.look_again(self.window, last, current, predictions[0], least)
         if found is None:
-            found = self.relocalizer.relocalize(self.window, last, current)
+            found = self.relocalizer.relocalize(
+                self.window, last, replace(current, rotation=None)
+            )  # drift lies between
         if found is not None:
             return front_end.verify(current.camera, found)
         return None if interrupted else tracked
 
-    def _predict(self, frame: Frame, last: TrackedFrame) -> list[Tensor]:
-        """Where the camera (7,) may be, the most likely first: external odometry may be wrong."""
+    def _predict(self, frame: Frame, last: TrackedFrame, prior: RotationPrior | None) -> list[Tensor]:
+        """Where the camera (7,) may be, the most likely first: external odometry and the gyroscope may be wrong."""
         T_steady = self.motion.predict(last, frame.stamp_ns)
-        T_external = self.external.predict(last.T_WC, last.stamp_ns, frame.stamp_ns, T_steady)
-        return [T_steady] if T_external is None else [T_external, T_steady]
+        T_turned = T_steady if prior is None else torch.cat([T_steady[:3], prior.q_WC])
+        T_external = self.external.predict(last.T_WC, last.stamp_ns, frame.stamp_ns, T_turned)
+        likely = [] if T_external is None else [T_external]
+        return [*likely, T_turned] if prior is None else [*likely, T_turned, T_steady]
 
     def _accept(
         self, current: FeatureFrame, last: TrackedFrame, found: Localization, context: Context
@@ -201,6 +213,12 @@ class Odometry:
             self.motion.stay()
         else:
             self.motion.update(last, frame.stamp_ns, estimate.T_WC, recovered)
+        if recovered:
+            self.gyroscope.restart(estimate.covariance)
+        else:
+            self.gyroscope.update(
+                estimate.T_WC, estimate.covariance, estimate.prior_used, self.motion.zero_motion.still
+            )
         good = mark_landmarks(self.window, frame.id, matches, estimate, states.pose_unverified(self.state))
         self._remember(current, estimate.T_WC, matches.rows[estimate.inlier], matches.uv[estimate.inlier])
         if becomes_keyframe:
@@ -262,9 +280,10 @@ class Odometry:
             return self._without_pose(frame, window)
         T_origin = geometry.identity()
         if last is not None:
-            T_origin = self.external.carry_on(last.T_WC, last.stamp_ns, window.keyframes[0].stamp_ns)
+            T_origin = self._carry_on(last, window.keyframes[0].stamp_ns)
             self.map_id += 1
             self.motion.add_gap(last, frame.stamp_ns)
+        self.gyroscope.restart()
         self.scale.begin(window, self._mode, self.config.odometry.first_baseline_m > 0, again)
         window.move(T_origin)
         self.window = window
@@ -281,6 +300,12 @@ class Odometry:
         inlier, residual = torch.ones(len(rows), dtype=torch.bool), window.residuals(frame.camera)[0][at[rows]]
         support = PoseEstimate(T_WC, inlier, residual, torch.zeros(6, 6, dtype=torch.float64))
         return self._with_pose(frame, support, None)
+
+    def _carry_on(self, last: TrackedFrame, to_ns: int) -> Tensor:
+        """Where the camera (7,) has moved to without images, as far as other sensors know."""
+        T_WC = self.external.carry_on(last.T_WC, last.stamp_ns, to_ns)
+        prior = self.gyroscope.predict(last.T_WC, last.stamp_ns, to_ns)
+        return T_WC if T_WC is not last.T_WC or prior is None else torch.cat([T_WC[:3], prior.q_WC])
 
     # -- keyframe work ------------------------------------------------------------------------------------------------
 
@@ -299,6 +324,7 @@ class Odometry:
                 float((newest == int(ObservationKind.STEREO)).double().mean()), self.config.odometry
             )
         self.motion.zero_motion.follow_adjustment(self.last.T_WC, T_WC)
+        self.gyroscope.follow_adjustment(self.last.T_WC, T_WC)
         self.last = replace(self.last, T_WC=T_WC.clone())
         if result is None:
             return None

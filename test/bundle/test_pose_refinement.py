@@ -137,3 +137,44 @@ def test_bad_input_is_named():
         bundle.refine_pose(dataclasses.replace(seen, obs=seen.obs[:, :2]), start, BundleConfig())
     with pytest.raises(BundleError, match="finite"):
         bundle.refine_pose(seen, start * float("nan"), BundleConfig())
+
+
+def prior_at(T, sigma, seed):
+    """What a gyroscope would know of the rotation of a pose (7,), to sigma rad."""
+    off = torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * sigma
+    q = geometry.quaternion_multiply(T[3:], geometry.exp_so3(off))
+    return bundle.RotationPrior(q, torch.eye(3, dtype=torch.float64) * sigma**2)
+
+
+def test_a_prior_of_the_rotation_is_weighed_by_its_covariance():
+    """As a Kalman update of the pose without it, and the result is as good as its covariance."""
+    n, total = 40, 0.0
+    for seed in range(n):
+        seen, start, T = view(seed=seed, landmarks=40)
+        config = BundleConfig(kernel_width=5.0, shared_error=1.0, cost_tolerance=1e-12)
+        prior, alone = prior_at(T, 5e-4, seed), bundle.refine_pose(seen, start, config)
+        result = bundle.refine_pose(seen, start, config, prior=prior)
+        gain = alone.covariance[:, 3:] @ torch.linalg.inv(alone.covariance[3:, 3:] + prior.covariance)
+        q_alone = alone.T_WC[3:] * torch.tensor([-1.0, -1, -1, 1])
+        innovation = geometry.log_so3(geometry.quaternion_multiply(q_alone, prior.q_WC))
+        expected = geometry.retract(alone.T_WC, gain @ innovation)
+        step = geometry.local(alone.T_WC, expected).norm()
+        assert geometry.local(expected, result.T_WC).norm() < 0.1 * step + 1e-6
+        e = geometry.local(result.T_WC, T)
+        total += float(e @ torch.linalg.solve(result.covariance, e))
+    assert 4.7 < total / n < 7.5  # chi2(240) / 40
+    assert result.covariance[3:, 3:].trace() < alone.covariance[3:, 3:].trace()
+
+
+def test_a_prior_determines_what_few_landmarks_do_not():
+    """Landmarks in one corner leave rotation and translation open, which a rotation known from elsewhere closes."""
+    errors = {True: torch.zeros(6), False: torch.zeros(6)}
+    for seed in range(10):
+        seen, start, T = view(seed=seed, landmarks=600, noise_px=1.0)
+        corner = (seen.obs[:, :2] - seen.obs[0, :2]).norm(dim=1) < 60
+        few = bundle.View(seen.camera, *(v[corner] for v in (seen.points_W, seen.obs, seen.kind, seen.sigma)))
+        for used in errors:
+            prior = prior_at(T, 2e-4, seed) if used else None
+            errors[used] += geometry.local(bundle.refine_pose(few, start, BundleConfig(), prior=prior).T_WC, T).abs()
+    assert errors[True][3:].norm() < 0.3 * errors[False][3:].norm()
+    assert errors[True][:3].norm() < errors[False][:3].norm()

@@ -1,0 +1,323 @@
+"""A gyroscope beside the camera: the rotation between two images with its covariance, the bias, and whether to believe it.
+
+Rates are those of an IMU, turned into the axes of the camera. They are integrated on SO(3) (Forster, Carlone, Dellaert and Scaramuzza,
+"On-Manifold Preintegration for Real-Time Visual-Inertial Odometry", TRO 2017, equations 37 and A.8 to A.12, rotation only). The rotation of
+the last pose and the bias have a joint covariance, which every image corrects: an extended Kalman filter of six states.
+
+It only helps. Where rates are missing, late or wrong, odometry goes on without them, and `problem` holds the reason.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..bundle import RotationPrior
+from ..core import geometry
+from ..core.config import ImuConfig
+
+NOTHING_ARRIVED = "no message has arrived"
+
+# What data sheets and calibrations leave open.
+INITIAL_BIAS = 0.03  # rad/s; 1 to 2 degrees/s are usual before any calibration
+BIAS_WALK = 1e-4  # rad/s/sqrt(s): five times that of the ADIS16448 in EuRoC, for a sensor that warms up
+SCALE_ERROR = 0.003  # of the angle: sensitivity, and axes that are not square
+STAMP_JITTER_S = 3e-4  # of an image's stamp
+ANGULAR_ACCELERATION = 30.0  # rad/s^2 of a hand, after the newest rate
+ANGULAR_JERK = 300.0  # rad/s^3 of a hand, between two rates
+STILL_RATE = 2e-3  # rad/s, of a camera that images show at rest
+LEAST_SIGMA = 1e-3  # rad, of the rotation of a pose that begins anew
+
+
+@dataclass(frozen=True)
+class Preintegrated:
+    """The rotation from one time to another, as measured."""
+
+    R: np.ndarray  # (3, 3), axes of the later time seen from those of the earlier
+    covariance: np.ndarray  # (3, 3) rad^2 of R * Exp(phi), for an exact bias
+    by_bias: np.ndarray  # (3, 3) derivative of phi by the bias, s
+    mean_rate: np.ndarray  # (3,) rad/s, with the bias
+    seconds: float
+
+
+def preintegrate(rates: np.ndarray, dt: np.ndarray, bias: np.ndarray, noise_density: float) -> Preintegrated:
+    """Integrates K rates (K, 3) rad/s, each constant over dt (K,) s, that are known but for `bias` (3,) and white noise."""
+    phi = (rates - bias) * dt[:, None]
+    turns, jacobians = _exp(phi), _right_jacobian(phi) * dt[:, None, None]
+    R, covariance, by_bias = np.eye(3), np.zeros((3, 3)), np.zeros((3, 3))
+    for turn, jacobian, seconds in zip(turns, jacobians, dt.tolist()):
+        R = R @ turn
+        covariance = turn.T @ covariance @ turn + jacobian @ jacobian.T * (noise_density**2 / seconds)
+        by_bias = turn.T @ by_bias - jacobian
+    total = float(dt.sum())
+    return Preintegrated(R, covariance, by_bias, (rates * dt[:, None]).sum(0) / total, total)
+
+
+class RateBuffer:
+    """The newest angular rates, bounded.
+
+    Attributes:
+        refused: why the newest rate was not taken; empty when it was.
+    """
+
+    CAPACITY = 10_000  # rates: 10 s at 1 kHz
+    BACKWARD_NS = 500_000_000  # a stamp older than the newest by more begins anew; by less, it is late and left out
+    MAX_GAP_NS = 100_000_000  # between two rates
+    MAX_LATE_NS = 20_000_000  # by which the newest rate is extrapolated
+    SILENT_NS = 1_000_000_000
+    MAX_RATE = 40.0  # rad/s; the widest ranges end at 2000 degrees/s, 35 rad/s
+    SATURATED = 5  # equal rates in a row at the largest value that an axis has had
+
+    def __init__(self) -> None:
+        self.refused = ""
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    def clear(self) -> None:
+        self._stamps: list[int] = []
+        self._rates: list[np.ndarray] = []
+        self._largest, self._equal = np.zeros(3), np.zeros(3, int)
+        self._saturated_ns = -1
+
+    def add(self, stamp_ns: int, rate: np.ndarray) -> None:
+        """Appends a rate (3,) rad/s; one that cannot be used is left out."""
+        largest = float(np.abs(rate).max())
+        if not largest <= self.MAX_RATE:
+            self.refused = (
+                "an angular rate is not finite"
+                if not np.isfinite(largest)
+                else f"an angular rate is {largest:.3g} rad/s: is it in degrees?"
+            )
+            return
+        self.refused = ""
+        if self._stamps and stamp_ns <= self._stamps[-1]:
+            if self._stamps[-1] - stamp_ns < self.BACKWARD_NS:
+                return
+            self.clear()
+        self._watch_saturation(stamp_ns, rate)
+        self._stamps.append(stamp_ns)
+        self._rates.append(rate)
+        if len(self._stamps) > 2 * self.CAPACITY:  # seldom, for it moves everything
+            del self._stamps[: self.CAPACITY], self._rates[: self.CAPACITY]
+
+    def _watch_saturation(self, stamp_ns: int, rate: np.ndarray) -> None:
+        """A rate at the end of the range stays the same, which noise otherwise prevents."""
+        same = rate == self._rates[-1] if self._rates else np.zeros(3, bool)
+        self._equal = np.where(same, self._equal + 1, 0)
+        self._largest = np.maximum(self._largest, np.abs(rate))
+        at_end = (np.abs(rate) >= self._largest) & (np.abs(rate) > 1.0)
+        if bool((at_end & (self._equal + 1 >= self.SATURATED)).any()):
+            self._saturated_ns = stamp_ns
+
+    def between(self, from_ns: int, to_ns: int) -> tuple[np.ndarray, np.ndarray, float] | str:
+        """Mean rates (K, 3), over dt (K,) s each, from one time to another, and the standard deviation, rad, of what lies between them.
+
+        Or why they are not known.
+        """
+        if why := self._find_gap(from_ns, to_ns):
+            return why
+        first, last = bisect_right(self._stamps, from_ns) - 1, bisect_left(self._stamps, to_ns)
+        stamps, rates = self._stamps[first : last + 1], np.array(self._rates[first : last + 1])
+        late_s = max(0, to_ns - stamps[-1]) * 1e-9
+        if late_s:
+            stamps, rates = [*stamps, to_ns], np.concatenate([rates, rates[-1:]])
+        if max(b - a for a, b in zip(stamps, stamps[1:])) > self.MAX_GAP_NS:
+            return f"{self.MAX_GAP_NS / 1e9:g} s and more pass between two messages"
+        at = (np.array(stamps) - from_ns) * 1e-9
+        ends = np.array([0.0, (to_ns - from_ns) * 1e-9])
+        times = np.concatenate([ends[:1], at[(at > 0) & (at < ends[1])], ends[1:]])
+        values = np.stack([np.interp(times, at, rates[:, axis]) for axis in range(3)], 1)
+        dt = np.diff(times)
+        sigma = np.hypot(ANGULAR_ACCELERATION * late_s**2 / 2, ANGULAR_JERK / 12 * np.sqrt((np.diff(at) ** 6).sum()))
+        return (values[1:] + values[:-1]) / 2, dt, float(sigma)
+
+    def _find_gap(self, from_ns: int, to_ns: int) -> str:
+        if not self._stamps:
+            return self.refused or NOTHING_ARRIVED
+        late_ns = to_ns - self._stamps[-1]
+        if late_ns > self.SILENT_NS:
+            return self.refused or f"nothing has arrived for {late_ns / 1e9:.1f} s"
+        if late_ns > self.MAX_LATE_NS:
+            return f"the newest message is {late_ns / 1e6:.0f} ms older than the image: see imu.time_offset_ms"
+        if from_ns < self._stamps[0]:
+            return "it began after the last image"
+        if from_ns <= self._saturated_ns:
+            return f"it is saturated, at {float(self._largest.max()):.1f} rad/s"
+        return ""
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """The rotation of an image before its matches are known, jointly with the bias."""
+
+    prior: RotationPrior
+    P: np.ndarray  # (6, 6) covariance of [phi, bias], R * Exp(phi)
+    step: Preintegrated
+
+
+class Gyroscope:
+    """Predicts rotations and learns the bias. Owned by the thread that owns the odometry.
+
+    Attributes:
+        config: settings; may be replaced between two frames.
+        expected: there should be one, so that its absence is a problem.
+        blocked: why what arrives cannot be used, for whoever feeds it; empty when it can.
+        bias: (3,) rad/s, in the camera's axes.
+    """
+
+    LEAST_TURN = 0.01  # rad between two images; less shows nothing of the axes and the time
+    MEMORY = 0.9  # of the share of contradictions, an image that has turned
+    REFUSED_SHARE, TRUSTED_SHARE = (
+        0.5,
+        0.1,
+    )  # of contradictions: above one it is left out, below the other it is used again
+    MAX_BIAS = 0.5  # rad/s; more is motion, which images do not show
+
+    def __init__(self, config: ImuConfig) -> None:
+        self.config = config
+        self.expected = False
+        self.blocked = ""
+        self.bias = np.zeros(3)
+        self._P = np.diag([LEAST_SIGMA**2] * 3 + [INITIAL_BIAS**2] * 3)
+        self._buffer = RateBuffer()
+        self.clear()
+
+    def clear(self) -> None:
+        """Drops all rates, as when time starts again; the bias stays."""
+        self._buffer.clear()
+        self._gap = ""
+        self._contradictions, self._contradicted = 0.0, False
+        self._predicted: _Predicted | None = None
+        self.restart()
+
+    @property
+    def problem(self) -> str:
+        """Why it does not help at the moment; empty when it does, or there is none."""
+        if not self.expected:
+            return ""
+        if self.blocked:
+            return self.blocked
+        if not len(self._buffer):
+            return self._buffer.refused or NOTHING_ARRIVED
+        if self._contradicted:
+            return "it contradicts the rotation of the images; check its mounting (TF), imu.time_offset_ms and its unit, rad/s"
+        return self._gap or self._buffer.refused
+
+    def add(self, stamp_ns: int, rate: np.ndarray) -> None:
+        """A rate (3,) rad/s about the axes of the camera's optical frame, at the stamp of the sensor. Late ones are left out."""
+        self.expected = True
+        self._buffer.add(int(stamp_ns) + round(self.config.time_offset_ms * 1e6), np.asarray(rate, float))
+
+    # -- prediction ---------------------------------------------------------------------------------------------------
+
+    def rotation(self, from_ns: int, to_ns: int) -> Preintegrated | None:
+        """The rotation of the camera between two times of images; None where it is not known."""
+        found = self._buffer.between(from_ns, to_ns)
+        self._gap = found if isinstance(found, str) else ""
+        if isinstance(found, str):
+            return None
+        rates, dt, sigma = found
+        step = preintegrate(rates, dt, self.bias, self.config.noise_density)
+        angle = float(np.linalg.norm((rates - self.bias) * dt[:, None], axis=1).sum())
+        jitter = 2 * STAMP_JITTER_S**2 * float(((rates[-1] - self.bias) ** 2).sum())
+        variance = (SCALE_ERROR * angle) ** 2 + jitter + sigma**2
+        return Preintegrated(step.R, step.covariance + variance * np.eye(3), step.by_bias, step.mean_rate, step.seconds)
+
+    def predict(self, T_WC: Tensor, from_ns: int, to_ns: int) -> RotationPrior | None:
+        """The rotation of an image from the pose (7,) of the last one; None where it is not known or contradicts the images."""
+        self._predicted = None
+        if not self.expected or self.blocked or to_ns <= from_ns:
+            return None
+        step = self.rotation(from_ns, to_ns)
+        if step is None:
+            return None
+        F = np.block([[step.R.T, step.by_bias], [np.zeros((3, 3)), np.eye(3)]])
+        P = F @ self._P @ F.T
+        P[:3, :3] += step.covariance
+        P[3:, 3:] += BIAS_WALK**2 * step.seconds * np.eye(3)
+        R = _matrix(T_WC[3:]) @ step.R
+        prior = RotationPrior(_quaternion(R), torch.from_numpy(P[:3, :3].copy()))
+        self._predicted = _Predicted(prior, P, step)
+        return None if self._contradicted else prior
+
+    # -- correction ---------------------------------------------------------------------------------------------------
+
+    def update(self, T_WC: Tensor, covariance: Tensor, prior_used: bool, still: bool) -> None:
+        """Takes the pose (7,) of the predicted image over, with its covariance (6, 6).
+
+        Args:
+            prior_used: the prediction is part of the pose.
+            still: images show the camera at rest: what is measured is the bias.
+        """
+        predicted, self._predicted = self._predicted, None
+        if predicted is None or still:
+            if predicted is not None:
+                self._learn_at_rest(predicted.step)
+            return self.restart(covariance)
+        found = predicted.prior.correct(T_WC, covariance, prior_used)
+        self._count(found.contradicts, predicted.step)
+        if found.contradicts:
+            return self.restart(covariance)
+        P, before = covariance[3:, 3:].double().cpu().numpy(), predicted.P
+        to_bias = before[3:, :3] @ np.linalg.inv(before[:3, :3])
+        self.bias = self.bias + to_bias @ found.moved
+        cross = to_bias @ P if prior_used else np.zeros((3, 3))
+        self._P = np.block([[P, cross.T], [cross, before[3:, 3:] - to_bias @ found.reduced @ to_bias.T]])
+
+    def restart(self, covariance: Tensor | None = None) -> None:
+        """The last pose, known to a covariance (6, 6), does not continue the one before: it says nothing of the bias."""
+        self._P[:3, 3:] = self._P[3:, :3] = 0.0
+        self._P[:3, :3] = LEAST_SIGMA**2 * np.eye(3)
+        if covariance is not None:
+            self._P[:3, :3] += covariance[3:, 3:].double().cpu().numpy()
+
+    def follow_adjustment(self, before: Tensor, after: Tensor) -> None:
+        """Bundle adjustment has moved the newest pose (7,): by so much it was wrong."""
+        self._P[:3, :3] += float(geometry.local(before, after)[3:].square().sum()) * np.eye(3)
+
+    def _count(self, contradicts: bool, step: Preintegrated) -> None:
+        """Leaves out a gyroscope that contradicts the images most of the time, until it agrees with them again."""
+        if np.linalg.norm(step.mean_rate) * step.seconds > self.LEAST_TURN:
+            self._contradictions = self.MEMORY * self._contradictions + (1 - self.MEMORY) * contradicts
+            limit = self.TRUSTED_SHARE if self._contradicted else self.REFUSED_SHARE
+            self._contradicted = self._contradictions > limit
+
+    def _learn_at_rest(self, step: Preintegrated) -> None:
+        """Kalman update of the bias by the mean rate of a camera at rest."""
+        if np.linalg.norm(step.mean_rate) > self.MAX_BIAS:
+            return
+        B = self._P[3:, 3:] + BIAS_WALK**2 * step.seconds * np.eye(3)
+        noise = (self.config.noise_density**2 / step.seconds + STILL_RATE**2) * np.eye(3)
+        gain = B @ np.linalg.inv(B + noise)
+        self.bias = self.bias + gain @ (step.mean_rate - self.bias)
+        self._P[3:, 3:] = B - gain @ B
+
+
+def _matrix(q: Tensor) -> np.ndarray:
+    return geometry.rotation_matrix(q.double().cpu()).numpy()
+
+
+def _quaternion(R: np.ndarray) -> Tensor:
+    return geometry.from_matrix(torch.from_numpy(np.concatenate([R, np.zeros((3, 1))], 1)))[3:]
+
+
+def _skew(v: np.ndarray) -> np.ndarray:
+    return geometry.skew(torch.from_numpy(v)).numpy()
+
+
+def _exp(phi: np.ndarray) -> np.ndarray:
+    """Rotation vectors (K, 3) rad -> matrices (K, 3, 3)."""
+    return geometry.rotation_matrix(geometry.exp_so3(torch.from_numpy(phi))).numpy()
+
+
+def _right_jacobian(phi: np.ndarray) -> np.ndarray:
+    """(K, 3, 3): Exp(phi + d) = Exp(phi) * Exp(J d) to first order (Forster et al., equation 8)."""
+    angle = np.maximum(np.linalg.norm(phi, axis=1), 1e-6)[:, None, None]
+    cross = _skew(phi)
+    return np.eye(3) - (1 - np.cos(angle)) / angle**2 * cross + (angle - np.sin(angle)) / angle**3 * cross @ cross

@@ -1,0 +1,250 @@
+"""The gyroscope: integration and its covariance, the bias, what leaves it out, and how it guides tracking."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from imatching_ros.core import geometry
+from imatching_ros.core.config import ImuConfig
+from imatching_ros.core.types import TrackingState
+from imatching_ros.odometry.gyroscope import Gyroscope, RateBuffer, preintegrate
+from imatching_ros.pipeline import Pipeline
+from odometry_scenes import CAMERA, STEP_NS, configure, rotating
+
+MS = 1_000_000
+DENSITY = 2.4e-4
+
+
+def rotation_angle(R: np.ndarray) -> float:
+    return float(np.linalg.norm(Rotation.from_matrix(R).as_rotvec()))
+
+
+# -- integration ----------------------------------------------------------------------------------------------------------
+
+
+def swing(t):
+    """A hand's rates (N, 3) at times (N,)."""
+    return np.stack([2 * np.sin(3 * t), 1.5 * np.cos(2 * t), 0.5 + 0 * t], -1)
+
+
+def test_integration_follows_a_rotation_whose_axis_moves():
+    fine = np.linspace(0, 0.5, 20_001)
+    exact = np.eye(3)
+    for rate in swing((fine[1:] + fine[:-1]) / 2):
+        exact = exact @ Rotation.from_rotvec(rate * (fine[1] - fine[0])).as_matrix()
+    t = np.linspace(0, 0.5, 101)
+    rates = (swing(t)[1:] + swing(t)[:-1]) / 2
+    assert rotation_angle(exact.T @ preintegrate(rates, np.diff(t), np.zeros(3), DENSITY).R) < 2e-5
+
+
+def test_covariance_is_that_of_many_trials_and_the_derivative_that_of_differences():
+    rng, dt, rates = np.random.default_rng(0), np.full(40, 0.005), swing(np.arange(40) * 0.005)
+    bias = np.array([0.01, -0.02, 0.03])
+    step = preintegrate(rates, dt, bias, DENSITY)
+    errors = []
+    for _ in range(400):
+        noisy = rates + rng.normal(0, DENSITY / math.sqrt(0.005), rates.shape)
+        errors.append(Rotation.from_matrix(step.R.T @ preintegrate(noisy, dt, bias, DENSITY).R).as_rotvec())
+    nees = np.einsum("ni,ij,nj->n", errors, np.linalg.inv(step.covariance), errors).mean()
+    assert 2.7 < nees < 3.3  # chi2(1200) / 400
+    for axis, change in enumerate(1e-4 * np.eye(3)):
+        moved = preintegrate(rates, dt, bias + change, DENSITY)
+        difference = Rotation.from_matrix(step.R.T @ moved.R).as_rotvec() / 1e-4
+        assert np.allclose(difference, step.by_bias[:, axis], atol=1e-4)
+
+
+# -- the buffer -----------------------------------------------------------------------------------------------------------
+
+
+def filled(rate_hz=200, seconds=1.0, rates=lambda t: np.tile([0.1, 0.2, 0.3], (len(t), 1))) -> RateBuffer:
+    buffer, t = RateBuffer(), np.arange(round(seconds * rate_hz)) / rate_hz
+    for time, rate in zip(t, rates(t)):
+        buffer.add(round(time * 1e9), rate)
+    return buffer
+
+
+@pytest.mark.parametrize("rate_hz", (25, 200, 1000))
+def test_rates_of_any_frequency_are_interpolated_at_the_images(rate_hz):
+    rates, dt, sigma = filled(rate_hz, rates=lambda t: np.outer(t, [1, 2, 3])).between(303 * MS, 337 * MS)
+    assert dt.sum() == pytest.approx(0.034) and np.allclose(
+        (rates * dt[:, None]).sum(0), 0.034 * 0.32 * np.array([1, 2, 3])
+    )
+    assert sigma < 3e-3 if rate_hz < 100 else sigma < 1e-5
+
+
+def test_the_newest_rate_is_extrapolated_for_a_stated_time_only():
+    buffer = filled()  # until 995 ms
+    rates, dt, sigma = buffer.between(980 * MS, 1010 * MS)
+    assert dt.sum() == pytest.approx(0.03) and sigma > 1e-3
+    assert "is 25 ms older than the image" in buffer.between(980 * MS, 1020 * MS)
+    assert "nothing has arrived for 1.5 s" in buffer.between(980 * MS, 2500 * MS)
+    assert RateBuffer().between(0, MS) == "no message has arrived"
+    assert "began after" in buffer.between(-5 * MS, 20 * MS)
+
+
+def test_a_hole_is_not_bridged():
+    buffer = filled()
+    buffer.add(1200 * MS, np.zeros(3))
+    assert "0.1 s and more pass between" in buffer.between(900 * MS, 1200 * MS)
+
+
+def test_saturated_rates_are_not_used_until_they_are_past():
+    rng = np.random.default_rng(0)
+
+    def clipped(t):
+        rates = np.stack([8 * np.sin(2 * np.pi * t), 0 * t, 0 * t], 1) + rng.normal(0, 0.003, (len(t), 3))
+        return rates.clip(-4.36, 4.36)  # 250 degrees/s
+
+    buffer = filled(seconds=1.0, rates=clipped)
+    assert buffer.between(200 * MS, 233 * MS).startswith("it is saturated, at 4.4 rad/s")
+    assert not isinstance(buffer.between(950 * MS, 983 * MS), str)
+
+
+@pytest.mark.parametrize("rate, reason", [([math.nan, 0, 0], "not finite"), ([0, 90.0, 0], "is it in degrees?")])
+def test_bad_values_are_left_out_and_named(rate, reason):
+    gyroscope = Gyroscope(ImuConfig())
+    gyroscope.add(0, np.array(rate))
+    assert reason in gyroscope.problem
+    gyroscope.add(1, np.zeros(3))
+    assert gyroscope.problem == ""
+
+
+def test_the_buffer_is_bounded_and_time_that_starts_again_begins_anew():
+    buffer = filled(rate_hz=1000, seconds=30)
+    assert len(buffer) <= 2 * RateBuffer.CAPACITY
+    buffer.add(29_900 * MS, np.zeros(3))  # late
+    assert not isinstance(buffer.between(29_000 * MS, 29_990 * MS), str)
+    buffer.add(0, np.zeros(3))
+    assert len(buffer) == 1
+
+
+# -- the filter -----------------------------------------------------------------------------------------------------------
+
+
+def turned(R: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(3), Rotation.from_matrix(R).as_quat()]))
+
+
+def follow(gyroscope, frames=90, sigma=2e-3, mounting=np.eye(3), bias=(0.02, -0.03, 0.01), still=False, seed=0):
+    """Images at 30 Hz of a hand that swings, their rotations known to sigma rad; returns errors of the predictions, rad."""
+    rng, errors, dt = np.random.default_rng(seed), [], 0.005
+    R, last, covariance = np.eye(3), turned(np.eye(3)), torch.eye(6, dtype=torch.float64) * sigma**2
+    for k in range(frames):
+        for i in range(6):
+            t = (6 * k + i) * dt
+            moving = 0 if still else 1
+            rate = mounting @ swing(t) * moving + bias + rng.normal(0, DENSITY / math.sqrt(dt), 3)
+            gyroscope.add(round(t * 1e9), rate)
+            if i or k:
+                R = R @ Rotation.from_rotvec(swing(t - dt / 2) * dt * moving).as_matrix()
+        end = round((6 * k + 5) * dt * 1e9)
+        prior = gyroscope.predict(last, end - 30 * MS, end) if k else None
+        seen = turned(R @ Rotation.from_rotvec(rng.normal(0, sigma, 3)).as_matrix())
+        if prior is not None:
+            errors.append(rotation_angle(R.T @ Rotation.from_quat(prior.q_WC.numpy()).as_matrix()))
+        gyroscope.update(seen, covariance, False, still)
+        last = seen
+    return np.array(errors)
+
+
+def test_the_bias_is_learned_from_rotations_of_the_images():
+    gyroscope = Gyroscope(ImuConfig())
+    follow(gyroscope, frames=300)
+    assert np.abs(gyroscope.bias - (0.02, -0.03, 0.01)).max() < 0.006 and gyroscope.problem == ""
+
+
+def test_the_bias_is_learned_at_rest_in_a_second():
+    gyroscope = Gyroscope(ImuConfig())
+    follow(gyroscope, frames=30, still=True)
+    assert np.abs(gyroscope.bias - (0.02, -0.03, 0.01)).max() < 1e-3
+
+
+def test_a_wrong_mounting_is_found_and_its_correction_too():
+    gyroscope, wrong = Gyroscope(ImuConfig()), Rotation.from_euler("x", 20, degrees=True).as_matrix()
+    follow(gyroscope, frames=60, mounting=wrong, sigma=5e-4)
+    assert "contradicts the rotation of the images" in gyroscope.problem
+    assert gyroscope.predict(turned(np.eye(3)), 1_700 * MS, 1_733 * MS) is None
+    gyroscope.clear()
+    follow(gyroscope, frames=60)
+    assert gyroscope.problem == ""
+
+
+def test_a_wrong_unit_is_found():
+    gyroscope = Gyroscope(ImuConfig())
+    follow(gyroscope, mounting=np.eye(3) * math.degrees(1) / 10)
+    assert "contradicts" in gyroscope.problem
+
+
+def test_the_time_offset_is_added_to_the_stamps():
+    gyroscope = Gyroscope(ImuConfig(time_offset_ms=30.0))
+    for k in range(40):
+        gyroscope.add(k * 5 * MS, np.zeros(3))
+    assert gyroscope.rotation(200 * MS, 224 * MS) is not None and gyroscope.rotation(0, 20 * MS) is None
+
+
+# -- tracking -------------------------------------------------------------------------------------------------------------
+
+
+def on_sphere() -> torch.Tensor:
+    """Depth (240, 320) of a sphere of 3 m around the camera, the same however it is turned."""
+    v, u = torch.meshgrid(torch.arange(240.0), torch.arange(320.0), indexing="ij")
+    return 3 / geometry.rays(CAMERA, torch.stack([u, v], -1)).norm(dim=-1)
+
+
+def sweep(jump: int = 20):
+    """RGB-D images of a camera that turns by a degree an image, and in one step by `jump` degrees; its angles in degrees."""
+    angles = [*range(6), *range(5 + jump, 9 + jump)]
+    views = rotating(10 + jump, 1.0)
+    frames = [replace(views[angle], id=k, stamp_ns=k * STEP_NS, depth=on_sphere()) for k, angle in enumerate(angles)]
+    return frames, np.radians(angles)
+
+
+def turn(frames, angles, mounting=np.eye(3), matcher="klt", give=True):
+    """Outputs with rates at 1 kHz, and the events."""
+    events, rng = [], np.random.default_rng(0)
+    pipeline = Pipeline(configure(matcher), on_event=events.append)
+    outputs = []
+    for frame, before, now in zip(frames, [angles[0], *angles], angles):
+        for k in range(100 if give else 0):
+            rate = np.array([0.0, (now - before) / (STEP_NS * 1e-9), 0.0])
+            rate = mounting @ rate + rng.normal(0, 5e-3, 3)
+            pipeline.add_angular_rate(frame.stamp_ns - STEP_NS + (k + 1) * STEP_NS // 100, rate)
+        outputs.append(pipeline.process(frame))
+    return outputs, events, pipeline
+
+
+def heading(output) -> float:
+    return float(geometry.log_so3(output.T_WC[3:])[1])
+
+
+def test_a_fast_turn_is_followed_that_constant_velocity_loses():
+    frames, angles = sweep()
+    without, _, _ = turn(frames, angles, give=False)
+    outputs, events, _ = turn(frames, angles)
+    assert all(o.state is TrackingState.TRACKING for o in outputs)
+    assert abs(heading(outputs[-1]) - angles[-1]) < math.radians(0.5)
+    lost = [o for o in without if o.state is not TrackingState.TRACKING or abs(heading(o) - angles[o.frame_id]) > 0.02]
+    assert lost
+    assert not [e for e in events if e["event"] == "imu"]
+
+
+def test_rates_that_contradict_the_images_are_left_out_and_named():
+    views = rotating(24, 1.0)
+    frames = [replace(view, depth=on_sphere()) for view in views]
+    plain, _, _ = turn(frames, np.radians(np.arange(24.0)), give=False)
+    outputs, events, pipeline = turn(frames, np.radians(np.arange(24.0)), mounting=-np.eye(3))
+    assert all(o.state is TrackingState.TRACKING for o in outputs)
+    assert max(abs(heading(a) - heading(b)) for a, b in zip(outputs, plain)) < 1e-3
+    told = [e for e in events if e["event"] == "imu"]
+    assert told[-1]["used"] is False and "contradicts" in told[-1]["reason"]
+    assert pipeline.odometry.gyroscope.problem
+
+
+def test_without_an_imu_nothing_is_expected():
+    frames, angles = sweep(1)
+    _, events, pipeline = turn(frames, angles, give=False)
+    assert pipeline.odometry.gyroscope.problem == "" and not [e for e in events if e["event"] == "imu"]
