@@ -18,7 +18,7 @@ from ...core.errors import ConfigError
 from .kinds import KINDS, make_scene
 from .renderer import render
 from .scene import Scene
-from .shifts import Shift, find_shift, shaken, shifted_camera, take_image
+from .shifts import Shift, add_drops, find_shift, motion_blur, shaken, shifted_camera, take_image
 from .textures import build_bank
 from .trajectories import MOTIONS, make_trajectory
 
@@ -40,6 +40,9 @@ class SimulatedSequence:
     motion: str = "tour"
     low_texture: bool | None = None
     path_seed: int | None = None  # another path through the same scene; `seed` if None
+    path_s: float | None = (
+        None  # length of the whole path, of which the frames show the beginning; that of the frames if None
+    )
     supersample: int = 2
     workers: int = 1  # frames that are rendered at the same time
     texture_size: int = 512  # texels; smaller ones are painted sooner and look coarser
@@ -98,7 +101,10 @@ class SimulatedSequence:
         """The scene, exposed so that its images along the path have a middling brightness."""
         shift = find_shift(self.shift)
         bank = build_bank(self.seed, variants=2, size=self.texture_size, held_out=shift.held_out_textures)
+        if shift.texture_contrast != 1:
+            bank = bank.with_contrast(shift.texture_contrast)
         scene = make_scene(self.kind, self.seed, bank, self.low_texture)
+        scene = scene.with_values(gloss=scene.gloss.clamp_min(shift.gloss))
         if shift.haze > 0:
             distance = shift.haze_distance_m * (10 if self.kind == "outdoor" else 1)
             density = -np.log(1 - shift.haze) / distance
@@ -121,10 +127,8 @@ class SimulatedSequence:
 
     def _poses_at(self, scene: Scene, stamps_s: np.ndarray) -> Tensor:
         seed = self.seed if self.path_seed is None else self.path_seed
-        duration_s = self.frames / self.rate_hz
-        return make_trajectory(
-            scene, self.kind, duration_s, stamps_s, seed, self.motion, self.speed_mps, self.turn_deg_s
-        )
+        path_s = self.frames / self.rate_hz if self.path_s is None else self.path_s
+        return make_trajectory(scene, self.kind, path_s, stamps_s, seed, self.motion, self.speed_mps, self.turn_deg_s)
 
     def read(self) -> Iterator[tuple[Frame, Tensor]]:
         """Yields (frame with RGB image and depth, and a right image where there is a baseline, T_WC (7,) float64), on the CPU."""
@@ -163,10 +167,12 @@ class SimulatedSequence:
                 exposed = middle if rows is None else rows[i]
                 if rows is not None and T_offset is not None:
                     exposed = geometry.compose(exposed, T_offset.expand_as(exposed))
-                image, depth = render(lit, camera, exposed[None], self.device, self.supersample)
-                return take_image(
-                    image[0], depth[0], camera, first, middle, last, shift, exposure, seed=seed
-                ).cpu(), depth[0].cpu()
+                (image,), (depth,) = render(lit, camera, exposed[None], self.device, self.supersample)
+                if shift.shutter > 0:
+                    image = motion_blur(image, depth, camera, first, middle, last)
+                if shift.drops > 0:
+                    image = add_drops(image, shift.drops, self.seed)
+                return take_image(image, shift, exposure, i, seed).cpu(), depth.cpu()
 
             view, depth = take(None, noise)
             right = take(beside, noise + 50_000)[0] if beside is not None else None

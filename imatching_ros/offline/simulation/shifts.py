@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn.functional import grid_sample
 
 from ...camera.model import Camera
 from ...core.errors import ConfigError
-from ...learning.augmentation import add_noise, vignette
+from ...learning.augmentation import add_noise, blur, vignette
 from .renderer import camera_rays, quaternion_to_matrix
 
 
@@ -32,6 +33,13 @@ class Shift:
     zoom: float = 1.0  # factor of the focal length
     held_out_textures: bool = False
     lamp_drift: float = 0.0  # deviation of the wandering of each lamp's brightness, natural logarithm
+    # No augmentation of training contains these:
+    texture_contrast: float = 1.0  # of all surfaces, about the mean colour of each
+    gloss: float = 0.0  # strength of the highlights of every surface, at least
+    drops: int = 0  # of water on the lens
+    contrast: float = 1.0  # of the grey image about its mean; a negative one inverts it; 1 keeps the colours
+    stripes: float = 0.0  # light lost between the bright rows of a flickering lamp under a rolling shutter
+    jpeg_quality: int = 100  # of the camera's compression; 100 means none
 
 
 SHIFTS: dict[str, Shift] = {
@@ -42,6 +50,12 @@ SHIFTS: dict[str, Shift] = {
     "vignette": Shift(vignetting=0.92, zoom=1.5),
     "new_texture": Shift(held_out_textures=True),
     "light_change": Shift(exposure_drift=0.35, lamp_drift=0.5),
+    "sand": Shift(texture_contrast=0.15),
+    "wet": Shift(gloss=3.0),
+    "rain": Shift(drops=14),
+    "thermal": Shift(contrast=-0.2, read_noise=0.012),
+    "stripes": Shift(stripes=0.7),
+    "jpeg": Shift(jpeg_quality=12),
 }
 
 
@@ -55,33 +69,60 @@ def shifted_camera(camera: Camera, shift: Shift) -> Camera:
     return replace(camera, fx=camera.fx * shift.zoom, fy=camera.fy * shift.zoom)
 
 
-def take_image(
-    image: Tensor,
-    depth: Tensor,
-    camera: Camera,
-    T_open: Tensor,
-    T_mid: Tensor,
-    T_close: Tensor,
-    shift: Shift,
-    exposure: float,
-    seed: int,
-) -> Tensor:
-    """What the camera makes of a sharp, clean rendering.
+def take_image(image: Tensor, shift: Shift, exposure: float, frame: int, seed: int) -> Tensor:
+    """What the sensor makes of the light (3, H, W) float 0..1 that falls on it.
 
     Args:
-        image: (3, H, W) float 0..1, rendered at T_mid. depth: (H, W) metres, 0 = sky.
-        T_open, T_mid, T_close: (7,) poses when the shutter opens, at the stamp, when it closes.
         exposure: factor of this frame's automatic exposure.
+        frame: its number, which decides where stripes lie. seed: of its noise.
 
     Returns:
         (3, H, W) uint8.
     """
-    if shift.shutter > 0:
-        image = motion_blur(image, depth, camera, T_open, T_mid, T_close)
     one = image.new_ones(1)
-    exposed = vignette(image[None] * (shift.gain * exposure), shift.vignetting * one)
-    exposed = add_noise(exposed, shift.read_noise * one, shift.shot_noise * one, seed)
-    return (exposed[0].clamp(0, 1) * 255).round().to(torch.uint8)
+    exposed = vignette(image[None] * (shift.gain * exposure), shift.vignetting * one)[0]
+    if shift.contrast != 1:
+        grey = exposed.mean(0, keepdim=True).expand_as(exposed)
+        exposed = 0.5 + shift.contrast * (grey - grey.mean())
+    if shift.stripes > 0:
+        exposed = exposed * (1 - shift.stripes * _stripes(image.shape[1], frame).to(image)[:, None])
+    noisy = add_noise(exposed[None], shift.read_noise * one, shift.shot_noise * one, seed)[0]
+    taken = (noisy.clamp(0, 1) * 255).round().to(torch.uint8)
+    return _compress(taken, shift.jpeg_quality) if shift.jpeg_quality < 100 else taken
+
+
+def _stripes(height: int, frame: int) -> Tensor:
+    """(height,) 0..1: how dark a lamp is while each row is exposed; 3 periods an image, of which they move .37 a frame."""
+    rows = torch.arange(height) / height
+    return 0.5 - 0.5 * torch.cos(2 * math.pi * (3 * rows + 0.37 * frame))
+
+
+def _compress(image: Tensor, quality: int) -> Tensor:
+    """(3, H, W) uint8 -> the same after compression as JPEG."""
+    pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()[..., ::-1])
+    _, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return torch.from_numpy(decoded[..., ::-1].copy()).permute(2, 0, 1).to(image.device)
+
+
+def add_drops(image: Tensor, count: int, seed: int) -> Tensor:
+    """Drops of water on the lens, the same for one seed: each shows a wide part of the image upside down and blurred; (3, H, W)."""
+    rng = np.random.default_rng((seed, 41))
+    H, W = image.shape[1:]
+    v, u = torch.meshgrid(torch.arange(H).float(), torch.arange(W).float(), indexing="ij")
+    where, share = torch.stack([u, v], -1), torch.zeros(H, W)
+    for _ in range(count):
+        centre = torch.tensor([rng.uniform(0, W), rng.uniform(0, H)], dtype=torch.float32)
+        offset = torch.stack([u, v], -1) - centre
+        depth = (1 - (offset.norm(dim=-1) / (W * rng.uniform(0.03, 0.09))) ** 2).clamp_min(0)
+        where = torch.where(depth[..., None] > 0, centre - 4 * offset, where)  # a drop is a lens of short focal length
+        share = torch.maximum(share, (4 * depth).clamp_max(1))  # with a soft rim
+    grid = ((where + 0.5) / torch.tensor([W, H]) * 2 - 1).to(image)
+    width = image.new_full((1,), 3.0)
+    soft = blur(image[None], width, width, torch.zeros_like(width))
+    seen = grid_sample(soft, grid[None], mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+    return torch.lerp(image, seen, share.to(image))
 
 
 def motion_blur(

@@ -98,6 +98,12 @@ class TextureBank:
     def to(self, device: torch.device | str) -> TextureBank:
         return TextureBank(self.texels.to(device), self.size, self.families, self.extent_m)
 
+    def with_contrast(self, factor: float) -> TextureBank:
+        """A copy in which every texture differs from its mean colour by so much less or more."""
+        texels = self.texels.float().view(-1, self.stride, 3)
+        faded = torch.lerp(texels[:, -1:], texels, factor).clamp(0, 1)  # the last level is the mean
+        return TextureBank(faded.view(-1, 3).to(self.texels), self.size, self.families, self.extent_m)
+
     def pick(self, rng: np.random.Generator, family: str) -> tuple[int, float]:
         """A texture of the family and the metres that one repeat covers. A bank without the family gives any of its textures."""
         ids = list(self.families.get(family, ()))

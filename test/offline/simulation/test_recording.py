@@ -1,5 +1,7 @@
 """Rendered videos, their shifts, and the recordings made of them."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from imatching_ros.offline.recordings.base import SourceOptions
 from imatching_ros.offline.recordings import open_source
 from imatching_ros.offline.simulation.recording import write_recording
 from imatching_ros.offline.simulation.sequence import SimulatedSequence, simulated_frames
-from imatching_ros.offline.simulation.shifts import SHIFTS, motion_blur
+from imatching_ros.offline.simulation.shifts import SHIFTS, add_drops, motion_blur, take_image
 
 SMALL = dict(frames=3, width=64, height=48, supersample=1, texture_size=64)
 
@@ -166,8 +168,49 @@ def test_every_shift_changes_what_it_says(name, truth):
         assert (image[:, :, 1:] - image[:, :, :-1]).abs().mean() < 0.95 * (
             plain[:, :, 1:] - plain[:, :, :-1]
         ).abs().mean()
+    elif name == "sand":
+        assert detail(image) < 0.95 * detail(plain)  # what is left are edges of things, and noise
+    elif name == "thermal":
+        assert np.corrcoef(image.mean(0).flatten(), plain.mean(0).flatten())[0, 1] < -0.8
+        assert image.std() < 0.4 * plain.std()
     else:
         assert (image - plain).abs().mean() > 1
+
+
+def detail(image):
+    """Mean difference of neighbours along a row."""
+    return (image[:, :, 1:] - image[:, :, :-1]).abs().mean()
+
+
+def test_drops_stay_on_the_lens_and_change_nothing_beside_them():
+    first, second = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    wet = [(add_drops(image, 6, seed=1) != image).any(0) for image in (first, second)]
+    assert torch.equal(*wet) and 0.02 < wet[0].float().mean() < 0.6
+    assert torch.equal(add_drops(first, 0, seed=1), first)
+
+
+def test_stripes_lie_along_rows_and_move_from_frame_to_frame():
+    shift = replace(SHIFTS["stripes"], read_noise=0.0, shot_noise=0.0, vignetting=0.0)
+    rows = [take_image(torch.full((3, 48, 64), 0.8), shift, 1.0, frame, 0)[0].float() for frame in (0, 1)]
+    assert all(image.std(1).max() < 1 for image in rows)  # one brightness along a row
+    assert all(image[:, 0].min() < 0.4 * image[:, 0].max() for image in rows)
+    assert (rows[0] - rows[1]).abs().max() > 50
+
+
+def test_compression_loses_detail_and_keeps_the_blocks():
+    shift = replace(SHIFTS["jpeg"], read_noise=0.0, shot_noise=0.0, vignetting=0.0)
+    image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
+    taken = take_image(image, shift, 1.0, 0, 0).float()
+    assert detail(taken) < 0.6 * detail(image * 255)
+    blocks = torch.nn.functional.avg_pool2d(torch.stack([taken, image * 255]).mean(1, keepdim=True), 8)
+    assert (blocks[0] - blocks[1]).abs().max() < 16
+
+
+def test_a_path_of_stated_length_does_not_depend_on_how_much_of_it_is_seen():
+    whole = SimulatedSequence(seed=2, **{**SMALL, "frames": 40})
+    part = SimulatedSequence(seed=2, path_s=4.0, rate_hz=5.0, **{**SMALL, "frames": 8})
+    scene = whole.scene()
+    assert torch.allclose(part.trajectory(scene), whole.trajectory(scene)[:16:2])
 
 
 def test_motion_blur_follows_the_motion_and_is_centred_on_the_stamp():

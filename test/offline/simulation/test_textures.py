@@ -59,3 +59,11 @@ def test_photographs_become_a_family_that_repeats_without_a_seam():
     row = bank.texels.view(-1, bank.stride, 3)[first, : 64 * 64].float().view(64, 64, 3)[32, :, 0]
     around = torch.cat([row, row[:1]])
     assert (around[1:] - around[:-1]).abs().max() < 0.25
+
+
+def test_less_contrast_keeps_the_mean_colour():
+    bank = build_bank(0, variants=1, size=32)
+    plain, faded = (b.texels.float().view(-1, bank.stride, 3) for b in (bank, bank.with_contrast(0.15)))
+    assert torch.allclose(faded[:, -1], plain[:, -1], atol=1e-3)
+    finest = slice(0, 32 * 32)
+    assert torch.allclose(faded[:, finest].std(1), 0.15 * plain[:, finest].std(1), rtol=0.05, atol=1e-3)
