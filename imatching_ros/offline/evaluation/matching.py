@@ -18,8 +18,16 @@ from ...core.types import Frame
 from ...matching.base import Matcher
 from ..recordings.base import Source
 from .baselines import PairMatches, PairMatcher
-from .pairs import PairTruth, QUERIES, find_truth, sample_queries
-from .relative_pose import AUC_DEG, MIN_BASELINE_M, MIN_RELATIVE_BASELINE, auc, essential, pose_error_deg
+from .pairs import PairTruth, QUERIES, find_truth, sample_depth, sample_queries
+from .relative_pose import (
+    AUC_DEG,
+    MIN_BASELINE_M,
+    MIN_RELATIVE_BASELINE,
+    auc,
+    essential,
+    pose_error_deg,
+    translation_ratio,
+)
 
 MMA_PX = (1, 3, 5)
 MIN_SCORE = OdometryConfig.min_score  # a match that odometry would use
@@ -40,6 +48,8 @@ class _Tally:
     translation_scored: int = 0
     errors: list[Tensor] = field(default_factory=list)  # (N, 2) px of right matches, with
     sigmas: list[Tensor] = field(default_factory=list)  # (N,)
+    common: list[float] = field(default_factory=list)  # px, length of the mean error of an image's right matches
+    translation_ratio: list[float] = field(default_factory=list)
     match_ms: list[float] = field(default_factory=list)
     features_ms: float = 0.0
 
@@ -71,7 +81,8 @@ def evaluate(
     `mma` {px: share of visible queries found within px; a query without a match is wrong}, `mma_interval` (95 %, bootstrap
     over pairs), `correct_per_pair`, `precision_3px` and `delivered` (of matches with a score that odometry would use),
     `coverage`, `sampson_px`, `pose_auc` with `pose_auc_interval` and `pose_from` (all delivered matches or those with the better half
-    of the scores, whichever gives this matcher the larger AUC at 5 degrees), `sigma` (reliability), `features_ms`, `match_ms` (medians).
+    of the scores, whichever gives this matcher the larger AUC at 5 degrees), `sigma` (reliability), `common_px` (the error that all right
+    matches of an image share), `translation_ratio` (the motion by PnP on true points over the true one), `features_ms`, `match_ms` (medians).
     Own keypoints have other queries; their `mma` is the count of right matches over the count of visible common queries.
     Without true poses only `self_consistency` remains. Entries without truth are None.
 
@@ -168,6 +179,8 @@ def _score(
         sure = judged & (error <= right_px)
         tally.errors.append((matches.uv_j.double() - truth.uv_j)[sure])
         tally.sigmas.append(matches.sigma_px[sure])
+        if sure.sum() >= min_visible:
+            tally.common.append(float(tally.errors[-1].mean(0).norm()))
         right = error <= 3
         tally.coverage.append(_coverage(matches.uv_i, right, truth.visible, i))
     ideal_i, ideal_j = i.camera.undistort(matches.uv_i.double()), j.camera.undistort(matches.uv_j.double())
@@ -184,6 +197,12 @@ def _score(
             tally.coverage.append(_coverage(matches.uv_i, near, torch.ones_like(near), i))
     if pose:
         tally.translation_scored += seen
+        if seen and i.depth is not None:
+            depth, smooth = sample_depth(i.depth, matches.uv_i.double())
+            chosen = used & smooth
+            points_i = geometry.back_project(i.camera, ideal_i[chosen], depth[chosen])
+            ratio = translation_ratio(points_i, j.camera, matches.uv_j[chosen], truth.T_ij, seed)
+            tally.translation_ratio += [] if ratio is None else [ratio]
         better = used & (matches.score >= matches.score[used].median()) if used.any() else used
         for name, chosen in (("all", used), ("better half", better)):
             error_deg = pose_error_deg(
@@ -235,6 +254,7 @@ def _summarise(tally: _Tally, matcher: PairMatcher, rng: np.random.Generator) ->
         result["correct_per_pair"] = dict(zip(keys, np.array(tally.correct).mean(0).tolist()))
         result["precision_3px"] = _mean(tally.precision)
         result["sigma"] = reliability(torch.cat(tally.errors), torch.cat(tally.sigmas))
+    result["common_px"], result["translation_ratio"] = _mean(tally.common), _mean(tally.translation_ratio)
     result["sampson_px"] = _distances(tally.sampson)
     result["self_consistency"] = {"held_out_sampson_px": _distances(tally.held_out)} if tally.held_out else None
     result["pose_auc"] = result["pose_auc_interval"] = None

@@ -83,6 +83,34 @@ def pose_error_deg(
     return float(max(rotation, translation))
 
 
+def translation_ratio(points_i: Tensor, camera_j: Camera, uv_j: Tensor, T_ij: Tensor, seed: int = 0) -> float | None:
+    """The motion by PnP on true points, along the true one, over it: below 1 where matches fall short together. None without a pose.
+
+    Args:
+        points_i: (N, 3) m in camera i. uv_j: (N, 2) raw px. T_ij: (7,) true pose of camera j seen from i.
+    """
+    rays = geometry.rays(camera_j, camera_j.undistort(uv_j.double()))
+    known = (points_i.isfinite().all(1) & rays.isfinite().all(1)).numpy()
+    if known.sum() < MIN_MATCHES:
+        return None
+    threshold_px = 3.0
+    cv2.setRNGSeed(seed)
+    found, rotation, t_ji, _ = cv2.solvePnPRansac(
+        points_i.numpy()[known],
+        rays[:, :2].numpy()[known],
+        np.eye(3),
+        None,
+        iterationsCount=200,
+        reprojectionError=threshold_px / camera_j.fx,
+        confidence=0.999,
+    )
+    if not found:
+        return None
+    t_ij = -cv2.Rodrigues(rotation)[0].T @ t_ji[:, 0]
+    truth = T_ij[:3].numpy()
+    return float(t_ij @ truth / (truth @ truth))
+
+
 def auc(errors_deg: Sequence[float] | np.ndarray, thresholds: Sequence[float] = AUC_DEG) -> dict[str, float]:
     """Area under the recall curve up to each threshold, 0..1 (as Sarlin 2020 and LoFTR report it)."""
     errors = np.sort(np.asarray(errors_deg, float))

@@ -1,16 +1,20 @@
-"""Recordings in two parts: what learning sees, and after a gap what it is judged on."""
+"""What learning sees of a recording, and what it is judged on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from ...core.errors import ConfigError
 from ...core.types import Frame
 from ..recordings.base import Source, SourceOptions
 from ..recordings.truth import Trajectory
 
-GAP_FRAMES = 10  # between the part that learning sees and the unseen part
+GAP_FRAMES = 10  # between the part of a recording that learning sees and the unseen part
+OVERLAP_M = 0.5  # a frame nearer to a learned one than this and OVERLAP_DEG shows a learned place
+OVERLAP_DEG = 20.0
 
 
 class Part(Source):
@@ -25,6 +29,11 @@ class Part(Source):
         self._whole, self._start, self._stop, self._mono = whole, start, stop, mono
         self.name, self.camera, self.options = whole.name, whole.camera, SourceOptions()
         self.mode = "mono" if mono else whole.mode
+
+    @classmethod
+    def whole(cls, source: Source, mono: bool) -> Part:
+        """All frames."""
+        return cls(source, 0, source.count_frames(), mono)
 
     def read(self) -> Iterator[Frame]:
         for k, frame in enumerate(self._whole):
@@ -43,23 +52,32 @@ class Part(Source):
 
 @dataclass(frozen=True)
 class Division:
-    """A recording in two, with a gap between that nobody uses."""
+    """What is learned from, and what is scored, by column."""
 
     learning: Part  # what learning sees
-    learning_truth: Part  # the same with depth, for the oracle
-    unseen: Part  # for odometry
-    unseen_truth: Part  # the same with depth, for scoring matches
+    learning_truth: Source  # the same with depth, for the oracle
+    scored: dict[str, Source]  # with depth, for matches
+    mono: bool  # odometry is scored without depth
+
+    def for_odometry(self, column: str) -> Part:
+        """A scored column as odometry sees it."""
+        return Part.whole(self.scored[column], self.mono)
 
 
-def divide(whole: Source, learning_frames: int | None, mono: bool) -> Division:
-    """Divides a recording; `learning_frames` None takes 60 % of what remains without the gap.
+def divide(whole: Source, mono: bool) -> Division:
+    """A recording in two, the first 60 % to learn from and the rest unseen, with a gap between that nobody uses.
 
     Raises:
         ConfigError: too short.
     """
     count = whole.count_frames()
-    first = learning_frames if learning_frames is not None else round(0.6 * (count - GAP_FRAMES))
-    start = first + GAP_FRAMES
-    return Division(
-        Part(whole, 0, first, mono), Part(whole, 0, first), Part(whole, start, count, mono), Part(whole, start, count)
-    )
+    first = round(0.6 * (count - GAP_FRAMES))
+    unseen = Part(whole, first + GAP_FRAMES, count)
+    return Division(Part(whole, 0, first, mono), Part(whole, 0, first), {"unseen": unseen}, mono)
+
+
+def shows_new_place(poses: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """(N,) bool: poses (N, 7) that overlap with none of `learned` (M, 7)."""
+    distance = (poses[:, None, :3] - learned[None, :, :3]).norm(dim=-1)
+    turn = (poses[:, None, 3:] * learned[None, :, 3:]).sum(-1).abs().clamp(max=1).acos() * 2
+    return ~((distance < OVERLAP_M) & (torch.rad2deg(turn) < OVERLAP_DEG)).any(1)

@@ -1,4 +1,4 @@
-"""What a comparison is made of: sources in two parts, and cells (a way of getting weights, scored), which are kept on disk."""
+"""What a comparison is made of: sources in parts, and cells (a way of getting weights, scored), which are kept on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from ..recordings.base import Source, SourceOptions, identify
 from ..recordings import open_source
 from . import learning_runs as runs
 from .division import Division, divide
-from .scenes import FULL, QUICK, SCENES, TUNING, render_scene
+from .scenes import FULL, QUICK, SCENES, TUNING, open_scene
+
+CONTROLS = ("offline", "warps", "oracle")  # further offline training, no geometry, true geometry
 
 Cell = dict[str, Any]
 Learned = tuple[Matcher, dict[str, Any]]  # weights, and counters of how they were learned
@@ -106,12 +108,12 @@ def open_sources(names: Iterable[str], plan: ComparisonPlan, options: SourceOpti
     for name, given in _name_sources(names, known).items():
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         if given in known:
-            whole = open_source(render_scene(name, known[name], extent, plan.out / "scenes"), SourceOptions())
-            yield ComparedSource(name, divide(whole, extent.learning_frames, mono), True, "rendered")
+            division = open_scene(name, known[name], extent, plan.out / "scenes")
+            yield ComparedSource(name, division, True, [known[name], extent])
         else:
             whole = _open_recording(Path(given), options)
             recording = {"identity": identify(whole), **_describe_options(options)}
-            yield ComparedSource(name, divide(whole, None, mono), False, recording)
+            yield ComparedSource(name, divide(whole, mono), False, recording)
 
 
 def _name_sources(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
@@ -161,8 +163,8 @@ class SourceComparison:
         self._frames: list[Frame] = []
 
     def cells(self, variants: list[str], regimes: list[str], config: Config) -> Iterator[Cell]:
-        """The variants in every regime, with one seed. Control and oracle take as many steps as the adapted weights did."""
-        truth = self._source.division.unseen_truth
+        """The variants in every regime, with one seed. Those of `CONTROLS` take as many steps as the adapted weights did."""
+        truth = self._source.division.learning_truth
         has_truth = truth.mode == "rgbd" and truth.groundtruth() is not None
         if "oracle" in variants and not has_truth:
             print(f"{self._source.name}: no oracle, which needs depth and true poses", flush=True)
@@ -176,24 +178,22 @@ class SourceComparison:
                 cell = self._cell(regime, variant, config, partial(self._learn, guarded, regime))
                 steps = cell["learning"]["steps"] if steps is None else steps
                 yield cell
-            if steps is not None:
-                yield from self._with_as_many_steps(variants, regime, config, steps)
+            for variant in [v for v in CONTROLS if v in variants and steps is not None]:
+                learn = partial(self._learn_control, variant, config, regime, steps)
+                yield self._cell(regime, variant, config, learn, steps=steps)
 
-    def _with_as_many_steps(self, variants: list[str], regime: str, config: Config, steps: int) -> Iterator[Cell]:
-        if "control" in variants:
-            folder = self._plan.out / "control" / f"{self._source.name}_{regime}_{config.seed}"
-            learn = partial(runs.learn_offline, config, steps, folder)
-            yield self._cell(regime, "control", config, learn, steps=steps)
-        if "oracle" in variants:
-            yield self._cell(regime, "oracle", config, lambda: self._learn_from_truth(config, steps), steps=steps)
+    def _learn_control(self, variant: str, config: Config, regime: str, steps: int) -> Learned:
+        if variant == "offline":
+            folder = self._plan.out / "offline" / f"{self._source.name}_{regime}_{config.seed}"
+            return runs.learn_offline(config, steps, folder)
+        if variant == "warps":
+            return runs.learn_from_warps(config, self._learning_frames(), steps)
+        return runs.learn_from_truth(config, self._source.division, self._learning_frames(), steps)
 
     def _learn(self, config: Config, regime: str) -> Learned:
         if regime == "live":
             return runs.learn_live(config, self._learning_frames())
         return runs.learn_in_turn(config, [self._learning_frames()] * self._plan.passes)
-
-    def _learn_from_truth(self, config: Config, steps: int) -> Learned:
-        return runs.learn_from_truth(config, self._source.division, self._learning_frames(), steps)
 
     def _learning_frames(self) -> Iterable[Frame]:
         if not self._source.rendered:
@@ -208,6 +208,6 @@ class SourceComparison:
             digest = runs.save_weights(weights, matcher, counters)
             if digest not in self._scores:
                 self._scores[digest] = runs.score_weights(matcher, config, self._source.division, self._plan.pairs)
-            return {"learning": counters, "hash": digest, **self._scores[digest]}
+            return {"learning": counters, "hash": digest, "columns": self._scores[digest]}
 
         return self._store.get((self._source.name, regime, variant), config, work, **more)

@@ -26,7 +26,7 @@ from ..evaluation.matching import evaluate_matcher
 from .oracle import Oracle
 from .odometry_runs import score_outputs, track
 
-GAPS = (1, 5)
+GAPS = (1, 5, 10)
 
 
 def learn_in_turn(config: Config, parts: Sequence[Iterable[Frame]]) -> tuple[Matcher, dict[str, Any]]:
@@ -155,6 +155,12 @@ def train_on(
     }
 
 
+def learn_from_warps(config: Config, frames: Iterable[Frame], steps: int) -> tuple[Matcher, dict[str, Any]]:
+    """The same steps on warps of the live images alone, without geometry."""
+    no_geometry = config.with_values({"learning.residual_weight": 0.0, "learning.pseudo_truth_weight": 0.0})
+    return train_on(collect_windows(config, frames), no_geometry, steps)
+
+
 def learn_from_truth(
     config: Config, division: Division, frames: Iterable[Frame], steps: int
 ) -> tuple[Matcher, dict[str, Any]]:
@@ -174,24 +180,32 @@ def learn_from_truth(
 
 
 def score_weights(matcher: Matcher, config: Config, division: Division, pairs: int) -> dict[str, Any]:
-    """Everything that is measured on the unseen part, with learning off."""
-    result = evaluate_matcher(matcher, division.unseen_truth, GAPS, pairs, 0)
-    out: dict[str, Any] = {}
-    for gap, values in result["gaps"].items():
-        out[gap] = {
-            "mma": values["mma"],
-            "pose_auc": values["pose_auc"],
-            "coverage": values["coverage"],
-            "sampson_within_1": (values["sampson_px"] or {}).get("within_1"),
-            "held_out_px": (values["self_consistency"] or {}).get("held_out_sampson_px"),
-        }
-    outputs = track(Odometry(config, matcher), division.unseen)
-    score = score_outputs(outputs, division.unseen.groundtruth())
+    """{column: everything that is measured there, with learning off}."""
+    return {column: _score_column(matcher, config, division, column, pairs) for column in division.scored}
+
+
+def _score_column(matcher: Matcher, config: Config, division: Division, column: str, pairs: int) -> dict[str, Any]:
+    gaps = evaluate_matcher(matcher, division.scored[column], GAPS, pairs)["gaps"]
+    frames = division.for_odometry(column)
+    outputs = track(Odometry(config, matcher), frames)
+    score = score_outputs(outputs, frames.groundtruth())
     return {
-        "matching": out,
+        "matching": {gap: _describe_matches(values) for gap, values in gaps.items()},
         "tracked": sum(o.T_WC is not None for o in outputs) / max(len(outputs), 1),
         "ate": None if score is None else score.ate,
         "rpe": None if score is None else score.rpe,
+    }
+
+
+def _describe_matches(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "mma": values["mma"],
+        "sigma": (values["sigma"] or {}).get("within_1"),
+        "common_px": values["common_px"],
+        "translation_ratio": values["translation_ratio"],
+        "pose_auc": values["pose_auc"],
+        "sampson_within_1": (values["sampson_px"] or {}).get("within_1"),
+        "own_within_1": ((values["self_consistency"] or {}).get("held_out_sampson_px") or {}).get("within_1"),
     }
 
 

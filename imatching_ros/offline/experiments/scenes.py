@@ -4,6 +4,7 @@
   so they compare versions and matchers, and are no test on scenes that nothing was fitted to.
 - `consistency`: the truth of covariances. `INTERFERENCE_SEED`: odometry beside the learner.
 - `SCENES`: what learning is judged on, fixed before the first learning run; no setting was ever chosen on them. `TUNING` is for that.
+  The shifts from `rain` on are in no augmentation that training uses.
 - `CLEAN`: seen by a healthy camera; what was learned from corrupted input must not be worse here. Its textures are new to the shipped
   weights, so that there is something to promote.
 
@@ -16,11 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..progress import Progress
+from ..recordings import open_source
+from ..recordings.base import Source, SourceOptions
 from ..simulation.recording import write_recording
 from ..simulation.sequence import SimulatedSequence
-from .division import GAP_FRAMES
+from .division import Division, Part, shows_new_place
 
 RATE_HZ = 10.0
+REVISIT_RATE_HZ = 0.625 * RATE_HZ  # of the same path: between the learned instants
+OTHER_SEED = 9000  # added to the seed of a path or of a scene
 INTERFERENCE_SEED = 907
 
 
@@ -100,49 +105,59 @@ def render(folder: Path, name: str, rendering: Rendering, frames: int | None = N
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """One scene under one domain shift: the first part is for learning, the rest is unseen."""
+    """One scene under one domain shift."""
 
     kind: str
     seed: int
     shift: str
     motion: str = "tour"
 
-    def sequence(self, extent: Extent) -> SimulatedSequence:
-        """What is rendered of it."""
-        return SimulatedSequence(
-            kind=self.kind,
-            frames=extent.frames,
-            seed=self.seed,
-            width=extent.width,
-            height=extent.height,
-            rate_hz=RATE_HZ,
-            shift=self.shift,
-            motion=self.motion,
-            supersample=extent.supersample,
-        )
-
 
 @dataclass(frozen=True)
 class Extent:
     """How much of every scene is rendered."""
 
-    learning_s: float
-    unseen_s: float
-    width: int
-    height: int
-    supersample: int
+    learned_s: float
+    scored_frames: int  # of each part that is scored
+    texture_size: int = 256
 
-    @property
-    def learning_frames(self) -> int:
-        return round(self.learning_s * RATE_HZ)
+    def learned(self, scene: RenderedScene) -> SimulatedSequence:
+        """What is learned from."""
+        return SimulatedSequence(
+            kind=scene.kind,
+            frames=round(self.learned_s * RATE_HZ),
+            seed=scene.seed,
+            width=320,
+            height=240,
+            rate_hz=RATE_HZ,
+            shift=scene.shift,
+            motion=scene.motion,
+            supersample=1,
+            texture_size=self.texture_size,
+        )
 
-    @property
-    def frames(self) -> int:
-        return self.learning_frames + GAP_FRAMES + round(self.unseen_s * RATE_HZ)
+    def scored(self, scene: RenderedScene) -> dict[str, SimulatedSequence]:
+        """What is scored, by column: the same path again at other instants, another path, another scene of the kind and shift."""
+        learned = self.learned(scene)
+        part = replace(learned, frames=self.scored_frames)
+        return {
+            "revisit": replace(part, path_s=self.learned_s, rate_hz=REVISIT_RATE_HZ),
+            "new place": _another_path(part, learned),
+            "other scene": replace(part, seed=scene.seed + OTHER_SEED),
+        }
 
 
-FULL = Extent(120.0, 60.0, 320, 240, 2)
-QUICK = Extent(20.0, 6.0, 320, 240, 1)
+def _another_path(part: SimulatedSequence, learned: SimulatedSequence) -> SimulatedSequence:
+    """Of some other paths through the scene, the first that shows the fewest learned places."""
+    scene = replace(part, texture_size=32).scene()  # textures do not matter
+    known = learned.trajectory(scene)
+    paths = [replace(part, path_seed=part.seed + OTHER_SEED + k) for k in range(16)]
+    return max(paths, key=lambda path: int(shows_new_place(path.trajectory(scene), known).sum()))
+
+
+FULL = Extent(30.0, 30)
+QUICK = Extent(15.0, 20)
+BRIEF = Extent(8.0, 40)  # of the ablation
 
 SCENES = {
     "dark_noise": RenderedScene("room", 911, "dark_noise"),
@@ -150,8 +165,14 @@ SCENES = {
     "fog": RenderedScene("outdoor", 913, "fog"),
     "vignette": RenderedScene("room", 914, "vignette"),
     "new_texture": RenderedScene("clutter", 915, "new_texture"),
+    "rain": RenderedScene("corridor", 921, "rain"),
+    "thermal": RenderedScene("room", 922, "thermal"),
+    "jpeg": RenderedScene("outdoor", 923, "jpeg"),
+    "stripes": RenderedScene("clutter", 924, "stripes"),
+    "sand": RenderedScene("room", 925, "sand"),
+    "wet": RenderedScene("corridor", 926, "wet"),
 }
-QUICK_SCENES = ("dark_noise", "fog", "new_texture")
+QUICK_SCENES = ("dark_noise", "rain", "new_texture")
 TUNING = {
     "tuning_dark_noise": RenderedScene("room", 101, "dark_noise"),
     "tuning_motion_blur": RenderedScene("clutter", 102, "motion_blur"),
@@ -163,7 +184,24 @@ CLEAN_STILL = RenderedScene("clutter", 916, "new_texture", "still")
 CLEAN_ROTATION = RenderedScene("clutter", 916, "new_texture", "pure_rotation")
 
 
-def render_scene(name: str, scene: RenderedScene, extent: Extent, folder: Path) -> Path:
-    """The folder of a scene's recording below `folder`."""
-    path = folder / f"{name}_{scene.kind}{scene.seed}_{extent.width}x{extent.height}_{extent.frames}"
-    return render_once(path, scene.sequence(extent))
+def open_scene(name: str, scene: RenderedScene, extent: Extent, folder: Path) -> Division:
+    """Renders a scene below `folder`, unless it is there: what is learned from and the columns that are scored, for one camera."""
+    learned = open_learned(name, scene, extent, folder)
+    scored = {
+        column: _open(folder / f"{_stem(name, extent)}_{column.replace(' ', '_')}", sequence)
+        for column, sequence in extent.scored(scene).items()
+    }
+    return Division(Part.whole(learned, mono=True), learned, scored, mono=True)
+
+
+def open_learned(name: str, scene: RenderedScene, extent: Extent, folder: Path) -> Source:
+    """What is learned from, with its depth."""
+    return _open(folder / f"{_stem(name, extent)}_learned", extent.learned(scene))
+
+
+def _stem(name: str, extent: Extent) -> str:
+    return f"{name}_{extent.learned_s:g}s_{extent.scored_frames}"
+
+
+def _open(path: Path, sequence: SimulatedSequence) -> Source:
+    return open_source(render_once(path, sequence), SourceOptions())

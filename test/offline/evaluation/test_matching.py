@@ -18,7 +18,7 @@ from imatching_ros.offline.evaluation.matching import (
     iterate_pairs,
     reliability,
 )
-from imatching_ros.offline.evaluation.relative_pose import auc, pose_error_deg
+from imatching_ros.offline.evaluation.relative_pose import auc, pose_error_deg, translation_ratio
 from imatching_ros.matching.base import Features, Matcher, Prediction, Queries
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.sift import SiftMatcher
@@ -84,6 +84,32 @@ class Oracle(Matcher):
         uv = queries.uv[None] - torch.tensor([STEP_PX * self.gap, 0.0]) + noise
         score = (torch.rand(1, n, generator=self.generator) >= self.missing).float()
         return Prediction(uv, score, torch.full((1, n), max(self.noise_px, 0.01)))
+
+
+class FallingShort(Oracle):
+    """All of its matches lack the same half pixel of the way."""
+
+    def match(self, *args, **options):
+        found = super().match(*args, **options)
+        return Prediction(found.uv + torch.tensor([0.5, 0.0]), found.score, found.sigma_px)
+
+
+def test_error_common_to_an_image_and_the_motion_it_takes_away_are_measured():
+    right, short = (evaluate_matcher(m, SlidingWall(), gaps=(1,))["gaps"]["1"] for m in (Oracle(), FallingShort()))
+    assert right["common_px"] < 1e-3 and right["translation_ratio"] == pytest.approx(1, abs=0.02)
+    assert short["common_px"] == pytest.approx(0.5, abs=1e-3)
+    assert evaluate_matcher(Oracle(), SlidingWall(depth=False), gaps=(1,))["gaps"]["1"]["translation_ratio"] is None
+
+
+def test_translation_ratio_is_the_share_of_the_true_motion():
+    rng = np.random.default_rng(0)
+    points = torch.from_numpy(rng.uniform([-1, -1, 2], [1, 1, 4], (80, 3)))
+    T_ij = torch.tensor([0.3, 0, 0.1, 0, 0, 0, 1.0], dtype=torch.float64)
+    for share in (1.0, 0.8):
+        T_moved = torch.cat([share * T_ij[:3], T_ij[3:]])
+        uv = CAMERA.project(geometry.act(geometry.inverse(T_moved), points))
+        assert translation_ratio(points, CAMERA, uv, T_ij) == pytest.approx(share, abs=1e-3)
+    assert translation_ratio(points[:5], CAMERA, uv[:5], T_ij) is None
 
 
 def test_a_perfect_matcher_scores_one():

@@ -1,4 +1,4 @@
-"""The comparison of frozen and adapted weights: parts of a recording, saved cells, sums, corrupted input, the oracle's truth."""
+"""The comparison of frozen and adapted weights: parts of a recording, saved cells, corrupted input, the oracle's truth."""
 
 import json
 import shutil
@@ -18,11 +18,8 @@ from imatching_ros.core.errors import ConfigError
 from imatching_ros.offline.experiments import corrupted_input
 from imatching_ros.offline.experiments.learning_comparison import CellStore, ComparisonPlan
 from imatching_ros.offline.experiments.learning_runs import describe, learn_in_turn, learn_live, learn_offline
-from imatching_ros.offline.experiments.learning_report import summarise, write_report
 from imatching_ros.offline.experiments.division import GAP_FRAMES, divide
-from imatching_ros.offline.experiments.scenes import SCENES, TUNING
 from imatching_ros.offline.experiments.oracle import Oracle
-from imatching_ros.offline.experiments.retention import summarise_retention
 from imatching_ros.learning.rematching import Rematch
 from imatching_ros.offline.recordings.base import Source, SourceOptions
 from imatching_ros.offline.recordings import open_source
@@ -58,42 +55,19 @@ class Wall(Source):
         return self.count
 
 
-def cell(variant, mma, seed=0, regime="repeated", source="fog", ate=0.1):
-    return {
-        "source": source,
-        "regime": "-" if variant == "frozen" else regime,
-        "variant": variant,
-        "seed": seed,
-        "matching": {
-            "1": {
-                "mma": None if mma is None else {"1": mma, "3": 2 * mma, "5": 3 * mma},
-                "pose_auc": None,
-                "sampson_within_1": 0.5,
-            }
-        },
-        "tracked": 1.0,
-        "ate": {"rmse": ate},
-        "rpe": None,
-        "learning": {"steps": 10, "promotions": 1, "rollbacks": 0, "first_promotion_s": 12.0},
-    }
-
-
 def test_parts_do_not_overlap_and_leave_a_gap():
-    division = divide(Wall(), 30, mono=True)
-    learned, unseen = [f.stamp_ns for f in division.learning], [f.stamp_ns for f in division.unseen]
+    division = divide(Wall(), mono=True)
+    learned, unseen = [f.stamp_ns for f in division.learning], [f.stamp_ns for f in division.for_odometry("unseen")]
     assert len(learned) == 30 and len(unseen) == 60 - 30 - GAP_FRAMES
     assert unseen[0] - learned[-1] == 10**8 * (GAP_FRAMES + 1)
-    assert [f.stamp_ns for f in division.unseen_truth] == unseen
-    assert all(f.depth is None for f in division.learning) and all(f.depth is not None for f in division.unseen_truth)
+    scored = division.scored["unseen"]
+    assert [f.stamp_ns for f in scored] == unseen
+    assert all(f.depth is None for f in division.learning) and all(f.depth is not None for f in scored)
 
 
 def test_recording_that_is_too_short_is_refused():
     with pytest.raises(ConfigError, match="too short"):
-        divide(Wall(12), 10, mono=True)
-
-
-def test_scenes_for_judging_and_for_tuning_are_different():
-    assert not {s.seed for s in SCENES.values()} & {s.seed for s in TUNING.values()}
+        divide(Wall(10), mono=True)
 
 
 def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path):
@@ -125,72 +99,6 @@ def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path
     for passes in (2, 3):  # one live pass whatever is said of repeated ones
         get(replace(plan, passes=passes), "live")
     assert len(calls) == 8
-
-
-def test_gain_is_a_ratio_of_sums_and_the_control_is_taken_off():
-    cells = [
-        cell("frozen", 0.2),
-        cell("adapted", 0.3),
-        cell("control", 0.24),
-        cell("oracle", 0.32),
-        cell("frozen", 0.05, source="dark"),
-        cell("adapted", 0.5, source="dark"),
-    ]
-    (line,) = summarise(cells)
-    assert "adapted +50.0 %" in line and "control +20.0 %" in line and "claimed +30.0 %" in line
-    assert "over 1 runs" in line and "0.83 of the oracle's gain" in line and "dark left out" in line
-
-
-@pytest.mark.parametrize(
-    ("cells", "reason"),
-    [
-        (
-            [cell("adapted", 0.3), cell("control", 0.24)],
-            "fog left out, since there is nothing frozen to compare with: add frozen to --variants",
-        ),
-        ([cell("frozen", 0.2), cell("oracle", 0.3)], "nothing was adapted: add adapted to --variants"),
-        ([cell("frozen", None), cell("adapted", None)], "fog left out, since without depth truth there is no MMA"),
-        ([cell("frozen", 0.09), cell("adapted", 0.3)], "fog left out, since the frozen MMA at 1 px is below 0.1"),
-    ],
-)
-def test_what_a_summary_lacks_is_named(cells, reason):
-    line = summarise(cells)[0]
-    assert line.startswith("repeated: the gain is unknown; ") and line.endswith(reason)
-
-
-def test_without_mma_a_summary_says_what_there_is():
-    lines = summarise([cell("frozen", None), cell("adapted", None)])
-    assert (
-        lines[1]
-        == "repeated: fog, gap 1, share of matches within 1 px of the true epipolar line: frozen 0.500, adapted 0.500"
-    )
-    cells = [cell("frozen", None), cell("adapted", None)]
-    for share, c in zip((0.6, 0.7), cells):
-        c["matching"]["1"] |= {
-            "sampson_within_1": None,
-            "held_out_px": {"median": 0.5, "within_1": share, "within_3": 0.9},
-        }
-    lines = summarise(cells)
-    assert "the other matches agree on (no truth" in lines[1] and lines[1].endswith("frozen 0.600, adapted 0.700")
-
-
-def test_gain_without_a_control_is_not_claimed():
-    (line,) = summarise([cell("frozen", 0.2), cell("adapted", 0.3)])
-    assert "claimed" not in line and "+50.0 % over frozen alone" in line and "add control to --variants" in line
-
-
-def test_losses_are_reported():
-    (line,) = summarise([cell("frozen", 0.2, ate=0.1), cell("adapted", 0.1, ate=0.13), cell("control", 0.2)])
-    assert "claimed -50.0 %" in line and "largest loss at 3 px 0.200" in line and "ATE +30 %" in line
-
-
-def test_report_has_table_page_and_numbers(tmp_path):
-    cells = [cell("frozen", 0.2), cell("adapted", 0.3), cell("adapted", 0.4, seed=1)]
-    text = write_report(tmp_path, cells)
-    assert "0.350+-0.071" in text
-    assert json.loads((tmp_path / "comparison.json").read_text())["cells"] == cells
-    page = (tmp_path / "index.html").read_text()
-    assert "<svg" in page and "0.350+-0.071" in page
 
 
 @pytest.mark.parametrize("name", corrupted_input.CORRUPTIONS)
@@ -244,21 +152,6 @@ def make_sample_of_wall():
     return sample, points
 
 
-def test_retention_is_the_ratio_after_and_before_the_second_place():
-    cells = [cell("A", 0.5), cell("A+B", 0.45), cell("A unguarded", 0.6), cell("A+B unguarded", 0.3)]
-    guarded, unguarded = summarise_retention(cells)
-    assert guarded.startswith("retention: 90.0 % of MMA at 1 px and 90.0 % at 3 px")
-    assert unguarded.startswith("retention unguarded: 50.0 % of MMA")
-    assert summarise_retention([cell("A", 0.5)]) == []
-    (line,) = summarise_retention([cell("A", None), cell("A+B", None)])
-    assert "without depth truth there is no MMA" in line
-
-
-def test_retention_refuses_other_than_two_sources(tmp_path, capsys):
-    assert main(["compare", "--retention", "fog", "--quick", "--out", str(tmp_path)]) != 0
-    assert "takes two sources" in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     """A walk of 26 frames with depth and true poses."""
@@ -284,14 +177,11 @@ def test_recording_without_truth_is_compared_by_its_own_consistency(recording, t
         == 0
     )
     told = capsys.readouterr().out
-    assert (
-        "no oracle, which needs depth and true poses" in told
-        and "repeated: robot, gap 1, share of matches within 1 px of the" in told
-    )
-    assert "own<1px" in told and ("scored without depth" in told) is not depth
+    assert "no oracle, which needs depth and true poses" in told and "epipolar, own" in told
+    assert ("scored without depth" in told) is not depth
     cells = json.loads((tmp_path / "out/comparison.json").read_text())["cells"]
     assert [c["variant"] for c in cells] == ["frozen", "adapted"]
-    assert all(0 < c["matching"]["1"]["held_out_px"]["within_1"] <= 1 for c in cells)
+    assert all(0 < c["columns"]["unseen"]["matching"]["1"]["own_within_1"] <= 1 for c in cells)
 
 
 def test_recordings_of_one_name_are_told_apart(recording, tmp_path, capsys):
@@ -310,7 +200,7 @@ def test_recordings_of_one_name_are_told_apart(recording, tmp_path, capsys):
                 "worked out again" in capsys.readouterr().out,
             )
         )
-    assert found[0][0]["matching"] != found[1][0]["matching"] and found[1][0] == found[2][0]
+    assert found[0][0]["columns"] != found[1][0]["columns"] and found[1][0] == found[2][0]
     assert [again for _, again in found] == [False, True, False, True]
     assert main([*command, str(recording), str(other)]) == 1
     assert "are both called 'walk'" in capsys.readouterr().err
@@ -319,16 +209,15 @@ def test_recordings_of_one_name_are_told_apart(recording, tmp_path, capsys):
 
 def test_part_keeps_to_the_time_range_of_its_recording(recording):
     whole = open_source(recording, SourceOptions(start_s=0.5, duration_s=1.7))
-    division = divide(whole, 4, mono=False)
-    stamps = [f.stamp_ns for f in whole]
-    assert [f.stamp_ns for f in division.learning] == stamps[:4] and [f.stamp_ns for f in division.unseen] == stamps[
-        4 + GAP_FRAMES :
-    ]
+    division = divide(whole, mono=False)
+    stamps, learned = [f.stamp_ns for f in whole], division.learning.length
+    assert [f.stamp_ns for f in division.learning] == stamps[:learned]
+    assert [f.stamp_ns for f in division.scored["unseen"]] == stamps[learned + GAP_FRAMES :]
 
 
 def test_frames_are_played_as_they_are_read(recording):
     config = Config().with_values({"matcher.name": "klt", "odometry.mode": "mono"})
-    part = divide(open_source(recording, SourceOptions(duration_s=1.2)), 2, mono=True).learning
+    part = divide(open_source(recording, SourceOptions(duration_s=1.3)), mono=True).learning
     assert learn_in_turn(config, [iter(part), iter(part)])[1]["lost"] == 0
     assert learn_live(config, iter(part))[1]["frames"] == 2
 
@@ -341,7 +230,7 @@ def test_control_begins_anew_and_its_steps_belong_to_its_cell(tmp_path, monkeypa
     assert learn_offline(config, 1, tmp_path, (64, 96))[1]["steps"] == 1
     store = CellStore(ComparisonPlan(tmp_path, pairs=40, quick=False, mode="mono", passes=2))
     for value, steps in ((1, 10), (2, 10), (3, 11)):
-        found = store.get(("fog", "live", "control"), config, lambda weights, v=value: {"value": v}, steps=steps)
+        found = store.get(("fog", "live", "offline"), config, lambda weights, v=value: {"value": v}, steps=steps)
         assert found["value"] == (1 if steps == 10 else 3)
 
 
@@ -358,7 +247,7 @@ def corrupted_cell(source, variant, promotions, mma, seed=0):
         "variant": variant,
         "seed": seed,
         "learning": {"promotions": promotions},
-        "matching": {"1": {"mma": {"1": mma}}},
+        "columns": {"revisit": {"matching": {"1": {"mma": {"1": mma}}, "5": {"mma": {"1": 0.5}}}}},
     }
 
 
@@ -374,7 +263,7 @@ def test_corrupted_input_counts_only_where_its_clean_twin_promotes():
 
     assert lines(0) == ["black_frames: shows nothing, as its clean twin promoted nothing; learn longer"]
     (line,) = lines(2)
-    assert "1 promotions in 1 of 1 runs" in line and line.endswith("0.100")
+    assert "1 promotions in 1 of 1 runs" in line and line.endswith("0.100")  # at gap 1; nothing is lost at gap 5
 
 
 def test_corrupted_input_runs_every_seed(tmp_path, monkeypatch):

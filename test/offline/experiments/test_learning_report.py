@@ -1,0 +1,64 @@
+"""The tables of a comparison: changes, intervals over scenes, what is left out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from imatching_ros.offline.experiments.learning_report import format_sources, summarise, write_report
+
+
+def cell(variant, mma, source="fog", seed=0, ate=0.1, regime="repeated"):
+    """A cell of one column whose MMA at 1 and 3 px is `mma` and twice that, at every gap."""
+    shares = None if mma is None else {"1": mma, "3": 2 * mma, "5": 2 * mma}
+    matches = {"mma": shares, "sigma": 0.7, "common_px": 0.1, "translation_ratio": 0.9, "pose_auc": {"5": 0.5}}
+    matches |= {"sampson_within_1": 0.6, "own_within_1": None}
+    part = {"matching": {gap: matches for gap in ("1", "5", "10")}, "tracked": 1.0, "ate": {"rmse": ate}, "rpe": None}
+    learning = {"steps": 10, "promotions": 1, "rollbacks": 0, "first_promotion_s": 12.0}
+    return {
+        "source": source,
+        "regime": "-" if variant == "frozen" else regime,
+        "variant": variant,
+        "seed": seed,
+        "columns": {"revisit": part},
+        "learning": learning if variant != "frozen" else {"steps": 0},
+    }
+
+
+def test_scenes_are_the_unit_of_means_and_intervals():
+    gains = {"fog": 0.3, "rain": 0.1, "sand": 0.2}
+    cells = [c for s, g in gains.items() for c in (cell("frozen", 0.2, s), cell("adapted", 0.2 * (1 + g), s, ate=0.05))]
+    text = "\n".join(summarise(cells))
+    half = 4.303 * np.std([30, 10, 20], ddof=1) / np.sqrt(3)  # Student's t of two degrees of freedom
+    assert f"| revisit | 1 | +20.0 [{20 - half:+.1f}, {20 + half:+.1f}] +10.0 |" in text
+    assert "0.70 to 0.70 | 0.10 to 0.10 | 0.90 to 0.90 | 0.50 [0.50, 0.50] |" in text
+    assert "**adapted**, repeated, 3 runs, 10 steps on average; 3 promoted, first after 12 s (median)" in text
+    assert "all columns: 0.50" in text
+
+
+def test_seeds_are_averaged_within_a_scene():
+    cells = [cell("frozen", 0.2), cell("adapted", 0.3), cell("frozen", 0.2, seed=1), cell("adapted", 0.1, seed=1)]
+    assert "| revisit | 1 | +0.0 +0.0 |" in "\n".join(summarise(cells))
+
+
+def test_scene_where_the_frozen_weights_find_hardly_anything_is_counted_out():
+    cells = [cell("frozen", 0.2), cell("adapted", 0.3), cell("frozen", 0.04, "sand"), cell("adapted", 0.5, "sand")]
+    (row,) = [line for line in summarise(cells) if line.startswith("| revisit | 5 ")]
+    assert row.count("+50.0 +50.0 (1 of 2)") == 2  # at 1 and at 3 px
+
+
+@pytest.mark.parametrize("cells", [[cell("frozen", 0.2)], []])
+def test_what_a_table_lacks_is_named(cells):
+    assert summarise(cells) == ["nothing was adapted: add adapted to --variants"]
+
+
+def test_without_depth_the_share_near_epipolar_lines_is_shown():
+    assert "0.600 0.600 0.600 | epipolar, true |" in format_sources([cell("frozen", None)])
+    assert "0.200 0.200 0.200 | MMA |" in format_sources([cell("frozen", 0.2)])
+
+
+def test_report_has_table_and_cells(tmp_path):
+    cells = [cell("frozen", 0.2), cell("adapted", 0.3)]
+    text = write_report(tmp_path, cells)
+    assert (tmp_path / "table.md").read_text() == text + "\n" and "+50.0" in text
+    assert json.loads((tmp_path / "comparison.json").read_text())["cells"] == cells
