@@ -64,6 +64,8 @@ class OdometryNode(ManagedNode):
         for text in params.declare(self):
             self.get_logger().warning(text)
         self.configs = params.read_configs(self)
+        if hasattr(self, "add_pre_set_parameters_callback"):  # Humble refuses an integer for a double
+            self.add_pre_set_parameters_callback(params.adapt_parameters)
         self.add_on_set_parameters_callback(self._check_parameters)
         if self._applies_after_setting:
             self.add_post_set_parameters_callback(lambda _: self._apply(params.read_configs(self)))

@@ -190,6 +190,15 @@ def adapt(value: Any, default: Any, choices: tuple[str, ...]) -> Any:
     return value
 
 
+def adapt_parameters(parameters: list[Parameter]) -> list[Parameter]:
+    """Parameters as `ros2 param set` sends them -> of the declared types: 15 for a double, off for a word."""
+    known = {name: (default, meta["choices"]) for name, default, meta in settings()}
+    return [
+        Parameter(p.name, value=adapt(p.value, *known[p.name])) if p.name in known and p.value is not None else p
+        for p in parameters
+    ]
+
+
 def settings() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """(name, default, metadata) of every parameter; those of the node first."""
     yield from walk(NodeConfig())

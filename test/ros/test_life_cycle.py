@@ -117,6 +117,15 @@ def test_live_parameters_are_applied(make_node, kind):
     assert node.get_parameter("odometry.verified_inliers").value == 50 and node.configs.core.bundle.kernel == "huber"
 
 
+def test_a_number_without_a_point_and_a_word_that_yaml_reads_as_a_boolean_are_taken(make_node):
+    """`ros2 param set /imatching odometry.depth_max_m 15` sends an integer, which rclpy refuses for a double."""
+    node = make_node(**{"external_odometry.use": False})
+    assert node.set_parameters([Parameter("odometry.depth_max_m", value=15)])[0].successful
+    assert node.get_parameter("odometry.depth_max_m").value == node.configs.core.odometry.depth_max_m == 15.0
+    assert "Wrong parameter type" in node.set_parameters([Parameter("odometry.min_inliers", value=20.0)])[0].reason
+    assert node.get_parameter("external_odometry.use").value == "off"
+
+
 @pytest.mark.parametrize("active", [False, True])
 def test_an_error_in_a_service_is_answered_counted_and_logged_once(make_node, monkeypatch, capfd, peer, active):
     """Of the node's own services and of those that rclpy gives it, such as those of parameters."""
