@@ -51,6 +51,13 @@ ONLINE = {
     },
 }
 
+# camera: packages of its driver, the first that is installed. Version 3 of depthai has another name on Humble and Jazzy.
+DRIVERS = {
+    "d435i": ("realsense2_camera",),
+    "oak": ("depthai_ros_driver_v3", "depthai_ros_driver"),
+    "zed": ("zed_wrapper",),
+}
+
 REALSENSE = {
     "d435i_stereo": {
         "enable_infra1": True,
@@ -83,31 +90,44 @@ def include(package, file, arguments):
     return IncludeLaunchDescription(PythonLaunchDescriptionSource(path), launch_arguments=arguments.items())
 
 
+def find_driver(camera):
+    """The installed package of a camera's driver. Before anything is started: launch ends at a missing one, and leaves the node behind."""
+    from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+
+    packages = DRIVERS[camera.split("_")[0]]
+    for package in packages:
+        try:
+            get_package_prefix(package)
+        except PackageNotFoundError:
+            continue
+        return package
+    raise ValueError(
+        f"camera:={camera} needs the package {' or '.join(packages)}, which is not installed; driver:=false starts the node alone"
+    )
+
+
 def make_driver(camera, model):
     """The action that starts the driver."""
-    from ament_index_python.packages import PackageNotFoundError, get_package_prefix
     from launch_ros.actions import Node
 
-    if camera in REALSENSE:
+    package = find_driver(camera)
+    if package == "realsense2_camera":
         return Node(
-            package="realsense2_camera",
+            package=package,
             executable="realsense2_camera_node",
             namespace="camera",
             name="camera",
             output="screen",
             parameters=[REALSENSE[camera]],
         )
-    if camera.startswith("zed"):
+    if package == "zed_wrapper":
         # The driver's own odometry would publish another transform from odom.
         arguments = {"camera_model": model, "publish_tf": "false", "publish_map_tf": "false"}
         if camera == "zed_stereo":
             arguments["param_overrides"] = "video.publish_left_right:=true"
-        return include("zed_wrapper", "zed_camera.launch.py", arguments)
-    try:  # version 3 has another name on Humble and Jazzy
-        get_package_prefix("depthai_ros_driver_v3")
-        return include("depthai_ros_driver_v3", "driver.launch.py", {"name": "oak", "parent_frame": "oak"})
-    except PackageNotFoundError:
-        return include("depthai_ros_driver", "camera.launch.py", {"name": "oak", "parent_frame": "oak"})
+        return include(package, "zed_camera.launch.py", arguments)
+    file = "driver.launch.py" if package.endswith("_v3") else "camera.launch.py"
+    return include(package, file, {"name": "oak", "parent_frame": "oak"})
 
 
 def start(context):

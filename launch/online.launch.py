@@ -64,7 +64,11 @@ def find_file(name, folder):
     """The path of params_file: as given, else a shipped file of that name."""
     import os
 
-    return name if os.path.isfile(name) else os.path.join(folder, name)
+    path = name if os.path.isfile(name) else os.path.join(folder, name)
+    if not os.path.isfile(path):
+        shipped = ", ".join(sorted(file for file in os.listdir(folder) if file.endswith(".yaml")))
+        raise ValueError(f"params_file is {name!r}, expected a file, or one of the shipped {shipped}")
+    return path
 
 
 def read_parameters(tree):
@@ -118,7 +122,7 @@ def start(context):
     import os
 
     import yaml
-    from ament_index_python.packages import get_package_share_directory
+    from ament_index_python.packages import get_package_prefix, get_package_share_directory
     from launch_ros.actions import Node
 
     values = {name: context.launch_configurations[name] for name in ARGUMENTS}
@@ -135,6 +139,9 @@ def start(context):
             settings.get("weights_profile") or "bag"
         )  # weights learned from a recording are not resumed on the robot
     settings |= given
+    with_rviz = values["rviz"].lower() == "true"
+    if with_rviz:
+        get_package_prefix("rviz2")  # launch would end where it is missing, and leave the node behind
     if settings["mode"] not in IMAGES:
         raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(IMAGES)}")
     sim_time = {"use_sim_time": settings.get("use_sim_time") is True}
@@ -169,7 +176,7 @@ def start(context):
                 additional_env=environment,
             )
         )
-    if values["rviz"].lower() == "true":
+    if with_rviz:
         actions.append(
             Node(
                 package="rviz2",

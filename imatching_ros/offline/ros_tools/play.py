@@ -158,12 +158,13 @@ def _play(
 
 
 def wait_for_subscribers(node: Node, publishers: dict, topics: list[str], timeout_s: float) -> None:
-    """Raises SourceError when one of the topics is not played, or has no subscriber in time."""
-    unknown = [topic for topic in topics if topic not in publishers]
+    """`topics`: as in the bag, or as remapped. Raises SourceError when one is not played, or has no subscriber in time."""
+    played = publishers | {publisher.topic_name: publisher for publisher in publishers.values()}
+    unknown = [topic for topic in topics if topic not in played]
     if unknown:
-        raise SourceError(f"{', '.join(unknown)} is not among the topics that are played: {', '.join(publishers)}")
+        raise SourceError(f"{', '.join(unknown)} is not among the topics that are played: {', '.join(played)}")
     deadline = time.monotonic() + timeout_s
-    while missing := [t for t in topics if publishers[t].get_subscription_count() == 0]:
+    while missing := [t for t in topics if played[t].get_subscription_count() == 0]:
         if time.monotonic() > deadline:
             raise SourceError(f"no subscriber of {', '.join(missing)} after {timeout_s:g} s")
         rclpy.spin_once(node, timeout_sec=0.05)

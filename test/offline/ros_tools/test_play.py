@@ -43,7 +43,7 @@ def test_a_bag_is_played_and_recorded(domain, tmp_path):
             "-m",
             "imatching_ros.offline.ros_tools.record",
             str(tmp_path / "second"),
-            "/cam/image:sensor_msgs/msg/Image",
+            "/front/image:sensor_msgs/msg/Image",
         ),
     )
     command = [
@@ -52,7 +52,10 @@ def test_a_bag_is_played_and_recorded(domain, tmp_path):
         "imatching_ros.offline.ros_tools.play",
         str(tmp_path / "first"),
         "--wait-for",
-        "/cam/image",
+        "/front/image",
+        "--ros-args",
+        "--remap",
+        "/cam/image:=/front/image",
     ]
     played = subprocess.run(
         command,
@@ -64,7 +67,7 @@ def test_a_bag_is_played_and_recorded(domain, tmp_path):
         check=True,
     )
     assert json.loads(played.stdout.splitlines()[-1]) == {"messages": {"/cam/image": 5}, "shift_ns": 0}
-    assert recorder.stop() == 0 and "/cam/image: 5" in recorder.output
+    assert recorder.stop() == 0 and "/front/image: 5" in recorder.output
     with AnyReader([tmp_path / "second"]) as reader:
         recorded = [deserialize_message(bytes(data), Image) for _, _, data in reader.messages()]
     assert recorded == messages
