@@ -209,6 +209,10 @@ class Gyroscope:
             return "it contradicts the rotation of the images; check its mounting (TF), imu.time_offset_ms and its unit, rad/s"
         return self._gap or self._buffer.refused
 
+    def describe(self) -> str:
+        """`off`, `used`, or why it is not used."""
+        return self.problem or ("used" if self.expected else "off")
+
     def add(self, stamp_ns: int, rate: np.ndarray) -> None:
         """A rate (3,) rad/s about the axes of the camera's optical frame, at the stamp of the sensor. Late ones are left out."""
         self.expected = True

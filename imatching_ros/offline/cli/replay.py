@@ -27,6 +27,7 @@ from typing import Any
 
 from .arguments import add_config_options, add_source_options, read_config, source_options
 
+_RECENT_NS = 1_000_000_000
 _WARNINGS_SHOWN = 5  # a recording with one fault often has it in every frame
 
 
@@ -62,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--external-odometry-topic", metavar="TOPIC", help="the same from the bag: Odometry, PoseStamped or TF"
     )
+    group = parser.add_argument_group("IMU")
+    group.add_argument(
+        "--imu",
+        choices=("on", "off", "offset"),
+        default="on",
+        help="the gyroscope in imu0/ (EuRoC, TUM-VI) or on --imu-topic: used, left out, or left out and its time offset estimated",
+    )
+    group.add_argument("--imu-topic", metavar="TOPIC", help="sensor_msgs/Imu of the bag")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,12 +79,15 @@ def run(args: argparse.Namespace) -> int:
         source_options(args),
         external_odometry=args.external_odometry,
         external_odometry_topic=args.external_odometry_topic,
+        imu_topic=args.imu_topic,
     )
     config = read_config(args)
     results = []
     for number, path in enumerate(args.sources):
         out = args.out if len(args.sources) == 1 else args.out / f"{number:02d}_{path.resolve().stem}"
-        metrics = replay(path, out, config, options, quiet=args.quiet, view=args.view)
+        metrics = replay(path, out, config, options, quiet=args.quiet, view=args.view, imu=args.imu == "on")
+        if args.imu == "offset":
+            print(_describe_offset(path, out, options))
         results.append(metrics)
         if args.report:
             from ..evaluation.report import write_report
@@ -96,13 +108,30 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(metrics["tracked_frames"] for metrics in results) else 1
 
 
+def _describe_offset(path: Path, out: Path, options: Any) -> str:
+    """The time offset between the images of a run and the gyroscope of its recording."""
+    from ..evaluation.time_offset import estimate_time_offset
+    from ..recordings import open_source
+    from ..recordings.truth import read_trajectory
+
+    recording = open_source(path, options).imu()
+    if recording is None:
+        return "imu offset   none: the recording has no IMU; name its topic with --imu-topic"
+    found = estimate_time_offset(read_trajectory(out / "trajectory.txt"), recording)
+    if isinstance(found, str):
+        return f"imu offset   none: {found}"
+    return f"imu offset   --set imu.time_offset_ms={found[0]:.1f} (correlation {found[1]:.3f})"
+
+
 def _reasons(metrics: dict[str, Any]) -> str:
     """Why frames have no pose, the most frequent reason first."""
     found = [f"{r['reason']} ({r['frames']} of {metrics['frames']} frames)" for r in metrics["without_pose"]]
     return "; ".join(found) or "no frame was processed"
 
 
-def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False, view: str = "") -> dict[str, Any]:
+def replay(
+    path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False, view: str = "", imu: bool = True
+) -> dict[str, Any]:
     """Runs odometry over a recording and returns what metrics.json holds. Ctrl-C ends it early with all files in place.
 
     Raises:
@@ -122,7 +151,7 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
         options = replace(options, mode=config.odometry.mode)
     source = open_source(path, options)
     truth, no_truth = _read_truth(source)  # before the work, so that a wrong file is not found out after it
-    given = source.odometry()
+    given, rates = source.odometry(), _read_imu(source) if imu else None
     config = config.with_values({"odometry.mode": source.mode})
     if given is not None and config.external_odometry.use == "off":
         config = config.with_values({"external_odometry.use": "both"})
@@ -153,7 +182,7 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
     source.on_warning = warn
     interrupted = False
     start = time.perf_counter()
-    run = _Run(Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights"), writer, given)
+    run = _Run(Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights"), writer, given, rates)
     try:
         with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
             for frame in frames:
@@ -184,8 +213,8 @@ def replay(path: Path, out: Path, config: Any, options: Any, *, quiet: bool = Fa
 class _Run:
     """The pipeline over one recording; it starts again where the node does."""
 
-    def __init__(self, pipeline: Any, writer: Any, external: Any) -> None:
-        self.pipeline, self._writer, self._external = pipeline, writer, external
+    def __init__(self, pipeline: Any, writer: Any, external: Any, imu: Any) -> None:
+        self.pipeline, self._writer, self._external, self._imu = pipeline, writer, external, imu
         self.stamp_ns = 0
         self._camera: Any = None
         self._fill()
@@ -196,6 +225,7 @@ class _Run:
             self.restart()
         self._camera, self.stamp_ns = frame.camera, frame.stamp_ns
         self._pass_odometry(frame.stamp_ns)
+        self._pass_rates(frame.stamp_ns)
         clock = time.perf_counter()
         posed: list[float] = []
         output = self.pipeline.process(frame, on_tracked=lambda _: posed.append(time.perf_counter()))
@@ -211,7 +241,7 @@ class _Run:
     def _fill(self) -> None:
         import torch
 
-        given = self._external
+        given, self._next_rate = self._external, None
         self._waiting = deque() if given is None else deque(zip(given.stamps_ns.tolist(), torch.from_numpy(given.T_WC)))
 
     def _pass_odometry(self, until_ns: int) -> None:
@@ -221,6 +251,31 @@ class _Run:
             self.pipeline.add_external_odometry(stamp_ns, T_OC)
             if stamp_ns >= until_ns:
                 break
+
+    def _pass_rates(self, until_ns: int) -> None:
+        """The same of the gyroscope; after a new beginning, only what is recent."""
+        if self._imu is None:
+            return
+        until_ns -= round(self.pipeline.config.imu.time_offset_ms * 1e6)
+        first, end = self._imu.stamps_ns.searchsorted([until_ns - _RECENT_NS, until_ns]).tolist()
+        first = first if self._next_rate is None else self._next_rate
+        for k in range(first, end + 1):
+            if k < len(self._imu.stamps_ns):
+                self.pipeline.add_angular_rate(int(self._imu.stamps_ns[k]), self._imu.rates[k])
+        self._next_rate = max(first, end + 1)
+
+
+def _read_imu(source: Any) -> Any:
+    """Angular rates, or None: an imu0/ that nobody named and that cannot be read costs no run."""
+    from ...core.errors import SourceError
+
+    try:
+        return source.imu()
+    except SourceError as error:
+        if source.options.imu_topic is not None:
+            raise
+        source.warn(f"the IMU is left aside: {error}")
+        return None
 
 
 def _read_truth(source: Any) -> tuple[Any, str]:
@@ -270,6 +325,7 @@ def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str
             "version": pipeline.matcher.weights_version,
             "hash": hash_state(pipeline.matcher.state_dict()),
         },
+        "imu": pipeline.odometry.gyroscope.describe(),
         "seed": config.seed,
         "versions": versions(),
     }
@@ -336,5 +392,6 @@ def summary(metrics: dict[str, Any]) -> str:
         "latency": f"{times} ms (p50/p95/p99/max, image to pose)",
         "learning": f"{learning['mode']}: {learning['steps']} steps, {changes}",
         "weights": f"{m['weights']['matcher']} version {m['weights']['version']}",
+        **({} if m["imu"] == "off" else {"imu": m["imu"]}),
     }
     return "\n".join(f"{name:<12} {text}" for name, text in rows.items())

@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import torch
 
+from ..simulation.imu import SENSORS
 from ..simulation.kinds import KINDS
 from ..simulation.recording import DEPTHS, FORMATS, write_recording
 from ..simulation.sequence import SimulatedSequence
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("kind", KINDS, "kind of scene"),
         ("shift", tuple(SHIFTS), "domain shift of camera and surroundings"),
         ("motion", MOTIONS, "how the camera moves"),
+        ("imu", ("none", *SENSORS), "gyroscope and accelerometer at 200 Hz, with the noise of this one"),
         ("device", ("cpu", "cuda"), "where to render"),
     ):
         parser.add_argument(

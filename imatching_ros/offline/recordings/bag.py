@@ -15,6 +15,7 @@ from ...camera.model import Camera
 from ...core.timing import SYNC_SLOP_S
 from ...core.types import Frame
 from ...core.errors import CameraError, SourceError
+from .bag_imu import read_imu_topic
 from .bag_reader import BagReader
 from .bag_topics import BagTopics, choose_topics
 from .bag_truth import read_truth
@@ -22,6 +23,7 @@ from .base import Source, SourceOptions, choose_mode
 from ...camera.calibration import camera_from_info, check_size, plausibility_warning, info_field, is_rectified
 from ...camera.decoding import Stretch, decode_depth, decode_image
 from ...camera.rectification import Rectification, calibrate_stereo
+from .imu import ImuRecording
 from .truth import Trajectory, read_trajectory
 
 _PENDING = 30  # a partner that has not come after so many images will not come
@@ -144,6 +146,15 @@ class BagSource(Source):
         if found is None:
             raise SourceError(f"{topic} in {self.name} holds no message")
         return self._to_frames(found)
+
+    def imu(self) -> ImuRecording | None:
+        topic = self.options.imu_topic
+        if topic is None:
+            return None
+        found = read_imu_topic(self._reader, topic, self.topics.image)
+        if self._rectification is None:
+            return found
+        return found.turned(self._rectification.T_left_rectified[:3, :3].T)
 
     def _to_frames(self, truth: Trajectory | None) -> Trajectory | None:
         if truth is None or self._rectification is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...camera.calibration import base_topic
 from ...camera.decoding import ENCODINGS
 from ...core.errors import CameraError, SourceError
+from .bag_imu import IMU_TYPE
 from .bag_reader import BagReader
 from .base import SourceOptions
 
@@ -56,6 +57,7 @@ def choose_topics(reader: BagReader, options: SourceOptions, name: str) -> BagTo
         (options.info_topic, (INFO_TYPE,)),
         (options.truth_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage")),
         (options.external_odometry_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage")),
+        (options.imu_topic, (IMU_TYPE,)),
     ):
         if given is not None and topics.get(given) not in types:
             there = f"is a {topics[given]}" if given in topics else "is not there"

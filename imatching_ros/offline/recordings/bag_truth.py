@@ -57,6 +57,12 @@ def read_truth(reader: BagReader, topic: str, image_topic: str, connected: bool 
     return from_matrices(np.array(stamps, np.int64)[order], T)
 
 
+def camera_pose(reader: BagReader, frame: str, image_topic: str) -> np.ndarray | None:
+    """Pose (4, 4) of the camera in a frame, by the static transforms of the bag; None where they do not connect the two."""
+    camera_frame = next((m.header.frame_id for _, _, m in reader.messages([image_topic])), "")
+    return _chain(_static_transforms(reader), frame.lstrip("/"), camera_frame.lstrip("/"))
+
+
 def _warn_of_skipped(reader: BagReader, topic: str, count: int) -> None:
     if count:
         reader.warn(f"{count} poses on {topic} are skipped: {UNUSABLE_POSE}")

@@ -19,6 +19,7 @@ from ...core.timing import BACKWARD_JUMP_S, StampOrder
 from ...core.types import Frame
 from ...odometry.measurements import lacking
 from ...core.errors import SourceError
+from .imu import ImuRecording
 from .truth import Trajectory, read_trajectory
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class SourceOptions:
     truth_topic: str | None = None
     external_odometry: Path | None = None  # poses of the camera
     external_odometry_topic: str | None = None
+    imu_topic: str | None = None  # of a bag
     rectified: str | None = None  # yes or no; None: by the name of the topic
     sync_slop_s: float | None = None  # largest difference of the stamps of a pair; None: the node's default
     no_groundtruth: bool | None = None  # True leaves the true trajectory aside; None as all that is not given
@@ -99,6 +101,16 @@ class Source(ABC):
             if self.options.external_odometry is None
             else read_trajectory(self.options.external_odometry, warn=self.warn)
         )
+
+    def imu(self) -> ImuRecording | None:
+        """Angular rates about the axes of the frames' camera, where the recording holds some, or the user has named a topic; else None.
+
+        Raises:
+            SourceError: no such topic, or rates whose mounting is not known.
+        """
+        if self.options.imu_topic is not None:
+            raise SourceError(f"{self.name} is no bag and has no topic {self.options.imu_topic}; it is read from imu0/")
+        return None
 
     def recorded_s(self) -> float:
         """When the newest frame was recorded, s; where that is not held, endless time passes between frames: a gap is no jump."""

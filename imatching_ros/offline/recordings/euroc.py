@@ -1,4 +1,4 @@
-"""The EuRoC MAV (ASL) layout: mav0/cam0, cam1, state_groundtruth_estimate0."""
+"""The EuRoC MAV (ASL) layout: mav0/cam0, cam1, imu0, state_groundtruth_estimate0."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def list_frames(path: Path) -> Listing:
     truth = None if file is None else partial(read_trajectory, file, T_body_camera=T_B_left)
     entries = [Entry(int(s), image, None, right) for s, image, right in zip(stamps, images, rights)]
     name = root.resolve().parent.name if root.name == "mav0" else root.resolve().name
-    return Listing(name, entries, camera, rectification=rectification, truth=truth, T_body_camera=T_B_left)
+    return Listing(name, entries, camera, rectification=rectification, truth=truth, T_body_camera=T_B_left, imu=root)
 
 
 def _read_list(folder: Path) -> tuple[np.ndarray, list[Path]]:

@@ -15,6 +15,7 @@ from .base import Source, SourceOptions, choose_mode
 from ...camera.calibration import check_size, plausibility_warning
 from ...camera.decoding import Stretch, read_depth, read_image
 from ...camera.rectification import Rectification
+from .imu import ImuRecording, read_imu
 from .truth import Trajectory, read_trajectory
 
 
@@ -39,6 +40,7 @@ class Listing:
     rectification: Callable[[], Rectification] | None = None  # for stereo pairs that are not stored rectified
     truth: Callable[..., Trajectory | None] | None = None  # as `read_trajectory`, with stamps_ns and warn
     T_body_camera: np.ndarray | None = None  # (4, 4), of the body whose poses EuRoC's files of truth hold
+    imu: Path | None = None  # the folder that holds imu0/
 
 
 class FolderSource(Source):
@@ -130,3 +132,13 @@ class FolderSource(Source):
         if truth is not None and self._rectification is not None:
             truth = truth.transformed(self._rectification.T_left_rectified)
         return truth
+
+    def imu(self) -> ImuRecording | None:
+        folder = self._listing.imu
+        if super().imu() is None and (folder is None or not (folder / "imu0" / "data.csv").is_file()):
+            return None
+        assert folder is not None, "checked above"
+        found = read_imu(folder, self._listing.T_body_camera)
+        if self._rectification is None:
+            return found
+        return found.turned(self._rectification.T_left_rectified[:3, :3].T)

@@ -63,6 +63,5 @@ def list_frames(path: Path) -> Listing:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CameraError(f"{path / 'camera.json'} cannot be understood: {type(error).__name__} {error}") from None
     truth = path / "groundtruth.txt"
-    return Listing(
-        path.resolve().name, entries, camera, units, None, partial(read_trajectory, truth) if truth.is_file() else None
-    )
+    read_truth = partial(read_trajectory, truth) if truth.is_file() else None
+    return Listing(path.resolve().name, entries, camera, units, None, read_truth, imu=path)

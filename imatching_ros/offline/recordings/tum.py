@@ -59,6 +59,7 @@ def list_frames(path: Path) -> Listing:
         _DEPTH_UNITS_PER_METRE,
         None,
         partial(read_trajectory, truth) if truth.is_file() else None,
+        imu=path,
     )
 
 

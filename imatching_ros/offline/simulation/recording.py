@@ -10,11 +10,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ...camera.model import Camera
 from ...core.types import Frame
 from ...core.errors import ConfigError, SourceError
+from .imu import R_CAMERA_IMU, SENSORS
+from .imu import RATE_HZ as IMU_RATE_HZ
 from .sequence import SimulatedSequence
 
 FORMATS = ("mcap", "tum")
@@ -23,6 +27,8 @@ IMAGE_TOPIC = "/camera/image_raw"
 INFO_TOPIC = "/camera/camera_info"
 DEPTH_TOPIC = "/camera/depth/image_raw"
 TRUTH_TOPIC = "/ground_truth/pose"
+IMU_TOPIC = "/imu/data"
+IMU_FRAME = "imu"
 CAMERA_FRAME = "camera_optical"
 WORLD_FRAME = "world"
 
@@ -90,11 +96,16 @@ def _write_bag(path: Path, sequence: SimulatedSequence, depth: str, progress: Ca
     }
     if depth == "none":
         del types[DEPTH_TOPIC]
+    messages_imu = _ImuMessages(store, sequence) if sequence.imu != "none" else None
     bag = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
     bag.open()
     try:
         connections = {topic: bag.add_connection(topic, kind, typestore=store) for topic, kind in types.items()}
+        if messages_imu is not None:
+            messages_imu.begin(bag)
         for done, (frame, T_WC) in enumerate(sequence.read(), 1):
+            if messages_imu is not None:
+                messages_imu.write_until(frame.stamp_ns)
             messages = {
                 TRUTH_TOPIC: _pose(store, frame.stamp_ns, T_WC),
                 INFO_TOPIC: _camera_info(store, frame.stamp_ns, frame.camera),
@@ -104,6 +115,8 @@ def _write_bag(path: Path, sequence: SimulatedSequence, depth: str, progress: Ca
             for topic, connection in connections.items():
                 bag.write(connection, frame.stamp_ns, store.serialize_cdr(messages[topic], types[topic]))
             progress(done)
+        if messages_imu is not None:
+            messages_imu.write_until(None)
     finally:
         bag.close()  # also when interrupted; as a context manager the writer would throw away what it has
         if bare and folder.exists():
@@ -174,10 +187,83 @@ def _pose(store, stamp_ns: int, T_WC: Tensor):
     return store.types["geometry_msgs/msg/PoseStamped"](header=_header(store, stamp_ns, WORLD_FRAME), pose=pose)
 
 
+class _ImuMessages:
+    """The messages of the sensor, and its mounting on /tf_static, in the order of time."""
+
+    TYPES = {IMU_TOPIC: "sensor_msgs/msg/Imu", "/tf_static": "tf2_msgs/msg/TFMessage"}
+
+    def __init__(self, store, sequence: SimulatedSequence) -> None:
+        self._store, self._start_ns = store, sequence.start_ns
+        self._samples, self._next = sequence.measure_imu(), 0
+
+    def begin(self, bag) -> None:
+        self._bag = bag
+        self._connections = {t: bag.add_connection(t, kind, typestore=self._store) for t, kind in self.TYPES.items()}
+        types = self._store.types
+        x, y, z, w = Rotation.from_matrix(R_CAMERA_IMU).as_quat().tolist()
+        mounting = types["geometry_msgs/msg/TransformStamped"](
+            header=_header(self._store, self._start_ns, CAMERA_FRAME),
+            child_frame_id=IMU_FRAME,
+            transform=types["geometry_msgs/msg/Transform"](
+                translation=types["geometry_msgs/msg/Vector3"](x=0.0, y=0.0, z=0.0),
+                rotation=types["geometry_msgs/msg/Quaternion"](x=x, y=y, z=z, w=w),
+            ),
+        )
+        self._write("/tf_static", self._start_ns, types["tf2_msgs/msg/TFMessage"](transforms=[mounting]))
+
+    def write_until(self, stamp_ns: int | None) -> None:
+        """Those up to a time; None: all that are left."""
+        s, types = self._samples, self._store.types
+        vector, unknown = types["geometry_msgs/msg/Vector3"], np.array([-1.0] + [0.0] * 8)
+        while self._next < len(s.stamps_ns) and (stamp_ns is None or s.stamps_ns[self._next] <= stamp_ns):
+            at, k = int(s.stamps_ns[self._next]), self._next
+            message = types[self.TYPES[IMU_TOPIC]](
+                header=_header(self._store, at, IMU_FRAME),
+                orientation=types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0),
+                orientation_covariance=unknown,
+                angular_velocity=vector(*s.rates[k].tolist()),
+                angular_velocity_covariance=np.zeros(9),
+                linear_acceleration=vector(*s.accelerations[k].tolist()),
+                linear_acceleration_covariance=np.zeros(9),
+            )
+            self._write(IMU_TOPIC, at, message)
+            self._next += 1
+
+    def _write(self, topic: str, stamp_ns: int, message) -> None:
+        self._bag.write(self._connections[topic], stamp_ns, self._store.serialize_cdr(message, self.TYPES[topic]))
+
+
+def _write_imu(path: Path, sequence: SimulatedSequence) -> None:
+    """imu0/data.csv and sensor.yaml as of EuRoC; the body is the camera."""
+    sensor, T_BS = SENSORS[sequence.imu], np.eye(4)
+    samples, T_BS[:3, :3] = sequence.measure_imu(), R_CAMERA_IMU
+    folder = path / "imu0"
+    folder.mkdir(parents=True)
+    names = [f"w_RS_S_{axis} [rad s^-1]" for axis in "xyz"] + [f"a_RS_S_{axis} [m s^-2]" for axis in "xyz"]
+    with open(folder / "data.csv", "w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["#timestamp [ns]", *names])
+        for stamp, *values in zip(samples.stamps_ns.tolist(), *samples.rates.T, *samples.accelerations.T):
+            rows.writerow([stamp, *(f"{value:.9g}" for value in values)])
+    data = {
+        "sensor_type": "imu",
+        "comment": f"simulated {sequence.imu}",
+        "T_BS": {"cols": 4, "rows": 4, "data": T_BS.ravel().tolist()},
+        "rate_hz": IMU_RATE_HZ,
+        "gyroscope_noise_density": sensor.gyroscope,
+        "gyroscope_random_walk": sensor.gyroscope_walk,
+        "accelerometer_noise_density": sensor.accelerometer,
+        "accelerometer_random_walk": sensor.accelerometer_walk,
+    }
+    (folder / "sensor.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+
+
 def _write_tum(path: Path, sequence: SimulatedSequence, progress: Callable[[int], None]) -> None:
     kinds = ("rgb", "depth", "right") if sequence.baseline_m > 0 else ("rgb", "depth")
     for name in kinds:
         (path / name).mkdir(parents=True)
+    if sequence.imu != "none":
+        _write_imu(path, sequence)
     # Depth units per metre. 5000 is what TUM RGB-D has and ends at 13 m; long places need the range more than the resolution.
     units = {"room": 5000.0, "clutter": 5000.0, "corridor": 1000.0, "outdoor": 250.0}[sequence.kind]
     (path / "camera.json").write_text(json.dumps(_camera_json(sequence, units), indent=1) + "\n")

@@ -15,6 +15,7 @@ from ...core import geometry
 from ...camera.model import Camera
 from ...core.types import Frame
 from ...core.errors import ConfigError
+from .imu import SENSORS, ImuSamples, measure
 from .kinds import KINDS, make_scene
 from .renderer import render
 from .scene import Scene
@@ -54,6 +55,7 @@ class SimulatedSequence:
     exposure_ms: float = 0.0  # during which the image is blurred by motion; 0: as the shift has it
     readout_ms: float = 0.0  # from the exposure of the first row to that of the last, the middle one at the stamp
     turn_deg_s: float = 120.0  # of the motion "sweep"
+    imu: str = "none"  # sensor beside the camera, whose messages a recording holds
     depth_noise: float = (
         0.0  # standard deviation of the inverse depth that frames carry, 1/m: independent from pixel to pixel
     )
@@ -80,6 +82,8 @@ class SimulatedSequence:
         find_shift(self.shift)
         if self.kind not in KINDS:
             raise ConfigError(f"unknown kind of scene '{self.kind}'; known are {', '.join(KINDS)}")
+        if self.imu not in ("none", *SENSORS):
+            raise ConfigError(f"unknown sensor '{self.imu}'; known are none, {', '.join(SENSORS)}")
         if self.motion not in MOTIONS:
             raise ConfigError(f"unknown motion '{self.motion}'; known are {', '.join(MOTIONS)}")
 
@@ -117,18 +121,28 @@ class SimulatedSequence:
 
     def trajectory(self, scene: Scene, offset_s: float = 0.0) -> Tensor:
         """(frames, 7) float64 poses, at the stamps plus an offset."""
-        return self._poses_at(scene, np.arange(self.frames) / self.rate_hz + offset_s)
+        return self.poses_at(scene, np.arange(self.frames) / self.rate_hz + offset_s)
 
     def row_trajectory(self, scene: Scene) -> Tensor:
         """(frames, height, 7) float64 poses from which the rows of the frames are exposed."""
         delay_s = (np.arange(self.height) / (self.height - 1) - 0.5) * self.readout_ms / 1e3
         stamps = np.arange(self.frames)[:, None] / self.rate_hz + delay_s
-        return self._poses_at(scene, stamps.ravel()).view(self.frames, self.height, 7)
+        return self.poses_at(scene, stamps.ravel()).view(self.frames, self.height, 7)
 
-    def _poses_at(self, scene: Scene, stamps_s: np.ndarray) -> Tensor:
+    def poses_at(self, scene: Scene, stamps_s: np.ndarray) -> Tensor:
+        """(N, 7) float64 poses at times (N,) s after the first frame."""
         seed = self.seed if self.path_seed is None else self.path_seed
         path_s = self.frames / self.rate_hz if self.path_s is None else self.path_s
         return make_trajectory(scene, self.kind, path_s, stamps_s, seed, self.motion, self.speed_mps, self.turn_deg_s)
+
+    def measure_imu(self) -> ImuSamples:
+        """The messages of the sensor from the first frame to the last."""
+        scene, duration_s = self.scene().to("cpu"), (self.frames - 1) / self.rate_hz
+
+        def poses_at(times: np.ndarray) -> np.ndarray:
+            return self.poses_at(scene, times).numpy()
+
+        return measure(poses_at, duration_s, self.start_ns, SENSORS[self.imu], self.seed)
 
     def read(self) -> Iterator[tuple[Frame, Tensor]]:
         """Yields (frame with RGB image and depth, and a right image where there is a baseline, T_WC (7,) float64), on the CPU."""

@@ -9,6 +9,7 @@ from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.typesys import Stores, get_typestore
+from scipy.spatial.transform import Rotation
 
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.errors import CameraError, SourceError
@@ -679,3 +680,61 @@ def test_real_bags(data_folder):
         open_source(sample)
     (frame,) = open_source(sample / "sample.db3", SourceOptions(camera=Camera(640, 480, 500, 500, 320, 240)))
     assert frame.image.shape == (3, 480, 640) and frame.image.float().std() > 10
+
+
+# -- gyroscopes -----------------------------------------------------------------------------------------------------------
+
+R_CAMERA_IMU = Rotation.from_euler("z", 90, degrees=True).as_matrix()
+
+
+def imu_message(bag, stamp, rate, measured=True):
+    vector = bag.type("geometry_msgs/msg/Vector3")
+    return bag.type("sensor_msgs/msg/Imu")(
+        header=bag.header(stamp, "imu"),
+        orientation=bag.type("geometry_msgs/msg/Quaternion")(x=0.0, y=0.0, z=0.0, w=1.0),
+        orientation_covariance=np.zeros(9),
+        angular_velocity=vector(*rate),
+        angular_velocity_covariance=np.array([0.0 if measured else -1.0] + [0.0] * 8),
+        linear_acceleration=vector(0.0, 0.0, 9.81),
+        linear_acceleration_covariance=np.zeros(9),
+    )
+
+
+def write_bag(path, connected=True, measured=True):
+    with Bag(path) as bag:
+        if connected:
+            types = bag.type
+            x, y, z, w = Rotation.from_matrix(R_CAMERA_IMU).as_quat().tolist()
+            mounting = types("geometry_msgs/msg/TransformStamped")(
+                header=bag.header(0, "camera"),
+                child_frame_id="imu",
+                transform=types("geometry_msgs/msg/Transform")(
+                    translation=types("geometry_msgs/msg/Vector3")(x=0.0, y=0.0, z=0.0),
+                    rotation=types("geometry_msgs/msg/Quaternion")(x=x, y=y, z=z, w=w),
+                ),
+            )
+            bag.write("/tf_static", 0, types("tf2_msgs/msg/TFMessage")(transforms=[mounting]))
+        for k in range(N):
+            bag.info("/camera/camera_info", k * STEP)
+            bag.image("/camera/image_raw", k * STEP, grey(10 * k))
+            bag.write("/imu", k * STEP, imu_message(bag, k * STEP, (float(k), 2.0, 3.0), measured))
+    return path
+
+
+def test_a_topic_of_a_bag_is_turned_by_its_static_transforms(tmp_path):
+    path = write_bag(tmp_path / "bag")
+    found = open_source(path, SourceOptions(imu_topic="/imu")).imu()
+    assert len(found.stamps_ns) == N and np.allclose(found.rates[4], R_CAMERA_IMU @ [4, 2, 3])
+    assert open_source(path).imu() is None
+    with pytest.raises(SourceError, match="topic /camera/image_raw is a .* expected one of type sensor_msgs/msg/Imu"):
+        open_source(path, SourceOptions(imu_topic="/camera/image_raw"))
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [({"connected": False}, "no static transform"), ({"measured": False}, "no message with an angular velocity")],
+)
+def test_topics_that_cannot_be_used_are_named(tmp_path, options, complaint):
+    source = open_source(write_bag(tmp_path / "bag", **options), SourceOptions(imu_topic="/imu"))
+    with pytest.raises(SourceError, match=complaint):
+        source.imu()

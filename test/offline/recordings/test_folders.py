@@ -6,11 +6,13 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from scipy.spatial.transform import Rotation
 
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.errors import CameraError, SourceError
 from imatching_ros.offline.recordings.base import SourceOptions, associate
 from imatching_ros.offline.recordings import open_source
+from imatching_ros.offline.recordings.imu import read_imu
 from imatching_ros.offline.recordings.truth import from_matrices, write_tum
 
 H, W, N = 48, 64, 5
@@ -316,3 +318,60 @@ def test_real_sequences(data_folder, name, mode, count):
     frames = list(source)
     assert (source.mode, len(frames), source.length) == (mode, count, count)
     assert source.groundtruth().at(np.array([f.stamp_ns for f in frames]))[1].all()
+
+
+# -- gyroscopes, about the axes of the camera -----------------------------------------------------------------------------
+
+T_BODY_IMU = np.eye(4)
+T_BODY_IMU[:3, :3] = Rotation.from_euler("z", 90, degrees=True).as_matrix()
+
+
+def write_imu(folder, T=T_BODY_IMU):
+    (folder / "imu0").mkdir(parents=True)
+    rows = ["#timestamp [ns],w_RS_S_x [rad s^-1],w_RS_S_y,w_RS_S_z,a_RS_S_x,a_RS_S_y,a_RS_S_z"]
+    rows += [f"{stamp},{k},2,3,0,0,9.81" for k, stamp in enumerate((20, 10, 30))]
+    (folder / "imu0" / "data.csv").write_text("\n".join(rows))
+    if T is not None:
+        (folder / "imu0" / "sensor.yaml").write_text(
+            "%YAML:1.0\n" + yaml.safe_dump({"T_BS": {"data": T.ravel().tolist()}})
+        )
+
+
+def test_euroc_rates_are_those_of_the_left_camera(tmp_path):
+    T_body_left = np.eye(4)
+    T_body_left[:3, :3] = Rotation.from_euler("x", 90, degrees=True).as_matrix()
+    write_imu(write_euroc(tmp_path, np.eye(4), T_body_left) / "mav0")
+    found = open_source(tmp_path, SourceOptions(mode="mono")).imu()
+    assert found.stamps_ns.tolist() == [10, 20, 30]
+    assert np.allclose(found.rates[1], T_body_left[:3, :3].T @ T_BODY_IMU[:3, :3] @ [0, 2, 3])
+
+
+def test_a_rectified_camera_has_turned_axes(tmp_path):
+    right, left = np.eye(4), np.eye(4)
+    right[:2, 3] = 0.1, 0.01
+    write_imu(write_euroc(tmp_path, right, left) / "mav0")
+    mono, stereo = (open_source(tmp_path, SourceOptions(mode=mode)).imu() for mode in ("mono", "stereo"))
+    assert np.allclose(np.linalg.norm(mono.rates, axis=1), np.linalg.norm(stereo.rates, axis=1))
+    assert not np.allclose(mono.rates, stereo.rates, atol=1e-3)
+
+
+def test_tum_vi_has_its_mounting_in_the_camera_chain(tmp_path):
+    write_imu(tmp_path / "mav0", T=None)
+    (tmp_path / "dso").mkdir()
+    chain = {"cam0": {"T_cam_imu": np.linalg.inv(T_BODY_IMU).tolist()}}
+    (tmp_path / "dso" / "camchain.yaml").write_text(yaml.safe_dump(chain))
+    assert np.allclose(read_imu(tmp_path / "mav0", None).rates[1], T_BODY_IMU[:3, :3].T @ [0, 2, 3])
+
+
+@pytest.mark.parametrize("T, complaint", [(None, "has no mounting"), (np.zeros((4, 4)), "is no rotation")])
+def test_a_mounting_that_is_missing_or_wrong_is_named(tmp_path, T, complaint):
+    write_imu(tmp_path, T)
+    with pytest.raises(SourceError, match=complaint):
+        read_imu(tmp_path, None)
+
+
+def test_recordings_without_an_imu_have_none(tmp_path):
+    folder = write_frames_csv(tmp_path)
+    assert open_source(folder).imu() is None
+    with pytest.raises(SourceError, match="is no bag and has no topic /imu"):
+        open_source(folder, SourceOptions(imu_topic="/imu")).imu()

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from imatching_ros.__main__ import main
 from imatching_ros.camera.model import Camera
@@ -13,6 +14,8 @@ from imatching_ros.core.types import as_grey
 from imatching_ros.core.errors import ConfigError, SourceError
 from imatching_ros.offline.recordings.base import SourceOptions
 from imatching_ros.offline.recordings import open_source
+from imatching_ros.odometry.gyroscope import preintegrate
+from imatching_ros.offline.simulation.imu import R_CAMERA_IMU, Sensor, measure
 from imatching_ros.offline.simulation.recording import write_recording
 from imatching_ros.offline.simulation.sequence import SimulatedSequence, simulated_frames
 from imatching_ros.offline.simulation.shifts import SHIFTS, add_drops, motion_blur, take_image
@@ -252,3 +255,31 @@ def test_a_longer_exposure_blurs_more():
         return float((image[..., 1:] - image[..., :-1]).abs().mean())
 
     assert contrast(25.0) < 0.8 * contrast(0.0)
+
+
+# -- inertial sensors -----------------------------------------------------------------------------------------------------
+
+SWEEP = SimulatedSequence("room", 60, 1, 32, 24, 30.0, motion="sweep", texture_size=64, imu="bmi088")
+
+
+def test_rates_integrate_to_the_true_rotation_and_rest_weighs_gravity():
+    still = replace(SWEEP, motion="still").measure_imu()
+    assert np.linalg.norm(still.accelerations.mean(0)) == pytest.approx(9.81, abs=0.2)
+    assert abs(np.diff(still.rates, axis=0).std() - 2.44e-4 * np.sqrt(200) * np.sqrt(2)) < 5e-4
+    exact, scene = Sensor(0, 0, 0, 0, 0, 0), SWEEP.scene()
+    samples = measure(lambda times: SWEEP.poses_at(scene, times).numpy(), 59 / 30, 0, exact, 0)
+    rates = samples.rates @ R_CAMERA_IMU.T
+    step = preintegrate((rates[1:] + rates[:-1]) / 2, np.full(len(rates) - 1, 0.005), np.zeros(3), 1e-4)
+    ends = Rotation.from_quat(SWEEP.poses_at(scene, np.array([0, (len(rates) - 1) * 0.005]))[:, 3:].numpy())
+    assert (Rotation.from_matrix(step.R).inv() * (ends[0].inv() * ends[1])).magnitude() < 1e-3
+    assert np.abs(samples.rates).max() > 1.8  # 120 degrees/s about an axis
+
+
+@pytest.mark.parametrize("format, name", [("tum", "seq"), ("mcap", "seq.mcap")])
+def test_recordings_hold_what_the_sensor_measured(tmp_path, format, name):
+    sequence = replace(SWEEP, frames=8)
+    path = write_recording(tmp_path / name, sequence, format)
+    found = open_source(path, SourceOptions(imu_topic=None if format == "tum" else "/imu/data")).imu()
+    expected = sequence.measure_imu()
+    assert np.array_equal(found.stamps_ns, expected.stamps_ns)
+    assert np.allclose(found.rates, expected.rates @ R_CAMERA_IMU.T, atol=1e-7)
