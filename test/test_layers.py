@@ -41,7 +41,7 @@ MAY_IMPORT |= {
 }
 # `Frame` and `WindowSnapshot` hold a camera, and the residual projects by it: the one type of `camera` that `core` speaks of.
 EXCEPTIONS = {("core", "camera.model")}
-ROS = {"rclpy", "cv_bridge", "tf2_ros", "sensor_msgs_py", "builtin_interfaces", "rcl_interfaces", "std_srvs"}
+ROS = {"rclpy", "cv_bridge", "tf2_ros", "sensor_msgs_py", "builtin_interfaces", "rcl_interfaces", "std_srvs", "bondpy"}
 
 
 def module_name(path: Path) -> str:

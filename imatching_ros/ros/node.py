@@ -23,6 +23,7 @@ from ..core.errors import ConfigError, ImatchingError
 from ..matching.precision import describe_choice
 from ..pipeline import Pipeline
 from . import params
+from .bond import ManagerBond
 from .conflicts import Conflicts
 from .diagnostics import Diagnostics, Snapshot
 from .image_decoder import ImageDecoder
@@ -72,6 +73,7 @@ class OdometryNode(ManagedNode):
         self.resources: Resources | None = None
         self.inputs: CameraInputs | None = None
         self.processor: Processor | None = None
+        self._bond: ManagerBond | None = None
         self._directory, self._profile, self._matcher = Path(), "", ""
         self._conflicts = Conflicts(self)
         self._diagnostics = Diagnostics(self)
@@ -132,6 +134,8 @@ class OdometryNode(ManagedNode):
         self.processor.messages = self.inputs.external_odometry
         result = super().on_activate(state)
         self.processor.run()
+        if not config.autostart:
+            self._bond = ManagerBond(self)
         names = ", ".join(topic.name for topic in self.inputs.topics.values())
         self.get_logger().info(
             f"active: {config.mode}, matcher {self.resources.pipeline.matcher.name} on {core.matcher.device}, learning {core.learning.mode}, "
@@ -170,6 +174,9 @@ class OdometryNode(ManagedNode):
         return self.configs.core.external_odometry.use != "off"
 
     def _stop(self, timeout_s: float = 10.0) -> None:
+        if self._bond is not None:
+            self._bond.close()
+            self._bond = None
         if self.inputs is not None:
             self.inputs.close()
             self.inputs = None
