@@ -1,66 +1,67 @@
-"""Refits the match confidence: score and sigma describe the errors of the features that they were trained on, and these have moved."""
+"""Keeps sigma true while features move: one factor, from known warps of live images.
+
+The score and the shape of sigma stay those of the offline training, which has seen occlusion and wide baselines; warps show neither, and
+a head that is trained on them accepts more wrong matches.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.types import LearningSample
-from ..matching.base import Matcher, decode_confidence
+from ..matching.base import Matcher
 from .cooperative_yield import cooperative_yield
 from .pseudo_truth import TrainingPair, draw_warp
-from .supervision import confidence_loss
+from .supervision import RIGHT_PX
 
 WARPS = 8
-FIT_STEPS = 150
-FIT_RATE = 2e-3  # of Adam
-
-
-def refit_confidence(matcher: Matcher, samples: Sequence[LearningSample], generator: torch.Generator) -> None:
-    """Fits the confidence head of a matcher to its errors on random homographies of the samples' images; the features stay.
-
-    Half of the warps are searched as odometry searches, around a place that is roughly known. Does nothing for a matcher without a
-    head.
-    """
-    head = matcher.confidence_head()
-    if head is None or not samples:
-        return
-    found = []
-    for number in range(WARPS):
-        sample = samples[int(torch.randint(len(samples), (1,), generator=generator))]
-        found.append(_observe(matcher, head, draw_warp(sample, generator), number % 2 == 0, generator))
-    inputs, errors = (torch.cat(parts) for parts in zip(*found))
-    visible = torch.ones(len(errors), dtype=torch.bool, device=errors.device)
-    optimizer = torch.optim.Adam(head.parameters(), lr=FIT_RATE)
-    with torch.enable_grad():
-        for _ in range(FIT_STEPS):
-            cooperative_yield()
-            score, sigma_px = decode_confidence(head(inputs))
-            loss = torch.stack(confidence_loss(score, sigma_px, errors, visible)).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+ONE_SIGMA = 0.683  # share of a normal distribution
 
 
 @torch.no_grad()
-def _observe(
-    matcher: Matcher, head: nn.Module, pair: TrainingPair, nearby: bool, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """What the head is given for each correspondence of a pair (Q, k), and the errors of the matches (Q, 2) px."""
+def refit_sigma(
+    matcher: Matcher, pretrained: Matcher, samples: Sequence[LearningSample], generator: torch.Generator
+) -> None:
+    """Scales the sigma of a matcher so that it fits its errors as well as that of the pretrained weights fits theirs.
+
+    Both match the same random homographies of the samples' images. The ratio to the pretrained weights leaves out what warps have
+    in common with no real motion. Does nothing for a matcher without a head.
+    """
+    head, known = matcher.confidence_head(), pretrained.confidence_head()
+    if head is None or known is None or not samples:
+        return
+    head.load_state_dict(known.state_dict())
+    errors: tuple[list[Tensor], list[Tensor]] = [], []
+    for number in range(WARPS):
+        sample = samples[int(torch.randint(len(samples), (1,), generator=generator))]
+        pair, near, radius = _draw(sample, number % 2 == 0, generator)
+        for found, network in zip(errors, (matcher, pretrained)):
+            found.append(_errors(network, pair, near, radius))
+    own, original = (float(torch.cat(parts).quantile(ONE_SIGMA)) for parts in errors)
+    list(head.parameters())[-1][1] += math.log(own / original)
+
+
+def _draw(
+    sample: LearningSample, nearby: bool, generator: torch.Generator
+) -> tuple[TrainingPair, Tensor | None, float | None]:
+    """A warp of a window's image and where to search: everywhere, or as odometry does, around a place that is roughly known."""
+    pair = draw_warp(sample, generator)
+    if not nearby:
+        return pair, None, None
+    near = pair.uv_b[None] + 8 * torch.randn(1, len(pair.uv_b), 2, generator=generator)
+    return pair, near, 24 + 40 * float(torch.rand((), generator=generator))
+
+
+def _errors(matcher: Matcher, pair: TrainingPair, near: Tensor | None, radius: float | None) -> Tensor:
+    """The coordinate errors (n,) of the right matches of a pair, in their sigmas."""
     cooperative_yield()
     a, b = (matcher.extract(image[None].to(matcher.device))[0] for image in (pair.image_a, pair.image_b))
-    truth = pair.uv_b[None].to(matcher.device)
-    near = radius = None
-    if nearby:
-        near = (pair.uv_b[None] + 8 * torch.randn(1, len(pair.uv_b), 2, generator=generator)).to(matcher.device)
-        radius = 24 + 40 * float(torch.rand((), generator=generator))
-    inputs: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    try:
-        found = matcher.match(matcher.describe(a, pair.uv_a), [b], near, radius)
-    finally:
-        hook.remove()
-    return inputs[0][0], (found.uv - truth)[0]
+    near = None if near is None else near.to(matcher.device)
+    found = matcher.match(matcher.describe(a, pair.uv_a), [b], near, radius)
+    error = (found.uv - pair.uv_b.to(matcher.device))[0]
+    right = error.norm(dim=-1) < RIGHT_PX
+    return (error.abs() / found.sigma_px[0, :, None])[right].flatten()

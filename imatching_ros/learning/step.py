@@ -23,7 +23,7 @@ from ..core import residuals
 from ..core.config import BundleConfig, LearningConfig
 from ..core.types import BAStatus, LearningSample
 from ..matching.base import Matcher
-from .confidence import refit_confidence
+from .confidence import refit_sigma
 from .cooperative_yield import cooperative_yield
 from .pseudo_truth import (
     MIN_TRUSTED_VIEWS,
@@ -130,10 +130,11 @@ class Stepper:
         """`solve` is the lower level; experiments replace it by the truth."""
         self.matcher, self.solve = matcher, solve
         self.configure(config, bundle)
-        # Steps leave the match confidence alone: the residual could lower itself by turning sigma up. Candidates have it refitted.
+        # Steps leave the match confidence alone: the residual could lower itself by turning sigma up. Candidates have sigma refitted.
         named = [(n, p) for n, p in matcher.named_parameters() if not n.startswith("confidence.")]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
+        self._pretrained_state = pretrained
         self.pretrained = [pretrained[n].to(matcher.device) for n, _ in named]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
         self.taken = 0
@@ -273,9 +274,10 @@ class Stepper:
         return twin.eval()
 
     def candidate(self, samples: Sequence[LearningSample], generator: torch.Generator) -> Matcher:
-        """`ema_matcher` with its match confidence refitted on warps of the samples' images: what is validated and deployed."""
-        matcher = self.ema_matcher()
-        refit_confidence(matcher, samples, generator)
+        """`ema_matcher` with its sigma refitted on warps of the samples' images: what is validated and deployed."""
+        matcher, pretrained = self.ema_matcher(), copy.deepcopy(self.matcher).eval()
+        pretrained.load_state_dict(self._pretrained_state)
+        refit_sigma(matcher, pretrained, samples, generator)
         return matcher
 
 

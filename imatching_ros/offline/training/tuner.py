@@ -28,7 +28,7 @@ from .windows import read_tensors, read_window, write_tensors
 
 STATE = "state.safetensors"
 CANDIDATE = "candidate.safetensors"
-REFIT_WINDOWS = 8  # whose images the match confidence is refitted on
+REFIT_WINDOWS = 8  # whose images sigma is refitted on
 
 
 class ProcessError(ImatchingError):
@@ -214,7 +214,7 @@ class Tuner:
         return torch.Generator().manual_seed((self.config.seed * 4 + stream) * 10_000_019 + number)
 
     def tuned(self) -> Matcher:
-        """The EMA of the weights, with the match confidence refitted on warps of some windows."""
+        """The EMA of the weights, with sigma refitted on warps of some windows."""
         some = self.windows[:: max(1, len(self.windows) // REFIT_WINDOWS)][:REFIT_WINDOWS]
         return self.stepper.candidate([read_window(window.path) for window in some], self._generator(self.step, 3))
 
