@@ -123,7 +123,7 @@ def test_bad_input_is_named(tmp_path):
         write_recording(tmp_path / "x", SimulatedSequence(**SMALL), "avi")
     for wrong, words in (
         (dict(kind="moon"), "moon.*room"),
-        (dict(shift="rain"), "rain.*fog"),
+        (dict(shift="hail"), "hail.*fog"),
         (dict(frames=0), "frames is 0"),
         (dict(rate_hz=float("nan")), "rate_hz is nan"),
     ):
