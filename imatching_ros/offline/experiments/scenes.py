@@ -23,8 +23,8 @@ from ..simulation.recording import write_recording
 from ..simulation.sequence import SimulatedSequence
 from .division import Division, Part, shows_new_place
 
-RATE_HZ = 10.0
-REVISIT_RATE_HZ = 0.625 * RATE_HZ  # of the same path: between the learned instants
+RATE_HZ = 6.0
+REVISIT_RATE_HZ = 1.1 * RATE_HZ  # of the same path: between the learned instants
 OTHER_SEED = 9000  # added to the seed of a path or of a scene
 INTERFERENCE_SEED = 907
 
@@ -119,7 +119,8 @@ class Extent:
 
     learned_s: float
     scored_frames: int  # of each part that is scored
-    texture_size: int = 256
+    width: int = 240
+    height: int = 180
 
     def learned(self, scene: RenderedScene) -> SimulatedSequence:
         """What is learned from."""
@@ -127,13 +128,13 @@ class Extent:
             kind=scene.kind,
             frames=round(self.learned_s * RATE_HZ),
             seed=scene.seed,
-            width=320,
-            height=240,
+            width=self.width,
+            height=self.height,
             rate_hz=RATE_HZ,
             shift=scene.shift,
             motion=scene.motion,
             supersample=1,
-            texture_size=self.texture_size,
+            texture_size=256,
         )
 
     def scored(self, scene: RenderedScene) -> dict[str, SimulatedSequence]:
@@ -155,9 +156,9 @@ def _another_path(part: SimulatedSequence, learned: SimulatedSequence) -> Simula
     return max(paths, key=lambda path: int(shows_new_place(path.trajectory(scene), known).sum()))
 
 
-FULL = Extent(30.0, 30)
-QUICK = Extent(15.0, 20)
-BRIEF = Extent(8.0, 40)  # of the ablation
+FULL = Extent(30.0, 24)
+QUICK = Extent(15.0, 16)
+BRIEF = Extent(10.0, 24)  # of the ablation
 
 SCENES = {
     "dark_noise": RenderedScene("room", 911, "dark_noise"),

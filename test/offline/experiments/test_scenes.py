@@ -31,8 +31,8 @@ def test_new_places_overlap_with_nothing_learned_and_revisits_do(scene, extent):
 
 
 def test_an_opened_scene_hides_depth_from_learning_and_has_it_for_scoring(tmp_path):
-    division = open_scene("small", SCENES["thermal"], Extent(0.4, 2, texture_size=32), tmp_path)
-    assert [frame.depth is None for frame in division.learning] == 4 * [True]
+    division = open_scene("small", SCENES["thermal"], Extent(0.5, 2, 64, 48), tmp_path)
+    assert [frame.depth is None for frame in division.learning] == 3 * [True]
     assert all(frame.depth is not None for frame in division.learning_truth)
     assert list(division.scored) == ["revisit", "new place", "other scene"]
     for column, source in division.scored.items():
