@@ -65,6 +65,7 @@ class Pipeline:
         self._state: TrackingState | None = None
         self._map_id = 0
         self._imu_problem = ""
+        self._fault = ""
         self._stamp_ns: int | None = None
         self._refined: dict[int, tuple[int, Tensor]] = {}
 
@@ -88,6 +89,7 @@ class Pipeline:
                 self.weights.notify_tracking_lost()
             output = replace(output, timings_ms={**output.timings_ms, **clock.laps})
             self._report_state(output)
+            self._report_fault(output)
             if on_tracked is not None:
                 on_tracked(output)
             return self._extend(frame, output)
@@ -220,6 +222,12 @@ class Pipeline:
                 before=None if before is None else before.value,
                 reason=output.reason,
             )
+
+    def _report_fault(self, output: OdometryOutput) -> None:
+        """Once for each time that something is wrong: the text may go on to change, as with the seconds of a frozen camera."""
+        if output.fault and not self._fault:
+            self._report(output.stamp_ns, "warning", text=output.fault)
+        self._fault = output.fault
 
     def _report(self, stamp_ns: int, event: str, **values: Any) -> None:
         if self._on_event is not None:

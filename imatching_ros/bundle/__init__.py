@@ -1,7 +1,18 @@
 """Bundle adjustment, the LOWER level: `solve` for windows, `refine_pose` for one frame, `triangulate` for landmarks. Pure functions on flat arrays."""
 
+from .missing_parameter import MissingParameter, estimate_missing
 from .pose_refinement import PoseResult, RotationPrior, View, refine_pose
 from .solver import solve
 from .triangulation import Triangulation, triangulate
 
-__all__ = ["PoseResult", "RotationPrior", "Triangulation", "View", "refine_pose", "solve", "triangulate"]
+__all__ = [
+    "MissingParameter",
+    "PoseResult",
+    "RotationPrior",
+    "Triangulation",
+    "View",
+    "estimate_missing",
+    "refine_pose",
+    "solve",
+    "triangulate",
+]

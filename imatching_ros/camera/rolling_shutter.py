@@ -39,9 +39,9 @@ def see(camera: Camera, points_C: Tensor, twist: Tensor) -> tuple[Tensor, Tensor
     return geometry.see(camera, geometry.act(geometry.inverse(_row_pose(camera, uv, twist)), points_C))
 
 
-def skew_px(camera: Camera, twist: Tensor) -> float:
-    """By how much the outermost rows are shifted at this twist (6,) per second, rotation alone, px."""
-    return float(twist[3:].norm()) * camera.readout_s / 2 * camera.fx
+def skew_px(camera: Camera, twist: Tensor, readout_s: float) -> float:
+    """By how much a readout time shifts the outermost rows at this twist (6,) per second, rotation alone, px."""
+    return float(twist[3:].norm()) * readout_s / 2 * camera.fx
 
 
 def _row_pose(camera: Camera, uv: Tensor, twist: Tensor) -> Tensor:

@@ -426,10 +426,12 @@ class FrontEnd:
     def resolve_shutter(
         self, last: TrackedFrame, current: FeatureFrame, found: Localization
     ) -> tuple[FeatureFrame, Localization]:
-        """The pose again, with the velocity that follows from it instead of the predicted one; unchanged with a global shutter."""
+        """The frame with the velocity that follows from its pose, not the predicted one; where the shutter rolls, the pose again with it."""
         seconds = (current.frame.stamp_ns - last.stamp_ns) * 1e-9
-        if current.camera.readout_s == 0 or found.recovered or seconds <= 0:
+        if found.recovered or seconds <= 0:
             return current, found
+        if current.camera.readout_s == 0:
+            return replace(current, twist=geometry.local(last.T_WC, found.estimate.T_WC) / seconds), found
         for _ in range(self.SHUTTER_ITERATIONS):
             moved = replace(current, twist=geometry.local(last.T_WC, found.estimate.T_WC) / seconds)
             estimate = self.estimate(found.window, moved, found.matches, found.estimate.T_WC)

@@ -21,6 +21,7 @@ from .initialization import InitialViews, MonoInitializer
 from .local_map import Keyframe, Window
 from .measurements import detect
 from .relocalization import KeyframeDatabase, stored_keyframe
+from .shutter import MAX_SKEW_PX, UnnamedReadout
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,16 @@ class Mapper:
 
     Attributes:
         initializer: collects the first frames of a mono map.
+        readout: of a rolling shutter, as far as the camera does not name it.
     """
 
     LEAST_FOUND = 0.6  # share of a keyframe's landmarks that the best frame after it is taken to find
     RECENT_KEYFRAMES = 3  # in which new landmarks are searched
-    MAX_TAUGHT_SKEW_PX = 1.0  # by a rolling shutter, in windows that are learned from; about the error of a match
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
         self._matcher = matcher
         self.initializer = MonoInitializer(config, matcher)
+        self.readout = UnnamedReadout()
         self._most_found = 0  # landmarks of the newest keyframe that one frame has found again
         self._solved: SolvedWindow | None = None
         self.configure(config)
@@ -238,8 +240,13 @@ class Mapper:
             database.add(stored_keyframe(window, 0))
             window.drop_keyframe(0)
         adjusted = self._adjust(window, camera)
-        self._solved = self._solved if adjusted is None else adjusted.solved
-        return None if adjusted is None else adjusted.result
+        if adjusted is None:
+            return None
+        self._solved = adjusted.solved
+        if adjusted.result.status is BAStatus.CONVERGED:
+            twists = torch.stack([k.twist for k in adjusted.solved.keyframes])
+            self.readout.add(adjusted.solved.snapshot, adjusted.solved.result, adjusted.solved.uv, twists, self._bundle)
+        return adjusted.result
 
     def take_solved(self) -> SolvedWindow | None:
         """The newest window that bundle adjustment solved to convergence; each is returned once."""
@@ -251,7 +258,8 @@ class Mapper:
     def _is_skewed(self, solved: SolvedWindow) -> bool:
         """Whether a rolling shutter shifts rows by more than the learner, which takes an image to have one pose, should see."""
         camera = solved.snapshot.camera
-        return any(rolling_shutter.skew_px(camera, k.twist) > self.MAX_TAUGHT_SKEW_PX for k in solved.keyframes)
+        readout_s = camera.readout_s + self.readout.missing_s
+        return any(rolling_shutter.skew_px(camera, k.twist, readout_s) > MAX_SKEW_PX for k in solved.keyframes)
 
     # -- landmarks ----------------------------------------------------------------------------------------------------
 

@@ -100,6 +100,14 @@ class MotionModel:
         least = 1e-4  # 1 cm and 0.6 degrees, squared
         self.covariance.add(torch.diag(sigma.square().clamp_min(least).repeat_interleave(3)), last.T_WC)
 
+    def add_skew(self, last: TrackedFrame, T_WC: Tensor, angle: float) -> None:
+        """Adds to the covariance that the rows of an image are turned against each other by an angle, rad.
+
+        A pose takes it for a rotation or, one camera more than others, for a translation past the landmarks.
+        """
+        sigma = torch.tensor([angle * last.median_depth(), angle], dtype=torch.float64)
+        self.covariance.add(torch.diag(sigma.square().repeat_interleave(3)), T_WC)
+
     def rescale(self, factor: float, centre: Tensor) -> None:
         """The same motion in a map that is scaled about a point (3,)."""
         self.covariance.rescale(factor, centre)

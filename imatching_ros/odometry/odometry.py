@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import measurements, state as states
 from ..bundle import RotationPrior
+from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
@@ -48,6 +49,7 @@ from .local_map import Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame
 from .relocalization import Relocalizer, is_blank
+from .shutter import MAX_SKEW_PX
 from .state import (
     Context,
     Lost,
@@ -135,7 +137,8 @@ class Odometry:
         clock.lap("pose")
         if output.T_WC is None and self.inputs.fault:
             output = replace(output, reason=f"{output.reason}; {self.inputs.fault}")
-        return replace(output, fault=self.inputs.fault, timings_ms=clock.laps)
+        fault = self.inputs.fault or self.mapper.readout.describe(frame.camera)
+        return replace(output, fault=fault, timings_ms=clock.laps)
 
     def _follow_calibration(self, camera: Camera) -> None:
         """Every image is used with its own calibration, as of a lens with autofocus; the map is carried over to it."""
@@ -203,7 +206,8 @@ class Odometry:
         inliers = int(estimate.inlier.sum())
         if found.cause is None:
             few = inliers < self.config.odometry.verified_inliers
-            self.state = states.transition(self.state, PoseVerified(recovered, few), context)
+            skewed = not recovered and self._is_skewed(current, last, estimate.T_WC)
+            self.state = states.transition(self.state, PoseVerified(recovered, few, skewed), context)
         else:
             plausible = self.motion.is_plausible(last, frame.stamp_ns, estimate.T_WC)
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
@@ -225,6 +229,14 @@ class Odometry:
             self._candidate = KeyframeCandidate(current, estimate.T_WC, good)
             self.mapper.start_keyframe()
         return self._with_pose(frame, estimate, published)
+
+    def _is_skewed(self, current: FeatureFrame, last: TrackedFrame, T_WC: Tensor) -> bool:
+        """Whether a rolling shutter that nobody has named bends this image; the covariance then includes by how much."""
+        missing_s = self.mapper.readout.missing_s
+        if rolling_shutter.skew_px(current.camera, current.twist, missing_s) <= MAX_SKEW_PX:
+            return False
+        self.motion.add_skew(last, T_WC, float(current.twist[3:].norm()) * missing_s)
+        return True
 
     def _hold_pose(self, found: Localization, last: TrackedFrame, frame: Frame, recovered: bool) -> PoseEstimate:
         """The estimate, its pose held while the camera stands still."""

@@ -321,6 +321,8 @@ class OdometryNode(ManagedNode):
             self.processor.inbox.call(self.processor.reset)
 
     def _on_event(self, event: dict) -> None:
+        if event["event"] == "warning":
+            self.get_logger().warning(event["text"])
         if self.resources is not None:
             self.resources.outputs.publish_event(event)
 

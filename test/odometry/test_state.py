@@ -21,6 +21,7 @@ from imatching_ros.odometry.state import (
 COOLDOWN = RELOCALIZATION_COOLDOWN
 NOW = Context(weights_version=7)
 VERIFIED, FEW, RECOVERED = PoseVerified(), PoseVerified(few_inliers=True), PoseVerified(recovered=True)
+SKEWED = PoseVerified(skewed=True)
 LOW, FAR = PoseUnverified(Cause.LOW_INLIER_RATIO), PoseUnverified(Cause.LOW_INLIER_RATIO, plausible=False)
 HIDDEN = PoseUnverified(Cause.OCCLUSION)
 
@@ -37,6 +38,8 @@ LOST = Lost(6, frames_without_pose=2, mapping_frozen=True)
         (Uninitialized(), MapCreated(), Tracking()),
         (TRACKING, VERIFIED, Tracking()),
         (TRACKING, FEW, Unverified(None, Cause.FEW_INLIERS)),
+        (TRACKING, SKEWED, Unverified(None, Cause.SKEWED, COOLDOWN)),
+        (Unverified(None, Cause.SKEWED, COOLDOWN), VERIFIED, Tracking(None, COOLDOWN - 1)),
         (TRACKING, RECOVERED, Tracking(7, COOLDOWN)),
         (TRACKING, LOW, Unverified(7, Cause.LOW_INLIER_RATIO, COOLDOWN, gap_covariance_added=True)),
         (TRACKING, FAR, Unverified(7, Cause.LOW_INLIER_RATIO, COOLDOWN, True, True)),

@@ -179,10 +179,15 @@ def replay(
         if len(source.warnings) <= _WARNINGS_SHOWN:
             print(f"\nwarning: {text}", file=sys.stderr)
 
+    def report(event: dict[str, Any]) -> None:
+        writer.add_event(event)
+        if event["event"] == "warning" and not quiet:
+            print(f"\nwarning: {event['text']}", file=sys.stderr)
+
     source.on_warning = warn
     interrupted = False
     start = time.perf_counter()
-    run = _Run(Pipeline(config, on_event=writer.add_event, weights_dir=out / "weights"), writer, given, rates)
+    run = _Run(Pipeline(config, on_event=report, weights_dir=out / "weights"), writer, given, rates)
     try:
         with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
             for frame in frames:

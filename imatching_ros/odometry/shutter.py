@@ -1,0 +1,71 @@
+"""A rolling shutter that nobody has named: its readout time, by the residuals that it leaves in bundle adjustment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..bundle import estimate_missing
+from ..camera import rolling_shutter
+from ..camera.model import Camera
+from ..core import geometry
+from ..core.config import BundleConfig
+from ..core.types import BAResult, WindowSnapshot
+
+MAX_SKEW_PX = 1.0  # of the outermost rows; about the error of a match
+
+
+class UnnamedReadout:
+    """The readout time that is missing in `camera.readout_ms`, as the weighted mean over windows.
+
+    While the camera turns, the rows of a rolling shutter see the scene from different rotations. Poses and landmarks of a window bend until
+    they explain most of it, but not all: the rate changes, and the rows of a landmark do. What remains tells the time. Single frames do not:
+    the landmarks that they are compared with are bent alike.
+    """
+
+    LIKELY_S = 0.02  # most colour cameras at 30 Hz read out in 15 to 30 ms
+    # Calibration and matching leave patterns of their own: of healthy recordings below .07 px along this parameter.
+    SYSTEMATIC_PX = 0.1
+    SIGNIFICANT = 4.0  # standard deviations
+
+    def __init__(self) -> None:
+        self._information = 0.0
+        self._weighted_s = 0.0
+
+    @property
+    def missing_s(self) -> float:
+        """By how much the readout time is longer than the camera's; 0 while that is not significant."""
+        if self._weighted_s <= self.SIGNIFICANT * self._information**0.5:
+            return 0.0
+        return self._weighted_s / self._information
+
+    def add(self, window: WindowSnapshot, result: BAResult, uv: Tensor, twist: Tensor, config: BundleConfig) -> None:
+        """Takes a solved window into the mean, unless its camera hardly turned: then it says nothing and is not looked at.
+
+        Args:
+            uv: (O, 2) raw px of the observations. twist: (M, 6) per second of the keyframes.
+        """
+        camera = window.camera
+        if max(rolling_shutter.skew_px(camera, t, self.LIKELY_S) for t in twist) < MAX_SKEW_PX:
+            return
+        kf = window.kf_idx
+        depth = geometry.act(geometry.inverse(result.T_WC[kf]), result.points_W[window.pt_idx])[:, 2]
+        step_s = 1e-3
+        longer = replace(camera, readout_s=camera.readout_s + step_s)
+        moved, now = (rolling_shutter.undistort(c, uv, twist[kf], depth) for c in (longer, camera))
+        found = estimate_missing(window, result, ((moved - now) / step_s).nan_to_num(0.0), config)
+        if found is None:
+            return
+        sigma2 = config.shared_error * found.sigma**2 + (self.SYSTEMATIC_PX / found.visible_px) ** 2
+        self._information += 1 / sigma2
+        self._weighted_s += found.value / sigma2
+
+    def describe(self, camera: Camera) -> str:
+        """What to set; empty when nothing is missing."""
+        if self.missing_s == 0:
+            return ""
+        return (
+            f"the residuals of fast turns look like a rolling shutter that is read out {1e3 * self.missing_s:.0f} ms or more longer than the "
+            f"{1e3 * camera.readout_s:.0f} ms of camera.readout_ms: set it to what the sensor's data sheet says"
+        )

@@ -1,0 +1,104 @@
+"""A rolling shutter that nobody has named shows in the residuals of windows, and odometry says so."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from imatching_ros.bundle import solve
+from imatching_ros.camera import rolling_shutter
+from imatching_ros.core import geometry
+from imatching_ros.core.config import BundleConfig
+from imatching_ros.core.types import ObservationKind, TrackingState, WindowSnapshot
+from imatching_ros.odometry.odometry import Odometry
+from imatching_ros.odometry.shutter import UnnamedReadout
+from imatching_ros.matching import create_matcher
+from odometry_scenes import CAMERA, configure, rotating
+
+CONFIG = BundleConfig()
+PERIOD_S = 0.1
+
+
+def sweep(readout_s, named_s, deg_s=120.0, seed=0):
+    """Seven keyframes of a camera that walks and begins to turn: what a shutter of `readout_s` makes of them under another name, solved."""
+    g = torch.Generator().manual_seed(seed)
+    rate = torch.deg2rad(torch.tensor([0.0, 0, 0, 0.3, 0.7, 1, 1], dtype=torch.float64) * deg_s)
+    twist = torch.zeros(7, 6, dtype=torch.float64)
+    twist[:, 0], twist[:, 2], twist[:, 4] = 0.5, 0.2, rate
+    T_WC = [geometry.identity()]
+    for k in range(6):
+        T_WC.append(geometry.retract(T_WC[-1], (twist[k] + twist[k + 1]) / 2 * PERIOD_S))
+    T_WC = torch.stack(T_WC)
+    host = torch.arange(300) % 7
+    uv = torch.rand(300, 2, generator=g, dtype=torch.float64) * torch.tensor([320.0, 240.0])
+    depth = 1 + 4 * torch.rand(300, generator=g, dtype=torch.float64)
+    points = geometry.act(T_WC[host], geometry.back_project(CAMERA, uv, depth))
+    rolling, named = replace(CAMERA, readout_s=readout_s), replace(CAMERA, readout_s=named_s)
+    parts = []
+    for k in range(7):
+        points_C = geometry.act(geometry.inverse(T_WC[k]), points)
+        seen, inside = rolling_shutter.see(rolling, points_C, twist[k])
+        at = inside.nonzero()[:, 0]
+        raw = seen[at] + 0.3 * torch.randn(len(at), 2, generator=g, dtype=torch.float64)
+        ideal = rolling_shutter.undistort(named, raw, twist[k], points_C[at, 2])
+        parts.append((torch.full((len(at),), k), at, raw, ideal))
+    kf, lm, raw, ideal = (torch.cat(columns) for columns in zip(*parts))
+    keep = torch.bincount(lm, minlength=300)[lm] >= 2
+    kf, lm, raw, ideal = kf[keep], lm[keep], raw[keep], ideal[keep]
+    obs = torch.cat([ideal, torch.zeros(len(ideal), 1, dtype=torch.float64)], 1)
+    fixed = torch.arange(7) < 2
+    kind = torch.full((len(kf),), int(ObservationKind.MONO))
+    window = WindowSnapshot(named, T_WC, points, kf, lm, obs, kind, torch.full((len(kf), 3), 0.3).double(), fixed)
+    return window, solve(window, CONFIG), raw.float(), twist
+
+
+def estimate(*arguments, windows=3, **options):
+    readout = UnnamedReadout()
+    for seed in range(windows):
+        readout.add(*sweep(*arguments, **options, seed=seed), CONFIG)
+    return readout
+
+
+@pytest.mark.parametrize("named_s", (0.0, 0.01))
+def test_a_readout_time_that_nobody_named_is_found(named_s):
+    readout = estimate(0.02, named_s, windows=8)
+    assert 0.5 * (0.02 - named_s) < readout.missing_s < 1.3 * (0.02 - named_s)
+    assert "camera.readout_ms" in readout.describe(replace(CAMERA, readout_s=named_s))
+
+
+@pytest.mark.parametrize("readout_s, named_s", ((0.0, 0.0), (0.02, 0.02)))
+def test_a_camera_that_is_as_named_misses_nothing(readout_s, named_s):
+    readout = estimate(readout_s, named_s)
+    assert readout.missing_s == 0 and readout.describe(CAMERA) == ""
+
+
+def test_a_slow_camera_says_nothing():
+    assert estimate(0.02, 0.0, deg_s=5.0, windows=20).missing_s == 0
+
+
+def turn(odometry, frames=6, deg=6.0):
+    """Outputs for a camera that turns on the spot at 60 degrees/s, with depth."""
+    outputs = []
+    for frame in rotating(frames, deg):
+        outputs.append(odometry.track(replace(frame, depth=torch.full((CAMERA.height, CAMERA.width), 2.0))))
+        odometry.extend()
+    return outputs
+
+
+@pytest.mark.parametrize("deg, state", ((6.0, TrackingState.UNVERIFIED), (1.0, TrackingState.TRACKING)))
+def test_fast_frames_of_a_shutter_that_nobody_named_are_unverified(deg, state):
+    config = configure("klt", odometry__mode="rgbd")
+    healthy, skewed = (Odometry(config, create_matcher(config.matcher)) for _ in range(2))
+    for seed in range(3):
+        skewed.mapper.readout.add(*sweep(0.02, 0.0, seed=seed), CONFIG)
+    expected, outputs = turn(healthy, deg=deg), turn(skewed, deg=deg)
+    assert [o.state for o in expected] == [TrackingState.TRACKING] * 6 and not expected[-1].fault
+    assert [o.state for o in outputs[1:]] == [state] * 5
+    assert all(torch.equal(a.T_WC, b.T_WC) for a, b in zip(expected, outputs))
+    assert "camera.readout_ms" in outputs[-1].fault
+    assert skewed.healthy == (state is TrackingState.TRACKING)
+    if state is TrackingState.UNVERIFIED:
+        assert "camera.readout_ms" in outputs[-1].reason and not skewed.tracking_failed
+        more = outputs[-1].covariance - expected[-1].covariance
+        assert float(more.diagonal()[3:].min()) > (0.3 * 0.01) ** 2
+        assert skewed.take_solved() is None
