@@ -3,6 +3,7 @@
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw
 ros2 launch imatching_ros online.launch.py mode:=stereo image_topic:=/left/image_rect right_image_topic:=/right/image_rect
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw external_odometry_topic:=/odom external_odometry_use:=both
+ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw imu_topic:=/imu/data
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw params_file:=jetson.yaml
 ros2 launch imatching_ros online.launch.py image_topic:=/camera/image_raw bag:=my_bag use_sim_time:=true rviz:=true
 
@@ -23,6 +24,7 @@ ARGUMENTS = {
     "image_transport": ("", "raw or compressed (raw)"),
     "external_odometry_topic": ("external_odometry", "nav_msgs/Odometry of wheels or an inertial filter"),
     "external_odometry_use": ("", "off, prediction, scale or both"),
+    "imu_topic": ("", "sensor_msgs/Imu of a gyroscope beside the camera"),
     "odom_topic": ("odom", "where this node's odometry is published; a base may publish its own as odom"),
     "namespace": ("", "namespace of the node and of its topics"),
     "use_sim_time": ("", "take the time from /clock (false)"),
@@ -48,6 +50,7 @@ PARAMETERS = {
     "right_camera_info_topic": "right_camera_info_topic",
     "image_transport": "image_transport",
     "external_odometry_use": "external_odometry.use",
+    "imu_topic": "imu_topic",
     "weights": "matcher.weights",
     "weights_profile": "weights_profile",
     "learning": "learning.mode",

@@ -296,7 +296,6 @@ class ImuConfig:
         low=1e-6,
         high=0.1,
         live=True,
-        expose=True,
     )
 
 

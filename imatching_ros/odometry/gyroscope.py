@@ -69,6 +69,7 @@ class RateBuffer:
     MAX_GAP_NS = 100_000_000  # between two rates
     MAX_LATE_NS = 20_000_000  # by which the newest rate is extrapolated
     SILENT_NS = 1_000_000_000
+    OTHER_CLOCK_NS = 60_000_000_000
     MAX_RATE = 40.0  # rad/s; the widest ranges end at 2000 degrees/s, 35 rad/s
     SATURATED = 5  # equal rates in a row at the largest value that an axis has had
 
@@ -141,6 +142,8 @@ class RateBuffer:
         if not self._stamps:
             return self.refused or NOTHING_ARRIVED
         late_ns = to_ns - self._stamps[-1]
+        if abs(late_ns) > self.OTHER_CLOCK_NS:
+            return f"its stamps are {late_ns / 1e9:.0f} s older than those of the images: of another clock?"
         if late_ns > self.SILENT_NS:
             return self.refused or f"nothing has arrived for {late_ns / 1e9:.1f} s"
         if late_ns > self.MAX_LATE_NS:

@@ -38,6 +38,7 @@ class Snapshot:
     mounting_problem: str  # why the camera's pose on the robot is unknown; empty when it is known
     learning: Any  # LearningStatus of the pipeline, or None
     external_odometry: str  # `used`, `off`, or why it is not used; empty while the node is not active
+    imu: str  # the same of the gyroscope
     fault: str  # what is wrong with the newest image although it was used; empty when nothing is
     conflict: str  # what other nodes do that disturbs the odometry; empty when nothing
     callback_errors: int  # exceptions of the node's callbacks so far
@@ -96,6 +97,7 @@ def describe(now: Snapshot) -> dict[str, Any]:
         "images rejected": now.rejected,
         "images lost": now.lost,
         "external odometry": now.external_odometry,
+        "imu": now.imu,
         "fault": now.fault,
         "conflict": now.conflict,
         "callback errors": now.callback_errors,

@@ -13,7 +13,7 @@ from nav_msgs.msg import Odometry
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from ..camera.calibration import is_rectified
 from ..core.errors import ConfigError
@@ -31,6 +31,7 @@ TOPICS = {
 }
 
 MASK = "mask"  # subscribed to under the name that the parameter `mask_topic` gives
+IMU = "imu"  # of `imu_topic`
 EXTERNAL_ODOMETRY = "external_odometry"  # subscribed to unless `external_odometry.use` is off
 
 
@@ -82,6 +83,7 @@ class CameraInputs:
 
     ODOMETRY_WAITING = 2000  # messages: 10 s at 200 Hz
     ODOMETRY_DEPTH = 50  # of the subscription: a burst of 0.25 s at 200 Hz while Python is busy
+    IMU_DEPTH = 200  # the same at 1 kHz
     INFO_GRACE_S = 1.0  # the first images may overtake the first CameraInfo
 
     def __init__(
@@ -91,8 +93,9 @@ class CameraInputs:
         on_image: Callable[[CameraImages], None],
         with_external_odometry: bool = False,
         admit: Callable[[], bool] = lambda: True,
+        on_imu: Callable[[Imu], None] = lambda message: None,
     ) -> None:
-        """`admit` is called for each image of the leading camera; one that it refuses is not used."""
+        """`admit` is called for each image of the leading camera; one that it refuses is not used. `on_imu` only stores messages."""
         self._node, self.config, self._on_image, self._admit = node, config, on_image, admit
         self.external_odometry: deque[Odometry] = deque(maxlen=self.ODOMETRY_WAITING)
         self._infos: dict[str, CameraInfo] = {}
@@ -113,6 +116,9 @@ class CameraInputs:
             self._subscribe_cameras()
             if with_external_odometry:
                 self._subscribe_external_odometry()
+            if config.imu_topic:
+                topic = resolve_parameter(node, "imu_topic")
+                self._subscribe(IMU, Topic(topic, Imu, on_imu), depth=self.IMU_DEPTH)
         except Exception:
             self.close()
             raise
@@ -275,7 +281,8 @@ class CameraInputs:
             domain = node.context.get_domain_id()
             return f"; no topic of type {wanted} exists; is the camera running, with ROS_DOMAIN_ID {domain}?"
         image = next((name for name, info in self._images.items() if info == relative), None)
-        parameter = "mask_topic" if relative == MASK else "" if image is None else info_parameter(image)
+        own = {MASK: "mask_topic", IMU: "imu_topic"}
+        parameter = own.get(relative, "" if image is None else info_parameter(image))
         remedy = f"set -p {parameter}:=TOPIC" if parameter else f"remap with -r {relative}:=TOPIC"
         return f"; topics of type {wanted}: {', '.join(others)}; {remedy}"
 

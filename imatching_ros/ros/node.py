@@ -126,7 +126,9 @@ class OdometryNode(ManagedNode):
         self.processor = Processor(self, self.configs, self.resources)
         try:
             p = self.processor
-            self.inputs = CameraInputs(self, config, p.inbox.put, self._with_external_odometry, p.admit)
+            self.inputs = CameraInputs(
+                self, config, p.inbox.put, self._with_external_odometry, p.admit, p.imu.messages.append
+            )
         except ConfigError as error:
             self.get_logger().error(str(error))
             self._stop()
@@ -301,6 +303,7 @@ class OdometryNode(ManagedNode):
             mounting_problem=p.mount.problem if p else "",
             learning=p.learning if p else None,
             external_odometry=p.external_odometry if p else "",
+            imu=p.imu.state if p else "",
             fault=last.fault if last else "",
             conflict="; ".join(self._conflicts.found),
             rate=p.rate.state() if p else Rate(),

@@ -79,6 +79,10 @@ class NodeConfig:
     base_from_camera: tuple = setting(
         (0.0,) * 7, "pose of the camera's optical frame in base_frame: x y z qx qy qz qw; all zeros: from TF"
     )
+    imu_topic: str = setting("", "sensor_msgs/Imu of a gyroscope beside the camera; empty: none")
+    camera_from_imu: tuple = setting(
+        (0.0,) * 4, "rotation of the IMU's axes in the camera's optical frame: qx qy qz qw; all zeros: from TF"
+    )
     tf_timeout_s: float = setting(
         2.0,
         "how long to wait for TF from base_frame to the camera before base_frame is assumed at the camera, x along the optical axis",
@@ -256,17 +260,22 @@ def make_configs(values: dict[str, Any]) -> Configs:
     own: dict[str, Any] = {f.name: values[f.name] for f in fields(NodeConfig)}
     for name in ("odom_frame", "base_frame"):
         own[name] = own[name].lstrip("/")  # as ROS 1 wrote it
-    own["base_from_camera"] = tuple(own["base_from_camera"])  # ROS has it as an array
+    for name in ("base_from_camera", "camera_from_imu"):
+        own[name] = tuple(own[name])  # ROS has it as an array
     config = NodeConfig(**own)
     for name, value, meta in walk(config):
         check(name, value, meta)
     if len(config.base_from_camera) != 7:
         raise ConfigError(f"base_from_camera has {len(config.base_from_camera)} numbers, expected 7: x y z qx qy qz qw")
-    if any(config.base_from_camera):
+    if len(config.camera_from_imu) != 4:
+        raise ConfigError(f"camera_from_imu has {len(config.camera_from_imu)} numbers, expected 4: qx qy qz qw")
+    mountings = {"base_from_camera": config.base_from_camera, "camera_from_imu": (0.0,) * 3 + config.camera_from_imu}
+    for name, pose in mountings.items():
         try:
-            from_pose(np.array(config.base_from_camera))
+            if any(pose):
+                from_pose(np.array(pose))
         except ValueError as error:
-            raise ConfigError(f"base_from_camera: {error}") from None
+            raise ConfigError(f"{name}: {error}") from None
     check_frames(config)
     core = {name: value for name, value in values.items() if name not in own}
     return Configs(config, Config.from_dict({**core, "odometry.mode": config.mode}))

@@ -23,6 +23,7 @@ from . import transforms
 from .convert import read_pose, stamp_ns
 from .diagnostics import SCALE_REMEDY
 from .image_decoder import ImageDecoder
+from .imu import ImuInput
 from .inbox import Inbox
 from .inputs import CameraImages
 from .lifecycle import ManagedNode
@@ -63,6 +64,7 @@ class Processor:
         mount: the camera's pose on the robot.
         messages: of external odometry, filled by another thread; set before `run`.
         external_odometry: `off`, `used`, or why it is not used.
+        imu: the same, and the messages of a gyroscope, filled by another thread.
     """
 
     def __init__(self, node: ManagedNode, configs: Configs, resources: Resources) -> None:
@@ -80,6 +82,7 @@ class Processor:
         self.messages: deque[Any] = deque()
         use = configs.core.external_odometry.use
         self.external_odometry = "off" if use == "off" else NOTHING_ARRIVED
+        self.imu = ImuInput(node, configs.node, self.pipeline)
         self._tracker: RobotPoseTracker | None = None
         self._camera: Any = None
         self._order = StampOrder()
@@ -166,8 +169,9 @@ class Processor:
         self._check_mount(image)
         if self.external_odometry != "off":
             self.external_odometry = self._add_external_odometry(image.frame_id)
+        self.imu.feed(image.stamp_ns, image.frame_id, self.mount, self.decoder.T_optical_camera)
         output = self._track(frame)
-        output = replace(output, fault=output.fault or self._depth_fault(image))
+        output = replace(output, fault=output.fault or self._depth_fault(image) or self.imu.report())
         self._count(output)
         self._publish(output, frame, image)
         self._watch_rate(start_s)

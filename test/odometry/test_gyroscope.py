@@ -84,6 +84,7 @@ def test_the_newest_rate_is_extrapolated_for_a_stated_time_only():
     assert "nothing has arrived for 1.5 s" in buffer.between(980 * MS, 2500 * MS)
     assert RateBuffer().between(0, MS) == "no message has arrived"
     assert "began after" in buffer.between(-5 * MS, 20 * MS)
+    assert "of another clock" in buffer.between(10**18, 10**18 + 33 * MS)
 
 
 def test_a_hole_is_not_bridged():

@@ -32,6 +32,7 @@ WELL = dict(
     mounting_problem="",
     learning=None,
     external_odometry="off",
+    imu="off",
     fault="",
     conflict="",
     callback_errors=0,

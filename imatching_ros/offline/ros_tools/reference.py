@@ -40,6 +40,7 @@ def _inputs() -> str:
             )
             rows += [(mode, f"`{info}`", "sensor_msgs/msg/CameraInfo")] if info else []
     rows.append(("any, with `mask_topic`", "the parameter's", "sensor_msgs/msg/Image, mono8"))
+    rows.append(("any, with `imu_topic`", "the parameter's", "sensor_msgs/msg/Imu"))
     rows.append(("any, with `external_odometry.use`", f"`{inputs.EXTERNAL_ODOMETRY}`", "nav_msgs/msg/Odometry"))
     return _markdown(rows)
 
