@@ -85,8 +85,8 @@ class CameraConfig:
 
     readout_ms: float = setting(
         0.0,
-        "rolling shutter: time from the exposure of the first row to that of the last; 0: a global shutter, or what the "
-        "calibration file holds",
+        "rolling shutter: time from the exposure of the first row to that of the last; 0: what the calibration file holds, else, "
+        "but for stereo, what the residuals of turns show, which is none for a global shutter",
         unit="ms",
         low=0.0,
         high=200.0,

@@ -208,8 +208,15 @@ class Window:
         return rolling_shutter.undistort(camera, uv, twist, depth)
 
     def recalibrate(self, before: Camera, now: Camera) -> None:
-        """Carries the observations over to another calibration of the camera: each keeps the ray that its own image gave it."""
+        """Carries the observations over to another calibration of the camera: each keeps the ray that its own image gave it.
+
+        Another readout time gives other rays.
+        """
         o = self.observations
+        if replace(before, readout_s=now.readout_s) == now:
+            ideal = self._undistort(now, o.kf, o.lm, o.uv)
+            self.observations = replace(o, obs=torch.cat([ideal, o.obs[:, 2:]], 1))
+            return
         obs, sigma = o.obs.clone(), o.sigma.clone()
         scale = obs.new_tensor([now.fx / before.fx, now.fy / before.fy])
         obs[:, :2], sigma[:, :2] = now.carry(obs[:, :2], before), sigma[:, :2] * scale

@@ -258,7 +258,7 @@ class Mapper:
     def _is_skewed(self, solved: SolvedWindow) -> bool:
         """Whether a rolling shutter shifts rows by more than the learner, which takes an image to have one pose, should see."""
         camera = solved.snapshot.camera
-        readout_s = camera.readout_s + self.readout.missing_s
+        readout_s = camera.readout_s + self.readout.uncertain_s
         return any(rolling_shutter.skew_px(camera, k.twist, readout_s) > MAX_SKEW_PX for k in solved.keyframes)
 
     # -- landmarks ----------------------------------------------------------------------------------------------------

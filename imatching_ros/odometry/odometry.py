@@ -119,8 +119,7 @@ class Odometry:
         self._candidate = None
         if not self._mode:  # later frames may lack their partner: they are tracked by what was seen before
             self._mode = measurements.resolve_mode(frame, self.config.odometry.mode)
-        if self.config.camera.readout_ms > 0:
-            frame = replace(frame, camera=replace(frame.camera, readout_s=self.config.camera.readout_ms / 1e3))
+        frame = replace(frame, camera=self._name_readout(frame.camera))
         self._follow_calibration(frame.camera)
         frame = self.inputs.check(frame)
         if frame.mask is not None:
@@ -139,6 +138,14 @@ class Odometry:
             output = replace(output, reason=f"{output.reason}; {self.inputs.fault}")
         fault = self.inputs.fault or self.mapper.readout.describe(frame.camera)
         return replace(output, fault=fault, timings_ms=clock.laps)
+
+    def _name_readout(self, camera: Camera) -> Camera:
+        """The camera with the readout time that is set, else that of its calibration, else the one that its images have shown."""
+        named_s = self.config.camera.readout_ms / 1e3 or camera.readout_s
+        if named_s == 0 and self._mode != "stereo":  # the right images of a pair are not corrected
+            self.mapper.readout.adopt()
+            named_s = self.mapper.readout.found_s
+        return replace(camera, readout_s=named_s)
 
     def _follow_calibration(self, camera: Camera) -> None:
         """Every image is used with its own calibration, as of a lens with autofocus; the map is carried over to it."""
@@ -232,10 +239,10 @@ class Odometry:
 
     def _is_skewed(self, current: FeatureFrame, last: TrackedFrame, T_WC: Tensor) -> bool:
         """Whether a rolling shutter that nobody has named bends this image; the covariance then includes by how much."""
-        missing_s = self.mapper.readout.missing_s
-        if rolling_shutter.skew_px(current.camera, current.twist, missing_s) <= MAX_SKEW_PX:
+        uncertain_s = self.mapper.readout.uncertain_s
+        if rolling_shutter.skew_px(current.camera, current.twist, uncertain_s) <= MAX_SKEW_PX:
             return False
-        self.motion.add_skew(last, T_WC, float(current.twist[3:].norm()) * missing_s)
+        self.motion.add_skew(last, T_WC, float(current.twist[3:].norm()) * uncertain_s)
         return True
 
     def _hold_pose(self, found: Localization, last: TrackedFrame, frame: Frame, recovered: bool) -> PoseEstimate:

@@ -17,28 +17,49 @@ MAX_SKEW_PX = 1.0  # of the outermost rows; about the error of a match
 
 
 class UnnamedReadout:
-    """The readout time that is missing in `camera.readout_ms`, as the weighted mean over windows.
+    """The readout time that nobody has named, as the weighted mean over windows.
 
     While the camera turns, the rows of a rolling shutter see the scene from different rotations. Poses and landmarks of a window bend until
     they explain most of it, but not all: the rate changes, and the rows of a landmark do. What remains tells the time. Single frames do not:
-    the landmarks that they are compared with are bent alike.
+    the landmarks that they are compared with are bent alike. Windows that are bent show a part of it only, so it is found in steps.
+
+    Attributes:
+        found_s: taken into use by `adopt`.
     """
 
     LIKELY_S = 0.02  # most colour cameras at 30 Hz read out in 15 to 30 ms
+    LONGEST_S = 0.05
     # Calibration and matching leave patterns of their own: of healthy recordings below .07 px along this parameter.
     SYSTEMATIC_PX = 0.1
     SIGNIFICANT = 4.0  # standard deviations
 
     def __init__(self) -> None:
+        self.found_s = 0.0
         self._information = 0.0
         self._weighted_s = 0.0
 
     @property
     def missing_s(self) -> float:
-        """By how much the readout time is longer than the camera's; 0 while that is not significant."""
-        if self._weighted_s <= self.SIGNIFICANT * self._information**0.5:
+        """By how much the readout time is longer than the camera's, shorter if negative; 0 while that is not significant."""
+        if abs(self._weighted_s) <= self.SIGNIFICANT * self._information**0.5:
             return 0.0
         return self._weighted_s / self._information
+
+    @property
+    def uncertain_s(self) -> float:
+        """How wrong the camera's readout time may be; 0 while nothing speaks against it."""
+        if self.found_s == 0:
+            return max(self.missing_s, 0.0)
+        if self._information == 0:
+            return self.found_s
+        mean_s, sigma_s = self._weighted_s / self._information, self._information**-0.5
+        return min(abs(mean_s) + 2 * sigma_s, self.found_s)
+
+    def adopt(self) -> None:
+        """Takes what is missing into use; from then on windows tell what is missing beyond that."""
+        found_s = min(max(self.found_s + self.missing_s, 0.0), self.LONGEST_S)
+        if found_s != self.found_s:
+            self.found_s, self._information, self._weighted_s = found_s, 0.0, 0.0
 
     def add(self, window: WindowSnapshot, result: BAResult, uv: Tensor, twist: Tensor, config: BundleConfig) -> None:
         """Takes a solved window into the mean, unless its camera hardly turned: then it says nothing and is not looked at.
@@ -63,9 +84,14 @@ class UnnamedReadout:
 
     def describe(self, camera: Camera) -> str:
         """What to set; empty when nothing is missing."""
-        if self.missing_s == 0:
+        if self.found_s > 0:
+            return (
+                f"the residuals of turns show a rolling shutter that is read out in about {1e3 * self.found_s:.0f} ms, which are used; set "
+                "camera.readout_ms to what the sensor's data sheet says"
+            )
+        if self.missing_s <= 0:
             return ""
         return (
-            f"the residuals of fast turns look like a rolling shutter that is read out {1e3 * self.missing_s:.0f} ms or more longer than the "
+            f"the residuals of turns show a rolling shutter that is read out {1e3 * self.missing_s:.0f} ms or more longer than the "
             f"{1e3 * camera.readout_s:.0f} ms of camera.readout_ms: set it to what the sensor's data sheet says"
         )

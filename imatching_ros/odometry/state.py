@@ -29,9 +29,7 @@ class Cause(Enum):
     FEW_INLIERS = "only {inliers} matches agree with the pose"
     LOW_INLIER_RATIO = "found again, but few landmarks are where this pose has them ({inliers} agree)"
     FROZEN = "the images have not changed for some seconds ({inliers} matches agree with the pose)"
-    SKEWED = (
-        "the camera turns fast, and its rows look read out one after the other, which camera.readout_ms does not name"
-    )
+    SKEWED = "the camera turns fast, and how long its rolling shutter takes is not known well (camera.readout_ms)"
     OCCLUSION = "most landmarks are not found; something may hide the image ({inliers} agree)"
 
 

@@ -76,6 +76,22 @@ def test_a_slow_camera_says_nothing():
     assert estimate(0.02, 0.0, deg_s=5.0, windows=20).missing_s == 0
 
 
+def test_what_is_found_in_steps_comes_close_and_becomes_certain():
+    """Each step is found by windows that the last one has straightened."""
+    readout, seed = UnnamedReadout(), 0
+    assert readout.uncertain_s == 0
+    for _ in range(3):
+        for seed in range(seed, seed + 6):
+            readout.add(*sweep(0.02, readout.found_s, seed=seed), CONFIG)
+        readout.adopt()
+    assert readout.found_s == pytest.approx(0.02, rel=0.2)
+    assert "20 ms" in readout.describe(CAMERA) or "about" in readout.describe(CAMERA)
+    assert readout.uncertain_s == readout.found_s or readout.uncertain_s < 0.005
+    for seed in range(6):
+        readout.add(*sweep(0.02, readout.found_s, seed=seed), CONFIG)
+    assert readout.uncertain_s < 0.006
+
+
 def turn(odometry, frames=6, deg=6.0):
     """Outputs for a camera that turns on the spot at 60 degrees/s, with depth."""
     outputs = []
@@ -86,19 +102,36 @@ def turn(odometry, frames=6, deg=6.0):
 
 
 @pytest.mark.parametrize("deg, state", ((6.0, TrackingState.UNVERIFIED), (1.0, TrackingState.TRACKING)))
-def test_fast_frames_of_a_shutter_that_nobody_named_are_unverified(deg, state):
-    config = configure("klt", odometry__mode="rgbd")
+def test_fast_frames_of_a_shutter_that_is_named_wrongly_are_unverified(deg, state):
+    """What a user has named is not changed."""
+    config = configure("klt", odometry__mode="rgbd", camera__readout_ms=1.0)
     healthy, skewed = (Odometry(config, create_matcher(config.matcher)) for _ in range(2))
     for seed in range(3):
-        skewed.mapper.readout.add(*sweep(0.02, 0.0, seed=seed), CONFIG)
+        skewed.mapper.readout.add(*sweep(0.02, 0.001, seed=seed), CONFIG)
     expected, outputs = turn(healthy, deg=deg), turn(skewed, deg=deg)
     assert [o.state for o in expected] == [TrackingState.TRACKING] * 6 and not expected[-1].fault
     assert [o.state for o in outputs[1:]] == [state] * 5
     assert all(torch.equal(a.T_WC, b.T_WC) for a, b in zip(expected, outputs))
-    assert "camera.readout_ms" in outputs[-1].fault
+    assert "longer than the 1 ms of camera.readout_ms" in outputs[-1].fault
     assert skewed.healthy == (state is TrackingState.TRACKING)
     if state is TrackingState.UNVERIFIED:
         assert "camera.readout_ms" in outputs[-1].reason and not skewed.tracking_failed
         more = outputs[-1].covariance - expected[-1].covariance
         assert float(more.diagonal()[3:].min()) > (0.3 * 0.01) ** 2
+        for seed in range(20):  # the images, which no shutter has skewed, have spoken against it
+            skewed.mapper.readout.add(*sweep(0.02, 0.001, seed=seed % 3), CONFIG)
         assert skewed.take_solved() is None
+
+
+def test_a_readout_time_that_nobody_named_is_used_from_the_next_frame_on():
+    config = configure("klt", odometry__mode="rgbd")
+    odometry = Odometry(config, create_matcher(config.matcher))
+    turn(odometry, 3)
+    for seed in range(3):
+        odometry.mapper.readout.add(*sweep(0.02, 0.0, seed=seed), CONFIG)
+    before = odometry.window.observations.obs[:, :2].clone()
+    frame = list(rotating(4, 6.0))[3]
+    output = odometry.track(replace(frame, depth=torch.full((CAMERA.height, CAMERA.width), 2.0)))
+    assert "which are used" in output.fault and output.state is TrackingState.UNVERIFIED
+    moved = (odometry.window.observations.obs[: len(before), :2] - before).norm(dim=1)
+    assert 1.0 < float(moved.max()) < 6.0  # rows at the edge, at 60 degrees/s
