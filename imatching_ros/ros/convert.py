@@ -16,8 +16,9 @@ from std_msgs.msg import Header
 from imatching_ros.msg import LearningStatus as LearningStatusMsg
 from imatching_ros.msg import Matches as MatchesMsg
 
+from ..core.errors import SourceError
 from . import transforms
-from .robot_pose import RobotPose
+from .robot_pose import RobotPose, Start
 
 if TYPE_CHECKING:  # the player and the recorder start without torch
     from torch import Tensor
@@ -54,6 +55,25 @@ def read_pose(pose: Pose) -> np.ndarray:
     """
     p, q = pose.position, pose.orientation
     return transforms.from_pose(np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w]))
+
+
+def read_start(message: PoseWithCovarianceStamped, odom_frame: str) -> Start:
+    """Where odometry is to start.
+
+    Raises:
+        SourceError: another frame, a pose that is none, or a covariance that is none.
+    """
+    frame = message.header.frame_id.lstrip("/")
+    if frame not in ("", odom_frame):
+        raise SourceError(f"the pose is in the frame '{frame}', expected '{odom_frame}' (odom_frame) or none")
+    covariance = np.array(message.pose.covariance, float).reshape(6, 6)
+    try:
+        T_OB = read_pose(message.pose.pose)
+    except ValueError as error:
+        raise SourceError(f"the pose is none: {error}") from None
+    if not np.isfinite(covariance).all() or np.linalg.eigvalsh((covariance + covariance.T) / 2).min() < -1e-9:
+        raise SourceError("the covariance is none: expected finite numbers, and no variance below zero")
+    return Start(T_OB, covariance)
 
 
 def make_pose(T: np.ndarray) -> Pose:

@@ -39,7 +39,7 @@ class CameraMount:
         self._looked_up_s = 0.0
 
     def find(self, camera_frame: str, stamp: int) -> np.ndarray | None:
-        """T_BC (4, 4) at a time in ns, or None while TF may still arrive (`tf_timeout_s`).
+        """T_BC (4, 4) at a time in ns, or None while TF may still arrive (`tf_timeout_s`, with `require_tf` for ever).
 
         Raises:
             ConfigError: the camera's frame is `odom_frame`, which must not move with the robot.
@@ -112,7 +112,7 @@ class CameraMount:
         c, now = self.config, time.monotonic()
         if self._waiting_since_s is None:
             self._waiting_since_s = now
-        if now - self._waiting_since_s < c.tf_timeout_s:
+        if c.require_tf or now - self._waiting_since_s < c.tf_timeout_s:
             self._node.warn_throttled("tf wait", f"waiting for TF from {c.base_frame} to {named}")
             return None
         self._assumed, self._looked_up_s = True, now

@@ -17,7 +17,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from imatching_ros.srv import Weights
+from imatching_ros.srv import SetPose, Weights
 
 from ..core.errors import ConfigError, ImatchingError
 from ..matching.precision import describe_choice
@@ -25,6 +25,7 @@ from ..pipeline import Pipeline
 from . import params
 from .bond import ManagerBond
 from .conflicts import Conflicts
+from .convert import read_start
 from .diagnostics import Diagnostics, Snapshot
 from .image_decoder import ImageDecoder
 from .inputs import CameraInputs
@@ -37,6 +38,7 @@ from .tf_tree import TransformTree
 # name: type, what it does
 SERVICES = {
     "~/reset": (Trigger, "starts again at the origin with an empty map; the weights stay"),
+    "~/set_pose": (SetPose, "starts again at a given pose of the base with an empty map; the weights stay"),
     "~/set_learning": (SetBool, "switches learning on or off"),
     "~/save_weights": (
         Weights,
@@ -79,6 +81,7 @@ class OdometryNode(ManagedNode):
         self._diagnostics = Diagnostics(self)
         handlers = {
             "~/reset": self.on_reset,
+            "~/set_pose": self.on_set_pose,
             "~/set_learning": self.on_set_learning,
             "~/save_weights": self.on_save_weights,
             "~/load_weights": self.on_load_weights,
@@ -200,6 +203,15 @@ class OdometryNode(ManagedNode):
             return "odometry starts again at the origin; the weights stay"
 
         response.success, response.message = self._command(lambda _: reset(), active=True)
+        return response
+
+    def on_set_pose(self, request: SetPose.Request, response: SetPose.Response) -> SetPose.Response:
+        def place() -> str:
+            assert self.processor is not None, "_command has checked it"
+            self.processor.reset(read_start(request.pose, self.configs.node.odom_frame))
+            return "odometry starts again at the given pose; the weights stay"
+
+        response.success, response.message = self._command(lambda _: place(), active=True)
         return response
 
     def on_set_learning(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:

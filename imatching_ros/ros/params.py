@@ -91,6 +91,11 @@ class NodeConfig:
         high=3600.0,
         live=True,
     )
+    require_tf: bool = setting(
+        False,
+        "publish no poses before TF or base_from_camera gives the pose of the camera, however long that takes, instead of assuming one",
+        live=True,
+    )
     path_length: int = setting(2000, "poses kept in ~/path", low=1, high=1000000, live=True)
     no_data_warning_s: float = setting(
         5.0, "silence of an input after which a warning gives the reason", unit="s", low=0.5, high=3600.0, live=True

@@ -31,7 +31,7 @@ from .mount import CameraMount
 from .outputs import Counters, Outputs, Timing
 from .params import Configs
 from .rate import RateControl, remedies
-from .robot_pose import RobotPoseTracker
+from .robot_pose import AT_ORIGIN, RobotPoseTracker, Start
 from .tf_tree import TransformTree
 
 
@@ -83,6 +83,7 @@ class Processor:
         use = configs.core.external_odometry.use
         self.external_odometry = "off" if use == "off" else NOTHING_ARRIVED
         self.imu = ImuInput(node, configs.node, self.pipeline)
+        self._start = AT_ORIGIN
         self._tracker: RobotPoseTracker | None = None
         self._camera: Any = None
         self._order = StampOrder()
@@ -114,8 +115,9 @@ class Processor:
         self.mount.config = self._outputs.config = configs.node
         self.pipeline.configure(configs.core)
 
-    def reset(self) -> None:
-        """Starts again at the origin, as if the node had just been activated; weights stay."""
+    def reset(self, start: Start = AT_ORIGIN) -> None:
+        """Starts again at the origin, or elsewhere, as if the node had just been activated; weights stay."""
+        self._start = start
         self.pipeline.reset()
         self.inbox.discard()
         self._outputs.reset()
@@ -296,14 +298,14 @@ class Processor:
                 "were those of the camera"
             )
             camera, order = self._camera, self._order
-            self.reset()
+            self.reset(self._start)
             self._camera, self._order = camera, order
         T_BC = self.mount.find(image.frame_id, image.stamp_ns)
         if T_BC is None:
             return
         T_BC = T_BC @ self.decoder.T_optical_camera
         if self._tracker is None:
-            self._tracker = RobotPoseTracker(T_BC)
+            self._tracker = RobotPoseTracker(T_BC, self._start)
         self._tracker.mount(T_BC)
 
     def _add_external_odometry(self, camera_frame: str) -> str:

@@ -36,10 +36,21 @@ class _Last:
     covariance_in_map: np.ndarray
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where the base is when a map begins: pose (4, 4), and covariance (6, 6) as in nav_msgs/Odometry."""
+
+    T_OB: np.ndarray
+    covariance: np.ndarray
+
+
+AT_ORIGIN = Start(np.eye(4), np.zeros((6, 6)))
+
+
 class RobotPoseTracker:
     """Keeps the odometry frame continuous.
 
-    The odometry frame O is the pose of the base when the first map began. The core places every further map at its last pose and
+    The odometry frame O is the pose of the base when the first map began, or what the base started at is relative to. The core places every further map at its last pose and
     adds the covariance of the gap itself. A core that was reset starts at zero again: after `restart` the next pose is the last
     one published, and the gap's covariance is added here, from the last known twist. It is compounded along the path from there
     on, so that its heading error grows into position.
@@ -54,14 +65,14 @@ class RobotPoseTracker:
     GAP_ROTATION_RAD = 0.1
     TWIST_SPAN_S = 1.0
 
-    def __init__(self, T_BC: np.ndarray) -> None:
+    def __init__(self, T_BC: np.ndarray, start: Start = AT_ORIGIN) -> None:
         self._T_BC = T_BC
-        self._T_OW = T_BC
+        self._T_OW = start.T_OB @ T_BC
         self._map_id: int | None = None
         self._restarted = False
         # What resets of the core left uncertain: covariance of the base at the pose of the last reset, body axes.
-        self._gap_covariance = np.zeros((6, 6))
-        self._T_OB_gap = np.eye(4)
+        self._gap_covariance = transforms.fixed_axis_covariance(start.covariance, start.T_OB[:3, :3].T)
+        self._T_OB_gap = start.T_OB
         self._last: _Last | None = None
         self._gap = True  # no image with a pose of the same map came just before
         self._speed = np.zeros(2)  # m/s and rad/s, the last known

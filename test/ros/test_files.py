@@ -180,7 +180,7 @@ def test_a_leading_slash_of_a_frame_is_stripped():
 
 
 def test_settings_that_are_no_parameters_are_refused_with_a_hint():
-    assert len(KNOWN) < 55 and not {"learning.guard", "bundle.precision", "seed"} & set(KNOWN)
+    assert len(KNOWN) < 60 and not {"learning.guard", "bundle.precision", "seed"} & set(KNOWN)
     assert params.describe_unknown("bundle.precision") == (
         "is a setting of the offline commands only and changes nothing in the node"
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from geometry_msgs.msg import TransformStamped
+from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
 from imatching_ros.msg import Status
 from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, make_stamp, send_until, wait_until
@@ -15,6 +15,8 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
+
+from imatching_ros.srv import SetPose
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -32,6 +34,7 @@ def link(parent: str, child: str, xyz: tuple, xyzw: tuple) -> TransformStamped:
 
 class Robot:
     def __init__(self, peer: Peer, start_node) -> None:
+        self.peer = peer
         self.node = start_node(
             {"mode": "rgbd", "tf_timeout_s": 30.0}, ("-r", "image:=/cam/image", "-r", "depth/image:=/cam/depth")
         )
@@ -141,6 +144,25 @@ def test_rotation_axes(robot, camera, base):
     np.testing.assert_allclose(rotation.as_rotvec(degrees=True), base, atol=0.3)
     # The camera turned on the spot, so the base swung around it.
     np.testing.assert_allclose(position, MOUNT - rotation.apply(MOUNT), atol=0.01)
+
+
+def test_odometry_starts_at_a_given_pose(robot):
+    """At rest, then the way ahead: to the left of odom, for the base was turned there."""
+    request = PoseWithCovarianceStamped()
+    request.header.frame_id = "map"
+    refused = robot.peer.call(SetPose, "/imatching/set_pose", pose=request)
+    assert not refused.success and "expected 'odom'" in refused.message
+    request.header.frame_id = "odom"
+    p, q = request.pose.pose.position, request.pose.pose.orientation
+    p.x, p.y, q.z, q.w = 3.0, -2.0, np.sqrt(0.5), np.sqrt(0.5)
+    request.pose.covariance = np.diag([0.04, 0.04, 0.01, 0.001, 0.001, 0.002]).ravel()
+    answer = robot.peer.call(SetPose, "/imatching/set_pose", pose=request)
+    assert answer.success, answer.message
+    first = robot.show()
+    np.testing.assert_allclose(pose_of(first)[0], [3, -2, 0], atol=1e-6)
+    np.testing.assert_allclose(np.diag(np.reshape(first.pose.covariance, (6, 6)))[[0, 5]], [0.04, 0.002], rtol=0.05)
+    np.testing.assert_allclose(pose_of(robot.show((0, 0, 0.08)))[0], [3, -1.92, 0], atol=0.006)
+    np.testing.assert_allclose(pose_of(robot.start_again())[0], 0, atol=1e-9)  # a reset is to the origin
 
 
 def test_tf_is_of_odom_and_base(robot):

@@ -74,6 +74,20 @@ def test_a_head_that_pans_is_followed_at_the_stamp_of_the_image():
     assert mount.problem == "TF from base_link to optical, which moves, is 2.02 s older than the image"
 
 
+def test_nothing_is_assumed_where_tf_is_required():
+    log, tree = Log(), TransformTree(None)
+    config = NodeConfig(tf_timeout_s=0.0, require_tf=True)
+    strict = CameraMount(log, config, tree)
+    assert strict.find("optical", 0) is None  # tf_timeout_s is over
+    assert (
+        log.lines == ["waiting for TF from base_link to optical"]
+        and "no TF from base_link to optical" in strict.problem
+    )
+    tree.add(TFMessage(transforms=[link("base_link", "optical", transforms.T_BODY_OPTICAL)]), static=True)
+    np.testing.assert_allclose(strict.find("optical", SECOND), transforms.T_BODY_OPTICAL, atol=1e-9)
+    assert strict.problem == ""
+
+
 def test_a_mounting_that_stays_is_known_for_ever_and_decoded_no_more():
     tree = TransformTree(None)
     chain = [link("base_link", "head", pan(20)), link("head", "optical", transforms.T_BODY_OPTICAL)]

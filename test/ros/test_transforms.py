@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from imatching_ros.core.types import OdometryOutput, TrackingState
 from imatching_ros.ros import transforms
-from imatching_ros.ros.robot_pose import RobotPoseTracker
+from imatching_ros.ros.robot_pose import RobotPoseTracker, Start
 
 pytestmark = pytest.mark.ros
 
@@ -84,6 +84,17 @@ def test_odometry_starts_at_the_origin_of_the_base():
     rng = np.random.default_rng(2)
     tracker = RobotPoseTracker(transforms.from_pose(random_pose(rng)))
     np.testing.assert_allclose(tracker.update(output(0, np.array([0, 0, 0, 0, 0, 0, 1.0]))).T_OB, np.eye(4), atol=1e-12)
+
+
+def test_odometry_starts_where_it_is_told_and_as_uncertain():
+    rng = np.random.default_rng(3)
+    T_OB = transforms.from_pose(random_pose(rng))
+    start = Start(T_OB, np.diag([0.01, 0.02, 0.03, 0.001, 0.002, 0.004]))
+    T_BC = transforms.from_pose(random_pose(rng))
+    tracker = RobotPoseTracker(T_BC, start)
+    pose = tracker.update(output(0, np.array([0, 0, 0, 0, 0, 0, 1.0]), sigma=1e-6, sigma_in_map=1e-6))
+    np.testing.assert_allclose(pose.T_OB, T_OB, atol=1e-12)
+    np.testing.assert_allclose(np.diag(pose.covariance), np.diag(start.covariance), atol=1e-8)
 
 
 def test_no_pose_gives_no_odometry():
