@@ -29,7 +29,7 @@ setup(
         "ros": [*ROS, "launch", "launch_ros"],
         "kornia": ["kornia>=0.9"],  # matchers xfeat and loftr; needs Python 3.11
         "onnx": ["onnx", "onnxscript", "onnxruntime"],  # `weights export FILE.onnx`
-        "viewer": ["rerun-sdk>=0.24"],  # `replay --view`
+        "viewer": ["rerun-sdk>=0.24"],  # `replay --view` and `view`
         "test": ["pytest==8.3.*"],
         # What `bench ba` compares with. GTSAM asks for a newer pytest than "test"; with both, install it by pip --no-deps.
         "bench": ["gtsam>=4.3", "pyceres>=2.6", "pycolmap>=4"],

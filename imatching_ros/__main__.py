@@ -23,6 +23,7 @@ COMMANDS = {
         "imatching_ros.offline.cli.finetune",
         "fine-tune a matcher on recordings, on one or several processes",
     ),
+    "view": ("imatching_ros.offline.ros_tools.view", "show a running node in the Rerun viewer"),
     "report": ("imatching_ros.offline.cli.report", "write report.html of a replay"),
     "weights": ("imatching_ros.offline.cli.weights", "list, show, compare and export weights"),
     "simulate": ("imatching_ros.offline.cli.simulate", "render a recording with exact truth"),

@@ -212,9 +212,10 @@ def _spin(node: Any, stop: threading.Event) -> int:
     success = TransitionCallbackReturn.SUCCESS
     code = 0
     try:
-        if node.autostart and (node.trigger_configure() != success or node.trigger_activate() != success):
-            code = 1
-            stop.set()
+        for transition in (node.trigger_configure, node.trigger_activate) if node.autostart else ():
+            if not stop.is_set() and transition() != success:
+                code = 1
+                stop.set()
         while not stop.is_set():
             executor.spin_once(timeout_sec=0.2)
     finally:

@@ -177,6 +177,26 @@ def test_the_end_does_not_wait_for_a_large_image(make_node):
     release.set()
 
 
+INTERRUPTED = """
+import os, signal, sys
+from imatching_ros.ros.lifecycle import run_until_signal
+from imatching_ros.ros.node import OdometryNode
+
+class Interrupted(OdometryNode):
+    def on_configure(self, state):
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().on_configure(state)
+
+sys.exit(run_until_signal(Interrupted, sys.argv[1:]))
+"""
+
+
+def test_a_node_that_is_interrupted_while_it_loads_its_weights_does_not_start(domain, tmp_path):
+    node = NodeProcess(domain, tmp_path / "node.txt", {"matcher.name": "klt"}, program=("-c", INTERRUPTED))
+    assert node.process.wait(60) == 0, node.output
+    assert "matcher klt" in node.output and "active:" not in node.output, node.output
+
+
 def test_a_bug_is_logged_once_and_every_image_has_its_status(make_node, monkeypatch, capfd, peer):
     node = make_node(namespace="/broken")
     assert node.trigger_configure() == node.trigger_activate() == SUCCESS

@@ -17,6 +17,24 @@ INLIER, OUTLIER = (80, 220, 120), (230, 80, 60)  # RGB
 JPEG_QUALITY = 80
 
 
+def open_rerun(file: Path | None) -> Any:
+    """The package rerun, with a window open, or with everything that is logged written to `file` (.rrd).
+
+    Raises:
+        ConfigError: rerun-sdk is not installed.
+    """
+    try:
+        import rerun
+    except ImportError:
+        raise ConfigError(
+            "the viewer needs the package rerun-sdk, which is not installed; pip install rerun-sdk"
+        ) from None
+    rerun.init(APPLICATION, spawn=file is None)
+    if file is not None:
+        rerun.save(str(file))
+    return rerun
+
+
 class Viewer:
     """Logs what `Pipeline.process` returns. The frame `world` is the odometry frame; lengths in metres where the scale is metric."""
 
@@ -26,16 +44,7 @@ class Viewer:
         Raises:
             ConfigError: rerun-sdk is not installed.
         """
-        try:
-            import rerun
-        except ImportError:
-            raise ConfigError(
-                "--view needs the package rerun-sdk, which is not installed; pip install rerun-sdk"
-            ) from None
-        self._rr: Any = rerun
-        rerun.init(APPLICATION, spawn=file is None)
-        if file is not None:
-            rerun.save(str(file))
+        self._rr = rerun = open_rerun(file)
         rerun.log("world", rerun.ViewCoordinates.RDF, static=True)  # x right, y down, z forward of the first camera
         rerun.log(
             "world/camera",
