@@ -28,7 +28,8 @@ class UnnamedReadout:
     """
 
     LIKELY_S = 0.02  # most colour cameras at 30 Hz read out in 15 to 30 ms
-    LONGEST_S = 0.05
+    LONGEST_S = 0.05  # a window that shows more is wrong in another way, as in the dark where few matches are right
+    MIN_OBSERVATIONS = 100  # of a keyframe, on average
     # Calibration and matching leave patterns of their own: of healthy recordings below .07 px along this parameter.
     SYSTEMATIC_PX = 0.1
     SIGNIFICANT = 4.0  # standard deviations
@@ -68,6 +69,8 @@ class UnnamedReadout:
             uv: (O, 2) raw px of the observations. twist: (M, 6) per second of the keyframes.
         """
         camera = window.camera
+        if len(window.kf_idx) < self.MIN_OBSERVATIONS * len(twist):
+            return
         if max(rolling_shutter.skew_px(camera, t, self.LIKELY_S) for t in twist) < MAX_SKEW_PX:
             return
         kf = window.kf_idx
@@ -76,7 +79,7 @@ class UnnamedReadout:
         longer = replace(camera, readout_s=camera.readout_s + step_s)
         moved, now = (rolling_shutter.undistort(c, uv, twist[kf], depth) for c in (longer, camera))
         found = estimate_missing(window, result, ((moved - now) / step_s).nan_to_num(0.0), config)
-        if found is None:
+        if found is None or abs(found.value) > self.LONGEST_S:
             return
         sigma2 = config.shared_error * found.sigma**2 + (self.SYSTEMATIC_PX / found.visible_px) ** 2
         self._information += 1 / sigma2

@@ -92,6 +92,20 @@ def test_what_is_found_in_steps_comes_close_and_becomes_certain():
     assert readout.uncertain_s < 0.006
 
 
+def test_windows_of_few_observations_say_nothing():
+    readout = UnnamedReadout()
+    for seed in range(20):
+        window, result, uv, twist = sweep(0.0, 0.0, seed=seed)
+        few = torch.arange(len(uv)) % 10 == 0
+        thinned = {n: getattr(window, n)[few] for n in ("kf_idx", "pt_idx", "obs", "kind", "sigma")}
+        readout.add(replace(window, **thinned), result, uv[few], twist, CONFIG)
+    assert readout.missing_s == 0
+
+
+def test_a_readout_time_that_no_shutter_has_is_an_error_of_another_kind():
+    assert estimate(0.15, 0.0).missing_s == 0
+
+
 def turn(odometry, frames=6, deg=6.0):
     """Outputs for a camera that turns on the spot at 60 degrees/s, with depth."""
     outputs = []
