@@ -50,6 +50,11 @@ class RotationPrior:
 
     q_WC: Tensor  # (4,) float64 xyzw
     covariance: Tensor  # (3, 3) float64 rad^2 of R_WC * Exp(phi)
+    binding: bool = False  # it has proved right so often that an image that contradicts it is wrong
+
+    def certain(self) -> RotationPrior:
+        """Known ten times as well: what contradicts it counts as an outlier."""
+        return replace(self, covariance=self.covariance / 100)
 
     def correct(self, T_WC: Tensor, covariance: Tensor, used: bool) -> Correction:
         """What the images say of it: from a pose (7,) and its covariance (6, 6), of which the prior is a part where it was `used`."""

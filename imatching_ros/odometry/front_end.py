@@ -74,6 +74,7 @@ class PoseEstimate:
     residual_px: Tensor  # (N,) float64, NaN behind the camera
     covariance: Tensor  # (6, 6) float64 of T_WC * Exp([rho, phi]), landmarks taken as exact
     prior_used: bool = False  # the gyroscope's rotation is part of it
+    contradiction: bool = False  # but images show another one
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,18 @@ class PoseEstimator:
     def estimate(
         self, seen: Correspondences, T_guess: Tensor | None, prior: RotationPrior | None = None
     ) -> PoseEstimate | None:
-        """The pose with the most inliers; None when too few landmarks agree on one. RANSAC leaves the prior out."""
+        """The pose with the most inliers; None when too few landmarks agree on one.
+
+        Where images contradict a prior, the pose has more inliers without it, or its rotation is that of the prior if that is binding.
+        """
         c, count = self._config, len(seen.uv)
         if count < c.min_inliers:
             return None
-        best = None
-        if T_guess is not None:
-            best = self._refine(seen, T_guess, prior)
-            if best is not None and prior is not None and prior.correct(best.T_WC, best.covariance, True).contradicts:
-                best = _more_inliers(self._refine(seen, T_guess), best)
+        best = None if T_guess is None else self._refine_with_prior(seen, T_guess, prior)
         if best is None or int(best.inlier.sum()) < self.TRUSTED_GUESS * count:
             T_WC = self._ransac(seen)
-            best = _more_inliers(best, None if T_WC is None else self._refine(seen, T_WC))
+            kept = prior if prior is not None and prior.binding else None
+            best = _more_inliers(best, None if T_WC is None else self._refine_with_prior(seen, T_WC, kept))
         if best is None or int(best.inlier.sum()) < max(c.min_inliers, c.min_inlier_share * count):
             return None
         return best
@@ -138,6 +139,21 @@ class PoseEstimator:
             return None
         R = torch.from_numpy(cv2.Rodrigues(rvec)[0])
         return geometry.inverse(geometry.from_matrix(torch.cat([R, torch.from_numpy(tvec)], 1)))
+
+    def _refine_with_prior(
+        self, seen: Correspondences, T_WC: Tensor, prior: RotationPrior | None
+    ) -> PoseEstimate | None:
+        found = self._refine(seen, T_WC, prior)
+        if prior is None or found is None or not prior.correct(found.T_WC, found.covariance, True).contradicts:
+            return found
+        if not prior.binding:
+            return _more_inliers(self._refine(seen, T_WC), found)
+        held = self._refine(seen, torch.cat([T_WC[:3], prior.q_WC]), prior.certain())
+        if held is None:
+            return None
+        covariance = held.covariance.clone()
+        covariance[3:, 3:] += prior.covariance
+        return replace(held, covariance=covariance, contradiction=True)
 
     def _refine(self, seen: Correspondences, T_WC: Tensor, prior: RotationPrior | None = None) -> PoseEstimate | None:
         """Motion-only refinement on all matches, then on its inliers: the kernel bends outliers, it does not remove them."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..bundle import RotationPrior
 from ..core import geometry
 from ..core.config import ImuConfig
+from .front_end import PoseEstimate
 
 NOTHING_ARRIVED = "no message has arrived"
 
@@ -180,6 +181,10 @@ class Gyroscope:
         0.5,
         0.1,
     )  # of contradictions: above one it is left out, below the other it is used again
+    VETTED, MOST_VETTED = 10, 80  # images that have turned and agreed: from one on it is binding; no more are counted
+    COST_OF_CONTRADICTION, COST_OF_LOSS = 5, 3  # of these
+    WEAK_INLIERS = 30  # fewer prove nothing against it
+    MAX_DRIFT = 0.2  # rad, by which a pose found again may differ from the rotation since the last one
     MAX_BIAS = 0.5  # rad/s; more is motion, which images do not show
 
     def __init__(self, config: ImuConfig) -> None:
@@ -195,7 +200,7 @@ class Gyroscope:
         """Drops all rates, as when time starts again; the bias stays."""
         self._buffer.clear()
         self._gap = ""
-        self._contradictions, self._contradicted = 0.0, False
+        self._contradictions, self._contradicted, self._vetted = 0.0, False, 0
         self._predicted: _Predicted | None = None
         self.restart()
 
@@ -212,6 +217,10 @@ class Gyroscope:
             return "it contradicts the rotation of the images; check its mounting (TF), imu.time_offset_ms and its unit, rad/s"
         return self._gap or self._buffer.refused
 
+    @property
+    def _binding(self) -> bool:
+        return self._vetted >= self.VETTED and not self._contradicted
+
     def describe(self) -> str:
         """`off`, `used`, or why it is not used."""
         return self.problem or ("used" if self.expected else "off")
@@ -223,12 +232,11 @@ class Gyroscope:
 
     # -- prediction ---------------------------------------------------------------------------------------------------
 
-    def rotation(self, from_ns: int, to_ns: int) -> Preintegrated | None:
-        """The rotation of the camera between two times of images; None where it is not known."""
+    def rotation(self, from_ns: int, to_ns: int) -> Preintegrated | str:
+        """The rotation of the camera between two times of images, or why it is not known."""
         found = self._buffer.between(from_ns, to_ns)
-        self._gap = found if isinstance(found, str) else ""
         if isinstance(found, str):
-            return None
+            return found
         rates, dt, sigma = found
         step = preintegrate(rates, dt, self.bias, self.config.noise_density)
         angle = float(np.linalg.norm((rates - self.bias) * dt[:, None], axis=1).sum())
@@ -242,39 +250,54 @@ class Gyroscope:
         if not self.expected or self.blocked or to_ns <= from_ns:
             return None
         step = self.rotation(from_ns, to_ns)
-        if step is None:
+        self._gap = step if isinstance(step, str) else ""
+        if isinstance(step, str):
             return None
         F = np.block([[step.R.T, step.by_bias], [np.zeros((3, 3)), np.eye(3)]])
         P = F @ self._P @ F.T
         P[:3, :3] += step.covariance
         P[3:, 3:] += BIAS_WALK**2 * step.seconds * np.eye(3)
         R = _matrix(T_WC[3:]) @ step.R
-        prior = RotationPrior(_quaternion(R), torch.from_numpy(P[:3, :3].copy()))
+        prior = RotationPrior(_quaternion(R), torch.from_numpy(P[:3, :3].copy()), self._binding)
         self._predicted = _Predicted(prior, P, step)
         return None if self._contradicted else prior
 
     # -- correction ---------------------------------------------------------------------------------------------------
 
-    def update(self, T_WC: Tensor, covariance: Tensor, prior_used: bool, still: bool) -> None:
-        """Takes the pose (7,) of the predicted image over, with its covariance (6, 6).
+    def refutes(self, T_WC: Tensor) -> bool:
+        """Whether a pose (7,) of the predicted image, found again somewhere, has a rotation that cannot be."""
+        predicted = self._predicted
+        if predicted is None or not self._binding:
+            return False
+        q = geometry.quaternion_multiply(T_WC[3:] * T_WC.new_tensor([-1.0, -1, -1, 1]), predicted.prior.q_WC)
+        known = float(predicted.prior.covariance.trace()) ** 0.5
+        return float(geometry.log_so3(q).norm()) > self.MAX_DRIFT + 3 * known
 
-        Args:
-            prior_used: the prediction is part of the pose.
-            still: images show the camera at rest: what is measured is the bias.
-        """
+    def notify_lost(self) -> None:
+        """Tracking was lost: it has to prove itself again, for it may be the cause."""
+        self._vetted = max(0, self._vetted - self.COST_OF_LOSS)
+
+    def update(self, estimate: PoseEstimate, still: bool) -> None:
+        """Takes the pose of the predicted image over. `still`: images show the camera at rest: what is measured is the bias."""
         predicted, self._predicted = self._predicted, None
+        T_WC, covariance = estimate.T_WC, estimate.covariance
         if predicted is None or still:
             if predicted is not None:
                 self._learn_at_rest(predicted.step)
             return self.restart(covariance)
-        found = predicted.prior.correct(T_WC, covariance, prior_used)
-        self._count(found.contradicts, predicted.step)
-        if found.contradicts:
+        found = predicted.prior.correct(T_WC, covariance, estimate.prior_used)
+        contradicts = found.contradicts or estimate.contradiction
+        weak = int(estimate.inlier.sum()) < self.WEAK_INLIERS
+        if contradicts and weak:
+            self._vetted = max(0, self._vetted - 1)
+        else:
+            self._count(contradicts, predicted.step)
+        if contradicts:
             return self.restart(covariance)
         P, before = covariance[3:, 3:].double().cpu().numpy(), predicted.P
         to_bias = before[3:, :3] @ np.linalg.inv(before[:3, :3])
         self.bias = self.bias + to_bias @ found.moved
-        cross = to_bias @ P if prior_used else np.zeros((3, 3))
+        cross = to_bias @ P if estimate.prior_used else np.zeros((3, 3))
         self._P = np.block([[P, cross.T], [cross, before[3:, 3:] - to_bias @ found.reduced @ to_bias.T]])
 
     def restart(self, covariance: Tensor | None = None) -> None:
@@ -294,6 +317,8 @@ class Gyroscope:
             self._contradictions = self.MEMORY * self._contradictions + (1 - self.MEMORY) * contradicts
             limit = self.TRUSTED_SHARE if self._contradicted else self.REFUSED_SHARE
             self._contradicted = self._contradictions > limit
+            vetted = self._vetted - self.COST_OF_CONTRADICTION if contradicts else self._vetted + 1
+            self._vetted = 0 if self._contradicted else min(max(vetted, 0), self.MOST_VETTED)
 
     def _learn_at_rest(self, step: Preintegrated) -> None:
         """Kalman update of the bias by the mean rate of a camera at rest."""

@@ -162,9 +162,11 @@ class Odometry:
         if not (context.gap_exceeded or isinstance(self.state, Lost)):
             current = replace(current, rotation=prior)
         found = self._localize(current, last, predictions, context.gap_exceeded, clock)
-        if found is not None:
+        refuted = found is not None and not context.gap_exceeded and self.gyroscope.refutes(found.estimate.T_WC)
+        if found is not None and not refuted:
             current, found = self.front_end.resolve_shutter(last, current, found)
             return self._accept(current, last, found, context)
+        self.gyroscope.notify_lost()
         self.state = states.transition(self.state, PoseNotFound(), context)
         return self._start_again(current, last, context)
 
@@ -227,9 +229,7 @@ class Odometry:
         if recovered:
             self.gyroscope.restart(estimate.covariance)
         else:
-            self.gyroscope.update(
-                estimate.T_WC, estimate.covariance, estimate.prior_used, self.motion.zero_motion.still
-            )
+            self.gyroscope.update(estimate, self.motion.zero_motion.still)
         good = mark_landmarks(self.window, frame.id, matches, estimate, states.pose_unverified(self.state))
         self._remember(current, estimate.T_WC, matches.rows[estimate.inlier], matches.uv[estimate.inlier])
         if becomes_keyframe:

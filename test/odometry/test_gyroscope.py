@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from imatching_ros.core import geometry
 from imatching_ros.core.config import ImuConfig
 from imatching_ros.core.types import TrackingState
+from imatching_ros.odometry.front_end import PoseEstimate
 from imatching_ros.odometry.gyroscope import Gyroscope, RateBuffer, preintegrate
 from imatching_ros.pipeline import Pipeline
 from odometry_scenes import CAMERA, STEP_NS, configure, rotating
@@ -130,9 +131,9 @@ def turned(R: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(3), Rotation.from_matrix(R).as_quat()]))
 
 
-def follow(gyroscope, frames=90, sigma=2e-3, mounting=np.eye(3), bias=(0.02, -0.03, 0.01), still=False, seed=0):
+def follow(gyroscope, frames=90, sigma=2e-3, mounting=np.eye(3), bias=(0.02, -0.03, 0.01), still=False, inliers=100):
     """Images at 30 Hz of a hand that swings, their rotations known to sigma rad; returns errors of the predictions, rad."""
-    rng, errors, dt = np.random.default_rng(seed), [], 0.005
+    rng, errors, dt = np.random.default_rng(0), [], 0.005
     R, last, covariance = np.eye(3), turned(np.eye(3)), torch.eye(6, dtype=torch.float64) * sigma**2
     for k in range(frames):
         for i in range(6):
@@ -147,7 +148,8 @@ def follow(gyroscope, frames=90, sigma=2e-3, mounting=np.eye(3), bias=(0.02, -0.
         seen = turned(R @ Rotation.from_rotvec(rng.normal(0, sigma, 3)).as_matrix())
         if prior is not None:
             errors.append(rotation_angle(R.T @ Rotation.from_quat(prior.q_WC.numpy()).as_matrix()))
-        gyroscope.update(seen, covariance, False, still)
+        inlier = torch.ones(inliers, dtype=torch.bool)
+        gyroscope.update(PoseEstimate(seen, inlier, torch.zeros(inliers), covariance), still)
         last = seen
     return np.array(errors)
 
@@ -174,6 +176,25 @@ def test_a_wrong_mounting_is_found_and_its_correction_too():
     assert gyroscope.problem == ""
 
 
+def test_what_has_long_agreed_is_binding_until_tracking_is_lost():
+    gyroscope = Gyroscope(ImuConfig())
+    follow(gyroscope, frames=60)
+    last = turned(np.eye(3))
+    assert gyroscope.predict(last, 1_700 * MS, 1_733 * MS).binding
+    assert gyroscope.refutes(turned(Rotation.from_euler("y", 30, degrees=True).as_matrix()))
+    assert not gyroscope.refutes(turned(Rotation.from_euler("y", 5, degrees=True).as_matrix()))
+    for _ in range(30):
+        gyroscope.notify_lost()
+    assert not gyroscope.predict(last, 1_700 * MS, 1_733 * MS).binding
+    assert not Gyroscope(ImuConfig()).refutes(last)
+
+
+def test_images_with_few_inliers_prove_nothing_against_it():
+    gyroscope = Gyroscope(ImuConfig())
+    follow(gyroscope, mounting=np.diag([1.0, -1.0, -1.0]), sigma=5e-4, inliers=20)
+    assert gyroscope.problem == ""
+
+
 def test_a_wrong_unit_is_found():
     gyroscope = Gyroscope(ImuConfig())
     follow(gyroscope, mounting=np.eye(3) * math.degrees(1) / 10)
@@ -184,7 +205,8 @@ def test_the_time_offset_is_added_to_the_stamps():
     gyroscope = Gyroscope(ImuConfig(time_offset_ms=30.0))
     for k in range(40):
         gyroscope.add(k * 5 * MS, np.zeros(3))
-    assert gyroscope.rotation(200 * MS, 224 * MS) is not None and gyroscope.rotation(0, 20 * MS) is None
+    assert not isinstance(gyroscope.rotation(200 * MS, 224 * MS), str)
+    assert gyroscope.rotation(0, 20 * MS) == "it began after the last image"
 
 
 # -- tracking -------------------------------------------------------------------------------------------------------------
