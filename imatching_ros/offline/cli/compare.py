@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=10, metavar="N", help="scored pairs per gap (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="three scenes of half the length")
     parser.add_argument(
-        "--corrupted-input", action="store_true", help="instead: learn from corrupted input, score on a clean scene"
+        "--corrupted-input",
+        action="store_true",
+        help="instead: learn from corrupted input (with --variants unguarded also without validation), score on a clean scene",
     )
     parser.add_argument(
         "--ablation",
@@ -138,8 +140,9 @@ def _comparison(args: argparse.Namespace, config: Config) -> Iterator[dict[str, 
 def _corrupted_input(args: argparse.Namespace, config: Config) -> Iterator[dict[str, Any]]:
     from ..experiments.corrupted_input import corrupted_input_cells
 
+    unguarded = "unguarded" in _choose(args.variants, VARIANTS, "--variants")
     for seeded in _seeds(args, config):
-        yield from corrupted_input_cells(seeded, _plan(args), args.sources)
+        yield from corrupted_input_cells(seeded, _plan(args), args.sources, unguarded)
 
 
 def _choose(text: str, known: tuple[str, ...], option: str) -> list[str]:

@@ -80,8 +80,12 @@ CORRUPTIONS: dict[str, Callable[[list[Frame]], list[Frame]]] = {
 MOTIONS = {"pure_rotation": CLEAN_ROTATION, "still": CLEAN_STILL}
 
 
-def corrupted_input_cells(config: Config, plan: ComparisonPlan, chosen: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """One cell per corruption, guarded and not, besides the frozen weights and the clean twin; all scored in its columns.
+def corrupted_input_cells(
+    config: Config, plan: ComparisonPlan, chosen: Sequence[str] = (), unguarded: bool = False
+) -> Iterator[dict[str, Any]]:
+    """One cell per corruption, guarded and if wished `unguarded` too, besides the frozen weights and the clean twin.
+
+    All are scored in the columns of the clean scene.
 
     Args:
         chosen: names out of `CORRUPTIONS` and `MOTIONS`, or `clean`; all when empty.
@@ -113,7 +117,7 @@ def corrupted_input_cells(config: Config, plan: ComparisonPlan, chosen: Sequence
 
     yield cell("clean", "frozen", list)
     for name in [n for n in known if not chosen or n in chosen or n == "clean"]:
-        for variant in ("guarded", "unguarded"):
+        for variant in ("guarded", "unguarded") if unguarded else ("guarded",):
             yield cell(name, variant, lambda: _learning_frames(name, clean, plan))
 
 
