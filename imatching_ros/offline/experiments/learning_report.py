@@ -92,7 +92,14 @@ def _changes(sources: dict[str, Pairs], gap: str, px: str) -> list[float]:
 
 
 def _ate_ratios(sources: dict[str, Pairs]) -> list[float]:
-    means = (_means(pairs, lambda part: _dig(part, ("ate", "rmse"))) for pairs in sources.values())
+    """ATE over that of the frozen weights, one value for each source of which both tracked most, and about as much."""
+    comparable = {
+        name: [
+            (a, b) for a, b in pairs if min(a["tracked"], b["tracked"]) > 0.5 and abs(a["tracked"] - b["tracked"]) < 0.1
+        ]
+        for name, pairs in sources.items()
+    }
+    means = (_means(pairs, lambda part: _dig(part, ("ate", "rmse"))) for pairs in comparable.values())
     return [after / before for before, after in means if before and after]
 
 
@@ -120,31 +127,36 @@ def _mean(values: Sequence[float | None]) -> str:
 
 
 def format_sources(cells: Sequence[Cell]) -> str:
-    """One row for each source, variant and column; shares are of MMA at 1 px, else of the best that the recording allows."""
-    head = ["source", "regime", "variant", "seed", "column", "share within 1 px, gaps 1 5 10", "of", "AUC 5 deg, gap 5"]
-    head += ["ATE, m", "tracked", "steps", "promotions", "rollbacks", "first, s"]
-    rows = [_describe_column(cell, column) for cell in cells for column in cell["columns"]]
+    """One row for each cell and column, with the frozen weights' figures before; shares are of MMA, else of what the recording allows."""
+    head = ["source", "variant", "seed", "column", "share within 1 px, gaps 1 5 10", "of", "AUC 5 deg, gap 5", "ATE, m"]
+    head += ["tracked", "steps", "promotions", "rollbacks", "first, s"]
+    frozen = {(c["source"], c["seed"]): c for c in cells if c["variant"] == "frozen"}
+    adapted = [c for c in cells if c["variant"] != "frozen"]
+    rows = []
+    for cell in adapted or cells:
+        base = frozen.get((cell["source"], cell["seed"]), cell)
+        learning = [
+            _number(cell["learning"].get(k), ".0f") for k in ("steps", "promotions", "rollbacks", "first_promotion_s")
+        ]
+        for column, part in cell["columns"].items():
+            name = [cell["source"], cell["variant"], str(cell["seed"]), column]
+            rows.append([*name, *_describe_columns(base["columns"][column], part), *learning])
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _describe_column(cell: Cell, column: str) -> list[str]:
-    part, learning = cell["columns"][column], cell["learning"]
+def _describe_columns(base: Cell, part: Cell) -> list[str]:
     measures = {"MMA": ("mma", "1"), "epipolar, true": ("sampson_within_1",), "epipolar, own": ("own_within_1",)}
 
-    def shares(keys: tuple[str, ...]) -> list[float | None]:
-        return [_dig(part, ("matching", str(gap), *keys)) for gap in GAPS]
+    def both(*keys: tuple[str, ...], form: str = ".3f") -> str:
+        values = [" ".join(_number(_dig(one, key), form) for key in keys) for one in (base, part)]
+        return values[0] if base is part else " to ".join(values)
 
-    of = next((name for name, keys in measures.items() if any(v is not None for v in shares(keys))), "MMA")
-    return [
-        *(str(cell[key]) for key in ("source", "regime", "variant", "seed")),
-        column,
-        " ".join(_number(value) for value in shares(measures[of])),
-        of,
-        _number(_dig(part, ("matching", "5", "pose_auc", "5"))),
-        _number(_dig(part, ("ate", "rmse"))),
-        _number(part["tracked"], ".2f"),
-        *(_number(learning.get(key), ".0f") for key in ("steps", "promotions", "rollbacks", "first_promotion_s")),
-    ]
+    def shares(name: str) -> list[tuple[str, ...]]:
+        return [("matching", str(gap), *measures[name]) for gap in GAPS]
+
+    of = next((name for name in measures if any(_dig(part, keys) is not None for keys in shares(name))), "MMA")
+    pose_auc = both(("matching", "5", "pose_auc", "5"))
+    return [both(*shares(of)), of, pose_auc, both(("ate", "rmse")), both(("tracked",), form=".2f")]
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

@@ -57,6 +57,22 @@ def test_without_depth_the_share_near_epipolar_lines_is_shown():
     assert "0.200 0.200 0.200 | MMA |" in format_sources([cell("frozen", 0.2)])
 
 
+def test_rows_show_what_was_before():
+    (row,) = format_sources([cell("frozen", 0.2), cell("adapted", 0.3)]).splitlines()[2:]
+    assert "0.200 0.200 0.200 to 0.300 0.300 0.300 | MMA | 0.500 to 0.500 | 0.100 to 0.100 | 1.00 to 1.00 |" in row
+
+
+def test_errors_over_another_part_of_the_path_are_not_compared():
+    cells = [
+        cell("frozen", 0.2),
+        cell("adapted", 0.3, ate=0.05),
+        cell("frozen", 0.2, "sand"),
+        cell("adapted", 0.3, "sand"),
+    ]
+    cells[3]["columns"]["revisit"]["tracked"] = 0.8
+    assert "all columns: 0.50" in summarise(cells)[-1]
+
+
 def test_report_has_table_and_cells(tmp_path):
     cells = [cell("frozen", 0.2), cell("adapted", 0.3)]
     text = write_report(tmp_path, cells)
