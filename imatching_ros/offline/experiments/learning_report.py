@@ -17,7 +17,6 @@ from .learning_runs import GAPS
 
 Cell = dict[str, Any]
 Pairs = list[tuple[Cell, Cell]]  # a column of frozen weights and of others, by source and seed
-HEALTHY_MMA = 0.10  # where the frozen share is lower, its change in percent means nothing
 
 
 def write_report(out: Path, cells: Sequence[Cell], corrupted_input: bool = False) -> str:
@@ -36,9 +35,10 @@ def summarise(cells: Sequence[Cell]) -> list[str]:
         pairs = _pair_columns(cells, regime, variant)
         lines += ["", _describe_learning(cells, regime, variant), ""]
         lines += [
-            "| | gap | MMA 1 px, % [95 %] worst | MMA 3 px, % [95 %] worst | within 1 sigma | common error, px | PnP ratio | ATE ratio [95 %] |"
+            "| | gap | MMA 1 px | change x 100 [95 %] worst | MMA 3 px | change x 100 [95 %] worst | within 1 sigma | common error, px "
+            "| PnP ratio | ATE ratio [95 %] |"
         ]
-        lines += ["|---" * 8 + "|"]
+        lines += ["|---" * 10 + "|"]
         lines += [_row(column, str(gap), of_column) for column, of_column in pairs.items() for gap in GAPS]
         ratios = [ratio for of_column in pairs.values() for ratio in _ate_ratios(of_column)]
         lines += ["", f"ATE over that of the frozen weights, all columns: {_interval(ratios, '.2f', geometric=True)}"]
@@ -75,20 +75,13 @@ def _row(column: str, gap: str, sources: dict[str, Pairs]) -> str:
         )
         return f"{_mean(before)} to {_mean(after)}"
 
-    changes = [_interval(_changes(sources, gap, px), "+.1f", worst=True, of=len(sources)) for px in "13"]
+    def change(px: str) -> str:
+        means = (_means(pairs, lambda part: _dig(part, ("matching", gap, "mma", px))) for pairs in sources.values())
+        return _interval([100 * (b - a) for a, b in means if a is not None and b is not None], "+.1f", worst=True)
+
     ate = _interval(_ate_ratios(sources), ".2f", geometric=True) if gap == str(GAPS[0]) else ""
-    cells = [column, gap, *changes, both("sigma"), both("common_px"), both("translation_ratio"), ate]
-    return f"| {' | '.join(cells)} |"
-
-
-def _changes(sources: dict[str, Pairs], gap: str, px: str) -> list[float]:
-    """Change of MMA in percent, one value for each source whose frozen share is healthy."""
-    changes = []
-    for pairs in sources.values():
-        before, after = _means(pairs, lambda part: _dig(part, ("matching", gap, "mma", px)))
-        if before is not None and after is not None and before >= HEALTHY_MMA:
-            changes.append(100 * (after / before - 1))
-    return changes
+    cells = [column, gap, both("mma", "1"), change("1"), both("mma", "3"), change("3")]
+    return f"| {' | '.join([*cells, both('sigma'), both('common_px'), both('translation_ratio'), ate])} |"
 
 
 def _ate_ratios(sources: dict[str, Pairs]) -> list[float]:
@@ -110,20 +103,20 @@ def _means(pairs: Pairs, read: Callable[[Cell], float | None]) -> tuple[float | 
     return (float(np.mean([a for a, _ in known])), float(np.mean([b for _, b in known]))) if known else (None, None)
 
 
-def _interval(values: list[float], form: str, geometric: bool = False, worst: bool = False, of: int = 0) -> str:
-    """Mean over sources with its 95 % interval (Student's t); `worst` adds the lowest, and the count if it is less than `of`."""
+def _interval(values: list[float], form: str, geometric: bool = False, worst: bool = False) -> str:
+    """Mean over sources with its 95 % interval (Student's t); `worst` adds the lowest."""
     if not values:
         return "-"
     x = np.log(values) if geometric else np.array(values)
     half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
     low, mean, high = (np.exp(v) if geometric else v for v in (x.mean() - half, x.mean(), x.mean() + half))
     text = format(mean, form) + (f" [{low:{form}}, {high:{form}}]" if len(x) > 1 else "")
-    return text + (f" {min(values):{form}}" if worst else "") + (f" ({len(x)} of {of})" if len(x) < of else "")
+    return text + (f" {min(values):{form}}" if worst else "")
 
 
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{np.mean(known):.2f}" if known else "-"
+    return f"{np.mean(known):.3f}" if known else "-"
 
 
 def format_sources(cells: Sequence[Cell]) -> str:
