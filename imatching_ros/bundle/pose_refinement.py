@@ -73,7 +73,7 @@ class Correction:
     """By how much images move a prior, and reduce its covariance."""
 
     # Of the distance. The 99.9 % quantile of chi-square is 16, but errors of matches have heavier tails.
-    CONTRADICTION: ClassVar[float] = 30.0
+    CONTRADICTION: ClassVar[float] = 16.0
 
     moved: np.ndarray  # (3,) rad
     reduced: np.ndarray  # (3, 3) rad^2

@@ -98,6 +98,7 @@ class PoseEstimator:
     RANSAC_ITERATIONS = (
         300  # four points each; 40 % of inliers need log(1e-3) / log(1 - .4^4) = 266 for 0.999 confidence
     )
+    OVERRULING = 4  # times `verified_inliers`: so many, and twice as many as with it, overrule a binding prior
     COARSE_TOLERANCE = 1e-2  # relative cost: the first refinement only has to separate the inliers
 
     def __init__(self, config: OdometryConfig, bundle: BundleConfig) -> None:
@@ -149,6 +150,10 @@ class PoseEstimator:
         if not prior.binding:
             return _more_inliers(self._refine(seen, T_WC), found)
         held = self._refine(seen, torch.cat([T_WC[:3], prior.q_WC]), prior.certain())
+        alone = self._refine(seen, T_WC)
+        enough = max(self.OVERRULING * self._config.verified_inliers, 0 if held is None else 2 * int(held.inlier.sum()))
+        if alone is not None and int(alone.inlier.sum()) >= enough:
+            return alone
         if held is None:
             return None
         covariance = held.covariance.clone()

@@ -176,7 +176,7 @@ class Gyroscope:
     """
 
     LEAST_TURN = 0.01  # rad between two images; less shows nothing of the axes and the time
-    MEMORY = 0.9  # of the share of contradictions, an image that has turned
+    MEMORY_RAD = 0.3  # of the share of contradictions, by how far the camera has turned: the faster, the more it shows
     REFUSED_SHARE, TRUSTED_SHARE = (
         0.5,
         0.1,
@@ -292,6 +292,8 @@ class Gyroscope:
             self._vetted = max(0, self._vetted - 1)
         else:
             self._count(contradicts, predicted.step)
+        if contradicts and not estimate.prior_used and not weak:  # images have overruled it
+            self._vetted = 0
         if contradicts:
             return self.restart(covariance)
         P, before = covariance[3:, 3:].double().cpu().numpy(), predicted.P
@@ -313,8 +315,10 @@ class Gyroscope:
 
     def _count(self, contradicts: bool, step: Preintegrated) -> None:
         """Leaves out a gyroscope that contradicts the images most of the time, until it agrees with them again."""
-        if np.linalg.norm(step.mean_rate) * step.seconds > self.LEAST_TURN:
-            self._contradictions = self.MEMORY * self._contradictions + (1 - self.MEMORY) * contradicts
+        turn = float(np.linalg.norm(step.mean_rate - self.bias)) * step.seconds
+        if turn > self.LEAST_TURN:
+            keep = float(np.exp(-turn / self.MEMORY_RAD))
+            self._contradictions = keep * self._contradictions + (1 - keep) * contradicts
             limit = self.TRUSTED_SHARE if self._contradicted else self.REFUSED_SHARE
             self._contradicted = self._contradictions > limit
             vetted = self._vetted - self.COST_OF_CONTRADICTION if contradicts else self._vetted + 1

@@ -189,6 +189,12 @@ def test_what_has_long_agreed_is_binding_until_tracking_is_lost():
     assert not Gyroscope(ImuConfig()).refutes(last)
 
 
+def test_a_wrong_time_offset_is_found():
+    gyroscope = Gyroscope(ImuConfig(time_offset_ms=60.0))
+    follow(gyroscope, sigma=5e-4)
+    assert "imu.time_offset_ms" in gyroscope.problem
+
+
 def test_images_with_few_inliers_prove_nothing_against_it():
     gyroscope = Gyroscope(ImuConfig())
     follow(gyroscope, mounting=np.diag([1.0, -1.0, -1.0]), sigma=5e-4, inliers=20)
