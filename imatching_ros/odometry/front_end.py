@@ -469,6 +469,18 @@ def _inlier_share(matches: LandmarkMatches, estimate: PoseEstimate, within_px: f
     return int((estimate.residual_px < within_px).sum()) / max(len(matches.rows) + len(matches.unmatched), 1)
 
 
+def is_uncertain(estimate: PoseEstimate, median_depth: float) -> bool:
+    """Whether the matches leave the pose less certain than it is where poses are right.
+
+    On eight recordings, rendered and real, it stays below 0.7 degrees and 1.2 % of the depth, in a nearly white room below 2 and 4 %. In a dark one, whose
+    poses are wrong, it is more.
+    """
+    most_rad, most_share = 0.035, 0.04  # 2 degrees
+    variance = estimate.covariance.diagonal()
+    rotation, position = float(variance[3:].sum()) ** 0.5, float(variance[:3].sum()) ** 0.5
+    return rotation > most_rad or position > most_share * median_depth
+
+
 # -- after the pose ---------------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ from .front_end import (
     LandmarkMatches,
     Localization,
     PoseEstimate,
+    is_uncertain,
     keyframe_matches,
     mark_landmarks,
 )
@@ -212,11 +213,9 @@ class Odometry:
         estimate = self._hold_pose(found, last, frame, recovered)
         if self.inputs.frozen and found.cause is None:
             found = replace(found, cause=states.Cause.FROZEN)
-        inliers = int(estimate.inlier.sum())
         if found.cause is None:
-            few = inliers < self.config.odometry.verified_inliers
-            skewed = not recovered and self._is_skewed(current, last, estimate.T_WC)
-            self.state = states.transition(self.state, PoseVerified(recovered, few, skewed), context)
+            weakness = self._find_weakness(current, last, estimate, recovered)
+            self.state = states.transition(self.state, PoseVerified(recovered, weakness), context)
         else:
             plausible = self.motion.is_plausible(last, frame.stamp_ns, estimate.T_WC)
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
@@ -236,6 +235,16 @@ class Odometry:
             self._candidate = KeyframeCandidate(current, estimate.T_WC, good)
             self.mapper.start_keyframe()
         return self._with_pose(frame, estimate, published)
+
+    def _find_weakness(
+        self, current: FeatureFrame, last: TrackedFrame, estimate: PoseEstimate, recovered: bool
+    ) -> states.Cause | None:
+        skewed = not recovered and self._is_skewed(current, last, estimate.T_WC)
+        if int(estimate.inlier.sum()) < self.config.odometry.verified_inliers:
+            return states.Cause.FEW_INLIERS
+        if skewed:
+            return states.Cause.SKEWED
+        return states.Cause.UNCERTAIN if is_uncertain(estimate, last.median_depth()) else None
 
     def _is_skewed(self, current: FeatureFrame, last: TrackedFrame, T_WC: Tensor) -> bool:
         """Whether a rolling shutter that nobody has named bends this image; the covariance then includes by how much."""

@@ -7,7 +7,7 @@
 | Unverified    |            | Tracking *   | Unverified     | Lost          |
 | Lost          | Tracking   | Tracking *   | Unverified     | Lost          |
 
-* Unverified while the pose has few inliers, or is that of a skewed image. A map created when lost is a new map, at the last pose.
+* Unverified while the pose has few inliers, is uncertain, or is that of a skewed image. A map created when lost is a new map, at the last pose.
 A frame whose image is blank changes nothing: it neither supports nor refutes the pose.
 """
 
@@ -29,8 +29,12 @@ class Cause(Enum):
     FEW_INLIERS = "only {inliers} matches agree with the pose"
     LOW_INLIER_RATIO = "found again, but few landmarks are where this pose has them ({inliers} agree)"
     FROZEN = "the images have not changed for some seconds ({inliers} matches agree with the pose)"
+    UNCERTAIN = "the matches leave the pose uncertain ({inliers} agree with it)"
     SKEWED = "the camera turns fast, and how long its rolling shutter takes is not known well (camera.readout_ms)"
     OCCLUSION = "most landmarks are not found; something may hide the image ({inliers} agree)"
+
+
+WEAKNESSES = (Cause.FEW_INLIERS, Cause.UNCERTAIN, Cause.SKEWED)
 
 
 # -- states -----------------------------------------------------------------------------------------------------------
@@ -115,13 +119,11 @@ class PoseVerified:
 
     Attributes:
         recovered: the pose does not continue the one before, for tracking was lost or interrupted.
-        few_inliers: fewer than `odometry.verified_inliers`.
-        skewed: a rolling shutter that nobody has named bends what the camera sees.
+        weakness: the pose is the right one, and less accurate than others.
     """
 
     recovered: bool = False
-    few_inliers: bool = False
-    skewed: bool = False
+    weakness: Cause | None = None
 
 
 @dataclass(frozen=True)
@@ -175,13 +177,13 @@ def transition(state: State, event: Event, context: Context) -> State:
             return Tracking()
         case MapCreated() if isinstance(state, Lost):
             return Tracking(_failing(state, context), RELOCALIZATION_COOLDOWN)
-        case PoseVerified(recovered, few_inliers, skewed) if not isinstance(state, Uninitialized):
+        case PoseVerified(recovered, weakness) if not isinstance(state, Uninitialized):
             failing = _failing(state, context) if recovered else None
             cooldown = RELOCALIZATION_COOLDOWN if recovered else max(0, _cooldown(state) - 1)
-            if few_inliers:
-                return Unverified(failing, Cause.FEW_INLIERS, cooldown)
-            if skewed:
-                return Unverified(failing, Cause.SKEWED, RELOCALIZATION_COOLDOWN)
+            if weakness is not None:
+                return Unverified(
+                    failing, weakness, cooldown if weakness is Cause.FEW_INLIERS else RELOCALIZATION_COOLDOWN
+                )
             return Tracking(failing, cooldown)
         case PoseUnverified(cause, plausible) if not isinstance(state, Uninitialized):
             return Unverified(
@@ -195,8 +197,8 @@ def transition(state: State, event: Event, context: Context) -> State:
 
 
 def pose_unverified(state: State) -> bool:
-    """Whether another pose could be meant; one with few inliers, or of a skewed image, is only less accurate."""
-    return isinstance(state, Unverified) and state.cause not in (Cause.FEW_INLIERS, Cause.SKEWED)
+    """Whether another pose could be meant; a weakness only makes it less accurate."""
+    return isinstance(state, Unverified) and state.cause not in WEAKNESSES
 
 
 def mapping_frozen(state: State) -> bool:

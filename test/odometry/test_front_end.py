@@ -19,6 +19,7 @@ from imatching_ros.odometry.front_end import (
     Localization,
     PoseEstimate,
     PoseEstimator,
+    is_uncertain,
 )
 from imatching_ros.odometry.local_map import Keyframe, Window
 from imatching_ros.odometry.motion import TrackedFrame
@@ -127,3 +128,24 @@ def test_things_that_look_alike_do_not_turn_the_camera_against_a_binding_prior(b
     found = PoseEstimator(config.odometry, config.bundle).estimate(matches, geometry.identity(), prior)
     turned = float(geometry.log_so3(found.T_WC[3:]).norm())
     assert turned < 0.02 and int(found.inlier.sum()) <= 30 if binding else turned == pytest.approx(0.26, abs=0.02)
+
+
+def test_a_pose_of_few_clustered_matches_is_uncertain(front_end):
+    """More inliers than `odometry.verified_inliers` asks for, in a corner of the image and off by pixels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def estimate(count, size_px, noise_px):
+        uv = 20 + size_px * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+        depth = 2 + 0.3 * torch.rand(count, generator=generator, dtype=torch.float64)
+        image = torch.zeros(1, 240, 320, dtype=torch.uint8)
+        window = Window()
+        window.add_keyframe(Keyframe(0, 0, image, Features({}, 240, 320, 0)), geometry.identity())
+        rows = window.add_landmarks(0, torch.zeros(count, 2), None)
+        window.set_positions(rows, geometry.back_project(CAMERA, uv, depth))
+        off = noise_px * torch.randn(count, 2, generator=generator, dtype=torch.float64)
+        matches = LandmarkMatches(rows, (uv + off).float(), torch.ones(count), torch.full((count,), 0.5), rows[:0])
+        current = FeatureFrame(Frame(1, STEP_NS, image, CAMERA), image, Features({}, 240, 320, 0))
+        return front_end.estimate(window, current, matches, geometry.identity())
+
+    assert not is_uncertain(estimate(300, 200.0, 0.5), 2.0)
+    assert is_uncertain(estimate(40, 60.0, 1.0), 2.0)

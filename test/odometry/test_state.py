@@ -20,8 +20,8 @@ from imatching_ros.odometry.state import (
 
 COOLDOWN = RELOCALIZATION_COOLDOWN
 NOW = Context(weights_version=7)
-VERIFIED, FEW, RECOVERED = PoseVerified(), PoseVerified(few_inliers=True), PoseVerified(recovered=True)
-SKEWED = PoseVerified(skewed=True)
+VERIFIED, FEW, RECOVERED = PoseVerified(), PoseVerified(weakness=Cause.FEW_INLIERS), PoseVerified(recovered=True)
+SKEWED = PoseVerified(weakness=Cause.SKEWED)
 LOW, FAR = PoseUnverified(Cause.LOW_INLIER_RATIO), PoseUnverified(Cause.LOW_INLIER_RATIO, plausible=False)
 HIDDEN = PoseUnverified(Cause.OCCLUSION)
 
@@ -38,6 +38,7 @@ LOST = Lost(6, frames_without_pose=2, mapping_frozen=True)
         (Uninitialized(), MapCreated(), Tracking()),
         (TRACKING, VERIFIED, Tracking()),
         (TRACKING, FEW, Unverified(None, Cause.FEW_INLIERS)),
+        (TRACKING, PoseVerified(weakness=Cause.UNCERTAIN), Unverified(None, Cause.UNCERTAIN, COOLDOWN)),
         (TRACKING, SKEWED, Unverified(None, Cause.SKEWED, COOLDOWN)),
         (Unverified(None, Cause.SKEWED, COOLDOWN), VERIFIED, Tracking(None, COOLDOWN - 1)),
         (TRACKING, RECOVERED, Tracking(7, COOLDOWN)),
@@ -59,7 +60,7 @@ LOST = Lost(6, frames_without_pose=2, mapping_frozen=True)
         (UNVERIFIED, PoseNotFound(), Lost(6, 1, mapping_frozen=True)),
         (LOST, PoseNotFound(), Lost(6, 3, mapping_frozen=True)),
         (LOST, RECOVERED, Tracking(6, COOLDOWN)),
-        (LOST, PoseVerified(recovered=True, few_inliers=True), Unverified(6, Cause.FEW_INLIERS, COOLDOWN)),
+        (LOST, PoseVerified(True, Cause.FEW_INLIERS), Unverified(6, Cause.FEW_INLIERS, COOLDOWN)),
         (LOST, LOW, Unverified(6, Cause.LOW_INLIER_RATIO, COOLDOWN, True, True)),
         (LOST, MapCreated(), Tracking(6, COOLDOWN)),
     ],
