@@ -54,6 +54,17 @@ def test_a_frozen_camera_is_not_tracking_and_its_covariance_grows():
     assert float(moved[-1].covariance[:3, :3].trace()) < 1e-2
 
 
+def test_a_fault_is_an_event_once_for_each_time_that_it_begins():
+    events = []
+    pipeline = Pipeline(configure(odometry__mode="rgbd"), on_event=events.append)
+    moving = with_depth(3)
+    frozen = [repeat(moving[0], 45), repeat(replace(moving[1], id=46, stamp_ns=46 * STEP_NS), 45)]
+    for frame in [moving[0], *frozen[0], replace(moving[1], id=46, stamp_ns=46 * STEP_NS), *frozen[1]]:
+        pipeline.process(frame)
+    warnings = [event["text"] for event in events if event["event"] == "warning"]
+    assert len(warnings) == 2 and all("bit-identical" in text for text in warnings)
+
+
 def test_a_frozen_right_camera_is_named_and_not_measured_by():
     frames = pairs(8)
     stuck = [replace(frame, right=frames[3].right) if k > 3 else frame for k, frame in enumerate(frames)]
