@@ -26,6 +26,7 @@ LONG = {
     "bench odometry": "minutes; run smaller in test/offline/cli/test_bench_odometry.py",
     "bench latency": "minutes; run smaller in test/offline/ros_tools/test_latency.py",
     "bench matcher": "minutes; run smaller in test/offline/cli/test_bench_matcher.py",
+    "view": "shows a running node; run in test/offline/ros_tools/test_view.py",
     "online": "waits for a camera; the node runs over DDS in test/ros",
     "match-eval my_sequence/": "needs the package that the page writes, which test/matching/test_adding_a_matcher.py installs and uses",
     "replay my_sequence/": "as the line before it",

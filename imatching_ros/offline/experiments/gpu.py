@@ -68,7 +68,7 @@ class Plan:
     tests_timeout_s: float = 200.0
 
 
-SMALL = Plan(((160, 120),), 16, 10.0, 1.5, 5.0, ((4, 40),), 1, 1, 128, False)  # for the CPU
+SMALL = Plan(((160, 120),), 24, 10.0, 1.5, 5.0, ((4, 40),), 1, 1, 128, False)  # for the CPU
 
 
 def measure_device(device: str, plan: Plan, config: Config) -> Iterator[Result]:
