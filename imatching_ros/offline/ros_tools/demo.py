@@ -19,6 +19,7 @@ from typing import Any
 from ...core.errors import ImatchingError, SourceError
 
 IMAGE_TOPIC = "/camera/image_raw"
+RATE_HZ = 6  # of the camera: one that a slow computer can follow while it learns
 MARK = ".imatching_demo"  # a file in every folder that a demonstration wrote, and the next may replace
 
 
@@ -33,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="domain shift that the weights have to adapt to (default stripes: lamps that flicker under a rolling shutter)",
     )
     parser.add_argument(
-        "--frames", type=int, default=450, help="length at 10 Hz (default 450: long enough to validate a candidate)"
+        "--frames",
+        type=int,
+        default=300,
+        help=f"length at {RATE_HZ} Hz (default 300: long enough to validate a candidate)",
     )
     parser.add_argument(
         "--held-out", type=int, default=30, help="frames on another path, to score matching (default 30)"
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     print_step("1/5", "rendering a scene with known truth, and another path through it to score matching")
     width, height = map(str, args.size)
     common = ["--kind", args.kind, "--shift", args.shift, "--width", width, "--height", height]
-    common += ["--seed", str(args.seed)]
+    common += ["--seed", str(args.seed), "--rate-hz", str(RATE_HZ)]
     command("simulate", str(scene), "--frames", str(args.frames), *common)
     command("simulate", str(held_out), "--frames", str(args.held_out), "--path-seed", str(args.seed + 1), *common)
     print_step("2/5", "playing it to the node over DDS")
