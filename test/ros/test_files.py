@@ -115,6 +115,14 @@ def test_launch_remaps_only_topics_that_exist(mode):
     assert set(launch.IMAGES) == set(TOPICS) and (ROOT / "config" / f"{mode}.yaml").is_file()
 
 
+def test_nav2_launch_fuses_the_planar_twist_that_the_node_publishes():
+    nav2, online = load_launch("nav2"), load_launch("online")
+    assert set(nav2.ONLINE) <= set(online.ARGUMENTS) and nav2.FILTER["odom0"] == nav2.ONLINE["odom_topic"]
+    names = "x y z roll pitch yaw vx vy vz vroll vpitch vyaw ax ay az".split()
+    fused = [name for name, used in zip(names, nav2.FILTER["odom0_config"], strict=True) if used]
+    assert fused == ["vx", "vy", "vyaw"]
+
+
 def test_replay_launch_passes_options_that_exist():
     launch = load_launch("replay")
     arguments = launch.make_command({name: "1" for name in launch.ARGUMENTS})

@@ -170,6 +170,7 @@ def test_camera_launch_runs_on_the_topics_of_the_driver(domain, peer: Peer, tmp_
     [
         (("camera.launch.py", "camera:=d435i_rgbd"), "needs the package realsense2_camera, which is not installed"),
         (("camera.launch.py", "camera:=kinect"), "camera is 'kinect', expected one of d435i_stereo"),
+        (("nav2.launch.py", "camera:=d435i_rgbd"), "package 'robot_localization' not found"),
         (("online.launch.py", "rviz:=true"), "package 'rviz2' not found"),
         (("online.launch.py", "params_file:=none.yaml"), "params_file is 'none.yaml', expected a file, or one of"),
         (("online.launch.py", "mode:=lidar"), "mode is 'lidar', expected one of mono, stereo, rgbd"),
