@@ -31,6 +31,7 @@ LONG = {
     "match-eval my_sequence/": "needs the package that the page writes, which test/matching/test_adding_a_matcher.py installs and uses",
     "replay my_sequence/": "as the line before it",
     "replay sweep": "reads what the line before it renders",
+    "replay R": "reads a recording whose rendering the page describes",
 }
 
 
