@@ -6,7 +6,6 @@ a head that is trained on them accepts more wrong matches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +19,7 @@ from .supervision import RIGHT_PX
 
 WARPS = 8
 ONE_SIGMA = 0.683  # share of a normal distribution
+FEWEST_ERRORS = 100  # coordinates whose quantile says something
 
 
 @torch.no_grad()
@@ -29,7 +29,8 @@ def refit_sigma(
     """Scales the sigma of a matcher so that it fits its errors as well as that of the pretrained weights fits theirs.
 
     Both match the same random homographies of the samples' images. The ratio to the pretrained weights leaves out what warps have
-    in common with no real motion. Does nothing for a matcher without a head.
+    in common with no real motion. Does nothing for a matcher without a head. Where hardly a match is
+    right, as in images without texture, sigma is that of the pretrained weights.
     """
     head, known = matcher.confidence_head(), pretrained.confidence_head()
     if head is None or known is None or not samples:
@@ -41,8 +42,10 @@ def refit_sigma(
         pair, near, radius = _draw(sample, number % 2 == 0, generator)
         for found, network in zip(errors, (matcher, pretrained)):
             found.append(_errors(network, pair, near, radius))
-    own, original = (float(torch.cat(parts).quantile(ONE_SIGMA)) for parts in errors)
-    list(head.parameters())[-1][1] += math.log(own / original)
+    own, original = (torch.cat(parts) for parts in errors)
+    if len(own) >= FEWEST_ERRORS <= len(original):
+        ratio = own.quantile(ONE_SIGMA) / original.quantile(ONE_SIGMA)
+        list(head.parameters())[-1][1] += ratio.log()  # its last bias is that of the score and of log sigma
 
 
 def _draw(

@@ -177,10 +177,8 @@ class Gyroscope:
 
     LEAST_TURN = 0.01  # rad between two images; less shows nothing of the axes and the time
     MEMORY_RAD = 0.3  # of the share of contradictions, by how far the camera has turned: the faster, the more it shows
-    REFUSED_SHARE, TRUSTED_SHARE = (
-        0.5,
-        0.1,
-    )  # of contradictions: above one it is left out, below the other it is used again
+    REFUSED_SHARE = 0.5  # of contradictions, above which it is left out
+    TRUSTED_SHARE = 0.1  # below which it is used again
     VETTED, MOST_VETTED = 10, 80  # images that have turned and agreed: from one on it is binding; no more are counted
     COST_OF_CONTRADICTION, COST_OF_LOSS = 5, 3  # of these
     WEAK_INLIERS = 30  # fewer prove nothing against it

@@ -50,7 +50,7 @@ AT_ORIGIN = Start(np.eye(4), np.zeros((6, 6)))
 class RobotPoseTracker:
     """Keeps the odometry frame continuous.
 
-    The odometry frame O is the pose of the base when the first map began, or what the base started at is relative to. The core places every further map at its last pose and
+    The odometry frame O is the pose of the base when the first map began, unless that was given in O (`Start`). The core places every further map at its last pose and
     adds the covariance of the gap itself. A core that was reset starts at zero again: after `restart` the next pose is the last
     one published, and the gap's covariance is added here, from the last known twist. It is compounded along the path from there
     on, so that its heading error grows into position.

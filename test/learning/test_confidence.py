@@ -63,6 +63,17 @@ def test_sigma_fits_moved_features_as_it_fitted_the_pretrained_ones(matcher, sam
         assert name.startswith("confidence.") or torch.equal(value, before[name])
 
 
+def test_sigma_is_the_pretrained_one_where_no_match_is_right(matcher, sample):
+    moved = copy.deepcopy(matcher)
+    with torch.no_grad():
+        list(moved.confidence_head().parameters())[-1][1] += 1.5  # log sigma
+        for head in (moved.backbone.coarse_head, moved.backbone.fine_head):  # all places look alike
+            head.weight.zero_()
+    refit_sigma(moved, matcher, [sample], torch.Generator().manual_seed(0))
+    for own, pretrained in zip(moved.confidence_head().parameters(), matcher.confidence_head().parameters()):
+        assert torch.equal(own, pretrained)
+
+
 def test_matcher_without_a_head_stays_as_it_is(sample):
     klt = KltMatcher(Config().matcher)
     refit_sigma(klt, klt, [sample], torch.Generator())
