@@ -6,7 +6,7 @@ recording the first 60 % are learned and the rest is scored (unseen).
 
 Variants: frozen, adapted, unguarded (every candidate is promoted), and with as many steps as adapted: offline (the offline training goes on),
 warps (warps of the live images, no geometry), oracle (true poses and depth; where there is depth).
-Regimes: live (one pass at sensor rate, learning in the background) and repeated (the learning part played --passes times, learning in line).
+Regimes: live (at the sensor's rate, learning in the background) and repeated (learning in line, as fast as it goes).
 Every cell is saved below DIR/cells and skipped when it is there, so that an interrupted comparison goes on.
 
 With --mode mono, the depth of a recording is used for scoring alone. A recording without depth but with true poses is scored by epipolar
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="repeated: how often the learning part is played (default %(default)s); from the second time on validation uses images that were trained on",
+        help="how often the learning part is played (default %(default)s); from the second time on validation uses images that were trained on",
     )
     parser.add_argument(
         "--variants", default="frozen,adapted", metavar="V,V", help=f"of {', '.join(VARIANTS)} (default %(default)s)"

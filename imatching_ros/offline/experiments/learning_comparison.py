@@ -36,7 +36,7 @@ class ComparisonPlan:
     pairs: int  # scored pairs per gap
     quick: bool  # short scenes, one pass
     mode: str  # in which odometry sees the recordings; auto, mono, stereo or rgbd
-    passes: int  # how often the learning part is played in the regime `repeated`
+    passes: int  # how often the learning part is played
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class CellStore:
 
     def _settings(self, regime: str, config: Config) -> dict[str, Any]:
         plan = {name: getattr(self._plan, name) for name in ("pairs", "quick", "mode")}
-        passes = self._plan.passes if regime == "repeated" else 1
+        passes = 1 if regime == "-" else self._plan.passes
         return to_json_value({**runs.describe(config), **plan, "passes": passes, **self._more})
 
 
@@ -192,7 +192,7 @@ class SourceComparison:
 
     def _learn(self, config: Config, regime: str) -> Learned:
         if regime == "live":
-            return runs.learn_live(config, self._learning_frames())
+            return runs.learn_live(config, [self._learning_frames()] * self._plan.passes)
         return runs.learn_in_turn(config, [self._learning_frames()] * self._plan.passes)
 
     def _learning_frames(self) -> Iterable[Frame]:

@@ -63,7 +63,14 @@ def _describe_learning(cells: Sequence[Cell], regime: str, variant: str) -> str:
     text = f"**{variant}**, {regime}, {len(mine)} runs, {np.mean([c['steps'] for c in mine]):.0f} steps on average"
     if variant in ("adapted", "unguarded"):
         text += f"; {len(promoted)} promoted" + (
-            f", first after {np.median(promoted):.0f} s (median)" if promoted else ""
+            f", first after {np.median(promoted):.0f} s (median), {max(promoted):.0f} s (last)" if promoted else ""
+        )
+    if delays := [c["pose_delay_ms"] for c in mine if "pose_delay_ms" in c]:
+        ratios = [d["learning"]["p95"] / d["off"]["p95"] for d in delays]
+        text += (
+            f"; p95 of the pose {np.mean([d['learning']['p95'] for d in delays]):.0f} ms, over that without learning "
+            f"{np.exp(np.mean(np.log(ratios))):.2f} (mean), {max(ratios):.2f} (worst); "
+            f"{sum(c['frames_dropped'] for c in mine)} of {sum(c['frames_dropped'] + c['frames'] for c in mine)} images dropped"
         )
     return text
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...core.config import Config
@@ -31,71 +32,114 @@ GAPS = (1, 5, 10)
 
 def learn_in_turn(config: Config, parts: Sequence[Iterable[Frame]]) -> tuple[Matcher, dict[str, Any]]:
     """REPEATED: plays one part after the other, each into an empty map, learning in line with odometry; deterministic."""
-    config = config.with_values({"learning.mode": "sync"})
-    events: list[dict[str, Any]] = []
-    pipeline = Pipeline(config, events.append)
-    begin, played, first_ns = time.perf_counter(), 0, 0
+    run = _LearningRun(config.with_values({"learning.mode": "sync"}))
     for frames in parts:
-        for frame in frames:
-            first_ns = first_ns if played else frame.stamp_ns
-            pipeline.process(replace(frame, id=played))
-            played += 1
-        pipeline.reset()
-    return _finish(pipeline, events, first_ns, time.perf_counter() - begin)
+        for due_s, frame in _timed(frames):
+            run.process(frame, due_s)
+        run.finish_part()
+    return run.close()
 
 
-def learn_live(config: Config, frames: Iterable[Frame]) -> tuple[Matcher, dict[str, Any]]:
-    """LIVE: one pass at the sensor's rate, learning in the background; a frame that is overtaken by the next is dropped.
+def learn_live(config: Config, parts: Sequence[Iterable[Frame]]) -> tuple[Matcher, dict[str, Any]]:
+    """LIVE: one part after the other at the sensor's rate, learning in the background; a frame overtaken by the next is dropped.
 
-    Frames of a recording are decoded while it plays, one ahead.
+    The first part is played once before with learning off, to tell by how much learning delays poses. Frames of a
+    recording are decoded while it plays, one ahead.
+
+    Args:
+        parts: each is played into an empty map, and can be iterated again.
     """
-    config = config.with_values({"learning.mode": "thread"})
-    events: list[dict[str, Any]] = []
-    pipeline = Pipeline(config, events.append)
-    coming = iter(frames)
-    following: Frame | None = next(coming)
-    assert following is not None
-    dropped, count, first = 0, 0, following.stamp_ns
+    alone, run = (_LearningRun(config.with_values({"learning.mode": mode})) for mode in ("off", "thread"))
+    _play_live(alone, parts[0])
+    alone.close()
+    for frames in parts:
+        _play_live(run, frames)
+    matcher, counters = run.close()
+    delays = {"off": _delay_ms(alone.delays_s), "learning": _delay_ms(run.delays_s)}
+    return matcher, counters | {"frames_dropped": run.dropped, "frames": run.frames, "pose_delay_ms": delays}
+
+
+def _play_live(run: _LearningRun, frames: Iterable[Frame]) -> None:
+    coming = iter(_timed(frames))
+    following = next(coming, None)
     begin = time.perf_counter()
-    while (frame := following) is not None:
+    while following is not None:
+        due_s, frame = following
         following = next(coming, None)
-        count += 1
         now = time.perf_counter() - begin
-        if following is not None and now > (following.stamp_ns - first) / 1e9:
-            dropped += 1
+        if following is not None and now > following[0]:
+            run.dropped += 1
             continue
-        due = (frame.stamp_ns - first) / 1e9
-        time.sleep(max(0.0, due - now))
-        pipeline.process(frame, behind=now > due + 0.05)
-    matcher, counters = _finish(pipeline, events, first, time.perf_counter() - begin)
-    return matcher, counters | {"frames_dropped": dropped, "frames": count}
+        time.sleep(max(0.0, due_s - now))
+        delay_s = run.process(frame, due_s, behind=now > due_s + 0.05)
+        run.delays_s.append(delay_s + max(0.0, now - due_s))
+    run.finish_part()
 
 
-def _finish(
-    pipeline: Pipeline, events: list[dict[str, Any]], first_ns: int, seconds: float
-) -> tuple[Matcher, dict[str, Any]]:
-    pipeline.close()
-    status = pipeline.learning_status()
-    promoted = [e["stamp_ns"] for e in events if e["event"] == "promotion"]
-    validations = [
-        {k: e[k] for k in ("outcome", "reason", "before_px", "after_px", "step")}
-        for e in events
-        if e["event"] == "validation"
-    ]
-    return pipeline.matcher, {
-        "steps": status.step,
-        "samples": status.samples,
-        "promotions": status.promotions,
-        "rollbacks": status.rollbacks,
-        "rejected": status.rejected,
-        "dropped_windows": status.dropped,
-        "state": status.state,
-        "busy_s": status.busy_s,
-        "seconds": seconds,
-        "first_promotion_s": (promoted[0] - first_ns) / 1e9 if promoted else None,
-        "validations": validations,
-        "lost": sum(e["event"] == "lost" for e in events),
-    }
+def _timed(frames: Iterable[Frame]) -> Iterator[tuple[float, Frame]]:
+    """Every frame with its time after the first, seconds."""
+    first_ns: int | None = None
+    for frame in frames:
+        first_ns = frame.stamp_ns if first_ns is None else first_ns
+        yield (frame.stamp_ns - first_ns) / 1e9, frame
+
+
+def _delay_ms(delays_s: Sequence[float]) -> dict[str, float]:
+    return {f"p{q}": 1e3 * float(np.percentile(delays_s, q)) for q in (50, 95)}
+
+
+class _LearningRun:
+    """A pipeline that learns while parts of a recording are played, and when it did what: seconds of frames played."""
+
+    def __init__(self, config: Config) -> None:
+        self.frames, self.dropped = 0, 0
+        self.delays_s: list[float] = []  # of each pose after its image was due
+        self._events: list[dict[str, Any]] = []
+        self._before_s, self._played_s = 0.0, 0.0  # parts before this one; with this one
+        self._pipeline = Pipeline(config, lambda event: self._events.append(event | {"played_s": self._played_s}))
+        self._begin = time.perf_counter()
+
+    def process(self, frame: Frame, due_s: float, behind: bool = False) -> float:
+        """One frame, `due_s` after the first of its part. Returns the seconds until there was a pose."""
+        self._played_s = self._before_s + due_s
+        begin = time.perf_counter()
+        tracked: list[float] = []
+        self._pipeline.process(
+            replace(frame, id=self.frames), lambda output: tracked.append(time.perf_counter()), behind
+        )
+        self.frames += 1
+        return tracked[0] - begin
+
+    def finish_part(self) -> None:
+        """The next frame starts another part, with an empty map."""
+        self._before_s = self._played_s
+        self._pipeline.reset()
+
+    def close(self) -> tuple[Matcher, dict[str, Any]]:
+        """The matcher as it is at the end, and what was counted."""
+        seconds = time.perf_counter() - self._begin
+        self._pipeline.close()
+        status = self._pipeline.learning_status()
+        promoted = [e["played_s"] for e in self._events if e["event"] == "promotion"]
+        validations = [
+            {k: e[k] for k in ("outcome", "reason", "before_px", "after_px", "step", "played_s")}
+            for e in self._events
+            if e["event"] == "validation"
+        ]
+        return self._pipeline.matcher, {
+            "steps": status.step,
+            "samples": status.samples,
+            "promotions": status.promotions,
+            "rollbacks": status.rollbacks,
+            "rejected": status.rejected,
+            "dropped_windows": status.dropped,
+            "state": status.state,
+            "busy_s": status.busy_s,
+            "seconds": seconds,
+            "first_promotion_s": promoted[0] if promoted else None,
+            "validations": validations,
+            "lost": sum(e["event"] == "lost" for e in self._events),
+        }
 
 
 def learn_offline(

@@ -97,7 +97,7 @@ def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path
     get(plan, then="dark_noise")
     assert len(calls) == 7
     for passes in (2, 3):  # one live pass whatever is said of repeated ones
-        get(replace(plan, passes=passes), "live")
+        get(replace(plan, passes=passes), "-")
     assert len(calls) == 8
 
 
@@ -219,7 +219,9 @@ def test_frames_are_played_as_they_are_read(recording):
     config = Config().with_values({"matcher.name": "klt", "odometry.mode": "mono"})
     part = divide(open_source(recording, SourceOptions(duration_s=1.3)), mono=True).learning
     assert learn_in_turn(config, [iter(part), iter(part)])[1]["lost"] == 0
-    assert learn_live(config, iter(part))[1]["frames"] == 2
+    live = learn_live(config, [part, part])[1]
+    assert live["frames"] == 4 and live["frames_dropped"] == 0
+    assert all(0 < delays["p50"] <= delays["p95"] for delays in live["pose_delay_ms"].values())
 
 
 def test_control_begins_anew_and_its_steps_belong_to_its_cell(tmp_path, monkeypatch):
