@@ -96,7 +96,7 @@ def test_saved_cell_is_not_worked_out_again_unless_the_settings_changed(tmp_path
     get(plan, then="dark_noise")
     get(plan, then="dark_noise")
     assert len(calls) == 7
-    for passes in (2, 3):  # one live pass whatever is said of repeated ones
+    for passes in (2, 3):  # frozen weights play nothing
         get(replace(plan, passes=passes), "-")
     assert len(calls) == 8
 
