@@ -1,9 +1,9 @@
 """Fine-tunes a matcher on recordings: the learning step of the robot, without ground truth, as often as there is time for.
 
 First, odometry plays every recording with the weights as they are, and keeps the windows that pass the gate. Then the weights are
-trained on these. At last, both weights are validated on windows from the end of each recording, which were not trained on, by the
-test that a candidate must pass on the robot. Ctrl-C or a kill costs little: the same command resumes; given more --steps, it
-resumes a finished run too.
+trained on these; before every further epoch the recordings are played again, with the weights so far. At last, both weights are
+validated on windows from the end of each recording, which were not trained on, by the test that a candidate must pass on the robot.
+Ctrl-C or a kill costs little: the same command resumes; given more --steps, it resumes a finished run too.
 
 DIR gets finetuned.safetensors (load it with --weights), result.json, the windows, and what is needed to resume.
 Exit codes: 0 finished, 1 an error, 3 not shown to be better (with --require-better), 130 interrupted.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import math
+import shutil
 import signal
 import threading
 import time
@@ -29,9 +31,20 @@ from ...learning.validation import PairedTest, Score, Verdict, score
 from ...matching import create_matcher
 from ...matching.weights import hash_state, write_weights
 from ..recordings import open_source
-from ..recordings.base import SourceOptions, identify
+from ..recordings.base import Source, SourceOptions, identify
 from .tuner import CANDIDATE, Processes, StepStatistics, StoredWindow, Tuner
-from .windows import Recording, collect, read_recording, read_window, split_windows, write_json
+from .windows import (
+    Recording,
+    Solved,
+    collect,
+    last_training_frame,
+    read_recording,
+    read_window,
+    solved_windows,
+    split_windows,
+    training_windows_again,
+    write_json,
+)
 
 FINISHED = "finetuned.safetensors"
 RESULT = "result.json"
@@ -70,9 +83,14 @@ class Plan:
         """Steps in all, on so many windows."""
         return self.steps if self.steps is not None else math.ceil(self.epochs * windows / self.batch)
 
-    def folders(self, out: Path) -> list[Path]:
-        """Where the windows of each source are kept."""
-        return [out / "windows" / f"{number:02d}_{path.resolve().stem}" for number, path in enumerate(self.sources)]
+    def steps_of_epoch(self, windows: int) -> int:
+        """Steps of one pass over so many windows."""
+        return math.ceil(windows / self.batch)
+
+    def folders(self, out: Path, epoch: int = 0) -> list[Path]:
+        """Where the windows of each source are kept, of the first epoch or of a later one."""
+        windows = out / "windows" if epoch == 0 else _epoch_folder(out, epoch)
+        return [windows / f"{number:02d}_{path.resolve().stem}" for number, path in enumerate(self.sources)]
 
 
 class Bar(Protocol):
@@ -155,9 +173,9 @@ class _Run:
         """All ranks but 0: trains on the windows that rank 0 collects."""
         with processes.joined():
             if processes.broadcast(None):
-                self._train(
-                    Tuner(self.config, self._training_windows(self._recordings()), self.plan.batch, processes), {}
-                )
+                recordings = self._recordings()
+                tuner = Tuner(self.config, self._training_windows(recordings), self.plan.batch, processes)
+                self._train(tuner, recordings, {})
 
     def lead(self, processes: Processes, description: dict[str, Any]) -> dict[str, Any]:
         """Rank 0: collects, trains with the others, validates alone."""
@@ -175,7 +193,7 @@ class _Run:
             tuner = Tuner(self.config, windows, self.plan.batch, processes)
             provenance = self._provenance(recordings, tuner)
             begin = time.perf_counter()
-            taken, finished = self._train(tuner, provenance)
+            taken, finished = self._train(tuner, recordings, provenance)
             report = self._report(recordings, tuner) | {"steps_per_s": taken / max(time.perf_counter() - begin, 1e-9)}
         stopped = {
             "interrupted": True,
@@ -217,21 +235,47 @@ class _Run:
             recordings.append(known)
         return recordings
 
-    def _collect_one(self, path: Path, source: Any, folder: Path) -> Recording | None:
-        with self.bar(f"collect {path.resolve().name}", source.length, "frames", 0) as shown:
+    def _collect_one(self, path: Path, source: Source, folder: Path) -> Recording | None:
+        solved = solved_windows(self.config.with_values({"odometry.mode": source.mode}), source)
+        return self._play(f"collect {path.resolve().name}", source, solved, folder)
+
+    def _play(self, label: str, source: Source, solved: Iterator[Solved], folder: Path) -> Recording | None:
+        """The windows that odometry solves, written; None when asked to stop."""
+        with self.bar(label, source.length, "frames", 0) as shown:
 
             def on_frame(frames: int, windows: int) -> None:
                 shown.update(frames, f"{windows} windows")
                 self.interruption.check()
 
             try:
-                return collect(source, self.config, folder, on_frame)
+                return collect(source, solved, folder, on_frame)
             except KeyboardInterrupt:
                 return None
 
-    def _recordings(self) -> list[Recording]:
+    def _collect_again(self, epoch: int, tuner: Tuner, recordings: list[Recording]) -> bool:
+        """Plays the training part of every recording with the weights as they are by now; False when asked to stop."""
+        folders = self.plan.folders(self.out, epoch)
+        matcher = None
+        for path, recording, folder in zip(self.plan.sources, recordings, folders):
+            if read_recording(folder) is not None:
+                continue
+            source = open_source(path, self.plan.options)
+            if identify(source) != recording.identity:
+                raise ConfigError(f"{path} has changed since its windows were collected; give another --out")
+            config = self.config.with_values({"odometry.mode": source.mode})
+            last = last_training_frame(recording, self.plan.hold_back)
+            frames = itertools.takewhile(lambda frame: frame.id <= last, source)
+            label = f"epoch {epoch + 1}: collect {path.resolve().name}"
+            matcher = matcher or tuner.tuned()
+            if self._play(label, source, solved_windows(config, frames, matcher), folder) is None:
+                return False
+        if epoch > 1:
+            shutil.rmtree(_epoch_folder(self.out, epoch - 1), ignore_errors=True)
+        return True
+
+    def _recordings(self, epoch: int = 0) -> list[Recording]:
         """What rank 0 has collected."""
-        found = [read_recording(folder) for folder in self.plan.folders(self.out)]
+        found = [read_recording(folder) for folder in self.plan.folders(self.out, epoch)]
         missing = [str(path) for path, recording in zip(self.plan.sources, found) if recording is None]
         if missing:
             raise SourceError(
@@ -256,11 +300,38 @@ class _Run:
 
     # -- train --------------------------------------------------------------------------------------------------------
 
-    def _train(self, tuner: Tuner, provenance: dict[str, Any]) -> tuple[int, bool]:
-        """Takes the steps that are left; returns their number, and whether all were taken. The state of the last whole step is
-        on disk, whatever ends it."""
+    def _train(self, tuner: Tuner, recordings: list[Recording], provenance: dict[str, Any]) -> tuple[int, bool]:
+        """Takes the steps that are left; returns their number, and whether all were taken."""
         tuner.resume(self.out)
-        first, until, leads = tuner.step, self.plan.steps_on(len(tuner.windows)), tuner.processes.rank == 0
+        first, count = tuner.step, len(tuner.windows)
+        until, in_epoch = self.plan.steps_on(count), self.plan.steps_of_epoch(count)
+        while tuner.step < until:
+            epoch = tuner.step // in_epoch
+            ready = epoch == 0 or self._renew_windows(tuner, recordings, epoch, epoch * in_epoch)
+            if not ready or not self._train_epoch(tuner, min(until, (epoch + 1) * in_epoch), until, provenance):
+                return tuner.step - first, False
+        return tuner.step - first, True
+
+    def _renew_windows(self, tuner: Tuner, recordings: list[Recording], epoch: int, first_step: int) -> bool:
+        """Has all processes train on windows that odometry with the weights by now makes of the recordings; False when asked to stop.
+
+        Without any that can be trained on, it is those of the first epoch again. Where training is resumed within an epoch, its
+        windows are there.
+        """
+        leads = tuner.processes.rank == 0
+        if not tuner.processes.broadcast(self._collect_again(epoch, tuner, recordings) if leads else None):
+            return False
+        windows = [
+            StoredWindow(again.path(k), len(again.windows[k]))
+            for before, again in zip(recordings, self._recordings(epoch))
+            for k in training_windows_again(before, again, self.plan.hold_back)
+        ]
+        tuner.train_on(windows or self._training_windows(recordings), first_step)
+        return True
+
+    def _train_epoch(self, tuner: Tuner, end: int, until: int, provenance: dict[str, Any]) -> bool:
+        """Steps up to `end`; returns whether all were taken. The state of the last whole step is on disk, whatever ends it."""
+        leads = tuner.processes.rank == 0
         residual, saved = float("nan"), time.monotonic()
 
         def save() -> None:
@@ -268,7 +339,7 @@ class _Run:
                 tuner.save(self.out, provenance | {"verdict": "not validated"})
 
         try:
-            with self.bar("train", until, "steps", first) if leads else contextlib.nullcontext() as shown:
+            with self.bar("train", until, "steps", tuner.step) if leads else contextlib.nullcontext() as shown:
 
                 def on_step(statistics: StepStatistics) -> None:
                     nonlocal residual, saved
@@ -281,10 +352,9 @@ class _Run:
                         save()
                         saved = time.monotonic()
 
-                finished = tuner.run(until, lambda: self.interruption.asked, on_step)
+                return tuner.run(end, lambda: self.interruption.asked, on_step)
         finally:
             save()
-        return tuner.step - first, finished
 
     def _provenance(self, recordings: list[Recording], tuner: Tuner) -> dict[str, Any]:
         return {
@@ -299,14 +369,14 @@ class _Run:
             "torch": torch.__version__,
         }
 
-    @staticmethod
-    def _report(recordings: list[Recording], tuner: Tuner) -> dict[str, Any]:
+    def _report(self, recordings: list[Recording], tuner: Tuner) -> dict[str, Any]:
+        windows = len(self._training_windows(recordings))  # of the first epoch
         return {
             "steps": tuner.step,
             "updates": tuner.stepper.taken,
             "refused_in_steps": dict(tuner.refused),
             "processes": tuner.processes.size,
-            "windows": {"training": len(tuner.windows), "validation": 0},
+            "windows": {"training": windows, "validation": 0},
             "sources": [
                 {"name": r.name, "frames": r.frames, "windows": len(r.windows), "refused": r.refused}
                 for r in recordings
@@ -419,6 +489,11 @@ def decide(scores: list[tuple[Score, Score]], settings: LearningConfig, looks: i
         return Verdict("undecided", reason, *_means(scores, "held_out_px"), count)
     test = PairedTest((Look(count, (1 - settings.confidence) / (looks * (looks + 1))),))
     return [test.add(before, after) for before, after in scores][-1]
+
+
+def _epoch_folder(out: Path, epoch: int) -> Path:
+    """The windows of a later epoch."""
+    return out / "windows" / f"epoch{epoch}"
 
 
 def _means(scores: list[tuple[Score, Score]], name: str) -> tuple[float, float]:

@@ -127,7 +127,9 @@ class Tuner:
 
     def __init__(self, config: Config, windows: list[StoredWindow], batch: int, processes: Processes) -> None:
         """`windows` are those for training; `batch` of them make a step, whatever the number of processes."""
-        self.config, self.windows, self.batch, self.processes = config, windows, batch, processes
+        self.config, self.batch, self.processes = config, batch, processes
+        self.train_on(windows, 0)
+        self._refitted_on = windows[:: max(1, len(windows) // REFIT_WINDOWS)][:REFIT_WINDOWS]
         matcher = create_matcher(config.matcher)
         for value in matcher.state_dict().values():  # the file may differ by now
             processes.copy_from_rank_0(value)
@@ -137,6 +139,10 @@ class Tuner:
         self.step = 0
         self.moving = False  # the weights are between two steps; an impatient interruption may leave them there
         self.refused: Counter[str] = Counter()
+
+    def train_on(self, windows: list[StoredWindow], first_step: int) -> None:
+        """Takes the windows for all steps from `first_step` on."""
+        self.windows, self._first_step = windows, first_step
 
     def run(self, until: int, stop: Callable[[], bool], on_step: Callable[[StepStatistics], None]) -> bool:
         """Steps until `until` were taken, or one of the processes is asked to stop; returns whether all were taken.
@@ -197,13 +203,14 @@ class Tuner:
         return self.stepper.update()
 
     def draw(self, step: int) -> Batch:
-        """The batch of a step: windows in an order that is drawn anew for every epoch."""
-        count = len(self.windows)
+        """The batch of a step: windows in an order that is drawn anew for every pass over them."""
+        count, first = len(self.windows), self._first_step * self.batch
         windows = []
         positions = range(step * self.batch, (step + 1) * self.batch)
         for position in positions:
-            epoch, place = divmod(position, count)
-            windows.append(int(torch.randperm(count, generator=self._generator(epoch, 1))[place]))
+            place = (position - first) % count
+            order = torch.randperm(count, generator=self._generator(position - place, 1))
+            windows.append(int(order[place]))
         return Batch(tuple(windows), tuple(positions))
 
     def generator_at(self, position: int) -> torch.Generator:
@@ -214,9 +221,9 @@ class Tuner:
         return torch.Generator().manual_seed((self.config.seed * 4 + stream) * 10_000_019 + number)
 
     def tuned(self) -> Matcher:
-        """The EMA of the weights, with sigma refitted on warps of some windows."""
-        some = self.windows[:: max(1, len(self.windows) // REFIT_WINDOWS)][:REFIT_WINDOWS]
-        return self.stepper.candidate([read_window(window.path) for window in some], self._generator(self.step, 3))
+        """The EMA of the weights, with sigma refitted on warps of some of the first windows."""
+        some = [read_window(window.path) for window in self._refitted_on]
+        return self.stepper.candidate(some, self._generator(self.step, 3))
 
     def save(self, folder: Path, provenance: dict[str, Any]) -> None:
         """Writes the state from which `resume` continues, and the weights so far."""

@@ -30,11 +30,16 @@ from ...learning.gate import refuse
 from ...learning.sample import next_sample
 from ...learning.sequential_test import enough_new
 from ...matching import create_matcher
+from ...matching.base import Matcher
 from ...odometry.odometry import Odometry
 from ..recordings.base import Source, identify
 
 DONE = "recording.json"
 FORMAT = "imatching-window-2"
+
+Solved = tuple[
+    Frame, "LearningSample | None", "str | None"
+]  # with the window solved after it, and why the gate refuses that
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,10 @@ class Recording:
         return self.folder / f"{self.windows[window][-1]:06d}.safetensors"
 
 
-def solved_windows(
-    config: Config, frames: Iterable[Frame]
-) -> Iterator[tuple[Frame, LearningSample | None, str | None]]:
-    """Odometry with the weights of the settings: for each frame its solved window, if any, and why the gate refuses it, if it does."""
-    odometry = Odometry(config, create_matcher(config.matcher))
+def solved_windows(config: Config, frames: Iterable[Frame], matcher: Matcher | None = None) -> Iterator[Solved]:
+    """Odometry with a matcher, by default with that of the settings: for each frame its solved window, if any, and why the gate
+    refuses it, if it does."""
+    odometry = Odometry(config, matcher or create_matcher(config.matcher))
     for frame in frames:
         odometry.track(frame)
         odometry.extend()
@@ -65,12 +69,13 @@ def solved_windows(
         yield frame, sample, None if sample is None else refuse(sample, config.learning)
 
 
-def collect(source: Source, config: Config, folder: Path, on_frame: Callable[[int, int], None]) -> Recording:
+def collect(source: Source, solved: Iterator[Solved], folder: Path, on_frame: Callable[[int, int], None]) -> Recording:
     """Plays a recording and writes the windows that pass the gate; one that was collected before is read instead.
 
     What an earlier run left incomplete is removed, as odometry cannot resume in the middle.
 
     Args:
+        solved: `solved_windows` of frames of the recording.
         on_frame: called with the number of frames played and of windows kept; what it raises ends the collection.
     """
     known = read_recording(folder)
@@ -80,7 +85,7 @@ def collect(source: Source, config: Config, folder: Path, on_frame: Callable[[in
     windows: list[tuple[int, ...]] = []
     refused: Counter[str] = Counter()
     frames = 0
-    for frame, sample, reason in solved_windows(config.with_values({"odometry.mode": source.mode}), source):
+    for _, sample, reason in solved:
         frames += 1
         if reason is not None:
             refused[reason] += 1
@@ -120,6 +125,18 @@ def split_windows(recording: Recording, share: float) -> tuple[list[int], list[i
             validation.append(index)
             before = own
     return list(range(cut)), validation
+
+
+def last_training_frame(recording: Recording, share: float) -> int:
+    """Frame id of the newest keyframe that may be trained on."""
+    training, _ = split_windows(recording, share)
+    return recording.windows[training[-1]][-1] if training else -1
+
+
+def training_windows_again(first: Recording, again: Recording, share: float) -> list[int]:
+    """Indices of the windows for training among those collected again: without a keyframe that validates with those of the first time."""
+    validating = {k for index in split_windows(first, share)[1] for k in first.windows[index]}
+    return [index for index, ids in enumerate(again.windows) if not validating.intersection(ids)]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,12 +6,15 @@ import signal
 import time
 
 import pytest
+import torch
 from finetuning_runs import SETTINGS, start
 
 from imatching_ros.__main__ import main
 from imatching_ros.core.config import MatcherConfig
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.weights import DEFAULT_DIR, hash_state, load_weights, read_header
+from imatching_ros.offline.training.finetuning import Plan
+from imatching_ros.offline.training.windows import last_training_frame, read_recording, read_window, split_windows
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +67,20 @@ def test_more_steps_go_on_and_end_where_a_straight_run_does(collected, straight,
         == read_header(straight / "finetuned.safetensors").hash
     )
     assert json.loads((collected / "result.json").read_text())["looks"] == 2
+
+
+def test_windows_of_the_second_epoch_are_those_of_the_weights_by_then(straight, scene):
+    """Collected from the frames that may be trained on, by what the first epoch made of the weights."""
+    first = read_recording(straight / "windows" / "00_scene")
+    in_epoch = Plan([scene], batch=3).steps_of_epoch(len(split_windows(first, 0.3)[0]))
+    assert in_epoch < json.loads((straight / "result.json").read_text())["steps"] <= 2 * in_epoch
+    again = read_recording(straight / "windows" / "epoch1" / "00_scene")
+    assert 0 < again.windows[-1][-1] <= last_training_frame(first, 0.3) < first.windows[-1][-1]
+    before, after = (read_window(recording.path(0)) for recording in (first, again))
+    assert before.keyframe_ids == after.keyframe_ids and all(map(torch.equal, before.images, after.images))
+    shared = [{uv for uv in map(tuple, s.uv_px[s.host_obs].tolist())} for s in (before, after)]
+    assert shared[0] & shared[1], "corners do not depend on weights"
+    assert not torch.equal(before.uv_px, after.uv_px), "matches do"
 
 
 def test_killed_run_goes_on_to_the_same_end(collected, straight, scene):

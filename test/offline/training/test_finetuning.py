@@ -10,7 +10,12 @@ from scipy.signal import lfilter
 from imatching_ros.core.config import LearningConfig
 from imatching_ros.learning.validation import Score
 from imatching_ros.offline.training.finetuning import decide
-from imatching_ros.offline.training.windows import Recording, split_windows
+from imatching_ros.offline.training.windows import (
+    Recording,
+    last_training_frame,
+    split_windows,
+    training_windows_again,
+)
 
 SETTINGS = LearningConfig()
 
@@ -80,3 +85,17 @@ def test_noise_is_called_better_no_more_often_than_the_confidence_says(correlati
     )
     limit = 1 - SETTINGS.confidence
     assert fooled / runs <= limit + 1.65 * np.sqrt(limit * (1 - limit) / runs)
+
+
+def test_windows_of_later_epochs_end_where_those_of_the_first_do():
+    recording = sliding(20)
+    last = last_training_frame(recording, 0.3)
+    assert last == recording.windows[13][-1] == 20
+    assert last_training_frame(sliding(0), 0.3) == -1
+
+
+def test_windows_of_later_epochs_leave_out_what_validates():
+    first = Recording(Path("r"), "r", ((0, 1, 2), (1, 2, 3), (3, 4, 5), (5, 6, 7)), 8, {}, "")
+    again = dataclasses.replace(first, windows=((0, 2, 3), (2, 3, 6), (2, 3, 4)))
+    assert split_windows(first, 0.5) == ([0, 1], [3])
+    assert training_windows_again(first, again, 0.5) == [0, 2]
