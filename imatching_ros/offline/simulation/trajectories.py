@@ -11,10 +11,16 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from .scene import Scene, Shape
 
-MOTIONS = ("tour", "sweep", "pure_rotation", "still")
+MOTIONS = ("tour", "sweep", "floor", "ramp", "pure_rotation", "still")
 PATH_STEP_S = 0.02  # the path is planned at this resolution whatever the frame rate
 SWEEP_DEG = 50.0  # from one side to the other
 SWEEP_FIRST_S, SWEEP_EVERY_S = 1.5, 2.0
+RAMP_DEG, RAMP_M, LEVEL_M = (
+    10.0,
+    1.5,
+    1.5,
+)  # slope and length of ramps, up and down in turn, and of what is level between them
+WHEELBASE_M = 0.4  # over which the slope under a robot changes
 
 
 def make_trajectory(
@@ -34,7 +40,8 @@ def make_trajectory(
         kind: its kind; decides the speed and whether the path tours the place or goes up and down along x.
         duration_s: length of the whole path; the same seed and duration give the same path whatever the stamps are.
         stamps_s: (N,) times from 0 to duration_s.
-        motion: "tour", "sweep" (a tour with fast turns), "pure_rotation" (turns on the spot) or "still".
+        motion: "tour", "sweep" (a tour with fast turns), "floor" (on level wheels), "ramp" (the same with ramps of 10 degrees),
+            "pure_rotation" (turns on the spot) or "still".
         speed_mps: mean speed; by kind if None.
         turn_deg_s: of the fast turns.
 
@@ -58,8 +65,12 @@ def make_trajectory(
     position = _at_speed(rng, path, speed, count, smooth_m)
     heading, pitch, roll = _attitude(rng, position, kind)
     position[:, 2] += (0.015 if kind != "outdoor" else 0.03) * _drift(rng, count, 0.8)
+    tilt = np.zeros((count, 3))
     if motion == "sweep":
         heading = heading + _sweeps(count, turn_deg_s)
+    elif motion in ("floor", "ramp"):
+        pitch[:], roll[:] = 0.0, 0.0
+        position[:, 2], tilt = _on_wheels(position, RAMP_DEG if motion == "ramp" else 0.0)
     elif motion != "tour":
         position[:] = position[0]
     if motion == "still":
@@ -68,7 +79,7 @@ def make_trajectory(
         heading = heading[0] + np.radians(60) * _drift(rng, count, 3.0)
     # Camera axes in the world for a heading of zero: z along +x, x along -y, y down.
     upright = Rotation.from_matrix(np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float))
-    turned = Rotation.from_euler("ZYX", np.stack([heading, -pitch, roll], 1)) * upright
+    turned = Rotation.from_rotvec(tilt) * Rotation.from_euler("ZYX", np.stack([heading, -pitch, roll], 1)) * upright
     times = np.arange(count) * PATH_STEP_S
     wanted = np.clip(np.asarray(stamps_s, float), 0, times[-1])
     place = np.stack([np.interp(wanted, times, position[:, i]) for i in range(3)], 1)
@@ -97,6 +108,19 @@ def _sweeps(count: int, turn_deg_s: float) -> np.ndarray:
     turning = (number >= 0) & (times - number * SWEEP_EVERY_S < length_s)
     rate = np.where(turning, np.radians(turn_deg_s) * (-1) ** number, 0.0)
     return np.cumsum(gaussian_filter1d(rate, 0.04 / PATH_STEP_S)) * PATH_STEP_S
+
+
+def _on_wheels(position: np.ndarray, ramp_deg: float) -> tuple[np.ndarray, np.ndarray]:
+    """Height (N,) and rotation vector (N, 3) of the ground under a path (N, 3): level, a ramp up, level, a ramp down, and again."""
+    ahead = np.diff(position[:, :2], axis=0, append=position[-1:, :2])
+    steps = np.linalg.norm(ahead, axis=1)
+    phase = np.cumsum(steps) % (2 * (LEVEL_M + RAMP_M))
+    up = (phase >= LEVEL_M) & (phase < LEVEL_M + RAMP_M)
+    slope = np.radians(ramp_deg) * (up.astype(float) - (phase >= 2 * LEVEL_M + RAMP_M))
+    slope = gaussian_filter1d(slope, WHEELBASE_M / 4 / max(steps.mean(), 1e-6), mode="nearest")
+    direction = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
+    axis = np.stack([np.sin(direction), -np.cos(direction), np.zeros(len(direction))], 1)  # to the right: nose up
+    return position[0, 2] + np.cumsum(np.tan(slope) * steps), slope[:, None] * axis
 
 
 def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from imatching_ros.core.errors import ConfigError
 from imatching_ros.offline.simulation.kinds import KINDS, make_scene
@@ -50,6 +51,19 @@ def test_still_and_turning_cameras_stay_where_they_are(bank):
     assert (still == still[0]).all()
     assert (turning[:, :3] == turning[0, :3]).all()
     assert turns_deg(turning).max() > 1
+
+
+@pytest.mark.parametrize("motion, tilted_deg", [("floor", 0.0), ("ramp", 10.0)])
+def test_wheels_follow_the_ground(bank, motion, tilted_deg):
+    scene = make_scene("room", 0, bank)
+    T = make_trajectory(scene, "room", 30.0, STAMPS, 1, motion)
+    up = Rotation.from_quat(T[:, 3:].numpy()).apply([0.0, -1.0, 0.0])
+    tilt = np.degrees(np.arccos(up[:, 2].clip(-1, 1)))
+    assert abs(tilt.max() - tilted_deg) < 1e-3 and tilt[:5].max() < 1e-3
+    step = np.diff(T[:, :3].numpy(), axis=0)
+    ahead = step / np.linalg.norm(step, axis=1, keepdims=True)
+    assert np.abs((ahead * (up[1:] + up[:-1]) / 2).sum(1)).max() < np.sin(np.radians(3))  # it drives along the ground
+    assert np.ptp(T[:, 2].numpy()) == pytest.approx(1.5 * np.tan(np.radians(tilted_deg)), abs=0.02)
 
 
 def test_unknown_motion_is_named(bank):
