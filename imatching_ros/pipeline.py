@@ -23,6 +23,7 @@ from .matching import create_matcher
 from .matching.base import Matcher
 from .odometry.local_map import Window
 from .odometry.odometry import Odometry
+from .odometry.planar import NO_MOUNTING
 
 Event = dict[str, Any]
 MOST_KEYFRAMES = 20_000  # remembered poses of keyframes; a run of any length has bounded memory
@@ -64,7 +65,7 @@ class Pipeline:
         self.weights = DeployedWeights(self.odometry, self._learning_events.append, store, named)
         self._state: TrackingState | None = None
         self._map_id = 0
-        self._imu_problem = ""
+        self._imu_problem = self._planar_problem = ""
         self._fault = ""
         self._stamp_ns: int | None = None
         self._refined: dict[int, tuple[int, Tensor]] = {}
@@ -131,6 +132,10 @@ class Pipeline:
     def add_angular_rate(self, stamp_ns: int, rate: np.ndarray) -> None:
         """A gyroscope's rate (3,) rad/s about the axes of the camera's optical frame, at its own stamp; bad ones are left out."""
         self.odometry.gyroscope.add(stamp_ns, rate)
+
+    def mount_camera(self, T_BC: Tensor | None, why: str = NO_MOUNTING) -> None:
+        """The pose (7,) of the camera's optical frame in the base, for `odometry.planar`; None where it is not known, and `why`."""
+        self.odometry.planar.mount(T_BC, why)
 
     @property
     def matcher(self) -> Matcher:
@@ -213,6 +218,9 @@ class Pipeline:
         if self.odometry.gyroscope.problem != self._imu_problem:
             self._imu_problem = self.odometry.gyroscope.problem
             self._report(output.stamp_ns, "imu", used=not self._imu_problem, reason=self._imu_problem)
+        if self.odometry.planar.problem != self._planar_problem:
+            self._planar_problem = self.odometry.planar.problem
+            self._report(output.stamp_ns, "planar", used=not self._planar_problem, reason=self._planar_problem)
         if output.state is not self._state:
             before, self._state = self._state, output.state
             self._report(

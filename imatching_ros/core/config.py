@@ -234,6 +234,12 @@ class OdometryConfig:
     stereo_far: float = setting(
         35.0, "stereo depth is used up to this distance", unit="baselines", low=1.0, high=1e6, live=True
     )
+    planar: bool = setting(
+        False,
+        "a wheeled robot on level floors: soft prior on height, roll and pitch of the base, whose z axis is up; needs the "
+        "mounting of the camera",
+        expose=True,
+    )
     first_baseline_m: float = setting(
         0.0,
         "mono: known distance between the first and the last image of the start; 0 = scale unknown",

@@ -108,6 +108,11 @@ class MotionModel:
         sigma = torch.tensor([angle * last.median_depth(), angle], dtype=torch.float64)
         self.covariance.add(torch.diag(sigma.square().repeat_interleave(3)), T_WC)
 
+    def move(self, T: Tensor) -> None:
+        """The same motion in a map that is moved by T (7,)."""
+        self.covariance.move(T)
+        self.zero_motion.follow_adjustment(geometry.identity(), T)
+
     def rescale(self, factor: float, centre: Tensor) -> None:
         """The same motion in a map that is scaled about a point (3,)."""
         self.covariance.rescale(factor, centre)
@@ -157,6 +162,25 @@ class PoseCovariance:
             self._window = result.covariance_newest.to(self._drift)
         if keyframe_dropped:
             self._drift = self._drift + self._window / max(1, len(result.T_WC) - 2)
+
+    def move(self, T: Tensor) -> None:
+        """The same in a map that is moved by T (7,)."""
+        self._T_WC = geometry.compose(T, self._T_WC)
+
+    def distance(self, H: Tensor, error: Tensor, noise: Tensor) -> float:
+        """Normalized innovation squared of a measurement of the newest pose: its derivative H (K, 6), error (K,) and noise (K, K)."""
+        return float(error @ torch.linalg.solve(H @ (self._drift + self._window) @ H.T + noise, error))
+
+    def correct(self, H: Tensor, error: Tensor, noise: Tensor) -> Tensor:
+        """Kalman update of the drift by such a measurement; returns the twist (6,) of the newest pose.
+
+        Only what is measured is corrected: the correlations with the rest are less certain than the covariances themselves.
+        """
+        noise, drift = noise + H @ self._window @ H.T, H @ self._drift @ H.T
+        gain = torch.linalg.pinv(H) @ torch.linalg.solve(drift + noise, drift).T
+        keep = torch.eye(6, dtype=torch.float64) - gain @ H
+        self._drift = keep @ self._drift @ keep.T + gain @ noise @ gain.T
+        return gain @ error
 
     def _transport(self, covariance: Tensor, T_WC: Tensor) -> Tensor:
         adjoint = geometry.adjoint(geometry.relative(T_WC, self._T_WC))

@@ -49,6 +49,7 @@ from .input_check import InputCheck
 from .local_map import Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame
+from .planar import PlanarMotion
 from .relocalization import Relocalizer, is_blank
 from .shutter import MAX_SKEW_PX
 from .state import (
@@ -76,6 +77,7 @@ class Odometry:
         self.matcher = matcher
         self.external = ExternalOdometry(config.external_odometry)
         self.gyroscope = Gyroscope(config.imu)
+        self.planar = PlanarMotion(config.odometry.planar)
         self.map_id = -1
         self.config = config
         self.reset()
@@ -87,6 +89,7 @@ class Odometry:
         self.window = Window()
         self.external.clear()
         self.gyroscope.clear()
+        self.planar.begin()
         self.scale = Scale(self.external)
         self.front_end = FrontEnd(self.config, self.matcher)
         self.relocalizer = Relocalizer(self.config, self.matcher, self.front_end)
@@ -312,6 +315,7 @@ class Odometry:
             self.map_id += 1
             self.motion.add_gap(last, frame.stamp_ns)
         self.gyroscope.restart()
+        self.planar.begin_map()
         self.scale.begin(window, self._mode, self.config.odometry.first_baseline_m > 0, again)
         window.move(T_origin)
         self.window = window
@@ -357,10 +361,23 @@ class Odometry:
         if result is None:
             return None
         self.motion.covariance.propagate(result, self.window.keyframe_dropped)
+        self._level(result)
         factor = self.scale.correct(self.window) if self._mode == "mono" else None
         if factor is not None:
             self._rescale(factor, self.last)
         return result
+
+    def _level(self, result: BAResult) -> None:
+        """Moves the map towards the plane of a wheeled robot."""
+        window = self.window
+        depth = window.median_depth(len(window.keyframes) - 1)
+        T = self.planar.correct(window.T_WC, result, window.keyframe_dropped, depth)
+        if T is None or self.last is None:
+            return
+        window.move(T)
+        self.relocalizer.database.move(T)
+        self.motion.move(T)
+        self.last = replace(self.last, T_WC=geometry.compose(T, self.last.T_WC))
 
     def _rescale(self, factor: float, last: TrackedFrame) -> None:
         """Scales the map about the camera: the pose does not jump, only motion from here on is measured in the new unit."""
@@ -368,6 +385,7 @@ class Odometry:
         self.window.rescale(factor, centre)
         self.relocalizer.database.rescale(factor, centre)
         self.motion.rescale(factor, centre)
+        self.planar.rescale(factor, centre)
         self.last = replace(last, depth=last.depth * factor)
         self.rescaled = factor, centre
 

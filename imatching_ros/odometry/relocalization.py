@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..camera.model import Camera
+from ..core import geometry
 from ..core.config import Config
 from ..matching.base import Matcher, Queries
 from .front_end import CONFIRMED_INLIER_RATIO, FeatureFrame, FrontEnd, Localization
@@ -65,6 +66,12 @@ class KeyframeDatabase:
                 points_W=centre + (k.points_W - centre) * factor,
             )
             for k in self._keyframes
+        )
+
+    def move(self, T: Tensor) -> None:
+        """Moves poses and landmarks by T (7,)."""
+        self._keyframes = deque(
+            replace(k, T_WC=geometry.compose(T, k.T_WC), points_W=geometry.act(T, k.points_W)) for k in self._keyframes
         )
 
     def most_similar(self, image: Tensor, count: int, window: Window) -> list[StoredKeyframe]:

@@ -54,6 +54,16 @@ class CameraMount:
             self._T_BC = self._find(camera_frame, stamp)
         return self._T_BC
 
+    @property
+    def unknown(self) -> str:
+        """Why nobody knows where the base is, whose pose `find` has assumed or waits for; empty when it is known."""
+        c, frame = self.config, self._frame or "(the images name no frame)"
+        if not any(c.base_from_camera) and frame == c.base_frame:
+            return f"base_frame is '{frame}', the optical frame of the images, whose z axis does not point up"
+        if self._T_BC is not None and not self._assumed:
+            return ""
+        return f"no TF from {c.base_frame} to {frame}; publish it or set base_from_camera"
+
     def arrived_late(self, camera_frame: str) -> bool:
         """Whether TF has arrived after T_BC was assumed without it; looks it up once a period."""
         now = time.monotonic()

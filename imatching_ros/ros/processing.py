@@ -173,7 +173,8 @@ class Processor:
             self.external_odometry = self._add_external_odometry(image.frame_id)
         self.imu.feed(image.stamp_ns, image.frame_id, self.mount, self.decoder.T_optical_camera)
         output = self._track(frame)
-        output = replace(output, fault=output.fault or self._depth_fault(image) or self.imu.report())
+        fault = output.fault or self._depth_fault(image) or self.imu.report() or self._planar_fault()
+        output = replace(output, fault=fault)
         self._count(output)
         self._publish(output, frame, image)
         self._watch_rate(start_s)
@@ -301,12 +302,28 @@ class Processor:
             self.reset(self._start)
             self._camera, self._order = camera, order
         T_BC = self.mount.find(image.frame_id, image.stamp_ns)
+        T_BC = None if T_BC is None else T_BC @ self.decoder.T_optical_camera
+        if self.configs.core.odometry.planar:
+            self._mount_planar(T_BC)
         if T_BC is None:
             return
-        T_BC = T_BC @ self.decoder.T_optical_camera
         if self._tracker is None:
             self._tracker = RobotPoseTracker(T_BC, self._start)
         self._tracker.mount(T_BC)
+
+    def _mount_planar(self, T_BC: np.ndarray | None) -> None:
+        """The plane of the base needs a pose of the camera (4, 4) that is known."""
+        why = self.mount.unknown
+        if T_BC is None or why:
+            self.pipeline.mount_camera(None, why)
+            self._node.warn_throttled("planar", f"odometry.planar is not used: {why}")
+        else:
+            pose = np.array([*T_BC[:3, 3], *transforms.quaternion(T_BC[:3, :3])])
+            self.pipeline.mount_camera(torch.from_numpy(pose))
+
+    def _planar_fault(self) -> str:
+        problem = self.pipeline.odometry.planar.problem
+        return f"odometry.planar is not used: {problem}" if problem else ""
 
     def _add_external_odometry(self, camera_frame: str) -> str:
         """Passes external odometry on as poses of the camera; returns `used`, or why it is not used."""

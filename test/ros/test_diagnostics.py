@@ -33,6 +33,7 @@ WELL = dict(
     learning=None,
     external_odometry="off",
     imu="off",
+    planar="off",
     fault="",
     conflict="",
     callback_errors=0,

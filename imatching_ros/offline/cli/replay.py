@@ -20,6 +20,7 @@ import platform
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 
 from .arguments import add_config_options, add_source_options, read_config, source_options
 
+_LEVEL_CAMERA = [0.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5]
 _RECENT_NS = 1_000_000_000
 _WARNINGS_SHOWN = 5  # a recording with one fault often has it in every frame
 
@@ -71,6 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the gyroscope in imu0/ (EuRoC, TUM-VI) or on --imu-topic: used, left out, or left out and its time offset estimated",
     )
     group.add_argument("--imu-topic", metavar="TOPIC", help="sensor_msgs/Imu of the bag")
+    group = parser.add_argument_group("mounting")
+    group.add_argument(
+        "--base-from-camera",
+        type=float,
+        nargs=7,
+        default=_LEVEL_CAMERA,
+        metavar="N",
+        help="for --set odometry.planar=true: pose of the camera's optical frame in the base, x y z qx qy qz qw (default: a level "
+        "camera that looks along x)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +97,16 @@ def run(args: argparse.Namespace) -> int:
     results = []
     for number, path in enumerate(args.sources):
         out = args.out if len(args.sources) == 1 else args.out / f"{number:02d}_{path.resolve().stem}"
-        metrics = replay(path, out, config, options, quiet=args.quiet, view=args.view, imu=args.imu == "on")
+        metrics = replay(
+            path,
+            out,
+            config,
+            options,
+            quiet=args.quiet,
+            view=args.view,
+            imu=args.imu == "on",
+            base_from_camera=args.base_from_camera,
+        )
         if args.imu == "offset":
             print(_describe_offset(path, out, options))
         results.append(metrics)
@@ -130,7 +151,15 @@ def _reasons(metrics: dict[str, Any]) -> str:
 
 
 def replay(
-    path: Path, out: Path, config: Any, options: Any, *, quiet: bool = False, view: str = "", imu: bool = True
+    path: Path,
+    out: Path,
+    config: Any,
+    options: Any,
+    *,
+    quiet: bool = False,
+    view: str = "",
+    imu: bool = True,
+    base_from_camera: Sequence[float] = _LEVEL_CAMERA,
 ) -> dict[str, Any]:
     """Runs odometry over a recording and returns what metrics.json holds. Ctrl-C ends it early with all files in place.
 
@@ -188,6 +217,7 @@ def replay(
     interrupted = False
     start = time.perf_counter()
     run = _Run(Pipeline(config, on_event=report, weights_dir=out / "weights"), writer, given, rates)
+    run.pipeline.mount_camera(_read_mounting(base_from_camera))
     try:
         with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
             for frame in frames:
@@ -270,6 +300,23 @@ class _Run:
         self._next_rate = max(first, end + 1)
 
 
+def _read_mounting(base_from_camera: Sequence[float]) -> Any:
+    """(7,) pose.
+
+    Raises:
+        ConfigError: a quaternion that is none.
+    """
+    import torch
+
+    from ...core.errors import ConfigError
+
+    T_BC = torch.tensor(base_from_camera, dtype=torch.float64)
+    length = float(T_BC[3:].norm())
+    if not 0.9 < length < 1.1:
+        raise ConfigError(f"--base-from-camera: the quaternion has the length {length:.3g}, expected 1")
+    return torch.cat([T_BC[:3], T_BC[3:] / length])
+
+
 def _read_imu(source: Any) -> Any:
     """Angular rates, or None: an imu0/ that nobody named and that cannot be read costs no run."""
     from ...core.errors import SourceError
@@ -331,6 +378,7 @@ def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str
             "hash": hash_state(pipeline.matcher.state_dict()),
         },
         "imu": pipeline.odometry.gyroscope.describe(),
+        "planar": pipeline.odometry.planar.describe(),
         "seed": config.seed,
         "versions": versions(),
     }
@@ -397,6 +445,6 @@ def summary(metrics: dict[str, Any]) -> str:
         "latency": f"{times} ms (p50/p95/p99/max, image to pose)",
         "learning": f"{learning['mode']}: {learning['steps']} steps, {changes}",
         "weights": f"{m['weights']['matcher']} version {m['weights']['version']}",
-        **({} if m["imu"] == "off" else {"imu": m["imu"]}),
+        **{name: m[name] for name in ("imu", "planar") if m[name] != "off"},
     }
     return "\n".join(f"{name:<12} {text}" for name, text in rows.items())
