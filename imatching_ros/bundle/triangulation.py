@@ -1,15 +1,19 @@
-"""Triangulation: landmarks from observations of known poses, by the residual of bundle adjustment."""
+"""Triangulation: landmarks from observations of known poses, by the residual of bundle adjustment.
+
+In numpy, for the same reason as `pose_refinement`: many operations on a few hundred landmarks.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..camera.model import Camera
 from ..core import geometry
-from ..core.residuals import MIN_DEPTH, Observations, Residuals, landmark_jacobian, normalize, project, unpack
+from ..core.residuals import MIN_DEPTH, Observations, Residuals, normalize, project, unpack
 from ..core.types import ObservationKind
 
 
@@ -24,6 +28,7 @@ class Triangulation:
 
 
 @torch.no_grad()
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def triangulate(
     camera: Camera,
     T_WC: Tensor,
@@ -42,91 +47,112 @@ def triangulate(
 
     Args:
         T_WC: (M, 7) poses. kf_idx, pt_idx: (O,) int64. num_points: P.
-        obs: (O, 2) ideal px, or (O, 3) as in WindowSnapshot with `kind` (O,). sigma: (O, 3) or None for 1 px.
+        obs: (O, 2) ideal px, or (O, 3) as in WindowSnapshot with `kind` (O,). sigma: (O, 3) or None for 1 px. All on the CPU.
     """
-    T_WC, obs = T_WC.double(), obs.double()
     if obs.shape[1] == 2:
         obs = torch.cat([obs, torch.zeros_like(obs[:, :1])], 1)
-    kind = torch.zeros_like(kf_idx) if kind is None else kind
-    sigma = torch.ones_like(obs) if sigma is None else sigma.double()
-    every = torch.ones_like(kf_idx, dtype=torch.bool)
-    observations = unpack(normalize(camera, obs, sigma, kind, every)[..., None])
-    R, t = geometry.rotation_matrix(T_WC[:, 3:])[kf_idx], T_WC[kf_idx, :3]
-    inv_depth = _measured_inverse_depth(camera, obs, kind)
-    start = _nearest_to_rays(geometry.rays(camera, obs[:, :2]), R, t, inv_depth, pt_idx, num_points)
-    X, cost, at = _refine(_Landmarks(observations, R, t, pt_idx, num_points), start, iterations)
+    # By landmark: what belongs to one is then summed without an index.
+    order = pt_idx.argsort(stable=True)
+    kf, pt, px = kf_idx[order].numpy(), pt_idx[order].numpy(), obs[order].double().numpy()
+    kinds = np.zeros_like(kf) if kind is None else kind[order].numpy()
+    sigmas = np.ones_like(px) if sigma is None else sigma[order].double().numpy()
+    R = geometry.rotation_matrix(T_WC[:, 3:].double()).numpy()[kf].transpose(1, 2, 0)
+    t = T_WC[:, :3].double().numpy()[kf].T
+    observations = unpack(normalize(camera, px, sigmas, kinds, np.ones(len(kf), bool))[:, None])
+    problem = _Landmarks(observations, np.ascontiguousarray(R), t, pt, num_points)
+    inv_depth = _measured_inverse_depth(camera, px, kinds)
+    rays = np.stack([(px[:, 0] - camera.cx) / camera.fx, (px[:, 1] - camera.cy) / camera.fy, np.ones(len(px))])
+    X, cost, at = _refine(problem, problem.nearest_to_rays(rays, inv_depth), iterations)
 
-    views = torch.bincount(pt_idx, minlength=num_points)
-    behind = torch.bincount(pt_idx[~(at.depth[:, 0] > MIN_DEPTH)], minlength=num_points)
-    depths = torch.bincount(pt_idx[inv_depth > 0], minlength=num_points)
-    valid = X.isfinite().all(1) & cost.isfinite() & (behind == 0) & ((views >= 2) | (depths >= 1))
-    error = (observations.observed - at.predicted)[:2, :, 0].T * obs.new_tensor([camera.fx, camera.fy])
-    rms = (obs.new_zeros(num_points).index_add_(0, pt_idx, (error**2).sum(1)) / views.clamp_min(1)).sqrt()
-    return Triangulation(X, valid, torch.where(valid, rms, torch.inf), views)
+    views = np.bincount(pt, minlength=num_points)
+    behind = np.bincount(pt[~(at.depth[0] > MIN_DEPTH)], minlength=num_points)
+    depths = np.bincount(pt[inv_depth > 0], minlength=num_points)
+    valid = np.isfinite(X).all(0) & np.isfinite(cost) & (behind == 0) & ((views >= 2) | (depths >= 1))
+    error = (observations.observed - at.predicted)[:2, 0] * [[camera.fx], [camera.fy]]
+    rms = np.sqrt(problem.add_up((error * error).sum(0)) / np.maximum(views, 1))
+    found = np.ascontiguousarray(X.T), valid, np.where(valid, rms, np.inf), views
+    return Triangulation(*(torch.from_numpy(values) for values in found))
 
 
-def _measured_inverse_depth(camera: Camera, obs: Tensor, kind: Tensor) -> Tensor:
+def _measured_inverse_depth(camera: Camera, obs: np.ndarray, kind: np.ndarray) -> np.ndarray:
     """(O,) the inverse depth that an observation measures; 0 where it measures none, or one too small to be used."""
     disparity = (obs[:, 0] - obs[:, 2]) / (camera.fx * (camera.baseline_m or 0.0) or 1.0)
-    measured = torch.where(kind == ObservationKind.STEREO, disparity, obs[:, 2])
-    return torch.where((kind != ObservationKind.MONO) & (measured > 1e-6), measured, 0.0)
+    measured = np.where(kind == int(ObservationKind.STEREO), disparity, obs[:, 2])
+    return np.where((kind != int(ObservationKind.MONO)) & (measured > 1e-6), measured, 0.0)
 
 
-def _nearest_to_rays(ray_C: Tensor, R: Tensor, t: Tensor, inv_depth: Tensor, pt_idx: Tensor, num_points: int) -> Tensor:
-    """The points (P, 3) nearest to all rays: each ray fixes two directions with weight 1, a measured depth the third."""
-    ray_W = (R @ ray_C[..., None]).squeeze(-1)
-    unit = ray_W / ray_W.norm(dim=1, keepdim=True)
-    has_depth = inv_depth > 0
-    centre = t + torch.where(has_depth[:, None], ray_W / inv_depth.clamp_min(1e-6)[:, None], 0.0)
-    along = torch.where(has_depth, 0.0, 1.0)[:, None, None]
-    eye = torch.eye(3, dtype=t.dtype, device=t.device)
-    A = eye - along * unit[:, :, None] * unit[:, None, :]
-    H = t.new_zeros(num_points, 3, 3).index_add_(0, pt_idx, A)
-    b = t.new_zeros(num_points, 3).index_add_(0, pt_idx, (A @ centre[..., None]).squeeze(-1))
-    X = torch.linalg.solve_ex(H + 1e-12 * eye, b)[0]
-    return torch.where(X.isfinite().all(1, keepdim=True), X, 0.0)
-
-
-@dataclass(frozen=True)
 class _Landmarks:
-    """Independent least-squares problems of three unknowns each, poses held; every observation is a camera of its own."""
+    """Independent least-squares problems of three unknowns each, poses held. Observations are in order of their landmarks."""
 
-    observations: Observations  # (D, O, 1)
-    R: Tensor  # (O, 3, 3)
-    t: Tensor  # (O, 3)
-    point: Tensor  # (O,) int64
-    count: int
+    def __init__(
+        self, observations: Observations[np.ndarray], R: np.ndarray, t: np.ndarray, point: np.ndarray, count: int
+    ) -> None:
+        """Observations (D, 1, O), the rotations (3, 3, O) and positions (3, O) of their cameras, their landmarks (O,), of `count`."""
+        self.observations, self.point, self.count = observations, point, count
+        self._R, self._t = R, t
+        self._starts = np.flatnonzero(np.diff(point, prepend=-1))
+        self._seen = point[self._starts]
 
-    def evaluate(self, X: Tensor) -> tuple[Residuals, Tensor]:
-        """The residuals at X (P, 3) and the cost (P,); inf where an observation is not finite."""
-        at = project(self.observations, self.R.mT @ (X[self.point] - self.t)[..., None])
-        cost = X.new_zeros(self.count).index_add_(0, self.point, at.s[:, 0].nan_to_num(torch.inf))
-        return at, cost
+    def add_up(self, values: np.ndarray) -> np.ndarray:
+        """(..., O) -> (..., P), the sum of each landmark."""
+        total = np.zeros((*values.shape[:-1], self.count))
+        if len(self._starts):
+            total[..., self._seen] = np.add.reduceat(values, self._starts, axis=-1)
+        return total
 
-    def linearize(self, at: Residuals) -> tuple[Tensor, Tensor]:
-        """The normal equations (P, 3, 3) and (P, 3)."""
-        J = landmark_jacobian(self.observations, at, self.R, torch.ones_like(at.depth))[..., 0]
-        H = J.new_zeros(self.count, 3, 3).index_add_(0, self.point, J @ J.mT)
-        g = (J @ at.whitened[:, :, 0].T[..., None]).squeeze(-1)
-        return H, J.new_zeros(self.count, 3).index_add_(0, self.point, g)
+    def nearest_to_rays(self, rays_C: np.ndarray, inv_depth: np.ndarray) -> np.ndarray:
+        """The points (3, P) nearest to all rays (3, O): each fixes two directions with weight 1, a measured depth (O,) the third."""
+        ray_W = (self._R * rays_C).sum(1)
+        has_depth = inv_depth > 0
+        centre = self._t + np.where(has_depth, ray_W / np.maximum(inv_depth, 1e-6), 0.0)
+        along = np.where(has_depth, 0.0, ray_W / np.sqrt((ray_W * ray_W).sum(0)))
+        A = np.eye(3)[:, :, None] - along[:, None] * along
+        X = _solve(self.add_up(np.concatenate([A, (A * centre).sum(1)[:, None]], 1)), 0.0)
+        return np.where(np.isfinite(X).all(0), X, 0.0)
+
+    def evaluate(self, X: np.ndarray) -> tuple[Residuals[np.ndarray], np.ndarray]:
+        """The residuals at X (3, P) and the cost (P,); inf where an observation is not finite."""
+        points_C = (self._R * (X[:, self.point] - self._t)[:, None]).sum(0)
+        at = project(self.observations, points_C[None])
+        return at, self.add_up(np.where(np.isfinite(at.s[0]), at.s[0], np.inf))
+
+    def linearize(self, at: Residuals[np.ndarray]) -> np.ndarray:
+        """The normal equations (3, 4, P), each block with its right hand side as the fourth column.
+
+        The rows are those of `residuals.landmark_jacobian`, for a camera to each observation.
+        """
+        R, alpha = self._R[:, :, None], self.observations.alpha
+        lead = [R[:, 0], R[:, 1]] if alpha is None else [R[:, 0], R[:, 1], R[:, 0] * alpha]
+        gain = (self.observations.inv_sigma * at.inv_depth)[:, 0]
+        J = (np.concatenate(lead, 1) - R[:, 2] * at.predicted[:, 0]) * gain  # (3, D, O)
+        rows = np.concatenate([J, at.whitened[None, :, 0]])
+        return self.add_up(np.einsum("ado,bdo->abo", J, rows))
 
 
-def _refine(problem: _Landmarks, X: Tensor, iterations: int) -> tuple[Tensor, Tensor, Residuals]:
-    """Points (P, 3), their cost (P,) and residuals after Levenberg-Marquardt steps, which each landmark accepts or rejects.
+def _solve(equations: np.ndarray, damping: np.ndarray | float) -> np.ndarray:
+    """Steps (3, P) of the normal equations (3, 4, P) with `damping` (P,) times their diagonal added, by Cramer's rule."""
+    (a, b, c, x), (_, d, e, y), (_, _, f, z) = equations
+    a, d, f = (diagonal * (1 + damping) + 1e-12 for diagonal in (a, d, f))
+    A, B, C = d * f - e * e, c * e - b * f, b * e - c * d
+    D, E, F = a * f - c * c, b * c - a * e, a * d - b * b
+    return np.stack([A * x + B * y + C * z, B * x + D * y + E * z, C * x + E * y + F * z]) / (a * A + b * B + c * C)
+
+
+def _refine(
+    problem: _Landmarks, X: np.ndarray, iterations: int
+) -> tuple[np.ndarray, np.ndarray, Residuals[np.ndarray]]:
+    """Points (3, P), their cost (P,) and residuals after Levenberg-Marquardt steps, which each landmark accepts or rejects.
 
     `levenberg_marquardt.minimize` has one damping for the whole problem; here a landmark that diverges must not slow the others.
     """
     at, cost = problem.evaluate(X)
-    damping = torch.full_like(cost, 1e-4)
+    damping = np.full_like(cost, 1e-4)
     for _ in range(iterations):
-        H, g = problem.linearize(at)
-        D = torch.diag_embed(H.diagonal(dim1=1, dim2=2) * damping[:, None] + 1e-12)
-        trial = X + torch.linalg.solve_ex(H + D, g)[0]
+        trial = X + _solve(problem.linearize(at), damping)
         at_trial, cost_trial = problem.evaluate(trial)
         better = cost_trial < cost
-        X = torch.where(better[:, None], trial, X)
-        cost = torch.where(better, cost_trial, cost)
-        damping = torch.where(better, damping * 0.1, damping * 10)
-        taken = better[problem.point, None]
-        at = Residuals(*(torch.where(taken, vars(at_trial)[name], old) for name, old in vars(at).items()))
+        X, cost = np.where(better, trial, X), np.where(better, cost_trial, cost)
+        damping = np.where(better, damping * 0.1, damping * 10)
+        taken = better[problem.point]
+        at = Residuals(*(np.where(taken, vars(at_trial)[name], old) for name, old in vars(at).items()))
     return X, cost, at

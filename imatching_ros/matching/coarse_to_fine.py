@@ -35,6 +35,7 @@ REFINE_WINDOW = 5  # side of the second, re-centred fine window, in fine cells
 LOGITS_AT_ONCE = 600_000  # on a CPU, so that they stay in its cache
 GATHERED_AT_ONCE = 300_000  # likewise: numbers in descriptors
 PATCHES_AT_ONCE = 128  # likewise
+QUERIES_AT_ONCE = 48  # from one height of the map
 MAP_PER_WINDOW = 12  # a gathered cell costs as much as so many that are multiplied where they lie
 
 
@@ -144,8 +145,10 @@ class CoarseToFine(Matcher):
         if near is None:
             return self._search_map(query, cells, size, None)
         window = search_window((near[0][None], near[1][None]), *size)
-        if window is not None and MAP_PER_WINDOW * window.side**2 <= len(cells):
-            return self._search_window(query, cells, width, window)
+        if window is not None:
+            logits = self._window_logits(query, cells, width, window)
+            uv, evidence = window_estimate(logits, window, self.coarse_log_temperature.exp())
+            return uv[0], evidence[0]
         unknown = near[0].isnan().any(-1)
         if not unknown.any():
             return self._search_map(query, cells, size, near)
@@ -156,20 +159,41 @@ class CoarseToFine(Matcher):
             uv[known], evidence[known] = self._coarse_lean(raw[known], coarse, (near[0][known], near[1][known]))
         return uv, evidence
 
-    def _search_window(self, query: Tensor, cells: Tensor, width: int, window: SearchWindow) -> tuple[Tensor, Tensor]:
-        """In the window around each prediction: cheaper than multiplying the queries with the whole map."""
-        index = window.index(width)[0]
-        per_query = window.side**2 * cells.shape[1]
-        scratch = _Scratch()
-        logits = torch.cat(
-            [
-                torch.bmm(query[at, None], scratch.gather(cells, index[at]).transpose(1, 2))
-                for at in _chunks(len(query), GATHERED_AT_ONCE // per_query)
-            ]
-        )
-        logits = logits.view(1, -1, window.side, window.side)
-        uv, evidence = window_estimate(logits, window, self.coarse_log_temperature.exp())
-        return uv[0], evidence[0]
+    def _window_logits(self, query: Tensor, cells: Tensor, width: int, window: SearchWindow) -> Tensor:
+        """Logits (1, N, side, side) of queries (N, C) and the cells (h * w, C) in their windows."""
+        index, per_query = window.index(width)[0], window.side**2 * cells.shape[1]
+        if MAP_PER_WINDOW * window.side**2 > len(cells):
+            logits = self._multiply_rows(query, cells, width, (window.origin[0, :, 1], window.side), index)
+        else:
+            scratch = _Scratch()
+            logits = torch.cat(
+                [
+                    torch.bmm(query[at, None], scratch.gather(cells, index[at]).transpose(1, 2))
+                    for at in _chunks(len(query), GATHERED_AT_ONCE // per_query)
+                ]
+            )
+        return logits.view(1, -1, window.side, window.side)
+
+    def _multiply_rows(
+        self, query: Tensor, cells: Tensor, width: int, rows: tuple[Tensor, int], index: Tensor
+    ) -> Tensor:
+        """Logits (N, K) of queries (N, C) and the cells at `index` (N, K), for large windows.
+
+        Queries from one height of the map are multiplied with the rows there, where they lie.
+
+        Args:
+            rows: the first row (N,) of each window, and their number.
+        """
+        if self.in_bfloat16:
+            cells, query = cells.bfloat16(), query.bfloat16()
+        order = rows[0].argsort()
+        query, index, first = query[order], index[order], rows[0][order].tolist()
+        logits = torch.empty(index.shape, dtype=torch.float32, device=index.device)
+        for at in _chunks(len(query), QUERIES_AT_ONCE):
+            start, last = first[at][0] * width, (first[at][-1] + rows[1]) * width
+            products = (query[at] @ cells[start:last].T).float()
+            logits[order[at]] = products.gather(1, index[at] - start)
+        return logits
 
     def _search_map(
         self, query: Tensor, cells: Tensor, size: tuple[int, int], near: tuple[Tensor, Tensor] | None

@@ -322,7 +322,6 @@ class Mapper:
         c, device = self._config, self._matcher.device
         points_C = geometry.act(geometry.inverse(window.T_WC[targets])[:, None], points_W[None])
         predicted, inside = geometry.see(camera, points_C)
-        predicted = torch.where(inside[..., None], predicted, torch.nan)
         some = inside.any(0).nonzero()[:, 0]
         if len(some) == 0:
             return None
