@@ -27,10 +27,11 @@ MAY_IMPORT = {
     "ros": {"", "core", "camera", "matching", "bundle", "odometry", "learning", "pipeline"},
 }
 ROBOT = {*MAY_IMPORT}
-LIBRARY = {"offline.progress", "offline.recordings", "offline.simulation"}
+LIBRARY = {"offline.progress", "offline.tables", "offline.recordings", "offline.simulation"}
 MAY_IMPORT |= {
     "offline": set(),
     "offline.progress": set(),
+    "offline.tables": set(),
     "offline.recordings": ROBOT - {"ros"},
     "offline.simulation": ROBOT - {"ros"} | LIBRARY,
     "offline.training": ROBOT - {"ros"} | LIBRARY,

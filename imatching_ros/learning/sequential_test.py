@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import count
 from math import log2, sqrt
 
 import numpy as np
@@ -84,31 +85,33 @@ def enough_new(keyframe_ids: Collection[int], last_ids: Collection[int]) -> bool
 
 
 class AlphaSpending:
-    """Shares the rate of false promotions of one hour of driving among the tests of that hour.
+    """Shares the rate of false promotions of one hour of driving among the tests of any such hour, whenever it begins.
 
-    A test costs rate / k (k + 1), where k - 1 tests of the hour ended without a promotion: in sum never more than `rate`. One
-    that promotes gives its share back, as in the fallback procedure (Wiens 2003): where promoting was right nothing was spent.
+    The k-th share is rate / k (k + 1). A test takes the first share that no test of the hour before it holds, so no hour
+    spends a share twice, and their sum is never more than `rate`. A test that promotes gives its share back, as in the fallback
+    procedure (Wiens 2003): where promoting was right nothing was spent.
     """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._began_ns: int | None = None
-        self._without = 0
+        self._taken_ns: dict[int, int] = {}  # share: when it was taken
+        self._last = 0
 
     def take(self, stamp_ns: int) -> tuple[int, float]:
-        """The number k of the next test in its hour, and its error rate."""
-        if self._began_ns is None or stamp_ns - self._began_ns >= HOUR_NS:
-            self._began_ns, self._without = stamp_ns, 0
-        self._without += 1
-        return self._without, self._rate / (self._without * (self._without + 1))
+        """The number k of the next test's share, and its error rate."""
+        # A clock that was set back by more than an hour begins anew.
+        self._taken_ns = {k: at_ns for k, at_ns in self._taken_ns.items() if abs(stamp_ns - at_ns) < HOUR_NS}
+        self._last = next(k for k in count(1) if k not in self._taken_ns)
+        self._taken_ns[self._last] = stamp_ns
+        return self._last, self._rate / (self._last * (self._last + 1))
 
     def give_back(self) -> None:
         """The last test promoted."""
-        self._without = max(self._without - 1, 0)
+        self._taken_ns.pop(self._last, None)
 
 
 def candidate_looks(fewest: int, most: int, number: int, error_rate: float) -> tuple[Look, ...]:
-    """The looks of the k-th candidate of an hour. A smaller share takes more windows for the same power: most (1 + log2(k) / 3)."""
+    """The looks of a candidate with the k-th share of an hour. A smaller share takes more windows for the same power: most (1 + log2(k) / 3)."""
     return plan_looks(fewest, round(most * (1 + log2(number) / 3)), error_rate)
 
 

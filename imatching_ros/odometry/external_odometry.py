@@ -157,6 +157,15 @@ class ExternalOdometry:
         a, b = self._buffer.at(from_ns, reach_ns), self._buffer.at(to_ns, reach_ns)
         return None if a is None or b is None else geometry.relative(a[0], b[0])
 
+    def stands_still(self, from_ns: int, to_ns: int) -> bool:
+        """Whether it is known between two times, and does not move."""
+        motion = self.motion(from_ns, to_ns)
+        if motion is None or to_ns <= from_ns:
+            return False
+        least = 1e-3  # m/s and rad/s: below what wheels measure
+        moved = geometry.log(motion)
+        return max(float(moved[:3].norm()), float(moved[3:].norm())) <= least * (to_ns - from_ns) * 1e-9
+
     def predict(self, T_WC: Tensor, from_ns: int, to_ns: int, T_steady: Tensor) -> Tensor | None:
         """The pose (7,) in the map at a time, from that at another; None where it is not configured, not known or contradicted.
 

@@ -109,12 +109,16 @@ class RateBuffer:
             del self._stamps[: self.CAPACITY], self._rates[: self.CAPACITY]
 
     def _watch_saturation(self, stamp_ns: int, rate: np.ndarray) -> None:
-        """A rate at the end of the range stays the same, which noise otherwise prevents."""
+        """A rate at the end of the range stays the same, which noise otherwise prevents: on the other axes it still does.
+
+        Three axes that stay the same are of a simulated sensor without noise.
+        """
         same = rate == self._rates[-1] if self._rates else np.zeros(3, bool)
         self._equal = np.where(same, self._equal + 1, 0)
         self._largest = np.maximum(self._largest, np.abs(rate))
         at_end = (np.abs(rate) >= self._largest) & (np.abs(rate) > 1.0)
-        if bool((at_end & (self._equal + 1 >= self.SATURATED)).any()):
+        constant = self._equal + 1 >= self.SATURATED
+        if bool((at_end & constant).any()) and not constant.all():
             self._saturated_ns = stamp_ns
 
     def between(self, from_ns: int, to_ns: int) -> tuple[np.ndarray, np.ndarray, float] | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
@@ -26,11 +27,11 @@ class InputCheck:
     Attributes:
         repeated: the image is bit-identical to the one before.
         frozen: so it has been for some seconds: nothing is known of the motion since.
-        frozen_s: for how long.
+        frozen_s: for how long; time in which external odometry stands still does not count.
         fault: what is wrong with the frame's images, by name; empty when nothing is.
     """
 
-    FROZEN = "the images have been bit-identical for {:.0f} s: the camera or its driver has frozen, unless a simulated one stands still"
+    FROZEN = "the images have been bit-identical for {:.0f} s: the camera or its driver has frozen, unless a simulated one stands still (external odometry would show it)"
     RIGHT_FROZEN = (
         "the right images have been bit-identical {} times while the left ones changed: the right camera has frozen"
     )
@@ -52,12 +53,17 @@ class InputCheck:
     def frozen(self) -> bool:
         return self.frozen_s * 1e9 >= FROZEN_NS
 
-    def check(self, frame: Frame) -> Frame:
-        """The frame, without a right image that does not belong to it."""
+    def check(self, frame: Frame, stands_still: Callable[[int, int], bool] | None = None) -> Frame:
+        """The frame, without a right image that does not belong to it.
+
+        `stands_still`: whether another sensor shows that the camera has not moved from one stamp, ns, to another.
+        """
         before = self._before = self._newest
         self._newest = frame
-        self.repeated = before is not None and _equal(frame.image, before.image)
-        self._since_ns = self._since_ns if self.repeated else frame.stamp_ns
+        self.repeated, at_rest = before is not None and _equal(frame.image, before.image), False
+        if before is not None and self.repeated and stands_still is not None:
+            at_rest = stands_still(before.stamp_ns, frame.stamp_ns)
+        self._since_ns = self._since_ns if self.repeated and not at_rest else frame.stamp_ns
         self.frozen_s = (frame.stamp_ns - self._since_ns) / 1e9
         self.fault = self.FROZEN.format(self.frozen_s) if self.frozen else self._shifted
         if frame.depth is not None and not bool(frame.depth.any()):

@@ -70,10 +70,6 @@ class MotionModel:
             velocity = torch.stack([self.twist[:3].norm(), self.twist[3:].norm()])
             self._max_velocity = torch.maximum(self._max_velocity * self.DECAY, velocity)
 
-    def stay(self) -> None:
-        """An image that repeats the one before says nothing about the motion: the maximum velocity does not decay."""
-        self._twist = torch.zeros(6, dtype=torch.float64)
-
     def possible(self, last: TrackedFrame, seconds: float) -> Tensor:
         """Covariance (6, 6) of the motion in a time of which nothing is known, at the maximum velocity.
 

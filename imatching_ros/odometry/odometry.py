@@ -125,7 +125,7 @@ class Odometry:
             self._mode = measurements.resolve_mode(frame, self.config.odometry.mode)
         frame = replace(frame, camera=self._name_readout(frame.camera))
         self._follow_calibration(frame.camera)
-        frame = self.inputs.check(frame)
+        frame = self.inputs.check(frame, self.external.stands_still)
         if frame.mask is not None:
             frame = replace(frame, mask=grow(frame.mask))
         image = as_grey(frame.image)
@@ -224,9 +224,7 @@ class Odometry:
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
         becomes_keyframe = self._becomes_keyframe(current, matches, estimate, recovered)
         published = keyframe_matches(self.window, frame, matches, estimate, self.matcher.weights_version)
-        if self.inputs.repeated and not recovered:
-            self.motion.stay()
-        else:
+        if recovered or not self.inputs.repeated:  # a repeated image says nothing about the motion
             self.motion.update(last, frame.stamp_ns, estimate.T_WC, recovered)
         if recovered:
             self.gyroscope.restart(estimate.covariance)

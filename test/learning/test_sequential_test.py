@@ -85,6 +85,21 @@ def test_the_shares_of_an_hour_are_no_more_than_its_rate_and_come_back_with_a_pr
     assert spending.take(HOUR_NS + 2)[0] == 2
 
 
+def test_no_hour_spends_more_than_the_rate_wherever_it_begins():
+    spending, minute = AlphaSpending(RATE), HOUR_NS // 60
+    begins = [0, *range(30, 90)]  # minutes: few tests, then many across the end of the first test's hour
+    shares = [spending.take(begin * minute)[1] for begin in begins]
+    hours = [sum(s for s, at in zip(shares, begins, strict=True) if 0 <= at - begin < 60) for begin in begins]
+    assert max(hours) < RATE
+    assert spending.take(89 * minute + HOUR_NS) == (1, RATE / 2), "what was spent before the last hour comes back"
+
+
+def test_a_clock_that_is_set_back_by_a_day_does_not_stop_the_spending():
+    spending = AlphaSpending(RATE)
+    spending.take(24 * HOUR_NS)
+    assert [spending.take(stamp)[0] for stamp in (0, HOUR_NS, 2 * HOUR_NS)] == [1, 1, 1]
+
+
 def test_looks_share_the_rate():
     looks = plan_looks(FEW, MANY, 0.02)
     assert [look.windows for look in looks] == [6, 10, 15]

@@ -106,6 +106,11 @@ def test_saturated_rates_are_not_used_until_they_are_past():
     assert not isinstance(buffer.between(950 * MS, 983 * MS), str)
 
 
+def test_a_constant_rate_without_noise_is_not_saturated():
+    buffer = filled(rates=lambda t: np.outer(np.minimum(8 * t, 1.5), [0, 0, 1]))  # it speeds up to 1.5 rad/s
+    assert not isinstance(buffer.between(900 * MS, 933 * MS), str)
+
+
 @pytest.mark.parametrize("rate, reason", [([math.nan, 0, 0], "not finite"), ([0, 90.0, 0], "is it in degrees?")])
 def test_bad_values_are_left_out_and_named(rate, reason):
     gyroscope = Gyroscope(ImuConfig())

@@ -54,6 +54,17 @@ def test_a_frozen_camera_is_not_tracking_and_its_covariance_grows():
     assert float(moved[-1].covariance[:3, :3].trace()) < 1e-2
 
 
+def test_images_that_repeat_while_the_wheels_stand_still_are_of_a_simulated_camera_at_rest():
+    still = repeat(with_depth(1)[0], 60)
+    for speed, state in ((0.0, TrackingState.TRACKING), (0.05, TrackingState.UNVERIFIED)):
+        pipeline = Pipeline(configure(odometry__mode="rgbd", external_odometry__use="prediction"))
+        for frame in still:
+            at = torch.tensor([0, 0, speed * frame.stamp_ns * 1e-9, 0, 0, 0, 1], dtype=torch.float64)
+            pipeline.odometry.external.add(frame.stamp_ns, at)
+            output = pipeline.process(frame)
+        assert output.state is state and bool(output.fault) == (speed > 0)
+
+
 def test_a_fault_is_an_event_once_for_each_time_that_it_begins():
     events = []
     pipeline = Pipeline(configure(odometry__mode="rgbd"), on_event=events.append)

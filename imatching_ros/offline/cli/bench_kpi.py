@@ -170,6 +170,8 @@ def about(sheet: dict[str, Any]) -> str:
 
 def document(baseline: dict[str, Any] | None) -> str:
     """The baseline as Markdown tables with their caption."""
+    from ..tables import format_table
+
     if baseline is None:
         return "No baseline has been measured yet."
     parts = [
@@ -177,11 +179,8 @@ def document(baseline: dict[str, Any] | None) -> str:
     ]
     for section, rows in baseline["figures"].items():
         columns = list(next(iter(rows.values()), {}))
-        lines = ["| " + " | ".join([section, *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
-        for row in rows:
-            cells = [_text(c, v) for s, r, _, c, v in _cells(baseline) if (s, r) == (section, row)]
-            lines.append("| " + " | ".join([row, *cells]) + " |")
-        parts.append("\n".join(lines))
+        body = [[r, *(_text(c, v) for s, q, _, c, v in _cells(baseline) if (s, q) == (section, r))] for r in rows]
+        parts.append(format_table([[section, *columns], *body]))
     return "\n\n".join(parts)
 
 

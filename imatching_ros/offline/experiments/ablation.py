@@ -14,6 +14,7 @@ import numpy as np
 from ...core.config import Config
 from ...core.types import LearningSample
 from ...matching import create_matcher
+from ..tables import format_mean, format_table
 from .learning_comparison import CellStore, ComparisonPlan
 from .learning_runs import GAPS, collect_windows, save_weights, score_weights, train_on
 from .scenes import BRIEF, TUNING, open_scene
@@ -58,22 +59,26 @@ def ablation_cells(config: Config, plan: ComparisonPlan, names: list[str], steps
 def format_ablation(cells: list[dict[str, Any]]) -> str:
     """Change of MMA against the frozen weights in %, at gaps 1, 5 and 10, geometric means over scenes; and seconds a step."""
     frozen = {cell["source"]: cell for cell in cells if cell["variant"] == "frozen"}
-    lines = [
-        f"{len(frozen)} scenes; change of MMA in % at gaps {', '.join(map(str, GAPS))}; share within one sigma at gaps 1, 5"
-    ]
-    lines.append(" | ".join(["recipe".ljust(18), *(f"{c}: 1 px, 3 px, sigma".ljust(42) for c in COLUMNS), "s/step"]))
-    for recipe in RECIPES:
-        mine = [cell for cell in cells if cell["variant"] == recipe.replace(" ", "_") and cell["source"] in frozen]
-        if not mine:
-            continue
-        parts = [recipe.ljust(18)]
-        for column in COLUMNS:
-            changes = (_changes(mine, frozen, column, px) for px in "13")
-            sigma = " ".join(_mean_sigma(mine, column, gap) for gap in "15")
-            parts.append(f"{' '.join(changes)} {sigma}".ljust(42))
-        seconds = [c["learning"]["seconds"] / c["learning"]["steps"] for c in mine if c["learning"]["steps"]]
-        lines.append(" | ".join([*parts, f"{np.mean(seconds):.2f}" if seconds else ""]))
-    return "\n".join(lines)
+    caption = f"{len(frozen)} scenes; change of MMA in % at gaps {', '.join(map(str, GAPS))}; share within one sigma at gaps 1, 5"
+    head = ["recipe", *(f"{column}, {what}" for column in COLUMNS for what in ("1 px", "3 px", "sigma")), "s a step"]
+    by_recipe = {
+        recipe: [c for c in cells if c["variant"] == recipe.replace(" ", "_") and c["source"] in frozen]
+        for recipe in RECIPES
+    }
+    rows = [[recipe, *_describe_recipe(mine, frozen)] for recipe, mine in by_recipe.items() if mine]
+    return f"{caption}\n\n{format_table([head, *rows])}"
+
+
+def _describe_recipe(cells: list[dict[str, Any]], frozen: dict[str, Any]) -> list[str]:
+    parts = []
+    for column in COLUMNS:
+        sigmas = ([c["columns"][column]["matching"][gap]["sigma"] for c in cells] for gap in "15")
+        parts += [
+            *(_changes(cells, frozen, column, px) for px in "13"),
+            " ".join(format_mean(s, ".2f") for s in sigmas),
+        ]
+    seconds = [c["learning"]["seconds"] / c["learning"]["steps"] for c in cells if c["learning"]["steps"]]
+    return [*parts, format_mean(seconds, ".2f")]
 
 
 def _changes(cells: list[dict[str, Any]], frozen: dict[str, Any], column: str, px: str) -> str:
@@ -84,11 +89,5 @@ def _changes(cells: list[dict[str, Any]], frozen: dict[str, Any], column: str, p
             after, before = (c["columns"][column]["matching"][gap]["mma"] for c in (cell, frozen[cell["source"]]))
             if after and before and after[px] > 0 and before[px] > 0:
                 ratios.append(after[px] / before[px])
-        shown.append(f"{100 * (np.exp(np.mean(np.log(ratios))) - 1):+5.1f}" if ratios else "    -")
+        shown.append(f"{100 * (np.exp(np.mean(np.log(ratios))) - 1):+.1f}" if ratios else "-")
     return " ".join(shown)
-
-
-def _mean_sigma(cells: list[dict[str, Any]], column: str, gap: str) -> str:
-    values = [cell["columns"][column]["matching"][gap]["sigma"] for cell in cells]
-    known = [value for value in values if value is not None]
-    return f"{np.mean(known):.2f}" if known else "-"

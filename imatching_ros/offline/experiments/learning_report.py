@@ -12,8 +12,12 @@ import numpy as np
 from scipy import stats
 
 from ...core.types import to_json_value
+from ..tables import format_mean, format_number, format_table
 from .corrupted_input import summarise_corrupted
 from .learning_runs import GAPS
+
+SUMMARY_HEAD = ["", "gap", "MMA 1 px", "change x 100 [95 %] worst", "MMA 3 px", "change x 100 [95 %] worst"]
+SUMMARY_HEAD += ["within 1 sigma", "common error, px", "PnP ratio", "ATE ratio [95 %]"]
 
 Cell = dict[str, Any]
 Pairs = list[tuple[Cell, Cell]]  # a column of frozen weights and of others, by source and seed
@@ -34,12 +38,8 @@ def summarise(cells: Sequence[Cell]) -> list[str]:
     for regime, variant in dict.fromkeys((c["regime"], c["variant"]) for c in cells if c["variant"] != "frozen"):
         pairs = _pair_columns(cells, regime, variant)
         lines += ["", _describe_learning(cells, regime, variant), ""]
-        lines += [
-            "| | gap | MMA 1 px | change x 100 [95 %] worst | MMA 3 px | change x 100 [95 %] worst | within 1 sigma | common error, px "
-            "| PnP ratio | ATE ratio [95 %] |"
-        ]
-        lines += ["|---" * 10 + "|"]
-        lines += [_row(column, str(gap), of_column) for column, of_column in pairs.items() for gap in GAPS]
+        rows = [_row(column, str(gap), of_column) for column, of_column in pairs.items() for gap in GAPS]
+        lines += [format_table([SUMMARY_HEAD, *rows])]
         ratios = [ratio for of_column in pairs.values() for ratio in _ate_ratios(of_column)]
         lines += ["", f"ATE over that of the frozen weights, all columns: {_interval(ratios, '.2f', geometric=True)}"]
     return lines or ["nothing was adapted: add adapted to --variants"]
@@ -75,12 +75,12 @@ def _describe_learning(cells: Sequence[Cell], regime: str, variant: str) -> str:
     return text
 
 
-def _row(column: str, gap: str, sources: dict[str, Pairs]) -> str:
+def _row(column: str, gap: str, sources: dict[str, Pairs]) -> list[str]:
     def both(*keys: str) -> str:
         before, after = zip(
             *(_means(pairs, lambda part: _dig(part, ("matching", gap, *keys))) for pairs in sources.values())
         )
-        return f"{_mean(before)} to {_mean(after)}"
+        return f"{format_mean(before)} to {format_mean(after)}"
 
     def change(px: str) -> str:
         means = (_means(pairs, lambda part: _dig(part, ("matching", gap, "mma", px))) for pairs in sources.values())
@@ -88,7 +88,7 @@ def _row(column: str, gap: str, sources: dict[str, Pairs]) -> str:
 
     ate = _interval(_ate_ratios(sources), ".2f", geometric=True) if gap == str(GAPS[0]) else ""
     cells = [column, gap, both("mma", "1"), change("1"), both("mma", "3"), change("3")]
-    return f"| {' | '.join([*cells, both('sigma'), both('common_px'), both('translation_ratio'), ate])} |"
+    return [*cells, both("sigma"), both("common_px"), both("translation_ratio"), ate]
 
 
 def _ate_ratios(sources: dict[str, Pairs]) -> list[float]:
@@ -121,11 +121,6 @@ def _interval(values: list[float], form: str, geometric: bool = False, worst: bo
     return text + (f" {min(values):{form}}" if worst else "")
 
 
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{np.mean(known):.3f}" if known else "-"
-
-
 def format_sources(cells: Sequence[Cell]) -> str:
     """One row for each cell and column, with the frozen weights' figures before; shares are of MMA, else of what the recording allows."""
     head = ["source", "variant", "seed", "column", "share within 1 px, gaps 1 5 10", "of", "AUC 5 deg, gap 5", "ATE, m"]
@@ -136,19 +131,20 @@ def format_sources(cells: Sequence[Cell]) -> str:
     for cell in adapted or cells:
         base = frozen.get((cell["source"], cell["seed"]), cell)
         learning = [
-            _number(cell["learning"].get(k), ".0f") for k in ("steps", "promotions", "rollbacks", "first_promotion_s")
+            format_number(cell["learning"].get(k), ".0f")
+            for k in ("steps", "promotions", "rollbacks", "first_promotion_s")
         ]
         for column, part in cell["columns"].items():
             name = [cell["source"], cell["variant"], str(cell["seed"]), column]
             rows.append([*name, *_describe_columns(base["columns"][column], part), *learning])
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return format_table([head, *rows])
 
 
 def _describe_columns(base: Cell, part: Cell) -> list[str]:
     measures = {"MMA": ("mma", "1"), "epipolar, true": ("sampson_within_1",), "epipolar, own": ("own_within_1",)}
 
     def both(*keys: tuple[str, ...], form: str = ".3f") -> str:
-        values = [" ".join(_number(_dig(one, key), form) for key in keys) for one in (base, part)]
+        values = [" ".join(format_number(_dig(one, key), form) for key in keys) for one in (base, part)]
         return values[0] if base is part else " to ".join(values)
 
     def shares(name: str) -> list[tuple[str, ...]]:
@@ -157,10 +153,6 @@ def _describe_columns(base: Cell, part: Cell) -> list[str]:
     of = next((name for name in measures if any(_dig(part, keys) is not None for keys in shares(name))), "MMA")
     pose_auc = both(("matching", "5", "pose_auc", "5"))
     return [both(*shares(of)), of, pose_auc, both(("ate", "rmse")), both(("tracked",), form=".2f")]
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _dig(value: Any, keys: tuple[str, ...]) -> Any:

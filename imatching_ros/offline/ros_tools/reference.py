@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...ros import inputs, node, outputs, params
 from ...ros.middleware import type_name
+from ..tables import format_table
 
 
 def tables() -> dict[str, str]:
@@ -42,7 +42,7 @@ def _inputs() -> str:
     rows.append(("any, with `mask_topic`", "the parameter's", "sensor_msgs/msg/Image, mono8"))
     rows.append(("any, with `imu_topic`", "the parameter's", "sensor_msgs/msg/Imu"))
     rows.append(("any, with `external_odometry.use`", f"`{inputs.EXTERNAL_ODOMETRY}`", "nav_msgs/msg/Odometry"))
-    return _markdown(rows)
+    return format_table(rows)
 
 
 def _outputs() -> str:
@@ -51,7 +51,7 @@ def _outputs() -> str:
         (f"`{name}`", type_name(kind) if kind else "tf2_msgs/msg/TFMessage", str(depth), text)
         for name, (kind, depth, text) in outputs.TOPICS.items()
     ]
-    return _markdown(
+    return format_table(
         [
             *rows,
             (
@@ -65,7 +65,7 @@ def _outputs() -> str:
 
 
 def _services() -> str:
-    return _markdown(
+    return format_table(
         [
             ("service", "type", "what it does"),
             *((f"`{name}`", type_name(kind), text) for name, (kind, text) in node.SERVICES.items()),
@@ -82,7 +82,7 @@ def _parameters() -> str:
         row = (f"`{name}`", f"`{_value(default)}`", _range(meta), "yes" if meta["live"] else "", meta["doc"] + unit)
         groups.setdefault(f"`{prefix}.*`" if prefix else "Node", []).append(row)
     head = ("parameter", "default", "range", "at run time", "meaning")
-    return "\n\n".join(f"### {title}\n\n{_markdown([head, *rows])}" for title, rows in groups.items())
+    return "\n\n".join(f"### {title}\n\n{format_table([head, *rows])}" for title, rows in groups.items())
 
 
 def _range(meta: dict[str, Any]) -> str:
@@ -100,11 +100,6 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value) if value != "" else "''"
-
-
-def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
-    head, *body = rows
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, tuple("---" for _ in head), *body))
 
 
 if __name__ == "__main__":

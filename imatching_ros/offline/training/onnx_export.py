@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,8 +63,7 @@ def export_onnx(weights: Path, out: Path, height: int, width: int) -> str:
     pair = _Pair(matcher).eval()
     # One query would be specialised to a constant; 4096 are more than odometry searches in an image.
     count = torch.export.Dim("queries", min=2, max=4096)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+    with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
             pair,
             (image_a, points(100), image_b),
@@ -92,6 +94,20 @@ def export_onnx(weights: Path, out: Path, height: int, width: int) -> str:
         f"{out}: {header.matcher} version {header.version} for {width}x{height}; inputs image_a, uv_a, image_b; outputs "
         f"uv_b, score, sigma_px; at most {error_px:.2g} px from torch"
     )
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's own deprecations, and its warnings of optional packages such as torchvision; errors still show."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check(path: Path, inputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from imatching_ros.offline.experiments.ablation import COLUMNS, format_ablation
 from imatching_ros.offline.experiments.learning_report import format_sources, summarise, write_report
 
 
@@ -74,3 +75,18 @@ def test_report_has_table_and_cells(tmp_path):
     text = write_report(tmp_path, cells)
     assert (tmp_path / "table.md").read_text() == text + "\n" and "+10.0" in text
     assert json.loads((tmp_path / "comparison.json").read_text())["cells"] == cells
+
+
+def test_the_ablation_is_a_table_of_the_same_kind():
+    def in_columns(variant, mma):
+        one = cell(variant, mma)
+        seconds = {"learning": {"steps": 10, "seconds": 20.0}} if variant != "frozen" else {}
+        return {**one, **seconds, "columns": dict.fromkeys(COLUMNS, one["columns"]["revisit"])}
+
+    text = format_ablation([in_columns("frozen", 0.2), in_columns("residual", 0.3)])
+    caption, _, head, *rows = text.splitlines()
+    assert caption.startswith("1 scenes") and head.startswith(
+        "| recipe | revisit, 1 px | revisit, 3 px | revisit, sigma |"
+    )
+    assert rows[2].startswith("| residual | +50.0 +50.0 +50.0 | +50.0 +50.0 +50.0 | 0.70 0.70 |")
+    assert rows[2].endswith("| 2.00 |") and len({row.count("|") for row in (head, *rows)}) == 1
