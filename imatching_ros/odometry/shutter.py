@@ -23,6 +23,9 @@ class UnnamedReadout:
     they explain most of it, but not all: the rate changes, and the rows of a landmark do. What remains tells the time. Single frames do not:
     the landmarks that they are compared with are bent alike. Windows that are bent show a part of it only, so it is found in steps.
 
+    The time is a constant of the sensor. Where windows take back most of what earlier ones have shown, it was something else, as the
+    stripes of a flickering lamp, which wander over the rows; nothing is corrected then, and no window is looked at any more.
+
     Attributes:
         found_s: taken into use by `adopt`.
     """
@@ -33,9 +36,14 @@ class UnnamedReadout:
     # Calibration and matching leave patterns of their own: of healthy recordings below .07 px along this parameter.
     SYSTEMATIC_PX = 0.1
     SIGNIFICANT = 4.0  # standard deviations
+    LEFT_SHARE = (
+        0.5  # of the longest time ever found; less refutes it. Rendered shutters of 20 ms keep .83, stripes .42
+    )
 
     def __init__(self) -> None:
         self.found_s = 0.0
+        self._most_s = 0.0  # ever found
+        self._refuted = False
         self._information = 0.0
         self._weighted_s = 0.0
 
@@ -59,8 +67,11 @@ class UnnamedReadout:
     def adopt(self) -> None:
         """Takes what is missing into use; from then on windows tell what is missing beyond that."""
         found_s = min(max(self.found_s + self.missing_s, 0.0), self.LONGEST_S)
-        if found_s != self.found_s:
-            self.found_s, self._information, self._weighted_s = found_s, 0.0, 0.0
+        if found_s == self.found_s:
+            return
+        self._most_s = max(self._most_s, found_s)
+        self._refuted = found_s < self.LEFT_SHARE * self._most_s
+        self.found_s, self._information, self._weighted_s = 0.0 if self._refuted else found_s, 0.0, 0.0
 
     def add(self, window: WindowSnapshot, result: BAResult, uv: Tensor, twist: Tensor, config: BundleConfig) -> None:
         """Takes a solved window into the mean, unless its camera hardly turned: then it says nothing and is not looked at.
@@ -69,7 +80,7 @@ class UnnamedReadout:
             uv: (O, 2) raw px of the observations. twist: (M, 6) per second of the keyframes.
         """
         camera = window.camera
-        if len(window.kf_idx) < self.MIN_OBSERVATIONS * len(twist):
+        if self._refuted or len(window.kf_idx) < self.MIN_OBSERVATIONS * len(twist):
             return
         if max(rolling_shutter.skew_px(camera, t, self.LIKELY_S) for t in twist) < MAX_SKEW_PX:
             return

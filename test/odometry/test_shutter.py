@@ -106,6 +106,23 @@ def test_a_readout_time_that_no_shutter_has_is_an_error_of_another_kind():
     assert estimate(0.15, 0.0).missing_s == 0
 
 
+def test_what_later_windows_take_back_was_no_shutter():
+    """The stripes of a flickering lamp wander over the rows: at first as a shutter of 20 ms would shift them, later the other way."""
+    readout = UnnamedReadout()
+    for seed in range(3):
+        readout.add(*sweep(0.02, 0.0, seed=seed), CONFIG)
+    readout.adopt()
+    assert readout.found_s > 0.01
+    for seed in range(6):
+        readout.add(*sweep(0.0, 0.02, seed=seed), CONFIG)
+    readout.adopt()
+    assert readout.found_s == readout.uncertain_s == 0 and readout.describe(CAMERA) == ""
+    for seed in range(6):
+        readout.add(*sweep(0.02, 0.0, seed=seed), CONFIG)
+    readout.adopt()
+    assert readout.found_s == readout.uncertain_s == 0, "it is not looked for again"
+
+
 def turn(odometry, frames=6, deg=6.0):
     """Outputs for a camera that turns on the spot at 60 degrees/s, with depth."""
     outputs = []
