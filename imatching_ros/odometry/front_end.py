@@ -295,6 +295,14 @@ class FrontEnd:
             return None
         return Localization(window, matches, estimate)
 
+    def sees(self, window: Window, current: FeatureFrame) -> bool:
+        """Whether a frame shows a window's landmarks, wherever it is: enough for a pose that would be verified, and not just a few of many."""
+        matches = self.search_everywhere(window, current)
+        estimate = self.estimate(window, current, matches, None)
+        if estimate is None or int(estimate.inlier.sum()) < self._config.verified_inliers:
+            return False
+        return _inlier_share(matches, estimate, self._config.inlier_px) >= self._config.min_inlier_share
+
     def verify(self, camera: Camera, found: Localization) -> Localization:
         """Marks as unverified the pose of a second look or a relocalization that few landmarks agree with."""
         if self._second_ratio(camera, found.matches, found.estimate) >= CONFIRMED_INLIER_RATIO:

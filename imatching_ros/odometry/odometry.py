@@ -101,6 +101,7 @@ class Odometry:
         self._mode = ""
         self._camera: Camera | None = None
         self._candidate: KeyframeCandidate | None = None
+        self._lost_view: Window | None = None  # what the last frame without a pose would begin a map with
 
     def configure(self, config: Config) -> None:
         """Takes other settings over, between two frames; the map stays. What acts at the start only keeps its effect."""
@@ -287,18 +288,32 @@ class Odometry:
             uv_ideal = frame.camera.undistort(uv.double())
             self.motion.zero_motion.set_reference(landmarks.id[rows], uv_ideal, depth, T_WC)
         self.mapper.initializer.reset()
+        self._lost_view = None
 
     # -- new maps -----------------------------------------------------------------------------------------------------
 
     def _start_again(self, current: FeatureFrame, last: TrackedFrame, context: Context) -> OdometryOutput:
         """Without a pose: after some frames a new map begins where the last pose was."""
         frames = states.frames_without_pose(self.state)
-        if self._mode == "mono" or frames >= self.config.odometry.restart_frames:
+        ready = self._mode == "mono" or self._shows_again(current)
+        if self._mode == "mono" or (ready and frames >= self.config.odometry.restart_frames):
             output = self._start_map(current, last, context)
             if output.T_WC is not None:
                 return output
             return replace(output, reason=f"lost for {frames} frames; new start: {output.reason}")
         return self._without_pose(current.frame, f"lost for {frames} frames: too few matches agree on a pose")
+
+    def _shows_again(self, current: FeatureFrame) -> bool:
+        """Whether a frame without a pose shows what the one before it does: noise in the dark has corners too, which are never seen again.
+
+        Not asked of a matcher without a wide baseline, which could find them near the last ones only.
+        """
+        if not self.matcher.wide_baseline:
+            return True
+        before = self._lost_view
+        window = self.mapper.start_map(current, self._mode, None, self.window.next_id)
+        self._lost_view = None if isinstance(window, str) else window
+        return before is not None and self.front_end.sees(before, replace(current, rotation=None))
 
     def _start_map(self, current: FeatureFrame, last: TrackedFrame | None, context: Context) -> OdometryOutput:
         """Begins a map, where the last pose was if there is one: with depth at once, in mono when frames have enough parallax."""
@@ -414,6 +429,7 @@ class Odometry:
         self.mapper.take_solved()
         self.window.renew_features(self.matcher, features)
         self.mapper.initializer.reset()
+        self._lost_view = None
 
     # -- what is published --------------------------------------------------------------------------------------------
 

@@ -360,6 +360,22 @@ def test_something_that_hides_most_of_the_image_does_not_end_tracking(room):
         assert float(moved.norm()) < 0.1
 
 
+def test_no_map_begins_with_the_noise_of_the_dark(clip):
+    """Noise has corners with a depth as well, but never the same ones again; what is seen after it is found in the same map."""
+    frames = [frame for frame, _ in clip]
+    rng = np.random.default_rng(0)
+    dark = [
+        replace(frames[8], image=torch.from_numpy(rng.normal(60, 12, (1, 240, 320)).clip(0, 255).astype(np.uint8)))
+        for _ in range(8)
+    ]
+    after = [*frames[8:12]]
+    sequence = [replace(f, id=k, stamp_ns=k * STEP_NS) for k, f in enumerate([*frames[:8], *dark, *after])]
+    _, outputs = drive(sequence, "expectation", odometry__mode="rgbd")
+    assert {o.state for o in outputs[:8]} == {TrackingState.TRACKING}
+    assert {o.state for o in outputs[8:16]} == {TrackingState.LOST}
+    assert outputs[-1].state is TrackingState.TRACKING and {o.map_id for o in outputs} == {0}
+
+
 def passing(frame: Frame, masked: bool) -> Frame:
     """The frame with a textured thing before the camera that fills 40 % of the image and moves against it."""
     size, left = (192, 160), 20 + 4 * frame.id
