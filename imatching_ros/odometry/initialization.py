@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..bundle import triangulate
-from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
 from ..core.masks import is_masked
 from ..matching.base import Matcher
 from .front_end import Correspondences, FeatureFrame, PoseEstimator
 from .measurements import detect
+from .two_view import PairMatches, two_view_geometry
 
 
 @dataclass(frozen=True)
@@ -39,16 +37,8 @@ class InitialViews:
     patience: float  # 1 at first, 0 after a long wait: a camera that hardly moves would else never start
 
 
-@dataclass(frozen=True)
-class TwoViews:
-    """A relative pose with the points that agree on it."""
-
-    T_last: Tensor  # (7,) float64, the newest view in the frame of the reference, baseline 1
-    inlier: Tensor  # (N,) bool of the points given
-
-
 class MonoInitializer:
-    """Collects frames until two of them, with parallax, agree on an essential matrix."""
+    """Collects frames until two of them, with parallax, agree on one motion."""
 
     MAX_BETWEEN = 6  # views between reference and newest that are kept
     PATIENCE = 12  # frames over which the wanted parallax and the wanted precision fall
@@ -130,7 +120,9 @@ class MonoInitializer:
         wanted_px = share * self._config.start_parallax * camera.width
         if float((a[rows] - b[rows]).norm(dim=1).median()) < wanted_px:
             return "waiting for parallax"
-        found = two_view_geometry(camera, a[rows], b[rows], wanted_px, self._config.start_landmarks)
+        sigma_b = last.sigma_px[rows].double()
+        matches = PairMatches(a[rows], b[rows], torch.full_like(sigma_b, self._config.corner_sigma_px), sigma_b)
+        found = two_view_geometry(camera, matches, wanted_px, self._config.start_landmarks, self._bundle)
         if isinstance(found, str):
             return found
         return self._with_between(rows[found.inlier], found.T_last)
@@ -169,46 +161,3 @@ class MonoInitializer:
             if found is not None:
                 between.append((view, found.T_WC))
         return between
-
-
-def two_view_geometry(camera: Camera, a: Tensor, b: Tensor, wanted_px: float, min_points: int) -> TwoViews | str:
-    """The relative pose of two views from matches at ideal px (N, 2); or why it is not determined.
-
-    The essential matrix by MAGSAC, refused where a homography explains the matches as well: of a plane the motion is ambiguous.
-    """
-    threshold_px = 1.0
-    far_baselines = 1e4  # OpenCV otherwise wants all points within 50 baselines
-    planar = 0.95  # a homography that explains so much of what the essential matrix explains
-    in_front_share = 0.7
-    K = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
-    pa, pb = a.numpy(), b.numpy()
-    cv2.setRNGSeed(0)
-    E, mask = cv2.findEssentialMat(
-        pa, pb, K, method=cv2.USAC_MAGSAC, prob=0.9999, threshold=threshold_px, maxIters=2000
-    )
-    if E is None or E.shape != (3, 3):
-        return "no essential matrix fits the matches"
-    support = mask[:, 0] > 0
-    _, R, t, front, _ = cv2.recoverPose(E, pa, pb, K, distanceThresh=far_baselines, mask=mask.copy())
-    in_front = front[:, 0] > 0
-    rotated = geometry.project(camera, geometry.rays(camera, a) @ torch.from_numpy(R).T)
-    parallax = float((rotated - b).norm(dim=1)[torch.from_numpy(support)].median()) if support.any() else 0.0
-    if parallax < wanted_px:
-        return f"no parallax: {parallax:.1f} px after rotation, {wanted_px:.1f} are needed; move the camera sideways"
-    H, flat = cv2.findHomography(pa, pb, cv2.USAC_MAGSAC, 2 * threshold_px)
-    if flat is not None and flat.sum() >= planar * support.sum():
-        return _describe_plane(K, H)
-    if in_front.sum() < in_front_share * support.sum() or in_front.sum() < min_points:
-        return f"only {int(in_front.sum())} points agree on the motion"
-    T_last = geometry.inverse(geometry.from_matrix(torch.from_numpy(np.hstack([R, t]))))
-    return TwoViews(T_last, torch.from_numpy(in_front))
-
-
-def _describe_plane(K: np.ndarray, H: np.ndarray) -> str:
-    """Why a homography (3, 3) leaves the motion open: a camera that turns, K^-1 H K orthogonal, or a scene that is a plane."""
-    tolerance = 0.02
-    turned = np.linalg.inv(K) @ H @ K
-    turned = turned / np.cbrt(np.linalg.det(turned))
-    if np.abs(turned @ turned.T - np.eye(3)).max() < tolerance:
-        return "no parallax: the camera only turns; move it sideways"
-    return "the scene is one plane from these views: the motion is ambiguous; move on"
