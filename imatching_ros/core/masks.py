@@ -28,6 +28,24 @@ def grow(mask: Tensor) -> Tensor:
     return torch.from_numpy(grown > 0)
 
 
+def cover(image: Tensor, mask: Tensor) -> Tensor:
+    """The image (1, H, W) uint8 with what is masked, (H, W) bool, filled by what is around it.
+
+    Networks see farther than the margin and normalize an image as a whole: what moves under the mask would change descriptors beside it.
+    """
+    cell, sigma = 16, 3.0  # px, and cells: as smooth as what networks see at once
+    grey, free = image[0].cpu().numpy(), ~mask.cpu().numpy()
+    if not free.any():
+        return torch.zeros_like(image)
+    size = max(1, grey.shape[1] // cell), max(1, grey.shape[0] // cell)
+    parts = (cv2.resize(part.astype(np.float32), size, interpolation=cv2.INTER_AREA) for part in (free, grey * free))
+    weight, value = (cv2.GaussianBlur(part, (0, 0), sigma) for part in parts)
+    known = weight > 1e-3
+    around = np.where(known, value / np.where(known, weight, 1.0), grey[free].mean())
+    filled = cv2.resize(around, grey.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(np.where(free, grey, filled.round().astype(np.uint8)))[None]
+
+
 def unite(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The mask (H, W) bool of what either leaves out."""
     return b if a is None else a if b is None else a | b

@@ -18,7 +18,7 @@ from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
-from ..core.masks import grow
+from ..core.masks import cover, grow
 from ..core.timing import Clock
 from ..core.types import (
     BAResult,
@@ -127,9 +127,9 @@ class Odometry:
         frame = replace(frame, camera=self._name_readout(frame.camera))
         self._follow_calibration(frame.camera)
         frame = self.inputs.check(frame, self.external.stands_still)
-        if frame.mask is not None:
-            frame = replace(frame, mask=grow(frame.mask))
         image = as_grey(frame.image)
+        if frame.mask is not None:
+            image, frame = cover(image, frame.mask), replace(frame, mask=grow(frame.mask))
         current = FeatureFrame(frame, image, self.matcher.observe(image), self.motion.twist)
         clock.lap("features")
         if is_blank(image):
