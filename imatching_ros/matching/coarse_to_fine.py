@@ -126,14 +126,15 @@ class CoarseToFine(Matcher):
         self, queries: Queries, targets: Sequence[Features], search: tuple[Tensor, Tensor] | None
     ) -> Prediction:
         """`match_batch` for a CPU: one target after the other and few queries at once, so that all stays in its cache."""
-        located = []
+        surfaces, evidence = [], []
         for t, target in enumerate(targets):
             near = None if search is None else (search[0][t], search[1][t])
-            uv, evidence = self._coarse_lean(queries.data["coarse"], target.maps["coarse"], near)
-            surface = self._correlate_lean(queries.data["fine"], target.maps["fine"], uv)
-            # The surfaces are small: all at once, so that the many small operations on them are few.
-            located.append(self.locate(surface, evidence[None]))
-        return Prediction(*(torch.cat(f) for f in zip(*located)))
+            uv, found = self._coarse_lean(queries.data["coarse"], target.maps["coarse"], near)
+            surfaces.append(self._correlate_lean(queries.data["fine"], target.maps["fine"], uv))
+            evidence.append(found)
+        # The surfaces are small: all at once, so that the many small operations on them are few.
+        surface = LocalSurface(torch.stack([s.similarity for s in surfaces]), torch.stack([s.centre for s in surfaces]))
+        return Prediction(*self.locate(surface, torch.stack(evidence)))
 
     def _coarse_lean(self, query: Tensor, coarse: Tensor, near: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Queries (N, C) in a map (C, h, w), near predicted (N, 2) px within radius (N,) px -> uv (N, 2), evidence (N, 3)."""
@@ -266,7 +267,7 @@ class CoarseToFine(Matcher):
         return LocalSurface(similarity.unflatten(0, (batch, -1)), centre)
 
     def _correlate_lean(self, query: Tensor, fine: Tensor, uv: Tensor) -> LocalSurface:
-        """`correlate` of patches (N, PATCH**2, C) with one map (C, h, w), few at once; the surface has a batch of 1."""
+        """`correlate` of patches (N, PATCH**2, C) with one map (C, h, w), few at once; the surface has no batch dimension."""
         channels, height, width = fine.shape
         centre, index = _fine_window(uv, height, width)
         if self.in_bfloat16:
@@ -276,7 +277,7 @@ class CoarseToFine(Matcher):
             _sum_of_patch(torch.bmm(query[at], scratch.gather(rows, index[at]).transpose(1, 2)))
             for at in _chunks(len(query), PATCHES_AT_ONCE)
         ]
-        return LocalSurface((torch.cat(sums) / PATCH**2)[None], centre[None])
+        return LocalSurface(torch.cat(sums) / PATCH**2, centre)
 
 
 def _fine_window(uv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

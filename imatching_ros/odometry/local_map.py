@@ -550,7 +550,7 @@ def with_depth_prior(window: Window, sigmas: Tensor) -> Observations:
     o, table = window.observations, window.landmarks
     expected = table.expected_inv_depth[o.lm]
     weak = sigmas[o.lm] < LEAVE_SIGMAS
-    inv_depth = 1 / geometry.act(geometry.inverse(window.T_WC[o.kf]), table.points_W[o.lm])[:, 2]
+    inv_depth = 1 / geometry.act(geometry.inverse(window.T_WC)[o.kf], table.points_W[o.lm])[:, 2]
     in_front = table.triangulated[o.lm] & (inv_depth > (1 + 2 * PRIOR_RELATIVE_SIGMA) * expected)
     use = window.is_host() & weak & ~in_front
     obs, sigma = o.obs.clone(), o.sigma.clone()
