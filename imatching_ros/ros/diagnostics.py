@@ -40,6 +40,7 @@ class Snapshot:
     external_odometry: str  # `used`, `off`, or why it is not used; empty while the node is not active
     imu: str  # the same of the gyroscope
     planar: str  # and of the plane of a wheeled robot
+    start: str  # what odom began with; empty before
     fault: str  # what is wrong with the newest image although it was used; empty when nothing is
     conflict: str  # what other nodes do that disturbs the odometry; empty when nothing
     callback_errors: int  # exceptions of the node's callbacks so far
@@ -100,6 +101,7 @@ def describe(now: Snapshot) -> dict[str, Any]:
         "external odometry": now.external_odometry,
         "imu": now.imu,
         "planar": now.planar,
+        "odom began": now.start,
         "fault": now.fault,
         "conflict": now.conflict,
         "callback errors": now.callback_errors,

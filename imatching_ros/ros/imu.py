@@ -11,9 +11,11 @@ import numpy as np
 from ..pipeline import Pipeline
 from . import transforms
 from .convert import stamp_ns
+from .level_start import LevelStart
 from .lifecycle import ManagedNode
 from .mount import CameraMount
 from .params import NodeConfig
+from .robot_pose import Start
 
 
 class ImuInput:
@@ -22,6 +24,7 @@ class ImuInput:
     Attributes:
         messages: sensor_msgs/Imu in the order of their arrival, bounded.
         state: `off`, `used`, or why it is not used.
+        level: what `odom` begins with.
     """
 
     WAITING = 10_000  # messages: 10 s at 1 kHz
@@ -35,6 +38,7 @@ class ImuInput:
         self.messages: deque[Any] = deque(maxlen=self.WAITING)
         self._gyroscope = pipeline.odometry.gyroscope
         self._gyroscope.expected = bool(config.imu_topic)
+        self.level = LevelStart(bool(config.imu_topic))
         self._newest_ns: int | None = None
         self._unwaiting = self._problems = 0
         self.state = self._gyroscope.describe()
@@ -47,6 +51,14 @@ class ImuInput:
         self._gyroscope.blocked = ""
         while self.messages and not self._gyroscope.blocked:
             self._pass_on(camera_frame, mount, T_optical_camera)
+
+    def find_start(self, given: Start, T_BC: np.ndarray, first_ns: int, now_ns: int) -> Start | None:
+        """Where the base is when the map begins (`LevelStart.find`); None while messages are waited for."""
+        blocked = self._gyroscope.blocked if self._config.imu_topic else ""
+        start = self.level.find(given, T_BC, first_ns, now_ns, blocked)
+        if start is not None:
+            self._node.get_logger().info(f"{self._config.odom_frame} begins {self.level.state}")
+        return start
 
     def report(self) -> str:
         """After the image: the problem for its status; empty where there is none. It is logged when it persists."""
@@ -92,7 +104,11 @@ class ImuInput:
                 self._gyroscope.blocked = "its messages hold no angular velocity (covariance -1)"
                 continue
             w = message.angular_velocity
-            self._pipeline.add_angular_rate(self._newest_ns, R_camera_imu @ np.array([w.x, w.y, w.z]))
+            rate = R_camera_imu @ np.array([w.x, w.y, w.z])
+            self._pipeline.add_angular_rate(self._newest_ns, rate)
+            if not self.level.decided:
+                offset_ns = round(self._pipeline.config.imu.time_offset_ms * 1e6)
+                self.level.gravity.add(self._newest_ns + offset_ns, rate, R_camera_imu @ _read_force(message))
 
     def _find_mounting(self, frame: str, camera_frame: str, mount: CameraMount) -> np.ndarray | None:
         """(3, 3), the IMU's axes in the camera's optical frame; None while they are not known."""
@@ -100,3 +116,9 @@ class ImuInput:
             return transforms.from_pose(np.array([0.0, 0.0, 0.0, *self._config.camera_from_imu]))[:3, :3]
         T_imu_optical = mount.camera_in(frame, camera_frame, self._newest_ns or 0) if frame else None
         return None if T_imu_optical is None else T_imu_optical[:3, :3].T
+
+
+def _read_force(message: Any) -> np.ndarray:
+    """Specific force (3,) m/s^2 about the axes of the IMU; NaN where there is none (REP-145)."""
+    a = message.linear_acceleration
+    return np.full(3, np.nan) if message.linear_acceleration_covariance[0] == -1 else np.array([a.x, a.y, a.z])

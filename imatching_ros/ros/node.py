@@ -316,6 +316,7 @@ class OdometryNode(ManagedNode):
             learning=p.learning if p else None,
             external_odometry=p.external_odometry if p else "",
             imu=p.imu.state if p else "",
+            start=p.imu.level.state if p else "",
             planar=p.pipeline.odometry.planar.describe() if p else "",
             fault=last.fault if last else "",
             conflict="; ".join(self._conflicts.found),

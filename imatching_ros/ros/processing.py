@@ -85,6 +85,8 @@ class Processor:
         self.imu = ImuInput(node, configs.node, self.pipeline)
         self._start = AT_ORIGIN
         self._tracker: RobotPoseTracker | None = None
+        self._T_BC: np.ndarray | None = None
+        self._map_began_ns: int | None = None
         self._camera: Any = None
         self._order = StampOrder()
         self._dropped = 0  # as of the image before
@@ -122,7 +124,8 @@ class Processor:
         self.inbox.discard()
         self._outputs.reset()
         self.mount.reset()
-        self._tracker = None
+        self.imu.level.reset()
+        self._tracker = self._T_BC = self._map_began_ns = None
         self._camera = None
         self._order = StampOrder()
 
@@ -185,6 +188,8 @@ class Processor:
 
         def publish(output: OdometryOutput) -> None:
             processing_ms = (time.perf_counter() - start) * 1e3
+            if self._tracker is None and output.T_WC is not None:
+                self._tracker = self._begin(output)
             pose = self._tracker.update(output) if self._tracker is not None else None
             if pose is not None:
                 self._outputs.publish_pose(frame.stamp_ns, pose)
@@ -196,6 +201,15 @@ class Processor:
         output = self.pipeline.process(frame, publish, behind=dropped > self._dropped)
         self._dropped = dropped
         return output
+
+    def _begin(self, output: OdometryOutput) -> RobotPoseTracker | None:
+        """With the first poses: None while the camera's pose on the robot or the level start are pending."""
+        if self._map_began_ns is None:
+            self._map_began_ns = self.pipeline.window.keyframes[0].stamp_ns
+        if self._T_BC is None:
+            return None
+        start = self.imu.find_start(self._start, self._T_BC, self._map_began_ns, output.stamp_ns)
+        return None if start is None else RobotPoseTracker(self._T_BC, start)
 
     def _count(self, output: OdometryOutput) -> None:
         self.last = output
@@ -244,6 +258,7 @@ class Processor:
     def _restart(self) -> None:
         """An empty map that continues at the last published pose."""
         self.pipeline.reset()
+        self._map_began_ns = None
         if self._tracker is not None:
             self._tracker.restart()
 
@@ -293,7 +308,7 @@ class Processor:
 
     def _check_mount(self, image: CameraImages) -> None:
         """Follows the camera's pose on the robot. Publishing begins when it is found, and again when TF replaces an assumption."""
-        if self._tracker is not None and self.mount.arrived_late(image.frame_id):
+        if self.mount.arrived_late(image.frame_id):
             self._node.get_logger().warning(
                 f"TF from {self.configs.node.base_frame} to {image.frame_id} has arrived: odometry is reset, because its poses so far "
                 "were those of the camera"
@@ -305,11 +320,9 @@ class Processor:
         T_BC = None if T_BC is None else T_BC @ self.decoder.T_optical_camera
         if self.configs.core.odometry.planar:
             self._mount_planar(T_BC)
-        if T_BC is None:
-            return
-        if self._tracker is None:
-            self._tracker = RobotPoseTracker(T_BC, self._start)
-        self._tracker.mount(T_BC)
+        self._T_BC = T_BC
+        if self._tracker is not None and T_BC is not None:
+            self._tracker.mount(T_BC)
 
     def _mount_planar(self, T_BC: np.ndarray | None) -> None:
         """The plane of the base needs a pose of the camera (4, 4) that is known."""

@@ -34,6 +34,7 @@ WELL = dict(
     external_odometry="off",
     imu="off",
     planar="off",
+    start="as the base stood",
     fault="",
     conflict="",
     callback_errors=0,

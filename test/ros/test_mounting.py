@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
+from imatching_ros.msg import Status
 from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, send_until
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -137,3 +138,37 @@ def test_the_camera_cannot_be_the_odometry_frame():
 )
 def test_latency_is_unknown_when_the_stamp_is_ahead_of_the_clock(age_ms, latency_ms):
     np.testing.assert_allclose(find_latency_ms(10**18 + age_ms * 10**6, 10**18), latency_ms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parameters, reason",
+    [
+        (
+            {"base_frame": "chassis", "tf_timeout_s": 0.0},
+            "no TF from chassis to optical; publish it or set base_from_camera",
+        ),
+        (
+            {"base_frame": "optical"},
+            "base_frame is 'optical', the optical frame of the images, whose z axis does not point up",
+        ),
+    ],
+)
+def test_the_plane_of_a_base_that_nobody_gives_is_not_used(peer: Peer, start_node, parameters, reason):
+    node = start_node({"mode": "rgbd", "odometry.planar": True, **parameters})
+    status = peer.collect(Status, "/imatching/status")
+    infos, images, depths = (
+        peer.publisher(kind, topic)
+        for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
+    )
+    peer.meet()
+    image, depth = look()
+
+    def send() -> None:
+        infos.publish(info_message(10**9, CAMERA))
+        depths.publish(image_message(10**9, depth, "32FC1"))
+        images.publish(image_message(10**9, image, "mono8"))
+
+    send_until(send, lambda: status, f"a status:\n{node.output}")
+    assert status[0].warning == f"odometry.planar is not used: {reason}"
+    assert f"odometry.planar is not used: {reason}" in node.output
