@@ -382,6 +382,8 @@ class Odometry:
 
     def _level(self, result: BAResult) -> None:
         """Moves the map towards the plane of a wheeled robot."""
+        if not self.planar.used:
+            return
         window = self.window
         depth = window.median_depth(len(window.keyframes) - 1)
         T = self.planar.correct(window.T_WC, result, window.keyframe_dropped, depth)

@@ -47,9 +47,13 @@ class PlanarMotion:
     def problem(self) -> str:
         return self._why if self._enabled and self._up_C is None else ""
 
+    @property
+    def used(self) -> bool:
+        return self._enabled and self._up_C is not None
+
     def describe(self) -> str:
         """`off`, `used`, or why it is not used."""
-        return self.problem or ("used" if self._enabled else "off")
+        return "used" if self.used else self.problem or "off"
 
     def mount(self, T_BC: Tensor | None, why: str = NO_MOUNTING) -> None:
         """Takes over the pose (7,) of the camera in the base, whose z axis is up; None: it is not known, and `why`."""
@@ -75,7 +79,7 @@ class PlanarMotion:
             self._covariance.rescale(factor, centre)
 
     def correct(self, T_WC: Tensor, result: BAResult, keyframe_dropped: bool, median_depth: float) -> Tensor | None:
-        """The motion (7,) of the map that brings it towards the plane; None without one.
+        """The motion (7,) of the map that brings it towards the plane; None where it stays.
 
         Args:
             T_WC: (M, 7) keyframes as the newest bundle adjustment left them.

@@ -178,6 +178,7 @@ def replay(
     torch.set_num_threads(config.matcher.threads)
     if options.mode == "auto" and config.odometry.mode != "auto":
         options = replace(options, mode=config.odometry.mode)
+    T_BC = _read_mounting(base_from_camera)
     source = open_source(path, options)
     truth, no_truth = _read_truth(source)  # before the work, so that a wrong file is not found out after it
     given, rates = source.odometry(), _read_imu(source) if imu else None
@@ -217,7 +218,7 @@ def replay(
     interrupted = False
     start = time.perf_counter()
     run = _Run(Pipeline(config, on_event=report, weights_dir=out / "weights"), writer, given, rates)
-    run.pipeline.mount_camera(_read_mounting(base_from_camera))
+    run.pipeline.mount_camera(T_BC)
     try:
         with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
             for frame in frames:

@@ -56,6 +56,17 @@ def wall(tmp_path_factory):
     return folder
 
 
+def test_the_plane_of_a_wheeled_robot_takes_the_mounting(wall, tmp_path, capsys):
+    options = [str(wall), "--learning", "off", "--matcher", "klt", "--quiet", "--set", "odometry.planar=true"]
+    mounted = ["--base-from-camera", *"0 0 1 -0.5 0.5 -0.5".split()]
+    assert main(["replay", *options, "--out", str(tmp_path / "run"), *mounted, "0.5"]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["planar"] == "used"
+    assert "planar       used" in capsys.readouterr().out
+    assert main(["replay", *options, "--out", str(tmp_path / "none"), *mounted, "5"]) == 1
+    assert "--base-from-camera: the quaternion has the length 5.07, expected 1" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_replay_leaves_everything_and_is_right(wall, tmp_path, capsys):
     code = main(
         [
