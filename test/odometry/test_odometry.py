@@ -584,7 +584,7 @@ def test_the_learner_takes_settings_over():
 def test_most_settings_of_odometry_may_change():
     may = {path for path, _, meta in walk(Config()) if meta["live"]}
     odometry = {path for path, _, _ in walk(Config()) if path.startswith("odometry.")}
-    assert odometry - may == {"odometry.mode", "odometry.first_baseline_m"}
+    assert odometry - may == {"odometry.mode", "odometry.planar", "odometry.first_baseline_m"}
     # What defines the residual that both levels share, and the rules of a validation, stay for the whole run.
     assert not may & {
         "bundle.kernel",
