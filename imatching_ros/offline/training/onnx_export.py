@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.onnx import ONNXProgram
 
 from ...core.config import MatcherConfig
 from ...core.errors import WeightsError
@@ -44,37 +45,15 @@ def export_onnx(weights: Path, out: Path, height: int, width: int) -> str:
     Raises:
         WeightsError: a matcher that is no network of ours, missing packages, or an export that computes something else.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise WeightsError(f"ONNX export needs {', '.join(missing)}; run: pip install {' '.join(missing)}")
     header = read_header(weights)
-    matcher = create_matcher(MatcherConfig(name=header.matcher, weights=str(weights)))
-    if not isinstance(matcher, CoarseToFine):
-        raise WeightsError(
-            f"{weights} is of the matcher '{header.matcher}', whose network cannot be exported; "
-            "expected expectation or regression"
-        )
+    pair = _load_pair(weights, header.matcher)
     generator = torch.Generator().manual_seed(0)
     image_a, image_b = torch.rand(2, 1, 1, height, width, generator=generator)
 
     def points(count: int) -> Tensor:
         return torch.rand(count, 2, generator=generator) * torch.tensor([width - 1.0, height - 1.0])
 
-    pair = _Pair(matcher).eval()
-    # One query would be specialised to a constant; 4096 are more than odometry searches in an image.
-    count = torch.export.Dim("queries", min=2, max=4096)
-    with torch.no_grad(), _quiet_exporter():
-        program = torch.onnx.export(
-            pair,
-            (image_a, points(100), image_b),
-            dynamo=True,
-            verbose=False,
-            opset_version=18,
-            input_names=["image_a", "uv_a", "image_b"],
-            output_names=["uv_b", "score", "sigma_px"],
-            dynamic_shapes={"image_a": None, "uv_a": {0: count}, "image_b": None},
-        )
-    assert program is not None  # without `dynamo` there would be none
+    program = _trace(pair, (image_a, points(100), image_b))
     program.model.metadata_props.update(
         {"matcher": header.matcher, "weights_version": str(header.version), "weights_hash": header.hash}
     )
@@ -94,6 +73,36 @@ def export_onnx(weights: Path, out: Path, height: int, width: int) -> str:
         f"{out}: {header.matcher} version {header.version} for {width}x{height}; inputs image_a, uv_a, image_b; outputs "
         f"uv_b, score, sigma_px; at most {error_px:.2g} px from torch"
     )
+
+
+def _load_pair(weights: Path, name: str) -> _Pair:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise WeightsError(f"ONNX export needs {', '.join(missing)}; run: pip install {' '.join(missing)}")
+    matcher = create_matcher(MatcherConfig(name=name, weights=str(weights)))
+    if not isinstance(matcher, CoarseToFine):
+        raise WeightsError(
+            f"{weights} is of the matcher '{name}', whose network cannot be exported; expected expectation or regression"
+        )
+    return _Pair(matcher).eval()
+
+
+def _trace(pair: _Pair, inputs: tuple[Tensor, Tensor, Tensor]) -> ONNXProgram:
+    # One query would be specialised to a constant; 4096 are more than odometry searches in an image.
+    count = torch.export.Dim("queries", min=2, max=4096)
+    with torch.no_grad(), _quiet_exporter():
+        program = torch.onnx.export(
+            pair,
+            inputs,
+            dynamo=True,
+            verbose=False,
+            opset_version=18,
+            input_names=["image_a", "uv_a", "image_b"],
+            output_names=["uv_b", "score", "sigma_px"],
+            dynamic_shapes={"image_a": None, "uv_a": {0: count}, "image_b": None},
+        )
+    assert program is not None  # without `dynamo` there would be none
+    return program
 
 
 @contextmanager
