@@ -243,7 +243,8 @@ def test_wrong_odometry_does_not_break_tracking(clip, matcher):
     ]
     pipeline, outputs = drive(clip, wrong, matcher, external_odometry__use="prediction")
     _, plain = drive(clip, [], matcher)
-    assert [o.state for o in outputs] == [o.state for o in plain]
+    # The first frames of a map may find few landmarks around a wrong prediction, and are UNVERIFIED then.
+    assert [o.T_WC is None for o in outputs] == [o.T_WC is None for o in plain]
     assert all(o.state is TrackingState.TRACKING for o in outputs[-6:])
     assert "contradicts the images" in pipeline.odometry.external.problem
     for a, b in list(zip(outputs, plain))[-3:]:
