@@ -30,8 +30,6 @@ from .measurements import DepthMeasurements
 
 # Of the depth prior:
 PRIOR_RELATIVE_SIGMA = 0.5  # standard deviation of the inverse depth, relative to it
-# After a turn all new landmarks are expected at the depth of a few at the image's edge, and err alike. Chosen on rendered sweeps; more loses the scale in the dark.
-TURNED_RELATIVE_SIGMA = 1.0
 ENTER_SIGMAS = 2.0  # a landmark enters when its expected parallax is so many standard deviations of its observations
 LEAVE_SIGMAS = 8.0  # from here its own parallax is enough
 
@@ -556,17 +554,5 @@ def with_depth_prior(window: Window, sigmas: Tensor) -> Observations:
     in_front = table.triangulated[o.lm] & (inv_depth > (1 + 2 * PRIOR_RELATIVE_SIGMA) * expected)
     use = window.is_host() & weak & ~in_front
     obs, sigma = o.obs.clone(), o.sigma.clone()
-    relative = torch.where(turned_more_than_moved(window), TURNED_RELATIVE_SIGMA, PRIOR_RELATIVE_SIGMA)[o.kf[use]]
-    obs[use, 2], sigma[use, 2] = expected[use], relative * expected[use]
+    obs[use, 2], sigma[use, 2] = expected[use], PRIOR_RELATIVE_SIGMA * expected[use]
     return replace(o, obs=obs, kind=torch.where(use, int(ObservationKind.DEPTH), o.kind), sigma=sigma)
-
-
-def turned_more_than_moved(window: Window) -> Tensor:
-    """Whether the motion to each keyframe (M,) shifts a landmark of median depth more by its rotation than by its translation.
-
-    The oldest keyframe is taken to be as the one after it.
-    """
-    motion = geometry.relative(window.T_WC[:-1], window.T_WC[1:])
-    depth = motion.new_tensor([window.median_depth(k) for k in range(1, len(window.keyframes))])
-    turned = geometry.log_so3(motion[:, 3:]).norm(dim=1) > motion[:, :3].norm(dim=1) / depth
-    return torch.cat([turned[:1], turned]) if len(turned) else torch.zeros(len(window.keyframes), dtype=torch.bool)

@@ -221,23 +221,6 @@ def test_the_prior_is_left_out_once_parallax_is_enough_and_in_front_of_a_backgro
     assert len(with_prior(near)) == NEW - 1
 
 
-@pytest.mark.parametrize(
-    ("turn_rad", "relative_sigma"),
-    [
-        (0.0, local_map.PRIOR_RELATIVE_SIGMA),
-        (0.005, local_map.PRIOR_RELATIVE_SIGMA),
-        (0.2, local_map.TURNED_RELATIVE_SIGMA),
-    ],
-)
-def test_after_a_turn_an_expected_depth_weighs_less(turn_rad, relative_sigma):
-    window = wall(baseline=4 * DEPTH / CAMERA.fx, noise_px=0.1)
-    window.triangulate(CAMERA, 3.0, 6.0)
-    window.T_WC[1] = geometry.retract(window.T_WC[1], torch.tensor([0, 0, 0, 0, turn_rad, 0], dtype=torch.float64))
-    o = local_map.with_depth_prior(window, local_map.parallax_sigmas(window, CAMERA))
-    sigma = o.sigma[o.kind == ObservationKind.DEPTH, 2] * DEPTH
-    assert len(sigma) == NEW and float(sigma.min()) == float(sigma.max()) == pytest.approx(relative_sigma, rel=1e-4)
-
-
 def test_an_expected_depth_is_no_measurement_a_turn_on_the_spot_stays_degenerate():
     snapshot, used, _ = turning_window().snapshot(CAMERA)
     assert snapshot.fixed.tolist() == [True, True, False, False, False] and bool(
