@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.errors import CameraError
@@ -131,3 +132,21 @@ def test_stretch_is_the_growth_of_small_areas(name):
     area = 0.5 * (x * y.roll(-1, 1) - x.roll(-1, 1) * y).sum(1).abs()
     torch.testing.assert_close(camera.stretch(camera.undistort(raw)), 10 * area.sqrt(), rtol=1e-3, atol=0)
     assert name not in ("plumb_bob4", "equidistant") or float(camera.stretch(camera.undistort(raw)).max()) > 1.05
+
+
+class CountOperations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in CAMERAS if name != "none"])
+def test_undistorting_takes_few_operations(name):
+    """The matches of every frame are undistorted several times; they are few, so that the time is that of starting operations."""
+    camera = CAMERAS[name]
+    uv = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([640.0, 480.0])
+    with CountOperations() as operations:
+        camera.undistort(uv)
+    assert operations.count < 850  # 300 to 730
