@@ -44,6 +44,12 @@ def skew_px(camera: Camera, twist: Tensor, readout_s: float) -> float:
     return float(twist[3:].norm()) * readout_s / 2 * camera.fx
 
 
+def shift_px(camera: Camera, twist: Tensor, depth: float) -> float:
+    """By how much the readout shifts the outermost rows of points at a depth at this twist (6,) per second, at most, px."""
+    rate = float(twist[3:].norm()) + float(twist[:3].norm()) / max(depth, 1e-9)
+    return rate * camera.readout_s / 2 * camera.fx
+
+
 def _row_pose(camera: Camera, uv: Tensor, twist: Tensor) -> Tensor:
     """Poses (N, 7) of the camera, in the frame of the middle row, when the rows of raw px (N, 2) were exposed."""
     row = uv[:, 1:].double().clamp(0, camera.height - 1)

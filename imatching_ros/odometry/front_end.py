@@ -215,6 +215,7 @@ class FrontEnd:
         4.0  # on the inlier threshold for a first pose after a gap: old landmarks are known less well from there
     )
     SHUTTER_ITERATIONS = 2  # each leaves about the readout time over the time between images of the velocity's error
+    SHUTTER_TOLERANCE_PX = 0.05  # by which the outermost rows may still be off
     FOLLOWER_RADIUS = 3.0  # times the search radius for matchers that search from the previous frame
 
     def __init__(self, config: Config, matcher: Matcher) -> None:
@@ -463,6 +464,9 @@ class FrontEnd:
             return replace(current, twist=geometry.local(last.T_WC, found.estimate.T_WC) / seconds), found
         for _ in range(self.SHUTTER_ITERATIONS):
             moved = replace(current, twist=geometry.local(last.T_WC, found.estimate.T_WC) / seconds)
+            change = rolling_shutter.shift_px(current.camera, moved.twist - current.twist, last.median_depth())
+            if change < self.SHUTTER_TOLERANCE_PX:
+                break
             estimate = self.estimate(found.window, moved, found.matches, found.estimate.T_WC)
             if estimate is None:
                 break
