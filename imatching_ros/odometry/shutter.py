@@ -37,7 +37,7 @@ class UnnamedReadout:
     SYSTEMATIC_PX = 0.1
     SIGNIFICANT = 4.0  # standard deviations
     LEFT_SHARE = (
-        0.5  # of the longest time ever found; less refutes it. Rendered shutters of 20 ms keep .83, stripes .42
+        0.5  # of the longest time ever found; less refutes it. Rendered shutters of 20 ms keep .75, stripes .42
     )
 
     def __init__(self) -> None:
