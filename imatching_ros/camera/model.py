@@ -107,9 +107,7 @@ class Camera:
             error_px = (self._distort(xy) - distorted.double()).norm(dim=-1) * max(self.fx, self.fy)
             found = (error_px < 1e-3) & (xy.norm(dim=-1) <= _widest_radius(self.model, self.distortion))
             xy = torch.where(found[..., None], xy, torch.nan).to(uv.dtype)
-        a, b, c, d, det = self._jacobian(self._distort_around(xy.detach()), xy)
-        xy = xy - _solve(a, b, c, d, det, self._distort(xy) - distorted)
-        return self._to_pixels(xy)
+        return self._to_pixels(xy - self._newton_step(xy, distorted))
 
     def stretch(self, uv: Tensor) -> Tensor:
         """Ideal px (..., 2) -> (...,): how many ideal px one raw px is there, the geometric mean over directions; no gradient.
@@ -182,9 +180,11 @@ class Camera:
         return distorted * (torch.tan(theta) / theta)
 
     def _newton_step(self, xy: Tensor, distorted: Tensor) -> Tensor:
-        """Solves J step = error with the 2x2 Jacobian of `_distort`."""
+        """Solves J step = `_distort(xy)` - distorted with its 2x2 Jacobian; xy has no gradient."""
         around = self._distort_around(xy)
-        return _solve(*self._jacobian(around, xy), around[4] - distorted)
+        a, b, c, d, det = self._jacobian(around, xy)
+        ex, ey = (around[4] - distorted).unbind(-1)
+        return torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
 
     def _distort_around(self, xy: Tensor) -> Tensor:
         """(5, ..., 2): `_distort` a little to the right, left, below and above of points, and at them; one call for all, which are few."""
@@ -203,12 +203,6 @@ class Camera:
 
 def _difference(xy: Tensor) -> float:
     return 1e-6 if xy.dtype == torch.float64 else 1e-3
-
-
-def _solve(a: Tensor, b: Tensor, c: Tensor, d: Tensor, det: Tensor, error: Tensor) -> Tensor:
-    """The step (..., 2) with [[a, b], [c, d]] step = error."""
-    ex, ey = error.unbind(-1)
-    return torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,8 @@ pose an image. This is the per-row model of Hedborg et al., Rolling Shutter Bund
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,15 +41,13 @@ def see(camera: Camera, points_C: Tensor, twist: Tensor) -> tuple[Tensor, Tensor
     return geometry.see(camera, geometry.act(geometry.inverse(_row_pose(camera, uv, twist)), points_C))
 
 
-def skew_px(camera: Camera, twist: Tensor, readout_s: float) -> float:
-    """By how much a readout time shifts the outermost rows at this twist (6,) per second, rotation alone, px."""
-    return float(twist[3:].norm()) * readout_s / 2 * camera.fx
+def skew_px(camera: Camera, twist: Tensor, readout_s: float, depth: float = math.inf) -> float:
+    """By how much a readout time shifts the outermost rows of points at a depth at this twist (6,) per second, at most, px.
 
-
-def shift_px(camera: Camera, twist: Tensor, depth: float) -> float:
-    """By how much the readout shifts the outermost rows of points at a depth at this twist (6,) per second, at most, px."""
+    `depth` is in the unit of the twist; by default the points are so far away that rotation alone shifts them.
+    """
     rate = float(twist[3:].norm()) + float(twist[:3].norm()) / max(depth, 1e-9)
-    return rate * camera.readout_s / 2 * camera.fx
+    return rate * readout_s / 2 * camera.fx
 
 
 def _row_pose(camera: Camera, uv: Tensor, twist: Tensor) -> Tensor:

@@ -464,8 +464,11 @@ class FrontEnd:
             return replace(current, twist=geometry.local(last.T_WC, found.estimate.T_WC) / seconds), found
         for _ in range(self.SHUTTER_ITERATIONS):
             moved = replace(current, twist=geometry.local(last.T_WC, found.estimate.T_WC) / seconds)
-            change = rolling_shutter.shift_px(current.camera, moved.twist - current.twist, last.median_depth())
-            if change < self.SHUTTER_TOLERANCE_PX:
+            change, readout_s = moved.twist - current.twist, current.camera.readout_s
+            if (
+                rolling_shutter.skew_px(current.camera, change, readout_s, last.median_depth())
+                < self.SHUTTER_TOLERANCE_PX
+            ):
                 break
             estimate = self.estimate(found.window, moved, found.matches, found.estimate.T_WC)
             if estimate is None:

@@ -179,6 +179,12 @@ class Peer:
             wait_until(lambda: publisher.get_subscription_count() >= subscribers, what=f"a subscriber of {topic}")
         return publisher
 
+    def rgbd_publishers(self, prefix: str = "", depth: str = "depth/image") -> tuple[Any, Any, Any]:
+        """Publishers of CameraInfo, image and depth below a prefix, that have met the node."""
+        topics = ((CameraInfo, "camera_info"), (Image, "image"), (Image, depth))
+        infos, images, depths = (self.publisher(kind, f"{prefix}/{topic}") for kind, topic in topics)
+        return infos, images, depths
+
     def call(self, kind: type, service: str, timeout_s: float = 120.0, **request: Any) -> Any:
         """Calls a service and returns the response."""
         client = self.node.create_client(kind, service)

@@ -11,7 +11,7 @@ from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, make_stamp, send_until, wait_until
 from imatching_ros.msg import Status
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
 
@@ -27,10 +27,7 @@ class Robot:
         self.status = peer.collect(Status, "/imatching/status")
         diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
         self.conflict = lambda: {v.key: v.value for v in diagnostics[-1].status[0].values}["conflict"]
-        self.infos, self.images, self.depths = (
-            peer.publisher(kind, topic)
-            for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
-        )
+        self.infos, self.images, self.depths = peer.rgbd_publishers()
         peer.meet()
         self.stamp = 100 * 10**9
 

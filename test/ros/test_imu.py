@@ -14,7 +14,7 @@ from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, send_until, wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
-from sensor_msgs.msg import CameraInfo, Image, Imu
+from sensor_msgs.msg import Imu
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
 
@@ -56,14 +56,10 @@ def run(peer: Peer, start_node) -> SimpleNamespace:
     r.x, r.y, r.z, r.w = map(float, MOUNTING.inv().as_quat())
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     peer.node.create_publisher(TFMessage, "/tf_static", latched).publish(TFMessage(transforms=[mount]))
-    infos, images, depths = (
-        peer.publisher(kind, topic)
-        for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
-    )
+    infos, images, depths = peer.rgbd_publishers()
     node.wait_for("active")
     peer.meet()
-    driver = peer.node.create_publisher(Imu, "/imu/data", qos_profile_sensor_data)
-    wait_until(lambda: driver.get_subscription_count(), what="the node's subscription")
+    driver = peer.publisher(Imu, "/imu/data", qos_profile_sensor_data)
     time.sleep(0.5)
     rng, start = np.random.default_rng(0), 1000 * 10**9
 

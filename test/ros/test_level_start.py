@@ -13,7 +13,7 @@ from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, send_until, wait_until
 from rclpy.qos import qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
-from sensor_msgs.msg import CameraInfo, Image, Imu
+from sensor_msgs.msg import Imu
 
 from imatching_ros.offline.simulation.imu import R_CAMERA_IMU
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
@@ -86,14 +86,10 @@ def run(peer: Peer, start_node) -> SimpleNamespace:
     )
     status, odom = peer.collect(Status, "/imatching/status"), peer.collect(Odometry, "/odom")
     diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
-    infos, images, depths = (
-        peer.publisher(kind, topic)
-        for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
-    )
+    infos, images, depths = peer.rgbd_publishers()
     node.wait_for("active")
     peer.meet()
-    driver = peer.node.create_publisher(Imu, "/imu/data", qos_profile_sensor_data)
-    wait_until(lambda: driver.get_subscription_count(), what="the node's subscription")
+    driver = peer.publisher(Imu, "/imu/data", qos_profile_sensor_data)
     time.sleep(0.5)
     sent = 0
 

@@ -10,7 +10,6 @@ from imatching_ros.msg import Status
 from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, send_until
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
 
@@ -38,10 +37,7 @@ class Robot:
         self.node = start_node({"mode": "rgbd", "tf_timeout_s": 0.2})
         self.odom = peer.collect(Odometry, "/odom")
         self.diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
-        self.infos, self.images, self.depths = (
-            peer.publisher(kind, topic)
-            for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
-        )
+        self.infos, self.images, self.depths = peer.rgbd_publishers()
         peer.meet()
         self.stamp = 10**9
 
@@ -157,10 +153,7 @@ def test_latency_is_unknown_when_the_stamp_is_ahead_of_the_clock(age_ms, latency
 def test_the_plane_of_a_base_that_nobody_gives_is_not_used(peer: Peer, start_node, parameters, reason):
     node = start_node({"mode": "rgbd", "odometry.planar": True, **parameters})
     status = peer.collect(Status, "/imatching/status")
-    infos, images, depths = (
-        peer.publisher(kind, topic)
-        for kind, topic in ((CameraInfo, "/camera_info"), (Image, "/image"), (Image, "/depth/image"))
-    )
+    infos, images, depths = peer.rgbd_publishers()
     peer.meet()
     image, depth = look()
 

@@ -12,7 +12,6 @@ from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, make_stamp, send_until, wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from scipy.spatial.transform import Rotation
-from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
 
@@ -52,10 +51,7 @@ class Robot:
         )
         self.status, self.odom = peer.collect(Status, "/imatching/status"), peer.collect(Odometry, "/odom")
         self.tf = peer.collect(TFMessage, "/tf")
-        self.infos, self.images, self.depths = (
-            peer.publisher(kind, topic)
-            for kind, topic in ((CameraInfo, "/cam/camera_info"), (Image, "/cam/image"), (Image, "/cam/depth"))
-        )
+        self.infos, self.images, self.depths = peer.rgbd_publishers("/cam", "depth")
         self.stamp = 50 * 10**9
 
     def send(
