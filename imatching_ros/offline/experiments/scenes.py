@@ -179,6 +179,8 @@ TUNING = {
     "tuning_motion_blur": RenderedScene("clutter", 102, "motion_blur"),
     "tuning_fog": RenderedScene("room", 103, "fog"),
     "tuning_none": RenderedScene("corridor", 104, "none"),
+    "tuning_light_change": RenderedScene("clutter", 105, "light_change"),
+    "tuning_street": RenderedScene("outdoor", 106, "none"),
 }
 CLEAN = RenderedScene("clutter", 916, "new_texture")
 CLEAN_STILL = RenderedScene("clutter", 916, "new_texture", "still")
