@@ -27,7 +27,7 @@ setup(
         # python3-opencv of a ROS installation or the wheel: one of them, never both. OpenCV 5 breaks cv_bridge.
         "opencv": read_requirements("opencv"),
         "ros": [*ROS, "launch", "launch_ros"],
-        "kornia": ["kornia>=0.9"],  # matchers xfeat and loftr; needs Python 3.11
+        "kornia": ["kornia>=0.9"],  # matchers xfeat, aliked and loftr; needs Python 3.11
         "onnx": ["onnx", "onnxscript", "onnxruntime"],  # `weights export FILE.onnx`
         "viewer": ["rerun-sdk>=0.24"],  # `replay --view` and `view`
         "test": ["pytest==8.3.*"],

@@ -48,13 +48,13 @@ def setting(
 class MatcherConfig:
     name: str = setting(
         "auto",
-        "matcher: expectation, expectation_fast, regression, klt, sift, xfeat, loftr, or the name of an entry point; auto: that of the "
-        "weights file if one is given, else expectation on a GPU or in bfloat16, and expectation_fast in float32",
+        "matcher: expectation, expectation_fast, regression, klt, sift, xfeat, aliked, loftr, or the name of an entry point; auto: that of "
+        "the weights file if one is given, else expectation on a GPU or in bfloat16, and expectation_fast in float32",
         expose=True,
     )
     weights: str = setting(
         "default",
-        "'default' for the shipped weights, or a .safetensors file; xfeat and loftr: the authors' file",
+        "'default' for the shipped weights, or a .safetensors file; xfeat, aliked and loftr: the authors' file",
         expose=True,
     )
     device: str = setting("cpu", "where the network runs", choices=("cpu", "cuda"), expose=True)

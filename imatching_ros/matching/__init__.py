@@ -23,6 +23,7 @@ MATCHERS = {
     "klt": "imatching_ros.matching.klt:KltMatcher",
     "sift": "imatching_ros.matching.sift:SiftMatcher",
     "xfeat": "imatching_ros.matching.xfeat:XFeatMatcher",
+    "aliked": "imatching_ros.matching.aliked:AlikedMatcher",
     "loftr": "imatching_ros.matching.loftr:LoftrMatcher",
 }
 ENTRY_POINTS = "imatching_ros.matchers"

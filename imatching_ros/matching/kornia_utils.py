@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +17,31 @@ from ..core.config import MatcherConfig
 from ..core.errors import ConfigError, WeightsError
 from .base import Matcher
 from .weights import load_weights
+
+
+class PublishedMatcher(Matcher):
+    """A matcher around a network of kornia; weights are its authors' file, named in `matcher.weights`."""
+
+    address: ClassVar[str]  # of the published file
+    prefix: ClassVar[str] = ""  # of the published names, taken off
+
+    def __init__(self, config: MatcherConfig | None = None) -> None:
+        """With a configuration: weights loaded, on its device. Without: random weights."""
+        super().__init__()
+        self.network = self.build(import_kornia(self.name))
+        if config is not None:
+            _load_published(self, config)
+            self.to(config.device)
+        self.eval()
+
+    @staticmethod
+    @abstractmethod
+    def build(kornia_feature: ModuleType) -> nn.Module:
+        """The network, with random weights; parts that matching does not use are frozen, so that no optimizer moves them."""
+
+    def train(self, mode: bool = True) -> PublishedMatcher:
+        """Stays in evaluation mode: the statistics of batch norm are those of the published weights, also while learning."""
+        return super().train(False)
 
 
 def import_kornia(name: str) -> ModuleType:
@@ -28,16 +55,13 @@ def import_kornia(name: str) -> ModuleType:
     return kornia.feature
 
 
-def load_published(matcher: Matcher, network: nn.Module, config: MatcherConfig, address: str, prefix: str = "") -> None:
-    """Loads weights into `network`, a part of `matcher`, from a file that its authors published or that this project wrote.
-
-    Args:
-        address: where to get the published file, for the error message. Nothing is ever downloaded.
-        prefix: of the published names, taken off.
+def _load_published(matcher: PublishedMatcher, config: MatcherConfig) -> None:
+    """Loads weights from a file that the authors published or that this project wrote. Nothing is ever downloaded.
 
     Raises:
         WeightsError: no file is named or there, it cannot be read as plain tensors, or it does not fit.
     """
+    address = matcher.address
     if config.weights == "default":
         raise WeightsError(
             f"no weights are shipped for matcher '{matcher.name}'; download {address} and set matcher.weights to the file"
@@ -62,16 +86,16 @@ def load_published(matcher: Matcher, network: nn.Module, config: MatcherConfig, 
     ):  # written by this project while learning
         load_weights(matcher, path)
         return
-    state = _checked(state, network, path, address, prefix)
-    network.load_state_dict(state)
+    matcher.network.load_state_dict(_checked(state, matcher, path))
     matcher.weights_version = 1
 
 
-def _checked(state: object, network: nn.Module, path: Path, address: str, prefix: str) -> dict[str, Tensor]:
+def _checked(state: object, matcher: PublishedMatcher, path: Path) -> dict[str, Tensor]:
+    address = matcher.address
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{path} holds {type(state).__name__}, expected a state dict of tensors; get {address}")
-    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    own = network.state_dict()
+    state = {name.removeprefix(matcher.prefix): tensor for name, tensor in state.items()}
+    own = matcher.network.state_dict()
     wrong = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
     if wrong:
         raise WeightsError(f"{path} does not fit the network: {wrong[0]} differs ({len(wrong)} tensors); get {address}")

@@ -7,40 +7,32 @@ the best cell, by the published expectation. About a hundred times slower than t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core.config import MatcherConfig
-from .base import Distribution, Features, Matcher, Prediction, Queries
-from .kornia_utils import import_kornia, load_published
+from .base import Distribution, Features, Prediction, Queries
+from .kornia_utils import PublishedMatcher
 
-ADDRESS = "http://cmp.felk.cvut.cz/~mishkdmy/models/loftr_outdoor.ckpt (or loftr_indoor.ckpt)"
 COARSE, FINE = 8, 2  # strides
 CENTRE = -0.5  # raw px of the centre of a cell 0: the network counts pixels from their corners
 WINDOW = 5  # side of the fine window, in fine cells
 
 
-class LoftrMatcher(Matcher):
-    """Features are the backbone's maps; weights are the authors' checkpoint, named in `matcher.weights`."""
+class LoftrMatcher(PublishedMatcher):
+    """Features are the backbone's maps."""
 
     name: ClassVar[str] = "loftr"
+    address = "http://cmp.felk.cvut.cz/~mishkdmy/models/loftr_outdoor.ckpt (or loftr_indoor.ckpt)"
+    prefix = "matcher."
     min_side_px = 32
 
-    def __init__(self, config: MatcherConfig | None = None) -> None:
-        """With a configuration: weights loaded, on its device. Without: random weights."""
-        super().__init__()
-        self.network = import_kornia(self.name).LoFTR(pretrained=None)
-        if config is not None:
-            load_published(self, self.network, config, ADDRESS, prefix="matcher.")
-            self.to(config.device)
-        self.eval()
-
-    def train(self, mode: bool = True) -> LoftrMatcher:
-        """Stays in evaluation mode: the statistics of batch norm are those of the published weights, also while learning."""
-        return super().train(False)
+    @staticmethod
+    def build(kornia_feature: ModuleType) -> nn.Module:
+        return kornia_feature.LoFTR(pretrained=None)
 
     def extract(self, images: Tensor) -> list[Features]:
         self.check(images)

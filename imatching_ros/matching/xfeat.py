@@ -10,47 +10,38 @@ not calibrated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core.config import MatcherConfig
 from ..core.errors import MatcherError
 from .backbone import COARSE_STRIDE
-from .base import Distribution, Features, Matcher, Prediction, Queries
+from .base import Distribution, Features, Prediction, Queries
 from .coarse import coarse_estimate, search_region
-from .kornia_utils import import_kornia, load_published
+from .kornia_utils import PublishedMatcher
 
-ADDRESS = "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt"
 TEMPERATURE = 20.0  # of the cosine similarity of descriptors
 FINE_TEMPERATURE = 3.0  # of the offset distribution, as published
 CELL_CENTRE = 3  # place of the offset distribution that a whole cell matched with itself gets: 3.5 px, rounded down as in its training
 LEAST_SIMILARITY = 0.7  # cosine at which a match is as likely wrong as right
 
 
-class XFeatMatcher(Matcher):
-    """Features are the normalised descriptors at 1/8; weights are the authors' xfeat.pt, named in `matcher.weights`."""
+class XFeatMatcher(PublishedMatcher):
+    """Features are the normalised descriptors at 1/8."""
 
     name: ClassVar[str] = "xfeat"
+    address = "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt"
     min_side_px = 32
 
-    def __init__(self, config: MatcherConfig | None = None) -> None:
-        """With a configuration: weights loaded, on its device. Without: random weights."""
-        super().__init__()
-        self.network = import_kornia(self.name).XFeat().net
-        # Parts that matching does not use, so that no optimiser moves them without a reason.
-        for part in (self.network.heatmap_head, self.network.keypoint_head):
+    @staticmethod
+    def build(kornia_feature: ModuleType) -> nn.Module:
+        network = kornia_feature.XFeat().net
+        for part in (network.heatmap_head, network.keypoint_head):
             part.requires_grad_(False)
-        if config is not None:
-            load_published(self, self.network, config, ADDRESS)
-            self.to(config.device)
-        self.eval()
-
-    def train(self, mode: bool = True) -> XFeatMatcher:
-        """Stays in evaluation mode: the statistics of batch norm are those of the published weights, also while learning."""
-        return super().train(False)
+        return network
 
     def extract(self, images: Tensor) -> list[Features]:
         self.check(images)

@@ -1,4 +1,4 @@
-"""XFeat and LoFTR by kornia, with random weights: nothing is downloaded."""
+"""XFeat, ALIKED and LoFTR by kornia, with random weights: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from imatching_ros.core.errors import ConfigError, MatcherError, WeightsError
 from imatching_ros.matching import create_matcher, kornia_utils
 from imatching_ros.matching.weights import write_weights
 
-NAMES = ("xfeat", "loftr")
+NAMES = ("xfeat", "aliked", "loftr")
 
 
 def random_matcher(name, seed=0):
     pytest.importorskip("kornia", reason="kornia is optional: pip install kornia")
+    from imatching_ros.matching.aliked import AlikedMatcher
     from imatching_ros.matching.loftr import LoftrMatcher
     from imatching_ros.matching.xfeat import XFeatMatcher
 
     torch.manual_seed(seed)
-    return {"xfeat": XFeatMatcher, "loftr": LoftrMatcher}[name]()
+    return {"xfeat": XFeatMatcher, "aliked": AlikedMatcher, "loftr": LoftrMatcher}[name]()
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -31,15 +32,16 @@ def matcher(request):
     return random_matcher(request.param)
 
 
-@pytest.fixture(scope="module")
-def published_xfeat():
-    """XFeat with its authors' weights, which lie beside the real sequences."""
+@pytest.fixture(scope="module", params=[("xfeat", "xfeat_half.safetensors"), ("aliked", "aliked-t16.pth")])
+def published(request):
+    """With the authors' weights, which lie beside the real sequences."""
     pytest.importorskip("kornia", reason="kornia is optional: pip install kornia")
+    name, file = request.param
     folder = os.environ.get("IMATCHING_DATA")
-    weights = Path(folder).parent / "weights" / "xfeat_half.safetensors" if folder else Path()
+    weights = Path(folder).parent / "weights" / file if folder else Path()
     if not weights.is_file():
-        pytest.skip("the published weights of XFeat are not here")
-    return create_matcher(MatcherConfig(name="xfeat", weights=str(weights)))
+        pytest.skip(f"the published weights of {name} are not here")
+    return create_matcher(MatcherConfig(name=name, weights=str(weights)))
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +88,13 @@ def test_a_image_is_found_in_itself(matcher, small):
     assert (found.uv[0] - uv).abs().max() < 3 + 4 + 5
 
 
-def test_published_xfeat_gives_no_offset(published_xfeat):
-    """Its network shortens offsets within a cell by a quarter: only a shift and its reverse together show an offset of its own."""
+def test_published_weights_give_no_offset(published):
+    """XFeat shortens offsets within a cell by a quarter: only a shift and its reverse together show an offset of its own."""
     big = make_pair(240, 320)
-    a, b = published_xfeat.observe(big.a), published_xfeat.observe(big.b)
+    a, b = published.observe(big.a), published.observe(big.b)
 
     def offset(first, second, uv, shift):
-        error = published_xfeat.estimate(published_xfeat.describe(first, uv), [second]).uv[0] - uv - shift
+        error = published.estimate(published.describe(first, uv), [second]).uv[0] - uv - shift
         near = error.norm(dim=-1) < 4
         assert near.float().mean() > 0.5
         return error[near].median(0).values
