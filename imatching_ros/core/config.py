@@ -323,7 +323,7 @@ class LearningConfig:
     learning_rate: float = setting(3e-4, "step size of Adam", low=1e-7, high=1e-1, live=True, expose=True)
     clip_norm: float = setting(1.0, "gradients longer than this are shortened to it", low=1e-3, high=1e3, live=True)
     l2_sp: float = setting(
-        0.1,
+        0.03,
         "decay to the pretrained weights (L2-SP) with each step, times the learning rate / 1e-3",
         low=0.0,
         high=1.0,
@@ -352,7 +352,7 @@ class LearningConfig:
         True, "other light, noise, blur and views of the pairs of pseudo-truth; false for experiments only"
     )
     warp_weight: float = setting(
-        0.3, "weight of the same cost on random homographies of live images", low=0.0, high=100.0, live=True
+        1.0, "weight of the same cost on random homographies of live images", low=0.0, high=100.0, live=True
     )
     keyframes_per_step: int = setting(
         4, "keyframes of a window between which matches carry the gradient of a step", low=2, high=30, live=True
