@@ -29,13 +29,13 @@ def refit_sigma(
     """Scales the sigma of a matcher so that it fits its errors as well as that of the pretrained weights fits theirs.
 
     Both match the same random homographies of the samples' images. The ratio to the pretrained weights leaves out what warps have
-    in common with no real motion. Does nothing for a matcher without a head. Where hardly a match is
+    in common with no real motion. Does nothing for a matcher without `log_sigma_bias`. Where hardly a match is
     right, as in images without texture, sigma is that of the pretrained weights.
     """
-    head, known = matcher.confidence_head(), pretrained.confidence_head()
-    if head is None or known is None or not samples:
+    bias, known = matcher.log_sigma_bias(), pretrained.log_sigma_bias()
+    if bias is None or known is None or not samples:
         return
-    head.load_state_dict(known.state_dict())
+    bias.copy_(known)
     errors: tuple[list[Tensor], list[Tensor]] = [], []
     for number in range(WARPS):
         sample = samples[int(torch.randint(len(samples), (1,), generator=generator))]
@@ -45,7 +45,7 @@ def refit_sigma(
     own, original = (torch.cat(parts) for parts in errors)
     if len(own) >= FEWEST_ERRORS <= len(original):
         ratio = own.quantile(ONE_SIGMA) / original.quantile(ONE_SIGMA)
-        list(head.parameters())[-1][1] += ratio.log()  # its last bias is that of the score and of log sigma
+        bias += ratio.log()
 
 
 def _draw(

@@ -99,7 +99,7 @@ class AlikedMatcher(PublishedMatcher):
             if differentiable
             else ()
         )
-        return Prediction(origin + offset, score, (spread.detach() / 2).sqrt().clamp_min(0.3), distributions)
+        return Prediction(origin + offset, score, self.confidence(spread / 2), distributions)
 
     def _describe(self, dense: Tensor, uv: Tensor) -> Tensor:
         """(N, C) unit descriptors of the dense map (C, H, W) at points (N, 2) raw px."""

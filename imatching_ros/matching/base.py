@@ -160,8 +160,12 @@ class Matcher(nn.Module, ABC):
             differentiable: keep what a loss needs, `distributions` included.
         """
 
-    def confidence_head(self) -> nn.Module | None:
-        """The layers that turn what is known of a match (..., k) into what `decode_confidence` reads; None where there are none."""
+    def log_sigma_bias(self) -> Tensor | None:
+        """The number (), a view of a parameter below `confidence.`, that is added to log sigma_px; None where there is none.
+
+        Learning moves it so that sigma stays true while features move. Without it a candidate whose matches are much better is refused,
+        as its sigma no longer fits.
+        """
         return None
 
     def points(self, features: Features) -> Tensor | None:

@@ -75,8 +75,8 @@ class CoarseToFine(Matcher):
     def locate(self, surface: LocalSurface, evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fine surface and coarse evidence (B, N, 3) -> uv (B, N, 2) raw px, score (B, N), sigma_px (B, N)."""
 
-    def confidence_head(self) -> nn.Module:
-        return self.confidence
+    def log_sigma_bias(self) -> Tensor:
+        return list(self.confidence.parameters())[-1][1]  # the last bias is that of the score and of log sigma
 
     def extract(self, images: Tensor) -> list[Features]:
         self.check(images)

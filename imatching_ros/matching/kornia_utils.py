@@ -19,6 +19,18 @@ from .base import Matcher
 from .weights import load_weights
 
 
+class SigmaScale(nn.Module):
+    """A factor of the sigma that a network's distributions give, 1 at first; learning fits it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(()))
+
+    def forward(self, variance_px2: Tensor) -> Tensor:
+        """Variances of one coordinate -> sigma_px, both without a gradient."""
+        return variance_px2.detach().sqrt().clamp_min(0.3) * self.log.detach().exp()
+
+
 class PublishedMatcher(Matcher):
     """A matcher around a network of kornia; weights are its authors' file, named in `matcher.weights`."""
 
@@ -29,6 +41,7 @@ class PublishedMatcher(Matcher):
         """With a configuration: weights loaded, on its device. Without: random weights."""
         super().__init__()
         self.network = self.build(import_kornia(self.name))
+        self.confidence = SigmaScale()
         if config is not None:
             _load_published(self, config)
             self.to(config.device)
@@ -38,6 +51,9 @@ class PublishedMatcher(Matcher):
     @abstractmethod
     def build(kornia_feature: ModuleType) -> nn.Module:
         """The network, with random weights; parts that matching does not use are frozen, so that no optimizer moves them."""
+
+    def log_sigma_bias(self) -> Tensor:
+        return self.confidence.log
 
     def train(self, mode: bool = True) -> PublishedMatcher:
         """Stays in evaluation mode: the statistics of batch norm are those of the published weights, also while learning."""

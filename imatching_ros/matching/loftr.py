@@ -119,7 +119,7 @@ class LoftrMatcher(PublishedMatcher):
         offset = (weight * around).sum(1)
         spread = (weight * (around - offset[:, None]) ** 2).sum((1, 2)).detach()
         centre = (COARSE * cell + CENTRE).float()
-        sigma = (FINE * (spread / 2).sqrt()).clamp_min(0.3)
+        sigma = self.confidence(FINE**2 * spread / 2)
         origin = centre - FINE * (WINDOW // 2)
         return (
             centre + FINE * offset,

@@ -105,7 +105,7 @@ class XFeatMatcher(PublishedMatcher):
             if differentiable
             else ()
         )
-        return Prediction(origin + offset, score, (spread.detach() / 2).sqrt().clamp_min(0.3), distributions)
+        return Prediction(origin + offset, score, self.confidence(spread / 2), distributions)
 
 
 def _nearest_cell(uv: Tensor, height: int, width: int) -> Tensor:
