@@ -15,25 +15,31 @@ from torch import Tensor
 from ..core import geometry
 from .model import Camera
 
+FAR_AWAY = 1e6  # depth of points that a translation does not shift, in baselines or metres
+
 
 def undistort(camera: Camera, uv: Tensor, twist: Tensor, depth: Tensor) -> Tensor:
     """Raw px (N, 2) -> ideal px (N, 2) float64, as the pose of the middle row would have seen the points.
 
+    Differentiable in uv.
+
     Args:
-        twist: (6,) or (N, 6), [rho, phi] per second in the camera's frame. depth: (N,) along the optical axis, in the unit of the twist.
+        twist: (6,) or (N, 6), [rho, phi] per second in the camera's frame. depth: (N,) along the optical axis, in the unit of the twist;
+            where it is not above zero, points are taken to be far away.
     """
     ideal = camera.undistort(uv.double())
     if camera.readout_s == 0:
         return ideal
+    depth = torch.where(depth > 0, depth, FAR_AWAY)
     points_C = geometry.back_project(camera, ideal, depth)
     return geometry.project(camera, geometry.act(_row_pose(camera, uv, twist), points_C))
 
 
 def see(camera: Camera, points_C: Tensor, twist: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (N, 3) in the middle row's frame -> raw px (N, 2) where their own rows see them, and which (N,) lie in the image.
+    """Points (..., 3) in the middle row's frame -> raw px (..., 2) where their own rows see them, and which (...,) lie in the image.
 
-    `twist`: (6,), as in `undistort`. The row is that of the middle row's projection; the next iteration would move it by less than a
-    hundredth of the shift.
+    `twist`: (6,) or (..., 6), as in `undistort`. The row is that of the middle row's projection; the next iteration would move it by
+    less than a hundredth of the shift.
     """
     uv, inside = geometry.see(camera, points_C)
     if camera.readout_s == 0:
@@ -51,7 +57,7 @@ def skew_px(camera: Camera, twist: Tensor, readout_s: float, depth: float = math
 
 
 def _row_pose(camera: Camera, uv: Tensor, twist: Tensor) -> Tensor:
-    """Poses (N, 7) of the camera, in the frame of the middle row, when the rows of raw px (N, 2) were exposed."""
-    row = uv[:, 1:].double().clamp(0, camera.height - 1)
+    """Poses (..., 7) of the camera, in the frame of the middle row, when the rows of raw px (..., 2) were exposed."""
+    row = uv[..., 1:].double().clamp(0, camera.height - 1)
     delay_s = (row / (camera.height - 1) - 0.5) * camera.readout_s
     return geometry.exp(torch.as_tensor(twist).double() * delay_s)

@@ -130,10 +130,12 @@ class LearningSample:
     window: WindowSnapshot
     result: BAResult
     uv_px: Tensor  # (O, 2) float32 raw px: by the matcher or, at the host observation, by the detector
+    twist: Tensor  # (M, 6) float64 per second, as of `Keyframe`: the pose of every row of a rolling shutter follows from it
     host_obs: Tensor  # (P,) int64: index of the observation at which the landmark was detected, the matcher's query
     held_out: Tensor  # (O,) bool: left out of bundle adjustment, to validate weights by; nothing in a window that is trained on
     weights_version: int
     tracking_healthy: bool = True  # False while lost or just recovered
+    skew_px: float = 0.0  # by how much rows may be off, as the readout time is not known better
     masks: tuple[Tensor | None, ...] = ()  # of the images, as in `Frame`; empty where none has one
 
     @property

@@ -7,6 +7,7 @@ import torch
 from ..core import geometry
 from ..core.config import LearningConfig
 from ..core.types import BAStatus, LearningSample
+from ..odometry.shutter import MAX_SKEW_PX
 
 
 def refuse(sample: LearningSample, config: LearningConfig) -> str | None:
@@ -14,6 +15,8 @@ def refuse(sample: LearningSample, config: LearningConfig) -> str | None:
     window, result = sample.window, sample.result
     if not sample.tracking_healthy:
         return "tracking not healthy"
+    if sample.skew_px > MAX_SKEW_PX:
+        return "rolling shutter not known well"
     if result.status is not BAStatus.CONVERGED:
         return f"bundle adjustment {result.status.value}"
     trusted = result.weight > 0.5

@@ -93,7 +93,7 @@ def _pseudo_truth(sample: LearningSample) -> tuple[Tensor, Tensor, Tensor]:
     the first and the last view shows it, so that it is hardly hidden.
     """
     window, weight = sample.window, sample.result.weight
-    uv = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
+    uv = expected_uv(sample)
     hosts = window.kf_idx[sample.host_obs]
     uv[hosts, torch.arange(len(hosts))] = sample.uv_px[sample.host_obs]
     shape = (len(sample.images), len(window.points_W))

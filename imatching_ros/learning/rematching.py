@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core import geometry
 from ..bundle import solve
+from ..camera import rolling_shutter
+from ..core import geometry
 from ..core.config import BundleConfig, LearningConfig
 from ..core.masks import is_masked
 from ..core.types import BAResult, LearningSample, ObservationKind, WindowSnapshot
@@ -37,12 +38,24 @@ class Solution:
     result: BAResult
 
 
-def expected_uv(sample: LearningSample, T_WC: Tensor, points_W: Tensor) -> Tensor:
-    """Where every landmark reprojects in every keyframe, (M, P, 2) float32 raw px; NaN behind the camera."""
-    points_C = geometry.act(geometry.inverse(T_WC)[:, None], points_W[None])
-    ideal = geometry.project(sample.window.camera, points_C)
-    ideal = torch.where(points_C[..., 2:] > 1e-6, ideal, torch.nan)
-    return sample.window.camera.distort(ideal).float()
+def expected_uv(sample: LearningSample) -> Tensor:
+    """Where every keyframe sees every landmark of the sample's solution, (M, P, 2) float32 raw px; NaN behind the camera.
+
+    Of a rolling shutter, in the row that is exposed then.
+    """
+    T_CW, camera = geometry.inverse(sample.result.T_WC), sample.window.camera
+    points_C = geometry.act(T_CW[:, None], sample.result.points_W[None])
+    uv, _ = rolling_shutter.see(camera, points_C, sample.twist[:, None])
+    return torch.where(points_C[..., 2:] > 1e-6, uv, torch.nan).float()
+
+
+def as_ideal(sample: LearningSample, uv: Tensor, kf: Tensor, pt: Tensor) -> Tensor:
+    """Raw px (n, 2) of landmarks pt (n,) in keyframes kf (n,) -> ideal px (n, 2) float64, as the keyframes' poses see them.
+
+    Differentiable in uv. The shift by a rolling shutter depends on the depth: that of the sample's solution, constant whatever the weights.
+    """
+    depth = geometry.act(geometry.inverse(sample.result.T_WC)[kf], sample.result.points_W[pt])[:, 2]
+    return rolling_shutter.undistort(sample.window.camera, uv, sample.twist[kf], depth)
 
 
 def extract(matcher: Matcher, sample: LearningSample) -> list[Features]:
@@ -70,7 +83,7 @@ def rematch(
     """
     window = sample.window
     queries, order = describe(matcher, sample, features)
-    expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
+    expected = expected_uv(sample)
     # In raw px again: `measurements` turns all of them into ideal px.
     uv, sigma = sample.uv_px.clone(), (window.sigma[:, 0] / window.camera.stretch(window.obs[:, :2])).float()
     score, has_gradient = torch.ones(len(uv)), torch.zeros(len(uv), dtype=torch.bool)
@@ -154,7 +167,7 @@ def measurements(sample: LearningSample, found: Rematch, rows: Tensor | slice) -
     moves with u.
     """
     window = sample.window
-    uv = window.camera.undistort(found.uv[rows].double())
+    uv = as_ideal(sample, found.uv[rows], window.kf_idx[rows], window.pt_idx[rows])
     measured = window.obs[rows]
     depth = measured[:, 2] + torch.where(window.kind[rows] == ObservationKind.STEREO, uv[:, 0] - measured[:, 0], 0.0)
     sigma = window.sigma[rows].clone()

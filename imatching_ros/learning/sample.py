@@ -44,10 +44,12 @@ def take_sample(solved: SolvedWindow, weights_version: int, healthy: bool) -> Le
         window=_select_observations(w, points, used, pt_idx),
         result=_select_residuals(solved.result, points, used),
         uv_px=solved.uv[used],
+        twist=torch.stack([k.twist for k in solved.keyframes]),
         host_obs=host_obs,
         held_out=torch.zeros(len(used), dtype=torch.bool),
         weights_version=weights_version,
         tracking_healthy=healthy,
+        skew_px=solved.skew_px,
         masks=tuple(k.mask for k in solved.keyframes) if any(k.mask is not None for k in solved.keyframes) else (),
     )
 

@@ -18,7 +18,7 @@ from ..core import geometry
 from ..core.config import BundleConfig, LearningConfig
 from ..core.types import BAStatus, LearningSample, ObservationKind
 from ..matching.base import Matcher
-from .rematching import Rematch, observe
+from .rematching import Rematch, as_ideal, observe
 from .warps import CORNER_SHIFT, draw_homography, draw_pair
 
 # A warp as between neighbouring keyframes, and a wide one as across a window: a bias along the flow grows with the flow.
@@ -102,7 +102,7 @@ def translation_ratio(sample: LearningSample, found: Rematch, config: LearningCo
             continue
         T_HN = geometry.relative(sample.result.T_WC[host], sample.result.T_WC[newest])
         points_H = geometry.back_project(window.camera, window.obs[hosts[own], :2], depth[own])
-        uv = window.camera.undistort(found.uv[seen[own]].double())
+        uv = as_ideal(sample, found.uv[seen[own]], window.kf_idx[seen[own]], window.pt_idx[seen[own]])
         view = View.mono(window.camera, points_H, uv, torch.ones(len(uv), dtype=torch.float64))
         pose = refine_pose(view, T_HN, bundle, covariance=False)
         reference = T_HN[:3]

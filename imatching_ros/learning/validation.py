@@ -21,6 +21,7 @@ from ..matching.base import Features, Matcher
 from .rematching import (
     Rematch,
     Solution,
+    as_ideal,
     describe,
     expected_uv,
     extract,
@@ -188,7 +189,7 @@ def _held_out_errors(
     window, cap = sample.window, config.error_cap_px
     held = torch.nonzero(sample.held_out)[:, 0]
     reprojected = _reproject(sample, solution, window.kf_idx[held], window.pt_idx[held])
-    seen = window.camera.undistort(found.uv[held].double())
+    seen = as_ideal(sample, found.uv[held], window.kf_idx[held], window.pt_idx[held])
     error = seen - reprojected
     matched = (found.score[held] >= config.min_score) & error.isfinite().all(-1)
     sigma = found.sigma_px[held] * window.camera.stretch(seen)
@@ -205,7 +206,7 @@ def _unmatched_errors(
     in five counts, as many as are held out of the observations.
     """
     window, cap = sample.window, config.error_cap_px
-    expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
+    expected = expected_uv(sample)
     known = (
         torch.bincount(window.pt_idx, minlength=len(window.points_W)) >= MIN_VIEWS
     ) & solution.points_W.isfinite().all(-1)
@@ -222,8 +223,9 @@ def _unmatched_errors(
             expected[k, points][None].to(matcher.device),
             config.search_radius * window.camera.width,
         )
-        reprojected = _reproject(sample, solution, torch.full((len(points),), k), points)
-        error = (window.camera.undistort(found.uv[0].cpu().double()) - reprojected).norm(dim=-1)
+        kf = torch.full((len(points),), k)
+        seen = as_ideal(sample, found.uv[0].cpu(), kf, points)
+        error = (seen - _reproject(sample, solution, kf, points)).norm(dim=-1)
         matched = (found.score[0].cpu() >= config.min_score) & error.isfinite()
         parts.append(torch.where(matched, error.clamp_max(cap), cap))
     return torch.cat(parts)

@@ -194,7 +194,6 @@ OCCLUSION_INLIER_RATIO = (
 PARTIAL_OCCLUSION_INLIER_RATIO = 0.4  # the same when the second look fails; the pose is unverified then
 MIN_INLIER_RATIO = 0.25  # below it the pose of a second look is rejected
 CONFIRMED_INLIER_RATIO = 0.5  # below it a pose is unverified, and rejected once tracking was lost
-FAR_AWAY = 1e6  # depth of points that a translation does not shift, in baselines or metres
 
 
 class FrontEnd:
@@ -447,10 +446,9 @@ class FrontEnd:
         self, window: Window, current: FeatureFrame, matches: LandmarkMatches, T_WC: Tensor | None
     ) -> Tensor:
         """Ideal px (N, 2) of matches; where the shutter rolls, as the middle row sees landmarks from the pose (7,), if there is one."""
-        depth = torch.full((len(matches.rows),), FAR_AWAY, dtype=torch.float64)
+        depth = torch.zeros(len(matches.rows), dtype=torch.float64)
         if current.camera.readout_s > 0 and T_WC is not None:
-            z = geometry.act(geometry.inverse(T_WC), window.landmarks.points_W[matches.rows])[:, 2]
-            depth = torch.where(z > 0, z, depth)
+            depth = geometry.act(geometry.inverse(T_WC), window.landmarks.points_W[matches.rows])[:, 2]
         return rolling_shutter.undistort(current.camera, matches.uv, current.twist, depth)
 
     def resolve_shutter(

@@ -21,7 +21,7 @@ from .initialization import InitialViews, MonoInitializer
 from .local_map import Keyframe, Window
 from .measurements import detect
 from .relocalization import KeyframeDatabase, stored_keyframe
-from .shutter import MAX_SKEW_PX, UnnamedReadout
+from .shutter import UnnamedReadout
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class SolvedWindow:
     result: BAResult
     uv: Tensor  # (O, 2) float32 raw px
     is_host: Tensor  # (O,) bool: the observation at which its landmark was detected
+    skew_px: float = 0.0  # by how much rows may be off, as the readout time is not known better
 
     @staticmethod
     def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> SolvedWindow:
@@ -251,15 +252,12 @@ class Mapper:
     def take_solved(self) -> SolvedWindow | None:
         """The newest window that bundle adjustment solved to convergence; each is returned once."""
         solved, self._solved = self._solved, None
-        if solved is None or solved.result.status is not BAStatus.CONVERGED or self._is_skewed(solved):
+        if solved is None or solved.result.status is not BAStatus.CONVERGED:
             return None
-        return solved
-
-    def _is_skewed(self, solved: SolvedWindow) -> bool:
-        """Whether a rolling shutter shifts rows by more than the learner, which takes an image to have one pose, should see."""
-        camera = solved.snapshot.camera
-        readout_s = camera.readout_s + self.readout.uncertain_s
-        return any(rolling_shutter.skew_px(camera, k.twist, readout_s) > MAX_SKEW_PX for k in solved.keyframes)
+        camera, uncertain_s = solved.snapshot.camera, self.readout.uncertain_s
+        return replace(
+            solved, skew_px=max(rolling_shutter.skew_px(camera, k.twist, uncertain_s) for k in solved.keyframes)
+        )
 
     # -- landmarks ----------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import torch
 from imatching_ros.core.config import LearningConfig
 from imatching_ros.core.types import BAStatus
 from imatching_ros.learning.gate import refuse
+from learning_samples import roll_shutter
 
 CONFIG = LearningConfig()
 
@@ -24,10 +25,17 @@ def test_healthy_window_passes(make_sample):
     assert refuse(make_sample(), CONFIG) is None
 
 
+def test_window_of_a_rolling_shutter_passes_where_its_readout_time_is_known(make_sample):
+    sample = roll_shutter(make_sample())
+    assert float((sample.uv_px - sample.window.obs[:, :2]).norm(dim=1).median()) > 2
+    assert refuse(sample, CONFIG) is None
+
+
 @pytest.mark.parametrize(
     "reason, corrupt",
     [
         ("tracking not healthy", lambda s: dataclasses.replace(s, tracking_healthy=False)),
+        ("rolling shutter not known well", lambda s: dataclasses.replace(s, skew_px=1.5)),
         ("bundle adjustment max_iter", lambda s: with_result(s, status=BAStatus.MAX_ITER)),
         ("bundle adjustment degenerate", lambda s: with_result(s, status=BAStatus.DEGENERATE)),
         ("too few inliers", lambda s: with_result(s, weight=half(s.result.weight, 0.1))),

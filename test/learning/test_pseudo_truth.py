@@ -10,6 +10,7 @@ import torch
 from imatching_ros.learning import pseudo_truth
 from imatching_ros.learning.pseudo_truth import CROP, MIN_TRUSTED_VIEWS, augment_pair, draw_pairs, draw_warp
 from imatching_ros.learning.rematching import expected_uv
+from learning_samples import roll_shutter
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def keyframe_of(sample, image):
 
 def test_pairs_hold_the_reprojections_of_landmarks_in_both_keyframes(sample, whole):
     pairs = draw_pairs(sample, 30, generator())
-    uv = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
+    uv = expected_uv(sample)
     hosts = sample.window.kf_idx[sample.host_obs]
     uv[hosts, torch.arange(len(hosts))] = sample.uv_px[sample.host_obs]
     spans = set()
@@ -55,6 +56,23 @@ def test_pairs_hold_the_reprojections_of_landmarks_in_both_keyframes(sample, who
         point = (uv[a][None] - pair.uv_a[:, None]).norm(dim=-1).argmin(1)
         assert torch.equal(uv[a, point], pair.uv_a) and torch.equal(uv[b, point], pair.uv_b)
     assert len(pairs) == 30 and max(spans) >= 4, "wide pairs too"
+
+
+def test_pairs_of_a_rolling_shutter_lie_where_the_rows_saw_the_landmarks(sample, make_sample, whole):
+    """With hardly any noise, so that the solution is where landmarks were seen; the shutter has shifted them by pixels."""
+    exact = dataclasses.replace(make_sample(6, 150, noise_px=0.05), images=sample.images)
+    rolled, window = roll_shutter(exact), exact.window
+    seen = torch.full((len(exact.images), len(window.points_W), 2), torch.nan)
+    seen[window.kf_idx, window.pt_idx] = rolled.uv_px
+    assert float((rolled.uv_px - exact.uv_px).norm(dim=1).median()) > 2
+    errors = []
+    for pair in draw_pairs(rolled, 30, generator()):
+        a, b = (keyframe_of(rolled, image) for image in (pair.image_a, pair.image_b))
+        point = (expected_uv(rolled)[a][None] - pair.uv_a[:, None]).norm(dim=-1).nan_to_num(1e9).argmin(1)
+        errors += [(pair.uv_a - seen[a, point]).norm(dim=-1), (pair.uv_b - seen[b, point]).norm(dim=-1)]
+    errors = torch.cat(errors)
+    errors = errors[errors.isfinite()]
+    assert len(errors) > 1000 and float(errors.max()) < 0.5
 
 
 def test_landmark_is_also_to_be_found_where_its_match_was_wrong(sample, whole):
@@ -68,7 +86,7 @@ def test_landmark_is_also_to_be_found_where_its_match_was_wrong(sample, whole):
     weight[wrong] = 0
     disturbed = dataclasses.replace(sample, result=dataclasses.replace(sample.result, weight=weight))
     k, point = int(window.kf_idx[wrong]), int(window.pt_idx[wrong])
-    there = expected_uv(sample, sample.result.T_WC, sample.result.points_W)[k, point]
+    there = expected_uv(sample)[k, point]
     found = asked = False
     for pair in draw_pairs(disturbed, 30, generator()):
         found |= bool(torch.equal(pair.image_b, sample.images[k].float() / 255) and (pair.uv_b == there).all(-1).any())
@@ -82,7 +100,7 @@ def test_weakly_seen_landmarks_are_left_out(sample, whole):
     for point in range(20):
         weight[torch.nonzero(window.pt_idx == point)[2:, 0]] = 0
     weak_sample = dataclasses.replace(sample, result=dataclasses.replace(sample.result, weight=weight))
-    uv = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
+    uv = expected_uv(sample)
     hosts = window.kf_idx[sample.host_obs]
     uv[hosts, torch.arange(len(hosts))] = sample.uv_px[sample.host_obs]
     weak = uv[:, :20].reshape(-1, 2)

@@ -161,7 +161,7 @@ def test_without_measured_depth_there_is_no_translation_ratio(make_sample):
 
 def test_landmarks_that_were_not_found_count_too(sample):
     """All observations are successes of the weights in use: those who find more must be able to win."""
-    expected = expected_uv(sample, sample.result.T_WC, sample.result.points_W)
+    expected = expected_uv(sample)
     keep = torch.ones(len(sample.window.obs), dtype=torch.bool)
     w = sample.window
     inside = ((expected > 8) & (expected < torch.tensor([w.camera.width, w.camera.height]) - 9)).all(-1)

@@ -10,6 +10,7 @@ from imatching_ros.core.config import BundleConfig, LearningConfig
 from imatching_ros.core.types import BAStatus, ObservationKind
 from imatching_ros.learning.rematching import Rematch, solve_again
 from imatching_ros.learning.step import StepResult, Stepper, residual_loss, training_observations
+from learning_samples import roll_shutter
 from imatching_ros.matching.expectation import FastExpectationMatcher
 
 TIGHT = dict(cost_tolerance=0.0, max_iterations=60)
@@ -23,7 +24,7 @@ class Displacement(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).double()
         w = sample.window
-        self.base = w.obs[:, :2]
+        self.base = sample.uv_px.double()
         self.inputs = torch.cat([w.obs[:, :2] / 300 - 1, w.kf_idx[:, None].double() / 3], 1)
         self.matched = torch.ones(len(w.obs), 1, dtype=torch.float64)
         self.matched[sample.host_obs] = 0  # where a landmark was detected no network has a say
@@ -85,6 +86,16 @@ def test_gradient_is_the_total_derivative_where_bundle_adjustment_converged(make
     sample = scattered(make_sample(5, 60, outliers=0.03 if kernel != "none" else 0.0, kind=kind))
     error, solution = compare(sample, BundleConfig(kernel=kernel, **TIGHT))
     assert solution.result.cost_after < 0.5 * solution.result.cost_before
+    assert error < 1e-4
+
+
+def test_gradient_is_the_total_derivative_behind_a_rolling_shutter(make_sample):
+    """Bundle adjustment of its matches reaches the cost of a global shutter, so that their rows are accounted for."""
+    still = scattered(make_sample(5, 60))
+    bundle = BundleConfig(kernel="huber", **TIGHT)
+    _, expected = compare(still, bundle)
+    error, solution = compare(roll_shutter(still), bundle)
+    assert solution.result.cost_after == pytest.approx(expected.result.cost_after, rel=0.1)
     assert error < 1e-4
 
 

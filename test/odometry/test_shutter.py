@@ -8,10 +8,12 @@ import torch
 from imatching_ros.bundle import solve
 from imatching_ros.camera import rolling_shutter
 from imatching_ros.core import geometry
-from imatching_ros.core.config import BundleConfig
+from imatching_ros.core.config import BundleConfig, LearningConfig
 from imatching_ros.core.types import ObservationKind, TrackingState, WindowSnapshot
+from imatching_ros.learning.gate import refuse
+from imatching_ros.learning.sample import next_sample
 from imatching_ros.odometry.odometry import Odometry
-from imatching_ros.odometry.shutter import UnnamedReadout
+from imatching_ros.odometry.shutter import MAX_SKEW_PX, UnnamedReadout
 from imatching_ros.matching import create_matcher
 from odometry_scenes import CAMERA, configure, rotating
 
@@ -151,7 +153,18 @@ def test_fast_frames_of_a_shutter_that_is_named_wrongly_are_unverified(deg, stat
         assert float(more.diagonal()[3:].min()) > (0.3 * 0.01) ** 2
         for seed in range(20):  # the images, which no shutter has skewed, have spoken against it
             skewed.mapper.readout.add(*sweep(0.02, 0.001, seed=seed % 3), CONFIG)
-        assert skewed.take_solved() is None
+        sample = replace(next_sample(skewed), tracking_healthy=True)
+        assert refuse(sample, LearningConfig()) == "rolling shutter not known well"
+
+
+def test_windows_of_a_shutter_that_is_known_are_learned_from_however_fast_it_turns():
+    config = configure("klt", odometry__mode="rgbd", camera__readout_ms=20.0)
+    odometry = Odometry(config, create_matcher(config.matcher))
+    turn(odometry)
+    sample = next_sample(odometry)
+    camera, fastest = sample.window.camera, max(sample.twist, key=lambda t: float(t[3:].norm()))
+    assert rolling_shutter.skew_px(camera, fastest, camera.readout_s) > 2 * MAX_SKEW_PX
+    assert sample.skew_px == 0 and refuse(sample, LearningConfig()) is None
 
 
 def test_a_readout_time_that_nobody_named_is_used_from_the_next_frame_on():

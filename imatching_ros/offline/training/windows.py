@@ -35,7 +35,7 @@ from ...odometry.odometry import Odometry
 from ..recordings.base import Source, identify
 
 DONE = "recording.json"
-FORMAT = "imatching-window-2"
+FORMAT = "imatching-window-3"
 
 Solved = tuple[
     Frame, "LearningSample | None", "str | None"

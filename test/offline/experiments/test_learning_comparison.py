@@ -148,7 +148,14 @@ def make_sample_of_wall():
         pt_idx=pt,
         obs=torch.cat([uv, torch.zeros(9, 1, dtype=torch.float64)], 1),
     )
-    sample = SimpleNamespace(window=window, keyframe_ids=(0, 10, 20), host_obs=torch.arange(3), uv_px=uv)
+    sample = SimpleNamespace(
+        window=window,
+        keyframe_ids=(0, 10, 20),
+        host_obs=torch.arange(3),
+        uv_px=uv,
+        twist=torch.zeros(3, 6, dtype=torch.float64),
+        result=SimpleNamespace(T_WC=T, points_W=points),
+    )
     return sample, points
 
 
