@@ -14,7 +14,7 @@ from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig, Config, OdometryConfig
 from ..core.masks import is_masked
-from ..core.types import BAResult, BAStatus, WindowSnapshot
+from ..core.types import BAResult, BAStatus, ObservationKind, WindowSnapshot
 from ..matching.base import Matcher
 from .front_end import FeatureFrame, LandmarkMatches, PoseEstimate
 from .initialization import InitialViews, MonoInitializer
@@ -254,10 +254,18 @@ class Mapper:
         solved, self._solved = self._solved, None
         if solved is None or solved.result.status is not BAStatus.CONVERGED:
             return None
-        camera, uncertain_s = solved.snapshot.camera, self.readout.uncertain_s
-        return replace(
-            solved, skew_px=max(rolling_shutter.skew_px(camera, k.twist, uncertain_s) for k in solved.keyframes)
-        )
+        camera, uncertain_s = solved.snapshot.camera, self._uncertain_readout_s(solved.snapshot)
+        skew_px = max(rolling_shutter.skew_px(camera, k.twist, uncertain_s) for k in solved.keyframes)
+        return replace(solved, skew_px=skew_px)
+
+    def _uncertain_readout_s(self, snapshot: WindowSnapshot) -> float:
+        """How much of the readout time a window is not corrected by."""
+        readout_s, uncertain_s = snapshot.camera.readout_s, self.readout.uncertain_s
+        if readout_s > 0:
+            uncertain_s = max(uncertain_s, abs(self.readout.missing_s))  # named too long, too
+        if bool((snapshot.kind == int(ObservationKind.STEREO)).any()):  # the right images are not corrected
+            uncertain_s += readout_s
+        return uncertain_s
 
     # -- landmarks ----------------------------------------------------------------------------------------------------
 
