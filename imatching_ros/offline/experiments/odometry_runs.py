@@ -14,6 +14,7 @@ from ...core.config import Config
 from ...core.types import Frame, OdometryOutput
 from ...odometry.odometry import Odometry
 from ...pipeline import Pipeline
+from ..evaluation.motion_consistency import measure_motion_consistency
 from ..evaluation.tracking_errors import find_tracking_errors
 from ..evaluation.trajectory import TrajectoryScore, score_trajectory
 from ..progress import Progress
@@ -78,6 +79,7 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
     """One run as a flat row: counts of frames, ATE and RPE where there is truth, times of the parts.
 
     `wrong_tracking` of the `judged` frames are TRACKING although the motion over ten frames is wrong (`evaluation.tracking_errors`).
+    `nees_1s` and its parts are those of the motion over one second (`evaluation.motion_consistency`).
     """
     depths: list[float] = []
 
@@ -99,6 +101,10 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
     if truth is not None:
         errors = find_tracking_errors(outputs, depths, truth)
         row |= {"judged": len(errors.judged), "wrong_tracking": len(errors.wrong)}
+        motion = measure_motion_consistency(outputs, truth)
+        if motion is not None:
+            row |= {"nees_1s": motion.nees, "nees_1s_rotation": motion.nees_rotation}
+            row |= {"nees_1s_position": motion.nees_position, "nees_1s_pairs": motion.pairs}
     score = score_outputs(outputs, truth)
     if score is not None:
         row |= {
