@@ -179,6 +179,9 @@ class OdometryOutput:
     covariance_in_map: Tensor | None = (
         None  # (6, 6) as covariance, landmarks taken as exact: what neighbouring poses do not share
     )
+    covariance_of_step: Tensor | None = (
+        None  # (6, 6) as covariance: the errors of the motion since the last pose that leave no residual
+    )
 
     @property
     def pose(self) -> pypose.LieTensor | None:

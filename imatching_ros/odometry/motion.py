@@ -37,22 +37,30 @@ class MotionModel:
         covariance: of the pose relative to the start.
         zero_motion: holds the pose of a camera that stands still.
         twist: (6,) float64, per second, in the camera's frame.
+        covariance_of_step: (6, 6) float64, what `add_step` added last.
     """
 
     # Without a pose for longer than this, the camera may be anywhere.
     MAX_GAP_NS = 3_000_000_000
     # The maximum velocity decays by this factor a frame, so that it follows the last few seconds.
     DECAY = 0.99
+    # Errors without residuals, as standard deviations of a motion that moves the image by 1 rad: of the rotation in rad and of the position in median depths.
+    # The calibration (0.3 % of the focal length is 0.003) and matches that err along the flow; one camera has its depths from the same matches.
+    STEP_ERROR, STEP_ERROR_MONO = 0.003, 0.01
+    # Random walk of one camera's scale: its standard deviation after a distance of one median depth.
+    SCALE_WALK = 0.02
 
     def __init__(self) -> None:
         self.covariance = PoseCovariance()
         self.zero_motion = ZeroMotionUpdate()
         self.twist = torch.zeros(6, dtype=torch.float64)
+        self.covariance_of_step = torch.zeros(6, 6, dtype=torch.float64)
         self._max_velocity = torch.zeros(2, dtype=torch.float64)  # units/s and rad/s
 
     def start_map(self) -> None:
         """A new map begins with a camera at rest; the maximum velocity stays, for the camera is the same."""
         self.twist = torch.zeros(6, dtype=torch.float64)
+        self.covariance_of_step = torch.zeros(6, 6, dtype=torch.float64)
         self.zero_motion.reset()
 
     def gap_exceeded(self, last: TrackedFrame, stamp_ns: int) -> bool:
@@ -104,6 +112,22 @@ class MotionModel:
         sigma = torch.tensor([angle * last.median_depth(), angle], dtype=torch.float64)
         self.covariance.add(torch.diag(sigma.square().repeat_interleave(3)), T_WC)
 
+    def add_step(self, last: TrackedFrame, T_WC: Tensor, mono: bool) -> None:
+        """Adds to the covariance the errors of the motion to the pose T_WC (7,) that leave no residual, so that bundle adjustment cannot see them.
+
+        Variances are proportional to the motion, which makes them the same however many frames divide it (Chong and Kleeman 1997).
+        Motion is measured by how far it moves the image: rad turned plus distance over median depth. After 1 rad the camera sees another scene.
+        """
+        step, depth = geometry.local(last.T_WC, T_WC), last.median_depth()
+        distance, angle = float(step[:3].norm()), float(step[3:].norm())
+        share = self.STEP_ERROR_MONO if mono else self.STEP_ERROR
+        sigma = torch.tensor([share * depth] * 3 + [share] * 3, dtype=torch.float64)
+        self.covariance_of_step = torch.diag(sigma.square() * (angle + distance / depth))
+        if mono and distance > 0:
+            along = torch.outer(step[:3], step[:3]) / distance
+            self.covariance_of_step[:3, :3] += self.SCALE_WALK**2 * depth * along
+        self.covariance.add_drift(self.covariance_of_step, T_WC)
+
     def move(self, T: Tensor) -> None:
         """The same motion in a map that is moved by T (7,)."""
         self.covariance.move(T)
@@ -142,6 +166,11 @@ class PoseCovariance:
         """Adds drift (6, 6) at the pose T_WC (7,), as when a new map begins."""
         self._drift = self.at(T_WC) + covariance
         self._window, self._T_WC = torch.zeros_like(self._window), T_WC
+
+    def add_drift(self, covariance: Tensor, T_WC: Tensor) -> None:
+        """Adds drift (6, 6) at the pose T_WC (7,); the window stays the one that was solved last."""
+        adjoint = geometry.adjoint(geometry.relative(self._T_WC, T_WC))
+        self._drift = self._drift + adjoint @ covariance @ adjoint.T
 
     def rescale(self, factor: float, centre: Tensor) -> None:
         """The same uncertainty in a map that is scaled about a point (3,)."""

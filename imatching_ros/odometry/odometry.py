@@ -225,6 +225,7 @@ class Odometry:
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
         becomes_keyframe = self._becomes_keyframe(current, matches, estimate, recovered)
         published = keyframe_matches(self.window, frame, matches, estimate, self.matcher.weights_version)
+        self.motion.add_step(last, estimate.T_WC, self._mode == "mono")
         if recovered or not self.inputs.repeated:  # a repeated image says nothing about the motion
             self.motion.update(last, frame.stamp_ns, estimate.T_WC, recovered)
         if recovered:
@@ -447,6 +448,7 @@ class Odometry:
             T_WC=estimate.T_WC.clone(),
             covariance=self.motion.covariance.at(estimate.T_WC) + in_map,
             covariance_in_map=in_map,
+            covariance_of_step=self.motion.covariance_of_step,
             inliers=inliers,
             is_keyframe=self._candidate is not None,
             matches=published,

@@ -112,7 +112,10 @@ class RobotPoseTracker:
         least = np.eye(6) * self.LEAST_VARIANCE
         covariance_B = self._of_base(output.covariance) + self._gap_at(T_OB) + least
         covariance_in_map = self._of_base(output.covariance_in_map) + least
-        twist, twist_covariance = self._twist(output.stamp_ns, T_OB, covariance_in_map)
+        added = covariance_in_map
+        if output.covariance_of_step is not None:
+            added = added + self._of_base(output.covariance_of_step)
+        twist, twist_covariance = self._twist(output.stamp_ns, T_OB, added)
         covariance = transforms.fixed_axis_covariance(covariance_B, T_OB[:3, :3])
         pose = RobotPose(T_OB, T_OC, covariance, twist, twist_covariance)
         self._last = _Last(output.stamp_ns, pose, covariance_B, covariance_in_map)
@@ -124,8 +127,8 @@ class RobotPoseTracker:
         known = np.full((6, 6), np.nan) if covariance is None else covariance.cpu().numpy().astype(float)
         return transforms.body_covariance(known, self._T_BC)
 
-    def _twist(self, stamp_ns: int, T_OB: np.ndarray, covariance_in_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean velocity since the previous pose, and its covariance; zeros and NaN across a gap."""
+    def _twist(self, stamp_ns: int, T_OB: np.ndarray, added: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean velocity since the previous pose, and its covariance; zeros and NaN across a gap. `added` (6, 6): by this pose and the motion to it."""
         dt = 0.0 if self._last is None or self._gap else (stamp_ns - self._last.stamp_ns) / 1e9
         if self._last is None or not 0 < dt <= self.TWIST_SPAN_S:
             return np.zeros(6), np.full((6, 6), np.nan)
@@ -135,7 +138,7 @@ class RobotPoseTracker:
         self._speed = np.array([np.linalg.norm(linear), np.linalg.norm(angular)])
         # Drift and errors of landmarks are common to neighbouring poses and cancel in their difference.
         last_in_map = transforms.body_covariance(self._last.covariance_in_map, transforms.inverse(T_OB) @ T_last)
-        return np.concatenate([linear, angular]), (covariance_in_map + last_in_map) / dt**2
+        return np.concatenate([linear, angular]), (added + last_in_map) / dt**2
 
     def _gap_at(self, T_OB: np.ndarray) -> np.ndarray:
         """The covariance (6, 6) that resets have left, compounded to a pose of the base."""

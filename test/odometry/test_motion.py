@@ -183,6 +183,37 @@ def test_motion_is_predicted_at_constant_velocity_and_bounded_by_the_decayed_max
     assert torch.allclose(motion.covariance.at(start.T_WC)[:3, :3].diagonal().sqrt(), torch.ones(3).double())
 
 
+def drift_after(frames: int, mono: bool, x: float = 4.0, depth: float = 4.0) -> torch.Tensor:
+    """Covariance (6, 6) at the end of a way along x, divided into frames; a window is solved at the start."""
+    motion = MotionModel()
+    motion.covariance.propagate(solved_at(0.0), keyframe_dropped=False)
+    for k in range(frames):
+        motion.add_step(last_frame(pose_at(x * k / frames), depth), pose_at(x * (k + 1) / frames), mono)
+    window = PoseCovariance()
+    window.propagate(solved_at(0.0), keyframe_dropped=False)
+    return motion.covariance.at(pose_at(x)) - window.at(pose_at(x))
+
+
+@pytest.mark.parametrize("mono", (False, True))
+def test_motion_adds_its_share_once_and_the_same_at_every_frame_rate(mono):
+    """A way of one median depth: 1 rad of motion of the image. Only the lever arm between the frames' rotations depends on their number."""
+    share = 0.01 if mono else 0.003
+    once, slow, fast = drift_after(1, mono), drift_after(30, mono), drift_after(300, mono)
+    assert torch.allclose(slow, fast, rtol=0.02, atol=0.02 * float(slow.max()))
+    torch.testing.assert_close(once[3:, 3:], share**2 * torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(fast[3:, 3:], once[3:, 3:])
+    across, along = float(once[1, 1]), float(once[0, 0])
+    assert across == pytest.approx((4 * share) ** 2) and along == pytest.approx(across + mono * (4 * 0.02) ** 2)
+
+
+def test_the_errors_of_motion_do_not_depend_on_the_unit_and_rest_adds_none():
+    unit = torch.diag(torch.tensor([10.0] * 3 + [1] * 3, dtype=torch.float64))
+    torch.testing.assert_close(
+        drift_after(5, True, 40.0, 40.0), unit @ drift_after(5, True) @ unit, rtol=1e-6, atol=1e-9
+    )
+    assert float(drift_after(5, True, x=0.0).abs().max()) == 0
+
+
 def test_a_gap_is_exceeded_after_three_seconds():
     motion, last = MotionModel(), last_frame(geometry.identity())
     assert not motion.gap_exceeded(last, 3_000_000_000) and motion.gap_exceeded(last, 3_000_000_001)

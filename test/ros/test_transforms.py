@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,16 @@ def test_twist_is_in_the_base_frame():
     turn = Rotation.from_euler("z", 90, degrees=True).as_quat()
     pose = tracker.update(output(0.5, np.array([0, 1.0, 0, *turn])))
     np.testing.assert_allclose(pose.twist, [2, 0, 0, 0, 0, np.pi], atol=1e-9)  # what was +y of the world is ahead now
+
+
+def test_errors_of_the_motion_itself_make_the_twist_uncertain():
+    tracker, at = RobotPoseTracker(np.eye(4)), np.array([0, 0, 0, 0, 0, 0, 1.0])
+    tracker.update(output(0, at))
+    step = torch.eye(6, dtype=torch.float64) * 0.01**2
+    pose = tracker.update(replace(output(0.5, at), covariance_of_step=step))
+    np.testing.assert_allclose(pose.twist_covariance, np.eye(6) * (0.01**2 + 2 * 0.002**2) / 0.25, rtol=1e-3)
+    following = tracker.update(output(1.0, at))
+    np.testing.assert_allclose(following.twist_covariance, np.eye(6) * 2 * 0.002**2 / 0.25, rtol=1e-3)
 
 
 def test_certainty_of_the_twist_is_that_of_poses_in_one_map():
