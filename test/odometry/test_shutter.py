@@ -167,6 +167,30 @@ def test_windows_of_a_shutter_that_is_known_are_learned_from_however_fast_it_tur
     assert sample.skew_px == 0 and refuse(sample, LearningConfig()) is None
 
 
+def test_windows_of_a_shutter_that_is_named_too_long_are_not_learned_from():
+    config = configure("klt", odometry__mode="rgbd", camera__readout_ms=20.0)
+    odometry = Odometry(config, create_matcher(config.matcher))
+    for seed in range(6):
+        odometry.mapper.readout.add(*sweep(0.0, 0.02, seed=seed), CONFIG)
+    assert odometry.mapper.readout.missing_s < -0.01
+    turn(odometry)
+    assert refuse(next_sample(odometry), LearningConfig()) == "rolling shutter not known well"
+
+
+@pytest.mark.parametrize("readout_ms, refused", ((0.0, False), (20.0, True)))
+def test_stereo_windows_of_a_rolling_shutter_are_not_learned_from(readout_ms, refused):
+    """The right images are not corrected."""
+    config = configure("klt", odometry__mode="stereo", camera__readout_ms=readout_ms)
+    odometry = Odometry(config, create_matcher(config.matcher))
+    camera = replace(CAMERA, baseline_m=20 / CAMERA.fx)
+    for frame in rotating(6, 6.0):
+        right = torch.roll(frame.image, -10, dims=-1)  # the scene is 2 m away
+        odometry.track(replace(frame, camera=camera, right=right))
+        odometry.extend()
+    sample = next_sample(odometry)
+    assert (refuse(sample, LearningConfig()) == "rolling shutter not known well") == refused
+
+
 def test_a_readout_time_that_nobody_named_is_used_from_the_next_frame_on():
     config = configure("klt", odometry__mode="rgbd")
     odometry = Odometry(config, create_matcher(config.matcher))
