@@ -8,6 +8,7 @@ from ..core import geometry
 from ..core.config import LearningConfig
 from ..core.types import BAStatus, LearningSample
 from ..odometry.shutter import MAX_SKEW_PX
+from ..odometry.turning import measure_motion, turned_in_place
 
 
 def refuse(sample: LearningSample, config: LearningConfig) -> str | None:
@@ -27,11 +28,10 @@ def refuse(sample: LearningSample, config: LearningConfig) -> str | None:
         return "too few landmarks"
     if float(result.residual_px[trusted].norm(dim=-1).median()) > config.max_residual_px:
         return "residual too large"
-    T_CW = geometry.inverse(result.T_WC)
-    depth = geometry.act(T_CW[window.kf_idx], result.points_W[window.pt_idx])[:, 2].median()
-    extent = (result.T_WC[:, None, :3] - result.T_WC[None, :, :3]).norm(dim=-1).max()
-    if float(extent / depth) < config.min_baseline:
+    if measure_motion(window, result)[1] < config.min_baseline:
         return "no translation"
+    if turned_in_place(window, result):
+        return "turned much, moved little"
     angles = geometry.parallax(result.T_WC, result.points_W, window.kf_idx, window.pt_idx)
     if float(torch.rad2deg(angles.nanmedian())) < config.min_parallax_deg:
         return "no parallax"

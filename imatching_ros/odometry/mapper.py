@@ -22,6 +22,7 @@ from .local_map import Keyframe, Window
 from .measurements import detect
 from .relocalization import KeyframeDatabase, stored_keyframe
 from .shutter import UnnamedReadout
+from .turning import turned_in_place
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Mapper:
     Attributes:
         initializer: collects the first frames of a mono map.
         readout: of a rolling shutter, as far as the camera does not name it.
+        turned_in_place: the newest window of one camera has turned much and moved little; see `turning.turned_in_place`.
     """
 
     LEAST_FOUND = 0.6  # share of a keyframe's landmarks that the best frame after it is taken to find
@@ -100,6 +102,7 @@ class Mapper:
         self._matcher = matcher
         self.initializer = MonoInitializer(config, matcher)
         self.readout = UnnamedReadout()
+        self.turned_in_place = False
         self._most_found = 0  # landmarks of the newest keyframe that one frame has found again
         self._solved: SolvedWindow | None = None
         self.configure(config)
@@ -244,6 +247,7 @@ class Mapper:
         if adjusted is None:
             return None
         self._solved = adjusted.solved
+        self.turned_in_place = turned_in_place(adjusted.solved.snapshot, adjusted.solved.result)
         if adjusted.result.status is BAStatus.CONVERGED:
             twists = torch.stack([k.twist for k in adjusted.solved.keyframes])
             self.readout.add(adjusted.solved.snapshot, adjusted.solved.result, adjusted.solved.uv, twists, self._bundle)

@@ -247,7 +247,10 @@ class Odometry:
             return states.Cause.FEW_INLIERS
         if skewed:
             return states.Cause.SKEWED
-        return states.Cause.UNCERTAIN if is_uncertain(estimate, last.median_depth()) else None
+        if is_uncertain(estimate, last.median_depth()):
+            return states.Cause.UNCERTAIN
+        drifts = self._mode == "mono" and self.scale.source != "odometry"
+        return states.Cause.TURNED if drifts and self.mapper.turned_in_place else None
 
     def _is_skewed(self, current: FeatureFrame, last: TrackedFrame, T_WC: Tensor) -> bool:
         """Whether a rolling shutter that nobody has named bends this image; the covariance then includes by how much."""

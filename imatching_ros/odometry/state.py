@@ -7,7 +7,7 @@
 | Unverified    |            | Tracking *   | Unverified     | Lost          |
 | Lost          | Tracking   | Tracking *   | Unverified     | Lost          |
 
-* Unverified while the pose has few inliers, is uncertain, or is that of a skewed image. A map created when lost is a new map, at the last pose.
+* Unverified while the pose has few inliers, is uncertain, is that of a skewed image, or one camera turns in place. A map created when lost is a new map, at the last pose.
 A frame whose image is blank changes nothing: it neither supports nor refutes the pose.
 """
 
@@ -31,10 +31,14 @@ class Cause(Enum):
     FROZEN = "the images have not changed for some seconds ({inliers} matches agree with the pose)"
     UNCERTAIN = "the matches leave the pose uncertain ({inliers} agree with it)"
     SKEWED = "the camera turns fast, and how long its rolling shutter takes is not known well (camera.readout_ms)"
+    TURNED = (
+        "the camera has turned much and moved little, and the scale of one camera may have changed ({inliers} agree)"
+    )
     OCCLUSION = "most landmarks are not found; something may hide the image ({inliers} agree)"
 
 
-WEAKNESSES = (Cause.FEW_INLIERS, Cause.UNCERTAIN, Cause.SKEWED)
+WEAKNESSES = (Cause.FEW_INLIERS, Cause.UNCERTAIN, Cause.SKEWED, Cause.TURNED)
+LEARNED_FROM = (Cause.FEW_INLIERS, Cause.TURNED)  # where the window itself decides (`learning/gate.py`)
 
 
 # -- states -----------------------------------------------------------------------------------------------------------
@@ -181,9 +185,7 @@ def transition(state: State, event: Event, context: Context) -> State:
             failing = _failing(state, context) if recovered else None
             cooldown = RELOCALIZATION_COOLDOWN if recovered else max(0, _cooldown(state) - 1)
             if weakness is not None:
-                return Unverified(
-                    failing, weakness, cooldown if weakness is Cause.FEW_INLIERS else RELOCALIZATION_COOLDOWN
-                )
+                return Unverified(failing, weakness, cooldown if weakness in LEARNED_FROM else RELOCALIZATION_COOLDOWN)
             return Tracking(failing, cooldown)
         case PoseUnverified(cause, plausible) if not isinstance(state, Uninitialized):
             return Unverified(

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from imatching_ros.core import geometry
 from imatching_ros.core.config import LearningConfig
 from imatching_ros.core.types import BAStatus
 from imatching_ros.learning.gate import refuse
@@ -71,3 +72,18 @@ def test_far_landmarks_have_no_parallax(make_sample):
     sample = make_sample()
     far = sample.result.points_W * 100
     assert refuse(with_result(sample, points_W=far), dataclasses.replace(CONFIG, min_baseline=0.0)) == "no parallax"
+
+
+def test_a_mono_camera_that_turns_much_and_moves_little_is_refused_a_walk_is_not(make_sample):
+    sample = make_sample()
+    T_WC = sample.result.T_WC
+
+    def refused(step_deg, share):
+        """The window turned about y by so much from keyframe to keyframe, its positions scaled by `share`."""
+        turn = torch.zeros(6, 6, dtype=torch.float64)
+        turn[:, 4] = torch.arange(6) * step_deg * torch.pi / 180
+        T = torch.cat([T_WC[:, :3] * share, geometry.exp(turn)[:, 3:]], 1)
+        return refuse(with_result(sample, T_WC=T), dataclasses.replace(CONFIG, min_baseline=0.0, min_parallax_deg=0.0))
+
+    assert refused(4.0, 0.02) == "turned much, moved little"
+    assert refused(0.5, 0.02) is None and refused(4.0, 1.0) is None

@@ -39,6 +39,7 @@ LOST = Lost(6, frames_without_pose=2, mapping_frozen=True)
         (TRACKING, VERIFIED, Tracking()),
         (TRACKING, FEW, Unverified(None, Cause.FEW_INLIERS)),
         (TRACKING, PoseVerified(weakness=Cause.UNCERTAIN), Unverified(None, Cause.UNCERTAIN, COOLDOWN)),
+        (COOLING, PoseVerified(weakness=Cause.TURNED), Unverified(None, Cause.TURNED, 2)),
         (TRACKING, SKEWED, Unverified(None, Cause.SKEWED, COOLDOWN)),
         (Unverified(None, Cause.SKEWED, COOLDOWN), VERIFIED, Tracking(None, COOLDOWN - 1)),
         (TRACKING, RECOVERED, Tracking(7, COOLDOWN)),

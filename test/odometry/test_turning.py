@@ -1,0 +1,61 @@
+"""A camera that turns on the spot is told from one that walks sideways; what odometry says about it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from imatching_ros.bundle import solve
+from imatching_ros.core import geometry
+from imatching_ros.core.config import BundleConfig, Config
+from imatching_ros.core.types import BAResult, ObservationKind, TrackingState, WindowSnapshot
+from imatching_ros.odometry.state import Cause
+from imatching_ros.odometry.turning import measure_motion, turned_in_place
+from imatching_ros.offline.experiments.ba_windows import make_window
+from imatching_ros.offline.recordings import open_source
+from imatching_ros.offline.recordings.base import SourceOptions
+from imatching_ros.pipeline import Pipeline
+
+KEYFRAMES = 6
+DEPTH_M = 4.0
+
+
+def solved_window(step_deg: float, step_m: float) -> tuple[WindowSnapshot, BAResult]:
+    """A window along x that turns about y, by so much from keyframe to keyframe; landmarks are at DEPTH_M where they are seen first."""
+    window = make_window(KEYFRAMES, 60).window
+    steps = torch.arange(KEYFRAMES, dtype=torch.float64)
+    zero = torch.zeros_like(steps)
+    turn = geometry.exp(torch.stack([zero, zero, zero, zero, steps * step_deg * torch.pi / 180, zero], 1))
+    T_WC = torch.cat([torch.stack([steps * step_m, zero, zero], 1), turn[:, 3:]], 1)
+    first = torch.full((60,), KEYFRAMES).scatter_reduce(0, window.pt_idx, window.kf_idx, "amin")
+    points_W = geometry.act(T_WC[first], torch.tensor([0, 0, DEPTH_M], dtype=torch.float64).expand(60, 3))
+    return window, dataclasses.replace(solve(window, BundleConfig()), T_WC=T_WC, points_W=points_W)
+
+
+def test_motion_is_the_widest_turn_and_the_longest_way_in_depths():
+    turned, moved = measure_motion(*solved_window(0.0, 0.1))
+    assert turned < 1e-6 and moved == pytest.approx(0.5 / DEPTH_M)
+    assert measure_motion(*solved_window(5.0, 0.1))[0] == pytest.approx(25 * torch.pi / 180)
+
+
+@pytest.mark.parametrize(
+    ("step_deg", "step_m", "flagged"),
+    [(5.0, 0.02, True), (5.0, 0.0, True), (0.5, 0.04, False), (5.0, 0.2, False), (2.0, 0.0, False)],
+)
+def test_turns_on_the_spot_and_walks(step_deg, step_m, flagged):
+    assert turned_in_place(*solved_window(step_deg, step_m)) == flagged
+
+
+def test_a_window_that_measures_depth_is_never_flagged_one_that_expects_it_is():
+    window, result = solved_window(5.0, 0.02)
+    measured = dataclasses.replace(window, kind=torch.full_like(window.kind, int(ObservationKind.DEPTH)))
+    assert not turned_in_place(measured, result)
+    assert turned_in_place(dataclasses.replace(measured, expected_depth=True), result)
+
+
+@pytest.mark.data
+def test_a_real_turn_of_one_camera_is_unverified_with_the_reason(data_folder):
+    pipeline = Pipeline(Config().with_values({"learning.mode": "'off'"}))
+    outputs = [pipeline.process(f) for f in open_source(data_folder / "tum_fr1_rpy", SourceOptions(mode="mono"))]
+    turned = [o for o in outputs if o.reason.startswith(Cause.TURNED.value.partition("(")[0])]
+    assert len(turned) > 10 and all(o.state is TrackingState.UNVERIFIED for o in turned)
