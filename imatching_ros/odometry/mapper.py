@@ -22,7 +22,7 @@ from .local_map import Keyframe, Window
 from .measurements import detect
 from .relocalization import KeyframeDatabase, stored_keyframe
 from .shutter import UnnamedReadout
-from .turning import turned_in_place
+from .turning import least_moved, turned_in_place
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,9 @@ class Mapper:
             self._search_backwards(window, row, camera, new)
         window.triangulate(camera, self._config.min_parallax_px, self._config.inlier_px)
         while len(window.keyframes) > self._config.window_keyframes:
-            database.add(stored_keyframe(window, 0))
-            window.drop_keyframe(0)
+            leaving = least_moved(window.T_WC) if self.turned_in_place else 0
+            database.add(stored_keyframe(window, leaving))
+            window.drop_keyframe(leaving)
         adjusted = self._adjust(window, camera)
         if adjusted is None:
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..core import geometry
 from ..core.types import BAResult, ObservationKind, WindowSnapshot
 
@@ -9,6 +11,16 @@ from ..core.types import BAResult, ObservationKind, WindowSnapshot
 # (KITTI turn and drive, hospital, desk sweep, fr1/xyz) none is, nor with 0.25; half of those of fr1/rpy, which turns on the spot, are.
 MIN_TURN_RAD = 0.26  # 15 degrees
 MAX_MOTION_SHARE = 0.2  # of a translation in median depths, of the rotation in rad: by so much less it moves the image
+
+
+def least_moved(T_WC: Tensor) -> int:
+    """Which of the keyframes (M, 7) adds least parallax: the one nearest to its predecessor, of those between the two that are held
+    and the two newest; the oldest where there are none.
+
+    While a camera turns in place this one leaves the window. The oldest two carry the scale.
+    """
+    steps = (T_WC[2:-2, :3] - T_WC[1:-3, :3]).norm(dim=1)
+    return 2 + int(steps.argmin()) if len(steps) else 0
 
 
 def measure_motion(window: WindowSnapshot, result: BAResult) -> tuple[float, float]:

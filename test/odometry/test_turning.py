@@ -10,7 +10,7 @@ from imatching_ros.core import geometry
 from imatching_ros.core.config import BundleConfig, Config
 from imatching_ros.core.types import BAResult, ObservationKind, TrackingState, WindowSnapshot
 from imatching_ros.odometry.state import Cause
-from imatching_ros.odometry.turning import measure_motion, turned_in_place
+from imatching_ros.odometry.turning import least_moved, measure_motion, turned_in_place
 from imatching_ros.offline.experiments.ba_windows import make_window
 from imatching_ros.offline.recordings import open_source
 from imatching_ros.offline.recordings.base import SourceOptions
@@ -53,9 +53,24 @@ def test_a_window_that_measures_depth_is_never_flagged_one_that_expects_it_is():
     assert turned_in_place(dataclasses.replace(measured, expected_depth=True), result)
 
 
+def test_the_keyframe_that_adds_least_parallax_leaves_never_a_held_or_a_new_one():
+    T_WC = geometry.identity(7)
+    T_WC[:, 0] = torch.tensor([0.0, 0.0, 1.0, 1.1, 2.0, 2.0, 2.0])
+    assert least_moved(T_WC) == 3
+    assert least_moved(T_WC[:4]) == 0
+
+
 @pytest.mark.data
-def test_a_real_turn_of_one_camera_is_unverified_with_the_reason(data_folder):
-    pipeline = Pipeline(Config().with_values({"learning.mode": "'off'"}))
-    outputs = [pipeline.process(f) for f in open_source(data_folder / "tum_fr1_rpy", SourceOptions(mode="mono"))]
-    turned = [o for o in outputs if o.reason.startswith(Cause.TURNED.value.partition("(")[0])]
+def test_a_real_turn_of_one_camera_is_unverified_and_keeps_the_keyframes_of_its_scale(data_folder):
+    config = Config().with_values({"learning.mode": "'off'"})
+    pipeline, kept, turned = Pipeline(config), [], []
+    before, held = False, []
+    for frame in open_source(data_folder / "tum_fr1_rpy", SourceOptions(mode="mono")):
+        output = pipeline.process(frame)
+        oldest = [k.id for k in pipeline.window.keyframes[:2]]
+        if before and output.is_keyframe and len(pipeline.window.keyframes) == config.odometry.window_keyframes:
+            kept.append(oldest == held)
+        before, held = output.reason.startswith(Cause.TURNED.value.partition("(")[0]), oldest
+        turned += [output] if before else []
     assert len(turned) > 10 and all(o.state is TrackingState.UNVERIFIED for o in turned)
+    assert len(kept) >= 3 and all(kept)
