@@ -97,7 +97,7 @@ def render_scene(size: tuple[int, int], plan: Plan, device: str) -> list[Frame]:
     sequence = SimulatedSequence(
         "clutter",
         plan.frames,
-        907,
+        909,  # a path that moves as well as it turns: its windows are learned from
         *size,
         rate_hz=plan.render_hz,
         supersample=1,
