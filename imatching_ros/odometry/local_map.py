@@ -106,6 +106,7 @@ class Window:
     Attributes:
         queries: one per landmark; None with matchers that search from the previous frame.
         keyframe_dropped: a keyframe has left, so that the oldest poses carry what it contributed.
+        turned_in_place: when it was solved last, one camera had turned much and moved little (`turning.turned_in_place`).
         next_id: of the next landmark; a window that takes the place of another begins there, so that no id names two landmarks.
     """
 
@@ -116,6 +117,7 @@ class Window:
         self.observations = Observations.empty()
         self.queries: Queries | None = None
         self.keyframe_dropped = False
+        self.turned_in_place = False
         self.next_id = next_id
         # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
         self._scale: tuple[Tensor, Tensor] | None = None

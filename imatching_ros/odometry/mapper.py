@@ -92,7 +92,6 @@ class Mapper:
     Attributes:
         initializer: collects the first frames of a mono map.
         readout: of a rolling shutter, as far as the camera does not name it.
-        turned_in_place: the newest window of one camera has turned much and moved little; see `turning.turned_in_place`.
     """
 
     LEAST_FOUND = 0.6  # share of a keyframe's landmarks that the best frame after it is taken to find
@@ -102,7 +101,6 @@ class Mapper:
         self._matcher = matcher
         self.initializer = MonoInitializer(config, matcher)
         self.readout = UnnamedReadout()
-        self.turned_in_place = False
         self._most_found = 0  # landmarks of the newest keyframe that one frame has found again
         self._solved: SolvedWindow | None = None
         self.configure(config)
@@ -241,14 +239,14 @@ class Mapper:
             self._search_backwards(window, row, camera, new)
         window.triangulate(camera, self._config.min_parallax_px, self._config.inlier_px)
         while len(window.keyframes) > self._config.window_keyframes:
-            leaving = least_moved(window.T_WC) if self.turned_in_place else 0
+            leaving = least_moved(window.T_WC) if window.turned_in_place else 0
             database.add(stored_keyframe(window, leaving))
             window.drop_keyframe(leaving)
         adjusted = self._adjust(window, camera)
         if adjusted is None:
             return None
         self._solved = adjusted.solved
-        self.turned_in_place = turned_in_place(adjusted.solved.snapshot, adjusted.solved.result)
+        window.turned_in_place = turned_in_place(adjusted.solved.snapshot, adjusted.solved.result)
         if adjusted.result.status is BAStatus.CONVERGED:
             twists = torch.stack([k.twist for k in adjusted.solved.keyframes])
             self.readout.add(adjusted.solved.snapshot, adjusted.solved.result, adjusted.solved.uv, twists, self._bundle)

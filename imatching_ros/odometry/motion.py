@@ -44,8 +44,9 @@ class MotionModel:
     MAX_GAP_NS = 3_000_000_000
     # The maximum velocity decays by this factor a frame, so that it follows the last few seconds.
     DECAY = 0.99
-    # Errors without residuals, as standard deviations of a motion that moves the image by 1 rad: of the rotation in rad and of the position in median depths.
-    # The calibration (0.3 % of the focal length is 0.003) and matches that err along the flow; one camera has its depths from the same matches.
+    # Errors without residuals, as standard deviations of a motion that moves the image by 1 rad: of the rotation in rad, and of
+    # the position in median depths. The calibration (0.3 % of the focal length is 0.003) and matches that err along the flow; one
+    # camera has its depths from the same matches.
     STEP_ERROR, STEP_ERROR_MONO = 0.003, 0.01
     # Random walk of one camera's scale: its standard deviation after a distance of one median depth.
     SCALE_WALK = 0.02
@@ -113,10 +114,11 @@ class MotionModel:
         self.covariance.add(torch.diag(sigma.square().repeat_interleave(3)), T_WC)
 
     def add_step(self, last: TrackedFrame, T_WC: Tensor, mono: bool) -> None:
-        """Adds to the covariance the errors of the motion to the pose T_WC (7,) that leave no residual, so that bundle adjustment cannot see them.
+        """Adds to the covariance the errors of the motion to the pose T_WC (7,) that leave no residual: bundle adjustment cannot see them.
 
         Variances are proportional to the motion, which makes them the same however many frames divide it (Chong and Kleeman 1997).
-        Motion is measured by how far it moves the image: rad turned plus distance over median depth. After 1 rad the camera sees another scene.
+        Motion is measured by how far it moves the image: rad turned plus distance over median depth. After 1 rad the camera sees
+        another scene.
         """
         step, depth = geometry.local(last.T_WC, T_WC), last.median_depth()
         distance, angle = float(step[:3].norm()), float(step[3:].norm())

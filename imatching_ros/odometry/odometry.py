@@ -250,7 +250,7 @@ class Odometry:
         if is_uncertain(estimate, last.median_depth()):
             return states.Cause.UNCERTAIN
         drifts = self._mode == "mono" and self.scale.source != "odometry"
-        return states.Cause.TURNED if drifts and self.mapper.turned_in_place else None
+        return states.Cause.TURNED if drifts and self.window.turned_in_place else None
 
     def _is_skewed(self, current: FeatureFrame, last: TrackedFrame, T_WC: Tensor) -> bool:
         """Whether a rolling shutter that nobody has named bends this image; the covariance then includes by how much."""

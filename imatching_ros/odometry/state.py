@@ -7,7 +7,8 @@
 | Unverified    |            | Tracking *   | Unverified     | Lost          |
 | Lost          | Tracking   | Tracking *   | Unverified     | Lost          |
 
-* Unverified while the pose has few inliers, is uncertain, is that of a skewed image, or one camera turns in place. A map created when lost is a new map, at the last pose.
+* Unverified while the pose has few inliers, is uncertain, is that of a skewed image, or one camera turns in place.
+A map created when lost is a new map, at the last pose.
 A frame whose image is blank changes nothing: it neither supports nor refutes the pose.
 """
 

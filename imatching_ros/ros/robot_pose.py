@@ -128,7 +128,10 @@ class RobotPoseTracker:
         return transforms.body_covariance(known, self._T_BC)
 
     def _twist(self, stamp_ns: int, T_OB: np.ndarray, added: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean velocity since the previous pose, and its covariance; zeros and NaN across a gap. `added` (6, 6): by this pose and the motion to it."""
+        """Mean velocity since the previous pose, and its covariance; zeros and NaN across a gap.
+
+        `added`: the covariance (6, 6) of this pose in the map and of the motion to it.
+        """
         dt = 0.0 if self._last is None or self._gap else (stamp_ns - self._last.stamp_ns) / 1e9
         if self._last is None or not 0 < dt <= self.TWIST_SPAN_S:
             return np.zeros(6), np.full((6, 6), np.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -103,6 +104,16 @@ def test_published_weights_give_no_offset(published):
     assert (offset(a, a, big.uv, 0 * shift).abs() < 0.2).all()
     there_and_back = offset(a, b, big.uv, shift) + offset(b, a, big.uv_b, -shift)
     assert (there_and_back.abs() / 2 < 0.2).all()
+
+
+def test_sigma_is_scaled_by_what_learning_fits_and_by_nothing_else(matcher, small):
+    a, b, uv = small
+    scaled = copy.deepcopy(matcher)
+    with torch.no_grad():
+        scaled.log_sigma_bias().add_(1.0)
+    before, after = (m.estimate(m.describe(m.extract(a[None])[0], uv), m.extract(b[None])) for m in (matcher, scaled))
+    torch.testing.assert_close(after.sigma_px, before.sigma_px * torch.e)
+    assert torch.equal(after.uv, before.uv) and torch.equal(after.score, before.score)
 
 
 def test_gradients_reach_the_network_and_not_its_statistics(matcher, small):

@@ -18,6 +18,7 @@ from imatching_ros.pipeline import Pipeline
 
 KEYFRAMES = 6
 DEPTH_M = 4.0
+TURNED = Cause.TURNED.value.partition("(")[0]
 
 
 def solved_window(step_deg: float, step_m: float) -> tuple[WindowSnapshot, BAResult]:
@@ -70,7 +71,7 @@ def test_a_real_turn_of_one_camera_is_unverified_and_keeps_the_keyframes_of_its_
         oldest = [k.id for k in pipeline.window.keyframes[:2]]
         if before and output.is_keyframe and len(pipeline.window.keyframes) == config.odometry.window_keyframes:
             kept.append(oldest == held)
-        before, held = output.reason.startswith(Cause.TURNED.value.partition("(")[0]), oldest
+        before, held = output.reason.startswith(TURNED), oldest
         turned += [output] if before else []
     assert len(turned) > 10 and all(o.state is TrackingState.UNVERIFIED for o in turned)
     assert len(kept) >= 3 and all(kept)
