@@ -30,7 +30,7 @@ NOT_BETTER = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    from ..training.finetuning import Plan
+    from ..training.plan import Plan
 
     parser.add_argument(
         "sources", type=Path, nargs="+", metavar="SOURCE", help="bag file or folder, or a data set's sequence folder"
@@ -92,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from ..training.finetuning import Plan, finetune
+    from ..training.finetuning import finetune
+    from ..training.plan import Plan
     from ..progress import Progress
 
     def bar(label: str, total: int | None, unit: str, first: int) -> AbstractContextManager[Progress]:

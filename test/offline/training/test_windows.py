@@ -1,14 +1,23 @@
-"""Windows on disk."""
+"""Windows on disk, and which of them train and which validate."""
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from imatching_ros.camera.model import Camera
 from imatching_ros.core.types import BAStatus
 from imatching_ros.core.errors import SourceError
-from imatching_ros.offline.training.windows import read_window, write_window
+from imatching_ros.offline.training.windows import (
+    Recording,
+    last_training_frame,
+    read_window,
+    split_windows,
+    training_windows_again,
+    write_window,
+)
 
 
 def assert_same(a, b):
@@ -76,3 +85,40 @@ def test_damage_is_an_error_that_names_the_file(sample, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SourceError, match="cannot be read"):
         read_window(path)
+
+
+def sliding(count, size=8):
+    return Recording(Path("r"), "r", tuple(tuple(range(k, k + size)) for k in range(count)), 10 * count, {}, "")
+
+
+@pytest.mark.parametrize("share", (0.1, 0.3, 0.6))
+def test_no_keyframe_is_in_training_and_validation(share):
+    recording = sliding(80)
+    training, validation = split_windows(recording, share)
+    assert training == list(range(round(80 * (1 - share))))
+    trained = {k for w in training for k in recording.windows[w]}
+    assert validation[0] == training[-1] + 8 and not trained & {k for w in validation for k in recording.windows[w]}
+    assert np.diff(validation).tolist() == [2] * (len(validation) - 1)
+
+
+def test_short_recordings_have_no_validation_window():
+    assert split_windows(sliding(10), 0.3) == (list(range(7)), [])
+    assert split_windows(sliding(0), 0.3) == ([], [])
+
+
+def test_all_windows_may_be_for_training():
+    assert split_windows(sliding(10), 0.0) == (list(range(10)), [])
+
+
+def test_windows_of_later_epochs_end_where_those_of_the_first_do():
+    recording = sliding(20)
+    last = last_training_frame(recording, 0.3)
+    assert last == recording.windows[13][-1] == 20
+    assert last_training_frame(sliding(0), 0.3) == -1
+
+
+def test_windows_of_later_epochs_leave_out_what_validates():
+    first = Recording(Path("r"), "r", ((0, 1, 2), (1, 2, 3), (3, 4, 5), (5, 6, 7)), 8, {}, "")
+    again = dataclasses.replace(first, windows=((0, 2, 3), (2, 3, 6), (2, 3, 4)))
+    assert split_windows(first, 0.5) == ([0, 1], [3])
+    assert training_windows_again(first, again, 0.5) == [0, 2]
