@@ -48,6 +48,9 @@ class Column:
     tolerance: float | None = None  # by which it may be worse than the baseline
     relative: bool = False  # the tolerance is a share of the baseline's value
     higher_is_better: bool = False
+    goal: tuple[float, float] | None = (
+        None  # any value of this interval is as good; the tolerance is of the factor outside it
+    )
 
     def is_worse(self, value: Value, baseline: Value) -> bool:
         """Whether the value lies outside the tolerance, on the bad side."""
@@ -55,8 +58,17 @@ class Column:
             return False
         if value is None:
             return True
+        if self.goal is not None:
+            allowed = (1 + self.tolerance) * _outside(baseline, self.goal)
+            return _outside(value, self.goal) > allowed
         loss = baseline - value if self.higher_is_better else value - baseline
         return loss > self.tolerance * (abs(baseline) if self.relative else 1.0) + 1e-9
+
+
+def _outside(value: float, goal: tuple[float, float]) -> float:
+    """The factor by which a value lies below or above an interval; 1 inside it."""
+    low, high = goal
+    return max(low / max(value, 1e-9), value / high, 1.0)
 
 
 _TIME, _RATIO = Column(".1f"), Column(".2f")
@@ -67,6 +79,8 @@ SECTIONS: dict[str, dict[str, Column]] = {
         "lost": Column(".0f", 1.0),
         "TRACKING while wrong": Column(".0f", 0.0),
         "judged": Column(".0f"),
+        # Of true covariances 6. A mean of few motions over a second, which overlap, varies by itself.
+        "NEES, 1 s": Column(".1f", 0.25, goal=(1.0, 12.0)),
     },
     "time of a frame, ms": {"ours": _TIME, "klt": _TIME, "/ klt": _RATIO},
     "bundle adjustment, ms": {"ours": _TIME, "Ceres": _TIME, "/ Ceres": _RATIO},
@@ -177,6 +191,7 @@ def measure_odometry(config: Config, recordings: Sequence[Recording]) -> dict[st
             "lost": row["lost"],
             "TRACKING while wrong": row["wrong_tracking"],
             "judged": row["judged"],
+            "NEES, 1 s": row.get("nees_1s"),
         }
     return rows
 

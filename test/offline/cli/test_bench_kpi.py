@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results.md"
 
 def sheet(**changes):
     """A sheet of two sections; `changes` are of the values of its only sequence."""
-    values = {"ATE, cm": 10.0, "lost": 0, "TRACKING while wrong": 0, "judged": 90} | changes
+    values = {"ATE, cm": 10.0, "lost": 0, "TRACKING while wrong": 0, "judged": 90, "NEES, 1 s": 4.0} | changes
     machine = dict(processor="P", isa="AVX2", bfloat16=False, cores=2, torch="2.13", commit="abc")
     return {
         "machine": machine,
@@ -58,12 +58,31 @@ def test_a_small_run_prints_and_writes_the_sheet(tmp_path, capsys, monkeypatch):
         ({"ATE, cm": 1.0}, 0),
         ({"lost": 2, "TRACKING while wrong": 9}, 2),
         ({"judged": 0}, 0),
+        ({"NEES, 1 s": 1.1}, 0),
+        ({"NEES, 1 s": 12.4}, 0),
+        ({"NEES, 1 s": 15.5}, 1),
+        ({"NEES, 1 s": 0.7}, 1),
+        ({"NEES, 1 s": None}, 1),
     ),
 )
 def test_accuracy_outside_its_tolerance_is_worse(changes, worse):
     now = sheet(**changes)
     assert len(list(find_worse(now, sheet()))) == worse
     assert table(now, sheet()).count("! ") == worse
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "worse"), ((40.0, 45.0, 0), (40.0, 55.0, 1), (0.1, 0.09, 0), (0.1, 0.07, 1), (0.1, 11.0, 0))
+)
+def test_outside_its_interval_nees_may_not_go_much_farther(before, now, worse):
+    assert len(list(find_worse(sheet(**{"NEES, 1 s": now}), sheet(**{"NEES, 1 s": before})))) == worse
+
+
+def test_a_baseline_without_a_column_is_not_compared_by_it():
+    before = sheet()
+    del before["figures"]["odometry"]["room, mono"]["NEES, 1 s"]
+    assert not list(find_worse(sheet(**{"NEES, 1 s": 99.0}), before))
+    assert "99.0" in table(sheet(**{"NEES, 1 s": 99.0}), before)
 
 
 def test_time_never_fails_and_other_rows_are_not_compared():
@@ -81,7 +100,7 @@ def test_the_document_is_filled_from_the_baseline(tmp_path):
     baseline.write_text(json.dumps(sheet()))
     assert main(["bench", "kpi", "--document", str(path), "--baseline", str(baseline)]) == 0
     text = path.read_text()
-    assert "| room, mono | 10.00 | 0 | 0 | 90 |" in text and "commit abc" in text and "old" not in text
+    assert "| room, mono | 10.00 | 0 | 0 | 90 | 4.0 |" in text and "commit abc" in text and "old" not in text
     assert text.startswith("before\n") and text.endswith("after\n") and fill(text, sheet()) == text
     with pytest.raises(ConfigError, match="expected one"):
         fill("no place", sheet())
