@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def find_tracking_errors(
     """Compares the published motion over `FRAMES` frames with the truth.
 
     A frame is wrong when the rotation is off by more than 5 degrees, the translation by more than 20 % of itself and 2 % of the median depth,
-    or the scale changed by more than 1.3. A change of scale that makes less than 2 % of the median depth is noise.
+    or the scale changed by more than 1.3. A change of scale that makes no more than errors of 2 % of the median depth in both motions is noise.
 
     Args:
         outputs: one per frame. median_depths: of the map as seen from each frame, in units of the map.
@@ -60,29 +60,40 @@ def _turned_wrongly(moved: Tensor, true: Tensor) -> bool:
     return float(torch.rad2deg(off)) > MAX_ROTATION_DEG
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """Metres per unit of the map, as one motion shows it."""
+
+    value: float
+    tolerance: float  # relative: an error of this share of the motion is noise
+
+
 class _Scales:
     """Judges translations by the scale of the map, which only the truth gives where odometry is not metric.
 
-    The scale before a motion is that of the last motion in the same map that ended before it began and was long enough.
+    The scale before a motion is that of the last motion in the same map that ended before it began and was long enough. What may be off in
+    that motion makes its scale uncertain, more so the shorter it was.
     """
 
     def __init__(self) -> None:
-        self._measured: dict[int, dict[int, float]] = {}  # map -> {index of the last frame: metres per unit of the map}
+        self._measured: dict[int, dict[int, _Scale]] = {}  # map -> {index of the last frame: scale}
 
     def refute(self, i: int, output: OdometryOutput, moved: Tensor, true: Tensor, median_depth: float) -> bool:
         """Whether the translation `moved` (3,), which ended at frame i, is wrong; `true` (3,) is in metres."""
         length, true_length = max(float(moved.norm()), 1e-12), float(true.norm())
         in_map = self._measured.setdefault(output.map_id, {})
         before = [scale for end, scale in in_map.items() if end <= i - FRAMES]
-        reference = 1.0 if output.metric else before[-1] if before else true_length / length
-        least_m = MIN_DEPTH_SHARE * median_depth * reference
-        scale = reference
+        own = _Scale(true_length / length, 0.0)
+        reference = _Scale(1.0, 0.0) if output.metric else before[-1] if before else own
+        least_m = MIN_DEPTH_SHARE * median_depth * reference.value
+        noise_m = least_m + reference.tolerance * length * reference.value
+        scale = reference.value
         if true_length > least_m:
-            in_map[i] = true_length / length
-            change = in_map[i] / reference
-            if max(change, 1 / change) > MAX_SCALE_CHANGE and abs(true_length - length * reference) > least_m:
+            in_map[i] = replace(own, tolerance=least_m / true_length)
+            change = own.value / reference.value
+            if max(change, 1 / change) > MAX_SCALE_CHANGE and abs(true_length - length * reference.value) > noise_m:
                 return True
             if not output.metric:  # what remains is the direction
-                scale = max(float(moved @ true), 0.0) / length**2
+                scale, noise_m = max(float(moved @ true), 0.0) / length**2, least_m
         off_m = float((moved * scale - true).norm())
-        return off_m > MAX_TRANSLATION * true_length and off_m > least_m
+        return off_m > MAX_TRANSLATION * true_length and off_m > noise_m

@@ -63,6 +63,15 @@ def test_a_change_of_scale_is_wrong_once_ten_frames_show_it():
     assert 36 in wrong and 39 in wrong and not {29, 30, 55} & set(wrong)
 
 
+def test_an_error_that_is_noise_in_a_short_motion_does_not_refute_the_long_one_after_it():
+    short = (np.arange(N) >= 15) & (np.arange(N) < 35)  # a little more than 2 % of the depth in ten frames
+    truth = Trajectory(TRUTH.stamps_ns, walk(np.where(short, 0.009, 0.1)).numpy())
+    seen = np.where(short, 0.006, 0.1)
+    assert not find_tracking_errors(outputs_of(walk(seen)), [4.0] * N, truth).wrong
+    seen[45:] *= 1.6  # against the long motion before
+    assert 54 in find_tracking_errors(outputs_of(walk(seen)), [4.0] * N, truth).wrong
+
+
 def test_motion_that_never_was_is_wrong():
     still = walk(np.where(np.arange(N) < 30, 0.1, 0.0))
     truth = Trajectory(TRUTH.stamps_ns, still.numpy())
