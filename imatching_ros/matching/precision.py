@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from ..core.config import MatcherConfig
 
 # Names of the flags on x86-64 and on arm64.
@@ -31,7 +33,9 @@ def describe_choice(config: MatcherConfig) -> str:
 
 @lru_cache(maxsize=1)
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """False also where it cannot be determined."""
+    """False also where it cannot be determined, and where ATEN_CPU_CAPABILITY holds torch to AVX2."""
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return False
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -194,7 +194,9 @@ def test_bfloat16_teaches_the_same_as_float32(pair):
     )
 
 
-def test_automatic_precision_asks_the_processor(tmp_path):
+def test_automatic_precision_asks_the_processor(tmp_path, monkeypatch):
+    capability = "AVX512"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert cpu_has_bfloat16.__wrapped__(tmp_path / "none") is False
     for text, expected in (
         ("flags\t\t: fpu avx512f avx512_bf16\n", True),
@@ -204,5 +206,8 @@ def test_automatic_precision_asks_the_processor(tmp_path):
     ):
         (tmp_path / "cpuinfo").write_text(text)
         assert cpu_has_bfloat16.__wrapped__(tmp_path / "cpuinfo") is expected
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f avx512_bf16\n")
+    capability = "AVX2"  # what torch may use, as after ATEN_CPU_CAPABILITY=avx2
+    assert cpu_has_bfloat16.__wrapped__(tmp_path / "cpuinfo") is False
     assert use_bfloat16(MatcherConfig()) == cpu_has_bfloat16() and not use_bfloat16(MatcherConfig(device="cuda"))
     assert use_bfloat16(MatcherConfig(precision="bfloat16")) and not use_bfloat16(MatcherConfig(precision="float32"))

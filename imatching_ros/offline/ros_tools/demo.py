@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ImatchingError, SourceError
+from ..simulation.recording import DEPTH_TOPIC, IMAGE_TOPIC, INFO_TOPIC
 
-IMAGE_TOPIC = "/camera/image_raw"
+MODE = "rgbd"
 RATE_HZ = 6  # of the camera: one that a slow computer can follow while it learns
 MARK = ".imatching_demo"  # a file in every folder that a demonstration wrote, and the next may replace
 
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"length at {RATE_HZ} Hz (default 300: long enough to validate a candidate)",
     )
     parser.add_argument(
-        "--held-out", type=int, default=30, help="frames on another path, to score matching (default 30)"
+        "--held-out", type=int, default=100, help="frames on another path, to score the weights (default 100)"
     )
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("W", "H"))
     parser.add_argument("--seed", type=int, default=0)
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     replace_folder(out)
     started = time.monotonic()
     scene, held_out = out / "scene.mcap", out / "held_out.mcap"
-    print_step("1/5", "rendering a scene with known truth, and another path through it to score matching")
+    print_step("1/5", "rendering a scene with known truth, and another path through it to score the weights")
     width, height = map(str, args.size)
     common = ["--kind", args.kind, "--shift", args.shift, "--width", width, "--height", height]
     common += ["--seed", str(args.seed), "--rate-hz", str(RATE_HZ)]
@@ -65,13 +67,18 @@ def run(args: argparse.Namespace) -> int:
     command("simulate", str(held_out), "--frames", str(args.held_out), "--path-seed", str(args.seed + 1), *common)
     print_step("2/5", "playing it to the node over DDS")
     shift_ns, adapted = play(scene, out, args.matcher)
-    print_step("3/5", "scoring the trajectory, and replaying it with the frozen weights")
+    print_step("3/5", "scoring the trajectory; odometry with frozen and adapted weights")
     metrics = write_run(scene, out, args, shift_ns)
-    frozen = replay_frozen(scene, out, args.matcher)
-    print_step("4/5", "scoring frozen and adapted weights on the other path")
+    runs = {
+        "learning": metrics,
+        "frozen": replay_without_learning(scene, out / "frozen", args.matcher),
+        "other path, frozen": replay_without_learning(held_out, out / "other_frozen", args.matcher),
+        "other path, adapted": replay_without_learning(held_out, out / "other_adapted", args.matcher, adapted),
+    }
+    print_step("4/5", "matching with frozen and adapted weights on the other path")
     accuracy = score_matching(held_out, out, args.matcher, adapted)
     print_step("5/5", "writing the report")
-    print(table(metrics, frozen, accuracy))
+    print(table(runs, accuracy))
     from ..evaluation.report import write_report
 
     write_report(out / "run", out / "report.html")
@@ -100,12 +107,15 @@ def play(scene: Path, out: Path, matcher: str) -> tuple[int, Path]:
     environment = os.environ | {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     adapted = out / "adapted.safetensors"
     parameters = {
+        "mode": MODE,
         "matcher.name": matcher,
         "weights_dir": str(out / "weights"),
         "base_from_camera": "[0.0,0.0,0.0,-0.5,0.5,-0.5,0.5]",  # base_link at the camera, x along its optical axis
     }
     given = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
-    online = ["online", "--ros-args", "-r", f"image:={IMAGE_TOPIC}", *given]
+    inputs = {"image": IMAGE_TOPIC, "camera_info": INFO_TOPIC, "depth/image": DEPTH_TOPIC}
+    remapped = [part for name, topic in inputs.items() for part in ("-r", f"{name}:={topic}")]
+    online = ["online", "--ros-args", *remapped, *given]
     record = [str(out / "published"), *(f"/{name}:{kind}" for name, kind in TOPICS.items())]
     recorder = "imatching_ros.offline.ros_tools.record"
     with (
@@ -122,7 +132,7 @@ def play(scene: Path, out: Path, matcher: str) -> tuple[int, Path]:
 
 def play_scene(scene: Path, environment: dict[str, str]) -> int:
     """Plays the images once the node has subscribed, stamped with the present; returns the shift of the stamps, ns."""
-    topics = [IMAGE_TOPIC, "/camera/camera_info"]
+    topics = [IMAGE_TOPIC, INFO_TOPIC, DEPTH_TOPIC]
     command = [sys.executable, "-m", "imatching_ros.offline.ros_tools.play", str(scene), "--restamp"]
     command += ["--topics", *topics, "--wait-for", *topics]
     played = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -164,24 +174,24 @@ def write_run(scene: Path, out: Path, args: argparse.Namespace, shift_ns: int) -
     from ..recordings import open_source
     from .record import add_published
 
-    source = open_source(scene, SourceOptions(mode="mono"))
+    source = open_source(scene, SourceOptions(mode=MODE))
     camera = {
         name: getattr(source.camera, name)
         for name in ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "baseline_m")
     }
-    config = Config().with_values({"matcher.name": args.matcher, "odometry.mode": "mono"})
+    config = Config().with_values({"matcher.name": args.matcher, "odometry.mode": MODE})
     more: dict[str, Any] = {"seed": config.seed}
-    more["source"] = {"path": str(scene), "name": scene.name, "mode": "mono", "camera": camera}
+    more["source"] = {"path": str(scene), "name": scene.name, "mode": MODE, "camera": camera}
     writer = RunWriter(out / "run", config)
     more |= add_published(writer, out / "published", shift_ns)
     return writer.finish(source.groundtruth(), [], more)
 
 
-def replay_frozen(scene: Path, out: Path, matcher: str) -> dict[str, Any]:
-    """The metrics of the same images without learning, every image processed."""
-    folder = out / "frozen"
-    options = ["--mode", "mono", "--learning", "off", "--matcher", matcher, "--quiet"]
-    command("replay", str(scene), "--out", str(folder), *options, stdout=subprocess.DEVNULL)
+def replay_without_learning(recording: Path, folder: Path, matcher: str, weights: Path | None = None) -> dict[str, Any]:
+    """The metrics of odometry on every image, with these weights, or the shipped ones."""
+    options = ["--mode", MODE, "--learning", "off", "--matcher", matcher, "--quiet"]
+    options += [] if weights is None else ["--weights", str(weights)]
+    command("replay", str(recording), "--out", str(folder), *options, stdout=subprocess.DEVNULL)
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -194,7 +204,7 @@ def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> di
     from ..recordings.base import SourceOptions
     from ..recordings import open_source
 
-    source, gaps, pairs = open_source(held_out, SourceOptions(mode="rgbd")), (1, 5), 20
+    source, gaps, pairs = open_source(held_out, SourceOptions(mode=MODE)), (1, 5), 20
     with Progress("matching", count_pairs(source, gaps, pairs), "pairs") as progress:
         data = compare_frozen_adapted(
             out / "run",
@@ -209,41 +219,34 @@ def score_matching(held_out: Path, out: Path, matcher: str, adapted: Path) -> di
     return {result["matcher"]: {gap: v["mma"] for gap, v in result["gaps"].items()} for result in data["results"]}
 
 
-def table(metrics: dict[str, Any], frozen: dict[str, Any], accuracy: dict[str, Any]) -> str:
-    """The results, a line each; `frozen` are the metrics without learning."""
+def table(runs: dict[str, dict[str, Any]], accuracy: dict[str, Any]) -> str:
+    """The results, a line each.
+
+    Args:
+        runs: {name: metrics} of odometry, the one that learned under "learning".
+        accuracy: of matching, as `score_matching` returns it.
+    """
+    metrics = runs["learning"]
     latency, learning = metrics["latency_ms"], metrics["learning"]
-    rows = [
-        (
-            "frames",
-            f"{metrics['frames']} processed, {metrics['frames_dropped']} dropped, {metrics['tracked_frames']} tracked, "
-            f"{metrics['lost_frames']} lost",
-        ),
-        ("keyframes", str(metrics["keyframes"])),
-        ("ATE, learning", ate_text(metrics)),
-        ("ATE, frozen", ate_text(frozen)),
-        *(
-            (
-                f"matching, {name}",
-                "; ".join(
-                    f"gap {gap}: " + " ".join(f"{100 * share:.1f}" for share in mma.values())
-                    for gap, mma in gaps.items()
-                )
-                + " % within 1/3/5 px",
-            )
-            for name, gaps in accuracy.items()
-        ),
-        (
-            "learning",
-            f"{learning['steps']} steps on {learning['samples']} windows, {learning['promotions']} promotions, "
-            f"{learning['rollbacks']} rollbacks",
-        ),
-        (
-            "latency",
-            " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99"))
-            + " ms p50/p95/p99, from the image's stamp",
-        ),
-    ]
-    return "\n" + "\n".join(f"{name:<20}{text}" for name, text in rows)
+    shares = {
+        name: "; ".join(
+            f"gap {gap}: " + " ".join(f"{100 * share:.1f}" for share in mma.values()) for gap, mma in gaps.items()
+        )
+        for name, gaps in accuracy.items()
+    }
+    rows = {
+        "frames": f"{metrics['frames']} processed, {metrics['frames_dropped']} dropped, "
+        f"{metrics['tracked_frames']} tracked, {metrics['lost_frames']} lost",
+        "learning": f"{learning['steps']} steps on {learning['samples']} windows, {learning['promotions']} promotions, "
+        f"{learning['rollbacks']} rollbacks",
+        "latency": " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99"))
+        + " ms p50/p95/p99, from the image's stamp",
+        **{f"ATE, {name}": f"{ate_text(run)}, {run['keyframes']} keyframes" for name, run in runs.items()},
+        **{f"matches, {name}": f"{text} % within 1/3/5 px (other path)" for name, text in shares.items()},
+    }
+    if not learning["promotions"]:
+        rows["adapted"] = "nothing was promoted: the adapted weights are the shipped ones"
+    return "\n" + "\n".join(f"{name:<26}{text}" for name, text in rows.items())
 
 
 def ate_text(metrics: dict[str, Any]) -> str:
@@ -297,8 +300,8 @@ def wait_for(running: subprocess.Popen, log: Path, text: str, timeout_s: float) 
 
 
 def free_domain() -> int:
-    """A ROS_DOMAIN_ID whose discovery port is free on this machine."""
-    for domain in range(100, 50, -1):
+    """A ROS_DOMAIN_ID whose discovery port is free on this machine; random, as another may be chosen at the same time."""
+    for domain in random.sample(range(51, 101), 50):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as test:
             try:
                 test.bind(("", 7400 + 250 * domain))

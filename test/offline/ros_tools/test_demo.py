@@ -1,0 +1,43 @@
+"""The demonstration, small: everything in it runs, over DDS."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from imatching_ros.core.errors import SourceError
+from imatching_ros.offline.ros_tools import demo
+
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+
+def run_demo(*arguments):
+    parser = demo.argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    return demo.run(parser.parse_args([str(a) for a in arguments]))
+
+
+def test_the_whole_loop_runs_and_is_reported(tmp_path, capsys):
+    out = tmp_path / "demo"
+    size = ["--frames", 12, "--held-out", 8, "--size", 160, 120]
+    assert run_demo("--out", out, "--shift", "none", *size) == 0
+    metrics = json.loads((out / "run/metrics.json").read_text())
+    assert metrics["frames"] + metrics["frames_dropped"] <= 12 and metrics["tracked_frames"] >= 6
+    assert metrics["ate"]["alignment"] == "se3" and metrics["ate"]["percent_of_path"] < 10
+    rows = [line[:26].strip() for line in capsys.readouterr().out.splitlines()]
+    for name in ("learning", "frozen", "other path, frozen", "other path, adapted"):
+        assert f"ATE, {name}" in rows
+    assert {"matches, frozen", "matches, adapted", "adapted"} <= set(rows)
+    assert (out / "report.html").stat().st_size > 10_000 and (out / "adapted.safetensors").exists()
+
+
+def test_only_the_folder_of_a_demonstration_is_replaced(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SourceError, match="is no earlier demonstration"):
+        run_demo("--out", tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_two_demonstrations_at_once_choose_different_domains():
+    assert len({demo.free_domain() for _ in range(20)}) > 5
