@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.types import LearningSample
 from .augmentation import augment
+from .compression import BLOCK_PX
 from .rematching import expected_uv
 from .warps import draw_pair, draw_view_homography
 
@@ -78,10 +79,10 @@ def _crop(image_a: Tensor, image_b: Tensor, uv_a: Tensor, uv_b: Tensor) -> Train
 
 
 def _part(image: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of CROP of an image (1, H, W) nearest to a point (2,) px, and its first pixel (2,)."""
+    """About the part of CROP of an image (1, H, W) nearest to a point (2,) px, and its first pixel (2,), on the grid of JPEG's blocks."""
     size = torch.tensor([image.shape[-1], image.shape[-2]])
     part = torch.minimum(size, torch.tensor([CROP[1], CROP[0]]))
-    origin = torch.minimum((centre - part / 2).round().long().clamp_min(0), size - part)
+    origin = torch.minimum((centre - part / 2).round().long().clamp_min(0), size - part) // BLOCK_PX * BLOCK_PX
     (x, y), (width, height) = origin.tolist(), part.tolist()
     return image[:, y : y + height, x : x + width], origin.float()
 

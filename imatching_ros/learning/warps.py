@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
+from .compression import compress, find_quality, without_blocks
+
 # Uniform displacement of the image's corners, as a share of its size; corners move by about as much between neighbouring keyframes.
 CORNER_SHIFT = 0.02
 
@@ -34,16 +36,21 @@ def draw_pair(image: np.ndarray, rng: Generator, H_BA: np.ndarray | None = None)
     """A homography, by default a small random one, and a random change of light of an image (H, W) uint8.
 
     The image's own noise must not be what is matched, or a matcher that learned to ignore noise would seem to have become
-    worse: both images are made from the smoothed one, each with new noise of the image's strength.
+    worse: both images are made from the smoothed one, each with new noise of the image's strength. Likewise for the blocks of JPEG:
+    they are smoothed away, and both images are compressed as the live one was. The first pixel must be that of a block.
     """
     height, width = image.shape
-    noise, smooth = noise_level(image), cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=1.0)
+    quality = find_quality(image)
+    source = image.astype(np.float32) if quality is None else without_blocks(image, quality)
+    noise, smooth = noise_level(image), cv2.GaussianBlur(source, (0, 0), sigmaX=1.0)
     H_BA = draw_homography((height, width), rng) if H_BA is None else H_BA
     warped = cv2.warpPerspective(smooth, H_BA, (width, height), borderMode=cv2.BORDER_REFLECT)
     warped = warped * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
     image_a, image_b = (
         np.clip(view + rng.normal(0, noise, view.shape), 0, 255).astype(np.uint8) for view in (smooth, warped)
     )
+    if quality is not None:
+        image_a, image_b = compress(image_a, quality), compress(image_b, quality)
     return WarpedPair(image_a, image_b, H_BA)
 
 

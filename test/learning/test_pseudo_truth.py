@@ -126,6 +126,7 @@ def test_pairs_of_large_images_are_the_parts_around_common_landmarks(sample, mon
             (part.image_b, part.uv_b, whole.image_b, whole.uv_b),
         ):
             (x, y) = (uv_of[0] - uv[0]).round().long().tolist()
+            assert x % 8 == y % 8 == 0, "the blocks of JPEG stay where they are expected"
             assert torch.equal(image_of[:, y : y + CROP[0], x : x + CROP[1]], image)
             size = torch.tensor([CROP[1], CROP[0]])
             assert ((uv >= 0) & (uv <= size - 1)).all()

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from imatching_ros.learning.compression import compress, find_quality
 from imatching_ros.learning.warps import CORNER_SHIFT, draw_pair, noise_level
 
 
@@ -26,6 +27,17 @@ def test_a_pair_shows_the_same_points_at_the_true_places():
 def test_one_seed_draws_one_pair():
     first, second = (draw_pair(texture(), np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(first.H_BA, second.H_BA) and np.array_equal(first.image_b, second.image_b)
+
+
+def test_both_images_are_compressed_as_the_live_one_was():
+    """Blocks are fixed to an image; a warp that moved them would show them as texture."""
+    detail = np.random.default_rng(1).normal(0, 12, (120, 160))
+    clean = np.clip(texture() + cv2.GaussianBlur(detail, (0, 0), sigmaX=1.5), 0, 255).astype(np.uint8)
+    for quality in (12, 50):
+        pair = draw_pair(compress(clean, quality), np.random.default_rng(4))
+        assert find_quality(pair.image_a) == find_quality(pair.image_b) == quality
+    pair = draw_pair(clean, np.random.default_rng(4))
+    assert find_quality(pair.image_a) is None and find_quality(pair.image_b) is None
 
 
 @pytest.mark.parametrize("sigma", (2.0, 8.0))

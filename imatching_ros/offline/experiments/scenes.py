@@ -181,6 +181,8 @@ TUNING = {
     "tuning_none": RenderedScene("corridor", 104, "none"),
     "tuning_light_change": RenderedScene("clutter", 105, "light_change"),
     "tuning_street": RenderedScene("outdoor", 106, "none"),
+    "tuning_jpeg": RenderedScene("corridor", 107, "jpeg"),
+    "tuning_jpeg_street": RenderedScene("outdoor", 108, "jpeg"),
 }
 CLEAN = RenderedScene("clutter", 916, "new_texture")
 CLEAN_STILL = RenderedScene("clutter", 916, "new_texture", "still")
