@@ -1,4 +1,4 @@
-"""The queue from the ROS thread to the thread that owns the odometry: every command in order, only the newest image."""
+"""The queue from the ROS thread to the thread that owns the odometry: every command in order, and the newest few images."""
 
 from __future__ import annotations
 
@@ -10,28 +10,49 @@ from typing import Any
 
 
 class Inbox:
-    """Holds at most one image, the newest, and any number of commands. Commands go first.
+    """Holds a few images, oldest first, and any number of commands. Commands go first.
+
+    A keyframe may take several intervals of the input. The images that arrive meanwhile wait, and none is dropped as long as the computer
+    keeps up on average. `rate.RateControl` sees to that.
 
     Attributes:
         received: images put in.
-        dropped: images that were replaced by a newer one before they were taken.
+        dropped: images that were removed before they were taken, except by `discard`.
     """
+
+    DEPTH = 4  # images that wait: at 30 Hz on two slow cores the start of a map lasts so many intervals
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._image: Any = None
+        self._images: deque[Any] = deque()
         self._commands: deque[tuple[Callable[[], Any], Future]] = deque()
         self._closed = False
         self.received = 0
         self.dropped = 0
 
     def put(self, image: Any) -> None:
-        """Adds an image; one that still waits is dropped."""
+        """Adds an image; the oldest of those that wait is dropped when they are too many."""
         with self._condition:
             self.received += 1
-            self.dropped += self._image is not None
-            self._image = image
+            self._images.append(image)
+            self._drop_all_but(self.DEPTH)
             self._condition.notify()
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait."""
+        with self._condition:
+            return len(self._images)
+
+    def catch_up(self) -> None:
+        """Drops the images that wait, except the newest."""
+        with self._condition:
+            self._drop_all_but(1)
+
+    def _drop_all_but(self, count: int) -> None:
+        while len(self._images) > count:
+            self._images.popleft()
+            self.dropped += 1
 
     def call(self, command: Callable[[], Any]) -> Future:
         """Queues a function that the owner of the odometry runs between two images; the future holds its result."""
@@ -45,15 +66,15 @@ class Inbox:
         return future
 
     def discard(self) -> None:
-        """Removes the image that waits."""
+        """Removes the images that wait."""
         with self._condition:
-            self._image = None
+            self._images.clear()
 
     def close(self) -> None:
         """Ends `take`; commands that still wait fail."""
         with self._condition:
             self._closed = True
-            self._image = None
+            self._images.clear()
             while self._commands:
                 self._commands.popleft()[1].set_exception(RuntimeError("the node is shutting down"))
             self._condition.notify_all()
@@ -62,12 +83,11 @@ class Inbox:
         """Waits for an image, runs commands meanwhile; None once closed."""
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._closed or self._commands or self._image is not None)
+                self._condition.wait_for(lambda: self._closed or self._commands or self._images)
                 if self._closed:
                     return None
                 if not self._commands:
-                    image, self._image = self._image, None
-                    return image
+                    return self._images.popleft()
                 command, future = self._commands.popleft()
             try:
                 future.set_result(command())

@@ -89,7 +89,6 @@ class Processor:
         self._map_began_ns: int | None = None
         self._camera: Any = None
         self._order = StampOrder()
-        self._dropped = 0  # as of the image before
         self._scale_warned = self._slow_warned = self._calibration_told = False
         self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
 
@@ -108,7 +107,7 @@ class Processor:
 
     @property
     def dropped(self) -> int:
-        """Images that were received and not processed, to hold the rate or because a newer one came first."""
+        """Images that were received and not processed, to hold the rate or because too many were waiting."""
         return self.rate.skipped + self.inbox.dropped
 
     def configure(self, configs: Configs) -> None:
@@ -119,9 +118,13 @@ class Processor:
 
     def reset(self, start: Start = AT_ORIGIN) -> None:
         """Starts again at the origin, or elsewhere, as if the node had just been activated; weights stay."""
+        self.inbox.discard()
+        self._begin_again(start)
+
+    def _begin_again(self, start: Start) -> None:
+        """As `reset`, with the images that wait."""
         self._start = start
         self.pipeline.reset()
-        self.inbox.discard()
         self._outputs.reset()
         self.mount.reset()
         self.imu.level.reset()
@@ -152,7 +155,8 @@ class Processor:
     def _watch_rate(self, start_s: float) -> None:
         """After an image: whether images as they come can be processed; warns once when not."""
         now_s = time.monotonic()
-        self.rate.finish(now_s, now_s - start_s, self.inbox.dropped)
+        if self.rate.finish(now_s, now_s - start_s, self.inbox.waiting):
+            self.inbox.catch_up()  # what waits is late already, and would stay so for long
         slow = self.rate.state().slow
         if slow and not self._slow_warned:
             self._slow_warned = True
@@ -197,10 +201,7 @@ class Processor:
                 find_latency_ms(self._node.get_clock().now().nanoseconds, frame.stamp_ns), processing_ms
             )
 
-        dropped = self.inbox.dropped
-        output = self.pipeline.process(frame, publish, behind=dropped > self._dropped)
-        self._dropped = dropped
-        return output
+        return self.pipeline.process(frame, publish, behind=self.inbox.waiting > 0)
 
     def _begin(self, output: OdometryOutput) -> RobotPoseTracker | None:
         """With the first poses: None while the camera's pose on the robot or the level start are pending."""
@@ -274,7 +275,7 @@ class Processor:
         if verdict.restarts:
             self._node.get_logger().warning(f"{verdict.reason} (a bag that loops?): odometry is reset")
             order = self._order
-            self.reset()
+            self._begin_again(AT_ORIGIN)
             self._order = order
         return True
 
@@ -314,7 +315,7 @@ class Processor:
                 "were those of the camera"
             )
             camera, order = self._camera, self._order
-            self.reset(self._start)
+            self._begin_again(self._start)
             self._camera, self._order = camera, order
         T_BC = self.mount.find(image.frame_id, image.stamp_ns)
         T_BC = None if T_BC is None else T_BC @ self.decoder.T_optical_camera

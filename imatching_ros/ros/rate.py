@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..core.config import Config
 from ..matching.weights import choose_matcher
+from .inbox import Inbox
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ class Meter:
 class RateControl:
     """Decides which images are processed, from what the recent ones took. `admit` and `finish` may be called by two threads.
 
-    The load is the mean of the recent processing times, in intervals of the input, or half of their 90th percentile where that is more:
-    one image may wait while another takes up to two intervals. n rises at once when the load exceeds FULL * n and an image had to be
-    dropped, to the least n of which the load is FILL. It falls to the least n of which the load is RELAXED, after SETTLED images at the
-    present n.
+    The load is the mean of the recent processing times, in intervals of the input. Where that is more it is their 90th percentile, in as
+    many intervals as fill the inbox: so long may one image take while others wait. n rises at once when the load exceeds FULL * n and
+    the inbox is full, to the least n of which the load is FILL. It falls to the least n of which the load is RELAXED, after some images
+    at the present n: SETTLED, and twice as many each time that it had to rise again soon after.
 
     Attributes:
         skipped: images that were not admitted.
@@ -86,9 +87,11 @@ class RateControl:
     WINDOW = 20  # processed images
     FEWEST = 3  # after a change of n, before the next rise
     SETTLED = 8  # after a change of n, before it falls: the first images after the start take longer than later ones
+    SOON = 150  # images
+    LONGEST = 128  # after a change of n, before it falls, at most
     FULL = 0.95
     FILL = 0.9
-    RELAXED = 0.8  # of fewer intervals than now: the hysteresis
+    RELAXED = 0.87  # of fewer intervals than now: images that are nearer to each other take less
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -99,7 +102,7 @@ class RateControl:
         self._since_admitted = 0  # images, the newest included
         self._admitted_s = -math.inf
         self._longest_s = 0.0  # between two that are admitted, for images that come more slowly than when n was chosen
-        self._dropped = self._dropped_before = 0  # images that were admitted and dropped, so far and at the last change
+        self._settled = self.SETTLED
         self._since_change = -1  # processed images; the very first one also loads libraries, and does not count
         self.skipped = 0
 
@@ -114,23 +117,26 @@ class RateControl:
             self.skipped += not admitted
             return admitted
 
-    def finish(self, now_s: float, cost_s: float, dropped: int) -> None:
-        """An image has been processed, keyframe work included, in `cost_s`.
+    def finish(self, now_s: float, cost_s: float, waiting: int) -> bool:
+        """An image has been processed, keyframe work included, in `cost_s`, and `waiting` images wait now; whether n rises.
 
-        `dropped`: images so far that were admitted and had to be dropped. Without any, whoever sends them waits for the poses.
+        Where whoever sends images waits for the poses, the inbox is never full.
         """
         with self._lock:
-            self._dropped = dropped
             self._processed.add(now_s)
             self._since_change += 1
             if self._since_change == 0:
-                return
+                return False
             self._costs.append(cost_s)
             if self._since_change < self.FEWEST:
-                return
+                return False
             self._cost_s, mean_s = summarize(self._costs)
-            if self._input.interval_s:
-                self._decide(max(mean_s, self._cost_s / 2) / self._input.interval_s)
+            if not self._input.interval_s:
+                return False
+            before = self._every_nth
+            load_s = max(mean_s, self._cost_s / (Inbox.DEPTH + 1))
+            self._decide(load_s / self._input.interval_s, waiting >= Inbox.DEPTH)
+            return self._every_nth > before
 
     def state(self) -> Rate:
         with self._lock:
@@ -145,16 +151,17 @@ class RateControl:
                 return True
             return now_s - last_s > (patience_s if interval_s is None else max(3 * interval_s, shortest_s))
 
-    def _decide(self, load: float) -> None:
+    def _decide(self, load: float, full: bool) -> None:
         n = self._every_nth
         relaxed = max(math.ceil(load / self.RELAXED), 1)
-        if load > self.FULL * n and self._dropped > self._dropped_before:
+        if load > self.FULL * n and full:
+            self._settled = min(2 * self._settled, self.LONGEST) if self._since_change < self.SOON else self.SETTLED
             self._change(max(math.ceil(load / self.FILL), n + 1))
-        elif relaxed < n and self._since_change >= self.SETTLED:
+        elif relaxed < n and self._since_change >= self._settled:
             self._change(relaxed)
 
     def _change(self, every_nth: int) -> None:
-        self._every_nth, self._since_change, self._dropped_before = every_nth, 0, self._dropped
+        self._every_nth, self._since_change = every_nth, 0
         self._longest_s = (every_nth + 0.5) * (self._input.interval_s or 0.0)
         self._costs.clear()  # images at other distances take other times
 

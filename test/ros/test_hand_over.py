@@ -162,11 +162,22 @@ def test_a_partner_of_half_the_rate_is_used():
     assert max(now - left for left, _, now in pairs.found[4:]) <= 100
 
 
-def test_the_newest_image_wins_and_drops_are_counted():
+def test_a_few_images_wait_and_older_ones_are_dropped_and_counted():
     inbox = Inbox()
+    for image in range(Inbox.DEPTH + 2):
+        inbox.put(image)
+    assert (inbox.waiting, inbox.received, inbox.dropped) == (Inbox.DEPTH, Inbox.DEPTH + 2, 2)
+    assert [inbox.take() for _ in range(Inbox.DEPTH)] == list(range(2, Inbox.DEPTH + 2))
+    assert inbox.waiting == 0
+
+
+def test_catching_up_leaves_the_newest_image():
+    inbox = Inbox()
+    inbox.catch_up()
     for image in (1, 2, 3):
         inbox.put(image)
-    assert inbox.take() == 3 and (inbox.received, inbox.dropped) == (3, 2)
+    inbox.catch_up()
+    assert inbox.take() == 3 and (inbox.received, inbox.dropped, inbox.waiting) == (3, 2, 0)
 
 
 def test_commands_run_in_the_taking_thread_before_images():
