@@ -201,8 +201,12 @@ class Pipeline:
         if self.odometry.rescaled is None:
             return
         factor, centre = self.odometry.rescaled
-        for key, (stamp, T_WC) in self._refined.items():
-            self._refined[key] = stamp, torch.cat([centre + (T_WC[:3] - centre) * factor, T_WC[3:]])
+        if self._refined:  # at once: after hours there are thousands, and odometry waits
+            poses = torch.stack([T_WC for _, T_WC in self._refined.values()])
+            poses[:, :3] = centre + (poses[:, :3] - centre) * factor
+            self._refined = {
+                key: (stamp, T_WC) for (key, (stamp, _)), T_WC in zip(self._refined.items(), poses.unbind())
+            }
         self._report(stamp_ns, "scale", factor=factor, centre_m=centre)
 
     def _remember_keyframes(self) -> None:

@@ -60,7 +60,7 @@ class MatcherConfig:
     device: str = setting("cpu", "where the network runs", choices=("cpu", "cuda"), expose=True)
     precision: str = setting(
         "auto",
-        "number type of the network: bfloat16 is twice as fast on processors that have it, and slow on others; "
+        "number type of the network: bfloat16 takes two thirds of the time on processors that have it, and slow on others; "
         "auto: bfloat16 where the CPU has it, else float32",
         choices=("auto", "float32", "bfloat16"),
         expose=True,
@@ -81,7 +81,7 @@ class MatcherConfig:
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """What CameraInfo does not tell of the camera."""
+    """Properties of the camera that CameraInfo lacks."""
 
     readout_ms: float = setting(
         0.0,
@@ -263,7 +263,7 @@ class ExternalOdometryConfig:
     )
     min_translation_m: float = setting(
         0.1,
-        "two keyframes tell something of the scale when odometry moved so far between them",
+        "two keyframes are used for the scale when odometry moved so far between them",
         unit="m",
         low=1e-3,
         high=1000.0,

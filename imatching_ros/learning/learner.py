@@ -102,7 +102,7 @@ class Learner:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.replay = ReplayBuffer(self.settings.replay_windows)
         # Windows that came while weights were validated; no more than replay keeps.
-        self.untaught: deque[LearningSample] = deque(maxlen=self.settings.replay_windows)
+        self.postponed: deque[LearningSample] = deque(maxlen=self.settings.replay_windows)
         self.spending = AlphaSpending(1 - self.settings.confidence)
         self.version = matcher.weights_version
         self.newest_version = max(self.version, newest_version)
@@ -136,7 +136,7 @@ class Learner:
             update = self._validate_deployed(sample) if self.deployed else self._validate_candidate(sample)
             if self.deployed or self.candidate:
                 self.status.state = "validating"
-                self.untaught.append(sample)
+                self.postponed.append(sample)
             elif update is None:  # an update is handed over without delay
                 self.status.state = "learning"
                 self._train(sample)
@@ -174,15 +174,21 @@ class Learner:
     def held_mb(self) -> float:
         """Memory of what is kept between two windows, MB: weights and their copies, optimizer state, windows for replay."""
         return held_mb(
-            self.pretrained, self.active, self.deployed, self.candidate, self.stepper.held(), self.replay, self.untaught
+            self.pretrained,
+            self.active,
+            self.deployed,
+            self.candidate,
+            self.stepper.held(),
+            self.replay,
+            self.postponed,
         )
 
     def _train(self, sample: LearningSample) -> None:
         """Steps on the window and on replayed ones; those that came during a validation are among these from now on."""
-        for window in [*self.untaught, sample]:
+        for window in [*self.postponed, sample]:
             self.training_ids.extend(window.keyframe_ids)
             self.replay.add(window)
-        self.untaught.clear()
+        self.postponed.clear()
         for window in [sample, *self._draw_replay()]:
             result = self.stepper.step(window, self.generator)
             if isinstance(result, str):

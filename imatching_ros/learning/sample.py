@@ -1,4 +1,4 @@
-"""From a solved window to what the learner gets: cloned, host keyframes in the window; and the holding out of observations to judge by."""
+"""From a solved window to what the learner gets: host keyframes in the window; and the holding out of observations for validation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.types import BAResult, LearningSample, WindowSnapshot
 from ..odometry.mapper import SolvedWindow
 from ..odometry.odometry import Odometry
 
-HELD_OUT_ONE_IN = 5  # observations; of a judging window; held out from its bundle adjustment, they validate
+HELD_OUT_ONE_IN = 5  # observations; of a validating window; held out from its bundle adjustment, they validate
 MIN_VIEWS = 4  # of a landmark: it must stay well determined without the observation that is held out
 
 
@@ -24,7 +24,10 @@ def next_sample(odometry: Odometry) -> LearningSample | None:
 
 
 def take_sample(solved: SolvedWindow, weights_version: int, healthy: bool) -> LearningSample | None:
-    """The landmarks whose host keyframe is in the window, and their observations, cloned; None when nothing remains."""
+    """The landmarks whose host keyframe is in the window, and their observations, cloned; None when nothing remains.
+
+    Images are shared with the keyframes, which never change them: neighbouring windows have most of them in common.
+    """
     w = solved.snapshot
     count = len(w.points_W)
     has_host = torch.bincount(w.pt_idx[solved.is_host], minlength=count) == 1
@@ -40,7 +43,7 @@ def take_sample(solved: SolvedWindow, weights_version: int, healthy: bool) -> Le
     return LearningSample(
         stamp_ns=solved.keyframes[-1].stamp_ns,
         keyframe_ids=tuple(k.id for k in solved.keyframes),
-        images=tuple(k.image.clone() for k in solved.keyframes),
+        images=tuple(k.image for k in solved.keyframes),
         window=_select_observations(w, points, used, pt_idx),
         result=_select_residuals(solved.result, points, used),
         uv_px=solved.uv[used],
@@ -82,7 +85,7 @@ def _select_residuals(r: BAResult, points: Tensor, used: Tensor) -> BAResult:
 
 
 def hold_out(sample: LearningSample, seed: int) -> LearningSample:
-    """The window as one to judge by: one in five of its observations is held out from bundle adjustment.
+    """The window as a validating one: one in five of its observations is held out from bundle adjustment.
 
     Windows that are trained on hold nothing out: what is held out of one would teach in the next, which shares its keyframes.
     Never at the host, and at most one of a landmark, so that three views always remain.

@@ -22,7 +22,6 @@ from .learner import Learner, LearningStatus, WeightsUpdate
 from .rematching import observe
 from .cooperative_yield import YIELD
 
-LONGEST_REST_S = 5.0
 LEAST_SHARE = 0.5  # of the budget: granted even on a computer where odometry is never idle
 PATIENCE_S = 0.2  # rest taken in advance, about two frames' work
 SWITCH_INTERVAL_S = 5e-4  # of the interpreter
@@ -200,7 +199,8 @@ class LearningWorker:
         # Two OMP threads on a busy CPU spin at barriers and stall everybody; one each costs odometry next to nothing.
         torch.set_num_threads(1)
         # With Python's 5 ms a thread that comes back from a tensor operation waits long for its turn: odometry's median rises by a tenth.
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(interval, SWITCH_INTERVAL_S))
         YIELD.set(self._yield_to_odometry)
         try:
             self._learn()
@@ -217,6 +217,8 @@ class LearningWorker:
                 }
             )
             self._take_back()
+        finally:
+            sys.setswitchinterval(interval)
 
     def _learn(self) -> None:
         """Takes one task after the other until closed."""
@@ -277,16 +279,19 @@ class LearningWorker:
                 raise _Closed
 
     def _rest(self, stream: torch.cuda.Stream | None = None) -> None:
-        """Sleeps so that the share of time worked stays within the budget; and until an update is taken, whose features it makes."""
+        """Sleeps so that the share of time worked stays within the budget; and until an update is taken, whose features it makes.
+
+        Lost tracking ends it: bad weights must not stay until a small budget is kept.
+        """
         while True:
             with self._changed:
                 begin, offered = time.monotonic(), self._update is not None
                 woken = self._changed.wait_for(
-                    lambda: self._closed or self._wanted or (offered and self._update is None),
+                    lambda: self._closed or self._tracking_lost or self._wanted or (offered and self._update is None),
                     timeout=None if offered else self._owed_s(),
                 )
                 self._rested_s += time.monotonic() - begin
-                if self._closed or not woken:
+                if self._closed or self._tracking_lost or not woken:
                     self._busy_s += self._worked_s()
                     return
                 update, wanted = self._update, self._wanted
@@ -314,7 +319,7 @@ class LearningWorker:
 
     def _owed_s(self, share: float = 1.0, advance_s: float = 0.0) -> float:
         """What is left of the rest that the work on this window costs when a share of the budget is used, and of an advance."""
-        rest = min(self._worked_s() * (1 / (share * self._config.learning.budget) - 1), LONGEST_REST_S)
+        rest = self._worked_s() * (1 / (share * self._config.learning.budget) - 1)
         return max(rest + advance_s - self._rested_s, 0.0)
 
 

@@ -215,7 +215,7 @@ class Matcher(nn.Module, ABC):
         if images.ndim != 4 or images.shape[1] != 1:
             raise MatcherError(
                 f"matcher '{self.name}' takes grey images (1, H, W), got {tuple(images.shape[1:])}; "
-                "turn colour to grey first (datatypes.as_grey)"
+                "turn colour to grey first (core.types.as_grey)"
             )
         if min(images.shape[-2:]) < self.min_side_px:
             raise MatcherError(

@@ -331,7 +331,7 @@ class Window:
         """The window as a problem, with the rows of its observations (O,) and of its landmarks (P,); None without a problem.
 
         The oldest keyframe is held; once keyframes have left, the two oldest, which carry what those knew, the scale in mono included.
-        Not in stereo, where that measured worse than holding one (docs/evaluation.md).
+        Not in stereo, where that measured worse than holding one (docs/negative_results.md).
         """
         if len(self.keyframes) < 2:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,8 @@ from ..core import geometry
 from ..core.config import BundleConfig
 from ..core.types import BAResult
 from ..matching.base import Features
+
+UNKNOWN_ANGLE_VARIANCE = math.pi**2 / 3  # rad^2, of an angle that may be any
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,9 @@ class MotionModel:
     def add_gap(self, last: TrackedFrame, stamp_ns: int) -> None:
         """Adds to the covariance that the camera stayed at the last pose, while it may have moved at maximum velocity."""
         sigma = self._max_velocity * _seconds(last, stamp_ns)
-        least = 1e-4  # 1 cm and 0.6 degrees, squared
-        self.covariance.add(torch.diag(sigma.square().clamp_min(least).repeat_interleave(3)), last.T_WC)
+        variance = sigma.square().clamp_min(1e-4)  # 1 cm and 0.6 degrees
+        variance[1] = variance[1].clamp_max(UNKNOWN_ANGLE_VARIANCE)
+        self.covariance.add(torch.diag(variance.repeat_interleave(3)), last.T_WC)
 
     def add_skew(self, last: TrackedFrame, T_WC: Tensor, angle: float) -> None:
         """Adds to the covariance that the rows of an image are turned against each other by an angle, rad.

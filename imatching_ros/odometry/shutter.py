@@ -74,7 +74,7 @@ class UnnamedReadout:
         self.found_s, self._information, self._weighted_s = 0.0 if self._refuted else found_s, 0.0, 0.0
 
     def add(self, window: WindowSnapshot, result: BAResult, uv: Tensor, twist: Tensor, config: BundleConfig) -> None:
-        """Takes a solved window into the mean, unless its camera hardly turned: then it says nothing and is not looked at.
+        """Takes a solved window into the mean, unless its camera hardly turned: then it has no information and is left out.
 
         Args:
             uv: (O, 2) raw px of the observations. twist: (M, 6) per second of the keyframes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,6 @@ def judge_tracking(now: Snapshot) -> tuple[bytes, str]:
 def resident_mb() -> float:
     """Memory of this process that is in RAM; NaN where /proc does not exist."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     except OSError:
         return float("nan")

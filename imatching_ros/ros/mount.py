@@ -137,7 +137,7 @@ class CameraMount:
         lag_s = 0.0 if self._tree is None else self._tree.lag_s(self.config.base_frame, camera_frame, stamp)
         if lag_s > self.MOST_LAG_S:
             self.problem = f"TF from {self.config.base_frame} to {camera_frame}, which moves, is {lag_s:.2f} s older than the image"
-            self._node.warn_throttled("tf", f"{self.problem}: its newest pose is taken")
+            self._node.warn_throttled("tf", f"{self.problem}: its newest pose is extrapolated")
 
     def _lookup(self, target: str, source: str, stamp: int | None = None) -> np.ndarray | None:
         return None if self._tree is None else self._tree.lookup(target, source, stamp)

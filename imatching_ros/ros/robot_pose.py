@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..odometry.motion import UNKNOWN_ANGLE_VARIANCE
 from . import transforms
 
 if TYPE_CHECKING:  # as in convert, which needs RobotPose
@@ -57,7 +58,7 @@ class RobotPoseTracker:
 
     Attributes:
         LEAST_VARIANCE: added to every variance, m^2 and rad^2: the origin is exact by definition, but a filter inverts the covariance.
-        GAP_ROTATION_RAD: standard deviation of the rotation about each axis in a gap of any length.
+        GAP_ROTATION_RAD: standard deviation of the rotation about each axis in a gap of any length; at most that of an unknown angle.
         TWIST_SPAN_S: poses farther apart than this give a mean velocity, not the present one.
     """
 
@@ -150,5 +151,5 @@ class RobotPoseTracker:
     def _add_gap(self, stamp_ns: int, last: _Last) -> None:
         """Adds the drift as of `last`, which the reset core has lost, and the motion since then at the last known speed."""
         sigma = np.repeat(self._speed, 3) * (stamp_ns - last.stamp_ns) / 1e9
-        sigma[3:] += self.GAP_ROTATION_RAD
+        sigma[3:] = np.minimum(sigma[3:] + self.GAP_ROTATION_RAD, UNKNOWN_ANGLE_VARIANCE**0.5)
         self._gap_covariance, self._T_OB_gap = last.covariance_B + np.diag(sigma**2), last.pose.T_OB

@@ -35,7 +35,8 @@ class Link:
     RESTART_NS = (
         1_000_000_000  # a stamp older than the newest by more than this begins anew; by less, it is late and left out
     )
-    EXTRAPOLATION_NS = 100_000_000  # by the velocity before; after that the newest pose stays
+    EXTRAPOLATION_NS = 100_000_000  # at most
+    VELOCITY_NS = 50_000_000  # over which the velocity is taken: stamps may be a millisecond apart
     TOLERANCE = 1e-9  # m, and of the entries of a rotation: the pose stays
 
     def __init__(self, parent: str, static: bool) -> None:
@@ -63,13 +64,17 @@ class Link:
             del self._stamps[0], self._poses[0]
 
     def at(self, stamp: int | None) -> np.ndarray:
-        """The pose (4, 4) at a time, interpolated; the oldest before it, the newest long after it or without a time."""
+        """The pose (4, 4) at a time, interpolated, or extrapolated for .1 s; the oldest before it, the newest without a time."""
         if stamp is None or len(self._stamps) < 2 or stamp <= self._stamps[0]:
             return self._poses[-1 if stamp is None else 0]
-        right = min(bisect_left(self._stamps, stamp), len(self._stamps) - 1)
+        newest = self._stamps[-1]
+        if stamp > newest:
+            before = max(newest - self.VELOCITY_NS, self._stamps[0])
+            share = (min(stamp, newest + self.EXTRAPOLATION_NS) - before) / (newest - before)
+            return transforms.interpolate(self.at(before), self._poses[-1], share)
+        right = bisect_left(self._stamps, stamp)
         a, b = self._stamps[right - 1], self._stamps[right]
-        share = (min(stamp, b + self.EXTRAPOLATION_NS) - a) / (b - a)
-        return transforms.interpolate(self._poses[right - 1], self._poses[right], share)
+        return transforms.interpolate(self._poses[right - 1], self._poses[right], (stamp - a) / (b - a))
 
     def lag_s(self, stamp: int) -> float:
         """By how much its newest pose is older than a time; 0 for one that has not moved of late."""

@@ -319,6 +319,19 @@ def test_close_ends_a_resting_thread(matcher, samples, monkeypatch):
     assert not learning._thread.is_alive()
 
 
+def test_lost_tracking_ends_a_rest(matcher, samples, monkeypatch):
+    done, lost = threading.Event(), threading.Event()
+    monkeypatch.setattr(worker.Learner, "consume", lambda learner, sample: done.set())
+    monkeypatch.setattr(worker.Learner, "tracking_lost", lambda learner, version, stamp_ns: lost.set())
+    learning = LearningWorker(matcher, CONFIG, lambda event: None)
+    monkeypatch.setattr(learning, "_owed_s", lambda: 1e6)
+    learning.submit(samples[0])
+    assert done.wait(60)
+    learning.notify_tracking_lost(0, 7)
+    assert lost.wait(60)
+    learning.close()
+
+
 @pytest.mark.parametrize(
     "budget, worked, rested, rest",
     [
@@ -327,7 +340,7 @@ def test_close_ends_a_resting_thread(matcher, samples, monkeypatch):
         (0.5, 2.0, 1.5, 0.5),
         (0.5, 2.0, 3.0, 0.0),
         (0.25, 1.0, 0.0, 3.0),
-        (0.1, 1.0, 0.0, worker.LONGEST_REST_S),
+        (0.01, 1.0, 0.0, 99.0),
     ],
 )
 def test_rest_follows_from_the_budget(matcher, monkeypatch, budget, worked, rested, rest):

@@ -1,5 +1,6 @@
 """The covariance of the pose only grows where motion does; a camera that stands still keeps its pose, a slow one does not."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -181,6 +182,15 @@ def test_motion_is_predicted_at_constant_velocity_and_bounded_by_the_decayed_max
     assert torch.equal(motion.predict(start, second), start.T_WC), "a relocalization is no motion"
     motion.add_gap(start, second)
     assert torch.allclose(motion.covariance.at(start.T_WC)[:3, :3].diagonal().sqrt(), torch.ones(3).double())
+
+
+def test_after_a_long_gap_the_rotation_is_unknown_and_no_more():
+    motion, start, second = MotionModel(), last_frame(geometry.identity()), 1_000_000_000
+    turned = geometry.exp(torch.tensor([0.5, 0, 0, 0, 0.5, 0], dtype=torch.float64))
+    motion.update(start, second, turned, recovered=False)
+    motion.add_gap(start, 60 * second)
+    sigma = motion.covariance.at(start.T_WC).diagonal().sqrt()
+    assert torch.allclose(sigma[3:], torch.full((3,), math.pi / 3**0.5, dtype=torch.float64)) and 25 < sigma[0] < 35
 
 
 def drift_after(frames: int, mono: bool, x: float = 4.0, depth: float = 4.0) -> torch.Tensor:

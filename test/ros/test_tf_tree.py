@@ -74,6 +74,17 @@ def test_a_head_that_pans_is_followed_at_the_stamp_of_the_image():
     assert mount.problem == "TF from base_link to optical, which moves, is 2.02 s older than the image"
 
 
+def test_stamps_a_millisecond_apart_do_not_make_a_mounting_fast():
+    tree = head_tree()
+    tree.lookup("base_link", "head")
+    turn(tree, range(0, SECOND, SECOND // 50), 0.0)
+    T = pan(0.05)  # jitter
+    stamp = SECOND - SECOND // 50 + 10**6
+    tree.receive(serialize_message(TFMessage(transforms=[link("base_link", "head", T, stamp)])))
+    found = tree.lookup("base_link", "head", stamp + SECOND // 20)
+    np.testing.assert_allclose(found, pan(0.1), atol=1e-4)
+
+
 def test_nothing_is_assumed_where_tf_is_required():
     log, tree = Log(), TransformTree(None)
     config = NodeConfig(tf_timeout_s=0.0, require_tf=True)

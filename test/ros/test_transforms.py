@@ -99,6 +99,16 @@ def test_odometry_starts_where_it_is_told_and_as_uncertain():
     np.testing.assert_allclose(np.diag(pose.covariance), np.diag(start.covariance), atol=1e-8)
 
 
+def test_a_reset_long_after_the_last_pose_leaves_the_rotation_unknown_and_no_more():
+    tracker = RobotPoseTracker(np.eye(4))
+    tracker.update(output(0, np.array([0, 0, 0, 0, 0, 0, 1.0])))
+    turn = Rotation.from_euler("z", 30, degrees=True).as_quat()
+    tracker.update(output(0.5, np.array([0, 0, 0, *turn])))
+    tracker.restart()
+    pose = tracker.update(output(3600, np.array([0, 0, 0, 0, 0, 0, 1.0])))
+    np.testing.assert_allclose(np.diag(pose.covariance)[3:], np.pi**2 / 3, rtol=1e-3)
+
+
 def test_no_pose_gives_no_odometry():
     assert RobotPoseTracker(np.eye(4)).update(output(0, None)) is None
 
