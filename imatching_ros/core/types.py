@@ -189,15 +189,19 @@ class OdometryOutput:
         return None if self.T_WC is None else pypose.SE3(self.T_WC)
 
 
+ROWS_AT_ONCE = 120
+
+
 def as_grey(image: Tensor) -> Tensor:
     """(3 or 1, H, W) uint8 -> (1, H, W) uint8 luma by ITU-R BT.601."""
     if image.shape[0] == 1:
         return image
-    red, green, blue = image
-    grey = (
-        (red * 0.299).add_(green * 0.587).add_(blue * 0.114)
-    )  # channel by channel: a third of the time of a product and a sum
-    return grey.round_().to(torch.uint8)[None]
+    grey = image.new_empty(image.shape[1:])
+    for start in range(0, len(grey), ROWS_AT_ONCE):
+        # Channel by channel: a third of the time of a product and a sum. A few rows at once: their sums stay in a CPU's cache.
+        red, green, blue = image[:, start : start + ROWS_AT_ONCE]
+        grey[start : start + ROWS_AT_ONCE] = (red * 0.299).add_(green * 0.587).add_(blue * 0.114).round_()
+    return grey[None]
 
 
 def to_json_value(value: Any) -> Any:

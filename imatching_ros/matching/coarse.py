@@ -84,8 +84,9 @@ def coarse_estimate(
 
 
 def window_estimate(logits: Tensor, window: SearchWindow, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
-    """`coarse_estimate` from the logits (B, N, side, side) of the window alone."""
-    return _peak(_keep_near(logits, window.origin, window.centre, window.radius), window.origin, temperature, True)
+    """`coarse_estimate` from the logits (B, N, side, side) of the window alone, which may be overwritten."""
+    near = _keep_near(logits, window.origin, window.centre, window.radius, consume=not logits.requires_grad)
+    return _peak(near, window.origin, temperature, True)
 
 
 def _onto_map(uv: Tensor, height: int, width: int) -> Tensor:
@@ -130,11 +131,14 @@ def _column_peaks(logits: Tensor) -> Tensor:
     return logits.amax(-2)
 
 
-def _keep_near(logits: Tensor, origin: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
-    """-inf where a cell lies wholly outside the square of `radius` px around `centre`."""
+def _keep_near(logits: Tensor, origin: Tensor, centre: Tensor, radius: Tensor, consume: bool = False) -> Tensor:
+    """-inf where a cell lies wholly outside the square of `radius` px around `centre`. `consume`: the logits are overwritten."""
 
     height, width = logits.shape[-2:]
     steps = torch.arange(max(height, width), device=logits.device)
     cells = COARSE_STRIDE * (origin[..., None] + steps) + (COARSE_STRIDE - 1) / 2
     far = (cells - centre[..., None]).abs() > radius[..., None, None] + COARSE_STRIDE / 2
+    if consume:
+        cost = torch.where(far, -torch.inf, 0.0)
+        return logits.add_(cost[..., 0, None, :width]).add_(cost[..., 1, :height, None])
     return logits.masked_fill(far[..., 0, None, :width] | far[..., 1, :height, None], -torch.inf)
