@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..camera.model import Camera
+from ..core.arrays import Array, array_module
 from ..core.config import BundleConfig
-from ..core.residuals import Array, RobustKernel, array_module, landmark_jacobian, pose_jacobian
+from ..core.residuals import RobustKernel, landmark_jacobian, pose_jacobian
 from ..core.types import ObservationKind, WindowSnapshot
 from .linearization import State, constrain, eliminate, evaluate, linearize
 from .problem import Problem

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..core import geometry
 from ..core.types import ObservationKind, WindowSnapshot
 from ..core.errors import BundleError
-from ..core.residuals import MIN_DEPTH, Array, Observations, array_module, normalize, unpack
+from ..core.arrays import Array, array_module
+from ..core.residuals import MIN_DEPTH, Observations, normalize, unpack
 
 
 class Workspace:

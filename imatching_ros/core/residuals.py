@@ -15,28 +15,21 @@ numpy takes a third of the time of one of torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import geometry
+from .arrays import Array, array_module
 from .types import ObservationKind, WindowSnapshot
 from .errors import CameraError, ConfigError
 
 if TYPE_CHECKING:
     from ..camera.model import Camera
 
-Array = TypeVar("Array", Tensor, np.ndarray)
-
 # Nearer than this a point has no meaningful pixel; in the unit of the map.
 MIN_DEPTH = 1e-6
-
-
-def array_module(array: Tensor | np.ndarray) -> Any:
-    """torch or numpy: functions of the same name do the same in both."""
-    return torch if isinstance(array, Tensor) else np
 
 
 def depth_model(camera: Camera, kind: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any
 
 import pypose
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
