@@ -253,12 +253,18 @@ class Odometry:
         return states.Cause.TURNED if drifts and self.window.turned_in_place else None
 
     def _is_skewed(self, current: FeatureFrame, last: TrackedFrame, T_WC: Tensor) -> bool:
-        """Whether a rolling shutter that nobody has named bends this image; the covariance then includes by how much."""
+        """Whether a rolling shutter that nobody has named bends this image, or the newest keyframe, by which the landmarks in view were placed.
+
+        The covariance includes by how much this image is bent.
+        """
         uncertain_s = self.mapper.readout.uncertain_s
-        if rolling_shutter.skew_px(current.camera, current.twist, uncertain_s) <= MAX_SKEW_PX:
-            return False
-        self.motion.add_skew(last, T_WC, float(current.twist[3:].norm()) * uncertain_s)
-        return True
+        here, keyframe = (
+            rolling_shutter.skew_px(current.camera, twist, uncertain_s) > MAX_SKEW_PX
+            for twist in (current.twist, self.window.keyframes[-1].twist)
+        )
+        if here:
+            self.motion.add_skew(last, T_WC, float(current.twist[3:].norm()) * uncertain_s)
+        return here or keyframe
 
     def _hold_pose(self, found: Localization, last: TrackedFrame, frame: Frame, recovered: bool) -> PoseEstimate:
         """The estimate, its pose held while the camera stands still."""

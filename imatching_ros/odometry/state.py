@@ -7,7 +7,7 @@
 | Unverified    |            | Tracking *   | Unverified     | Lost          |
 | Lost          | Tracking   | Tracking *   | Unverified     | Lost          |
 
-* Unverified while the pose has few inliers, is uncertain, is that of a skewed image, or one camera turns in place.
+* Unverified while the pose has few inliers, is uncertain, is that of a skewed image or keyframe, or one camera turns in place.
 A map created when lost is a new map, at the last pose.
 A frame whose image is blank changes nothing: it neither supports nor refutes the pose.
 """
@@ -31,7 +31,10 @@ class Cause(Enum):
     LOW_INLIER_RATIO = "found again, but few landmarks are where this pose has them ({inliers} agree)"
     FROZEN = "the images have not changed for some seconds ({inliers} matches agree with the pose)"
     UNCERTAIN = "the matches leave the pose uncertain ({inliers} agree with it)"
-    SKEWED = "the camera turns fast, and how long its rolling shutter takes is not known well (camera.readout_ms)"
+    SKEWED = (
+        "the camera turns fast, or did at the last keyframe, and how long its rolling shutter takes is not known well "
+        "(camera.readout_ms)"
+    )
     TURNED = (
         "the camera has turned much and moved little, and the scale of one camera may have changed ({inliers} agree)"
     )

@@ -157,6 +157,24 @@ def test_fast_frames_of_a_shutter_that_is_named_wrongly_are_unverified(deg, stat
         assert refuse(sample, LearningConfig()) == "rolling shutter not known well"
 
 
+def test_a_slow_frame_is_unverified_while_the_newest_keyframe_is_skewed():
+    config = configure("klt", odometry__mode="rgbd", camera__readout_ms=1.0)
+    depth = torch.full((CAMERA.height, CAMERA.width), 2.0)
+    frame = replace(rotating(7, 1.0)[-1], depth=depth)
+    outputs = []
+    for turned in (0.2, 2.0):  # rad/s, at the newest keyframe
+        odometry = Odometry(config, create_matcher(config.matcher))
+        turn(odometry, deg=1.0)
+        for seed in range(3):
+            odometry.mapper.readout.add(*sweep(0.02, 0.001, seed=seed), CONFIG)
+        keyframes = odometry.window.keyframes
+        keyframes[-1] = replace(keyframes[-1], twist=torch.tensor([0, 0, 0, 0, turned, 0], dtype=torch.float64))
+        outputs.append(odometry.track(frame))
+    assert [o.state for o in outputs] == [TrackingState.TRACKING, TrackingState.UNVERIFIED]
+    assert "last keyframe" in outputs[1].reason
+    assert torch.equal(outputs[0].covariance, outputs[1].covariance), "only an image that is bent itself adds to it"
+
+
 def test_windows_of_a_shutter_that_is_known_are_learned_from_however_fast_it_turns():
     config = configure("klt", odometry__mode="rgbd", camera__readout_ms=20.0)
     odometry = Odometry(config, create_matcher(config.matcher))
