@@ -34,6 +34,7 @@ class InitialViews:
     views: tuple[View, ...]
     T_WC: Tensor  # (V, 7) float64
     inlier: Tensor  # (N,) bool: points that support it
+    points: Tensor  # (K, 3) float64, where these are
     patience: float  # 1 at first, 0 after a long wait: a camera that hardly moves would else never start
 
 
@@ -142,14 +143,15 @@ class MonoInitializer:
         if int(good.sum()) < c.start_landmarks:
             return f"{int(good.sum())} points have enough parallax, {c.start_landmarks} are needed; move the camera sideways"
         rows = rows[good]
-        between = self._poses_between(rows, found.points_W[good])
+        points = found.points_W[good]
+        between = self._poses_between(rows, points)
         # At most four: a frame that is like its neighbour adds nothing but work.
         between = between[:: max(1, len(between) // 3)][:4]
         inlier = torch.zeros(len(first.uv), dtype=torch.bool)
         inlier[rows] = True
         views = (first, *(view for view, _ in between), last)
         T_WC = torch.stack([poses[0], *(T for _, T in between), poses[1]])
-        return InitialViews(views, T_WC, inlier, max(0.0, 1 - self._waited / self.PATIENCE))
+        return InitialViews(views, T_WC, inlier, points, max(0.0, 1 - self._waited / self.PATIENCE))
 
     def _poses_between(self, rows: Tensor, points: Tensor) -> list[tuple[View, Tensor]]:
         estimator = PoseEstimator(self._config, self._bundle)

@@ -173,14 +173,16 @@ class Window:
         uv: Tensor,
         sigma_px: Tensor,
         depths: DepthMeasurements | None = None,
+        at: Tensor | None = None,
     ) -> None:
         """Adds observations of landmarks `rows` (N,) at raw px `uv` (N, 2) in keyframe(s) `kf`, with their measured depths.
 
-        Observations without a measured depth are MONO.
+        Observations without a measured depth are MONO. `at`: (N,) depths by which a rolling shutter is undone, where the map has no
+        position of the landmarks yet.
         """
         count = len(rows)
         kf = torch.as_tensor(kf).expand(count).clone()
-        ideal = self._undistort(camera, kf, rows, uv)
+        ideal = self._undistort(camera, kf, rows, uv, at)
         kind, measured = ObservationKind.MONO, torch.full((count,), torch.nan, dtype=torch.float64)
         measured_sigma = torch.ones(count, dtype=torch.float64)
         if depths is not None:
@@ -198,13 +200,13 @@ class Window:
         inside = torch.isfinite(ideal).all(1)
         self.observations = _append(self.observations, _each(added, lambda v: v[inside]))
 
-    def _undistort(self, camera: Camera, kf: Tensor, rows: Tensor, uv: Tensor) -> Tensor:
-        """Ideal px (N, 2); where the shutter rolls, new landmarks are taken to be as far as the scene."""
-        depth = torch.ones(len(rows), dtype=torch.float64)
-        twist = depth.new_zeros(len(rows), 6)
-        if camera.readout_s > 0 and len(rows):
-            scene = depth.new_tensor([self.median_depth(k) for k in range(len(self.keyframes))])
-            twist = torch.stack([k.twist for k in self.keyframes])[kf]
+    def _undistort(self, camera: Camera, kf: Tensor, rows: Tensor, uv: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Ideal px (N, 2); where the shutter rolls, landmarks without a depth (N,) or position are taken to be as far as the scene."""
+        if camera.readout_s == 0 or len(rows) == 0:
+            return camera.undistort(uv.double())
+        twist = torch.stack([k.twist for k in self.keyframes])[kf]
+        if depth is None:
+            scene = torch.tensor([self.median_depth(k) for k in range(len(self.keyframes))], dtype=torch.float64)
             z = geometry.act(geometry.inverse(self.T_WC)[kf], self.landmarks.points_W[rows])[:, 2]
             depth = torch.where(z > 0, z, scene[kf])
         return rolling_shutter.undistort(camera, uv, twist, depth)

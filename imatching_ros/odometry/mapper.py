@@ -214,10 +214,12 @@ class Mapper:
         inlier = start.inlier.nonzero()[:, 0]
         uv = reference.uv[inlier]
         rows = self._add_landmarks(window, 0, reference.current, uv)
-        window.observe(camera, 0, rows, uv, self._corner_sigma(len(rows)))
+        depth = geometry.act(geometry.inverse(start.T_WC)[:, None], start.points)[..., 2]
+        window.observe(camera, 0, rows, uv, self._corner_sigma(len(rows)), at=depth[0])
         for row, view in enumerate(start.views[1:], 1):
             seen = view.ok[inlier]
-            window.observe(camera, row, rows[seen], view.uv[inlier[seen]], view.sigma_px[inlier[seen]])
+            uv, sigma_px = view.uv[inlier[seen]], view.sigma_px[inlier[seen]]
+            window.observe(camera, row, rows[seen], uv, sigma_px, at=depth[row][seen])
         return window
 
     def extend(
