@@ -25,7 +25,7 @@ class MissingParameter:
     )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def estimate_missing(
     window: WindowSnapshot, result: BAResult, direction: Tensor, config: BundleConfig
 ) -> MissingParameter | None:

@@ -132,7 +132,7 @@ class _Ours:
     def __init__(self, window: WindowSnapshot, config: BundleConfig, clock: Callable[[], float]) -> None:
         self.window, self.config, self.clock = window, config, clock
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _run(self, iterations: int, tolerance: float):
         problem = compile_window(self.window, getattr(torch, self.config.precision))
         return solve_compiled(problem, replace(self.config, max_iterations=iterations, cost_tolerance=tolerance))
@@ -145,7 +145,7 @@ class _Ours:
 
     def count_synchronisations(self) -> dict[str, int]:
         """Of the iterations alone: what PyTorch's own debug mode reports."""
-        with torch.no_grad():
+        with torch.inference_mode():
             problem = compile_window(self.window, getattr(torch, self.config.precision))
             torch.cuda.synchronize()
             with warnings.catch_warnings(record=True) as caught:
