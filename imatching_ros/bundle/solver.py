@@ -23,7 +23,6 @@ from .linearization import (
     evaluate,
     linearize,
     move_landmarks,
-    rotate_small,
 )
 from .problem import Problem, compile_window
 
@@ -105,23 +104,21 @@ class _Window:
         pose_step = torch.cholesky_solve(rhs[:, None], factor).squeeze(1)
         point_step = back_substitute(reduced, pose_step)
         self._trial = self._move(pose_step.view(-1, 6), point_step)
-        predicted = pose_step @ torch.addcmul(lin.pose_rhs, reduced.pose_damping, pose_step)
-        predicted += point_step.view(-1) @ torch.addcmul(lin.landmark[:, 3], reduced.landmark_damping, point_step).view(
-            -1
+        decrease = (
+            pose_step @ torch.addcmul(lin.pose_rhs, reduced.pose_damping, pose_step),
+            (torch.addcmul(lin.landmark[:, 3], reduced.landmark_damping, point_step).mul_(point_step)).sum(),
         )
-        nearest = torch.where(problem.used_slot, self._trial.residuals.depth, torch.inf).amin()
-        numbers = torch.stack([state.cost, self._trial.cost, predicted, nearest])
-        cost, trial_cost, twice_decrease, depth = numbers.tolist()  # the one synchronisation
+        nearest = (self._trial.residuals.depth + problem.work.unused).amin()
+        numbers = torch.stack([state.cost, self._trial.cost, *decrease, nearest])
+        cost, trial_cost, by_poses, by_landmarks, depth = numbers.tolist()  # the one synchronisation
         self._feasible = not depth <= MIN_DEPTH
-        return Attempt(cost, trial_cost, 0.5 * twice_decrease, self._feasible)
+        return Attempt(cost, trial_cost, 0.5 * (by_poses + by_landmarks), self._feasible)
 
     def _move(self, pose_step: Tensor, point_step: Tensor) -> State:
         """The state after steps (F, 6) of the free poses and (3, P) of the landmarks."""
-        problem, R, t = self._problem, self.state.R, self.state.t
-        if len(pose_step):
-            fixed = problem.num_fixed
-            R = torch.cat([R[:fixed], rotate_small(pose_step[:, 3:]) @ R[fixed:]])
-            t = torch.cat([t[:fixed], t[fixed:] + pose_step[:, :3]])
+        problem, work, (R, t) = self._problem, self._problem.work, (self.state.R, self.state.t)
+        work.free_step.copy_(pose_step)
+        R, t = torch.bmm(geometry.rotation_matrix_of_any_norm(work.quaternion), R), t + work.rho
         return evaluate(problem, R, t, move_landmarks(self.state.X, problem.centre, point_step), self._kernel)
 
     def accept(self, near_optimum: bool) -> None:

@@ -155,12 +155,16 @@ def landmark_jacobian(
     """
     D, M, N = observations.observed.shape
     J = scale.new_empty(M, 3, D, N) if out is None else out
-    predicted, z = at.predicted.transpose(0, 1), R[:, :, 2:]
-    torch.addcmul(R[:, :, :2, None], z[..., None], predicted[:, None, :2], value=-1, out=J[:, :, :2])
-    if observations.alpha is not None:
-        torch.mul(R[:, :, :1], observations.alpha[:, None], out=J[:, :, 2]).addcmul_(z, predicted[:, 2:], value=-1)
+    xy, z = R.unsqueeze(3).split((2, 1), 2)
+    predicted = at.predicted.transpose(0, 1).unsqueeze(1)
+    if observations.alpha is None:
+        torch.addcmul(xy, z, predicted, value=-1, out=J)
+    else:
+        torch.addcmul(xy, z, predicted[:, :, :2], value=-1, out=J[:, :, :2])
+        torch.mul(xy[:, :, 0], observations.alpha.unsqueeze(1), out=J[:, :, 2])
+        J[:, :, 2].addcmul_(z.squeeze(2), predicted[:, :, 2], value=-1)
     gain = observations.inv_sigma * (scale * at.inv_depth)
-    return J.mul_(gain.transpose(0, 1)[:, None])
+    return J.mul_(gain.transpose(0, 1).unsqueeze(1))
 
 
 def pose_jacobian(landmark: Tensor, Y: Tensor) -> Tensor:
@@ -204,8 +208,9 @@ class RobustKernel:
     def total(self, s: Tensor) -> Tensor:
         """sum(rho(s)) / 2, ()."""
         if self.name == "huber":
-            root = s.sqrt()
-            return torch.nn.functional.huber_loss(root, torch.zeros_like(root), reduction="sum", delta=self.width)
+            norm = s.sqrt()
+            clipped = norm.clamp_max(self.width)
+            return torch.dot(clipped.view(-1), torch.sub(norm, clipped, alpha=0.5).view(-1))
         return 0.5 * self.cost(s).sum()
 
     def weight(self, s: Array) -> Array:
