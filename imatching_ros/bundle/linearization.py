@@ -79,13 +79,14 @@ def linearize(problem: Problem, state: State, kernel: RobustKernel, second_order
     """
     work, Y = problem.work, state.Y
     _sum_components(problem, state, kernel, second_order)
-    work.dense_rows.zero_().scatter_add_(2, problem.cell, work.sums_rows)
+    work.dense_flat.zero_().scatter_add_(2, problem.cell, work.sums_flat)
     torch.sum(work.dense, 0, out=work.landmark)
     floor = 1e-12 if Y.dtype == torch.float64 else 1e-6  # relative to the best observed direction of the landmark
     least_damping = torch.add(work.tiny, work.landmark_diagonal.amax(0), alpha=floor)
 
-    work.products_Y.copy_(Y)
-    torch.mul(Y.unsqueeze(2), Y.unsqueeze(1), out=work.products_YY)
+    work.ones.fill_(1)
+    work.Y.copy_(Y)
+    torch.mul(Y.unsqueeze(2), Y.unsqueeze(1), out=work.YY)
     moments = torch.bmm(work.free_sums, work.free_products).flatten(1) @ _pose_block_map(Y.dtype, Y.device)
     work.pose_blocks.copy_(moments[:, :36].view(-1, 6, 6))
     return NormalEquations(
@@ -116,7 +117,7 @@ def _sum_components(problem: Problem, state: State, kernel: RobustKernel, second
         part = kernel.curvature_loss(at.s).clamp_max(1) * second_order
         share = (part / at.s.clamp_min(1e-12)).sqrt() * at.whitened
         along = (J * share.transpose(0, 1).unsqueeze(1)).sum(2)
-        work.sums[:, :, :3].addcmul_(along.unsqueeze(2), along.unsqueeze(1), value=-1)
+        work.C.addcmul_(along.unsqueeze(2), along.unsqueeze(1), value=-1)
 
 
 @dataclass
@@ -153,25 +154,26 @@ def _factorize(work: Workspace, damping: Tensor) -> None:
 
     Row by row. A pivot is never below its damping (3, P), but for rounding errors, as the block without it has no negative eigenvalue.
     """
-    a, (first, second, third) = work.augmented, work.factored
-    a.copy_(work.blocks)
+    work.augmented.copy_(work.blocks)
     work.augmented_diagonal.add_(damping)
-    torch.div(a[0], a[0, 0].sqrt(), out=first)
-    torch.addcmul(a[1], first[1], first, value=-1, out=second)
-    second.div_(torch.maximum(second[1], damping[1]).sqrt_())
-    torch.addcmul(a[2], first[2], first, value=-1, out=third).addcmul_(second[2], second, value=-1)
-    third.div_(torch.maximum(third[2], damping[2]).sqrt_())
+    (a0, a1, a2), (first, second, third) = work.augmented_rows, work.factored_rows
+    _, least1, least2 = damping.unbind(0)
+    torch.div(a0, a0[0].sqrt(), out=first)
+    torch.addcmul(a1, first[1], first, value=-1, out=second)
+    second.div_(torch.maximum(second[1], least1).sqrt_())
+    torch.addcmul(a2, first[2], first, value=-1, out=third).addcmul_(second[2], second, value=-1)
+    third.div_(torch.maximum(third[2], least2).sqrt_())
 
 
 def _divide_coupling(work: Workspace, Y: Tensor) -> None:
-    """Fills `Workspace.W`: upper rows C L^-T, column by column, and lower rows Y x (C L^-T)."""
-    (C0, C1, C2), (l0, l1, l2), (all_columns, from_second, third) = work.C_columns, work.inverse_columns, work.upper_from
-    torch.mul(C0, l0, out=all_columns)
+    """Fills `Workspace.W`: upper rows C L^-T, and lower rows Y x (C L^-T), with Y (F, 3, P)."""
+    (C0, C1, C2), (l0, l1, l2), (from_first, from_second, third) = work.C_columns, work.inverse_columns, work.W_reached
+    torch.mul(C0, l0, out=from_first)
     from_second.addcmul_(C1, l1)
     third.addcmul_(C2, l2)
-    rows, Y = work.W_rows, Y.unsqueeze(2).unbind(1)
+    rows, axes = work.W_rows, Y.unsqueeze(2).unbind(1)
     for row, a, b in ((3, 1, 2), (4, 2, 0), (5, 0, 1)):
-        torch.mul(Y[a], rows[b], out=rows[row]).addcmul_(Y[b], rows[a], value=-1)
+        torch.mul(axes[a], rows[b], out=rows[row]).addcmul_(axes[b], rows[a], value=-1)
 
 
 def back_substitute(reduced: Reduced, pose_step: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""A WindowSnapshot compiled for the solver: checked, its gauge chosen, observations in rows of one keyframe each."""
+"""A WindowSnapshot compiled for the solver: checked, its gauge chosen, observations in rows of one keyframe each.
+
+This is done once per solve, on the CPU and in numpy, in many small operations: a third of what they take in torch, and on CUDA two transfers
+instead of some 150 kernels.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..camera.model import Camera
 from ..core import geometry
 from ..core.types import ObservationKind, WindowSnapshot
 from ..core.errors import BundleError
@@ -19,45 +25,46 @@ from ..core.residuals import MIN_DEPTH, Observations, normalize, unpack
 class Workspace:
     """The arrays that every iteration overwrites, and the views of them that it takes.
 
-    Made once per solve: fresh arrays cost more in page faults, and views in calls, than the arithmetic on small windows.
+    Made once per solve: fresh arrays cost more in page faults, and views in calls, than the arithmetic on small windows. What is used up
+    when the equations are made lies where W is put after that: all of it should stay in the processor's cache.
     """
 
     def __init__(self, problem: Problem) -> None:
         D, M, N = problem.observations.observed.shape
         P, fixed = problem.num_points, problem.num_fixed
-        F, R = M - fixed, problem.R
-        self.tiny = R.new_full((1,), torch.finfo(R.dtype).tiny ** 0.5)
+        F, new = M - fixed, problem.R.new_empty
+        self.tiny = new(1).fill_(torch.finfo(new(0).dtype).tiny ** 0.5)  # damping of what nothing observes
+        shared = new(max((4 * D + 12 + 13) * M * N, 18 * F * P))
+        rows, sums, products = shared[: (4 * D + 12 + 13) * M * N].split([4 * D * M * N, 12 * M * N, 13 * M * N])
         # J and r of each observation, [C | b] = J^T [J | r], and the products of its Y: 1, Y, YY
-        rows = R.new_empty(M, 4, D, N)
+        rows, self.sums, products = rows.view(M, 4, D, N), sums.view(M, 3, 4, N), products.view(M, 13, N)
         self.J, self.r = rows[:, :3], rows[:, 3]
         self.J_of = [rows[:, :3, d].unsqueeze(2) for d in range(D)]
         self.rows_of = [rows[:, :, d].unsqueeze(1) for d in range(D)]
-        self.sums = R.new_empty(M, 3, 4, N)
-        self.sums_rows = self.sums.flatten(1, 2)
-        products = R.new_ones(M, 13, N)
-        self.products_Y, self.products_YY = products[:, 1:4], products[:, 4:].unflatten(1, (3, 3))
-        self.free_sums, self.free_products = self.sums_rows[fixed:], products.mT[fixed:]
-        self.pose = R.new_zeros(6 * F, 6 * F)
+        self.sums_flat, self.C = sums.view(M, 12, N), self.sums[:, :, :3]
+        self.ones, self.Y, self.YY = products[:, 0], products[:, 1:4], products[:, 4:].view(M, 3, 3, N)
+        self.free_sums, self.free_products = self.sums_flat[fixed:], products.mT[fixed:]
+        self.pose = new(6 * F, 6 * F).zero_()
         self.pose_blocks = self.pose.view(F, 6, F, 6).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (F, 6, 6)
-        # [C | b] of each keyframe and landmark, their sums, and these with an identity beside them, factored
-        self.dense = R.new_empty(M, 3, 4, P)
-        self.dense_rows = self.dense.flatten(1, 2)
-        self.blocks = torch.cat([R.new_zeros(3, 4, P), torch.eye(3).to(R)[:, :, None].expand(3, 3, P)], 1)
+        # [C | b] of each keyframe and landmark; their sums, and these with an identity beside them, factored
+        self.dense = new(M, 3, 4, P)
+        self.dense_flat, self.C_columns = self.dense.view(M, 12, P), self.dense[fixed:, :, :3].split(1, 2)
+        self.blocks, self.augmented, self.factored = new(3, 7, P).zero_(), new(3, 7, P), new(3, 7, P)
+        self.blocks.view(21, P)[4::8] = 1  # the identity
         self.landmark, self.landmark_diagonal = self.blocks[:, :4], self.blocks.view(21, P)[::8]
-        self.augmented, self.factored = torch.empty_like(self.blocks), torch.empty_like(self.blocks)
         self.augmented_diagonal = self.augmented.view(21, P)[::8]
+        self.augmented_rows, self.factored_rows = self.augmented.unbind(0), self.factored.unbind(0)
         self.half, self.inverse = self.factored[:, 3], self.factored[:, 4:]
-        # C and L^-1 by columns, and the columns of W that they reach: L is triangular
-        self.C_columns = self.dense[fixed:, :, :3].split(1, 2)
+        # W, and for each column of L^-1 the columns of W that it reaches: L is triangular
+        W = shared[: 18 * F * P].view(F, 6, 3, P)
+        self.W, self.W_rows, self.W_reached = W.view(6 * F, 3 * P), W.unbind(1), [W[:, :3, k:] for k in range(3)]
         self.inverse_columns = [self.inverse[k:, k] for k in range(3)]
-        W = R.new_empty(F, 6, 3, P)
-        self.W, self.W_rows = W.view(6 * F, 3 * P), W.unbind(1)
-        self.upper_from = [W[:, :3, k:] for k in range(3)]
         # A step of each pose: rho, phi and 2, of which (phi, 2) is a quaternion; zero where poses are fixed
-        step = R.new_tensor([0.0, 0, 0, 0, 0, 0, 2]).repeat(M, 1)
+        step = new(M, 7).zero_()
+        step[:, 6] = 2
         self.free_step, self.rho, self.quaternion = step[fixed:, :6], step[:, :3], step[:, 3:]
         # Added to depths: those of slots that hold nothing, or something excluded, do not count
-        self.unused = R.new_zeros(M, N).masked_fill_(~problem.used_slot, torch.inf)
+        self.unused = new(M, N).fill_(torch.inf).masked_fill_(problem.used_slot, 0.0)
 
 
 @dataclass
@@ -69,7 +76,7 @@ class Problem:
     observations: Observations
     point: Tensor  # (M * N,) int64 landmark of each slot
     coordinate: Tensor  # (M * 3 * N,) int64: where the three coordinates of a slot's landmark, (M, 3, N), are in X
-    cell: Tensor  # (M, 12, N) int64, expanded: the landmark of each slot, for each of twelve numbers
+    cell: Tensor  # (M, 12, N) int64: the landmark of each slot, the same for each of its twelve numbers
     slot: Tensor  # (O,) int64 of each observation of the snapshot
     used: Tensor  # (O,) bool: not excluded
     num_points: int
@@ -105,7 +112,32 @@ def _widen(arrays: Any) -> Any:
     return replace(arrays, **wide)
 
 
-def check(window: WindowSnapshot) -> None:
+@dataclass
+class _Host:
+    """The arrays of a WindowSnapshot in numpy; numbers in float64."""
+
+    camera: Camera
+    T_WC: np.ndarray
+    points_W: np.ndarray
+    kf_idx: np.ndarray
+    pt_idx: np.ndarray
+    obs: np.ndarray
+    kind: np.ndarray
+    sigma: np.ndarray
+    fixed: np.ndarray
+    expected_depth: bool
+
+    @staticmethod
+    def of(window: WindowSnapshot) -> _Host:
+        arrays: dict[str, Any] = {
+            k: v.numpy(force=True) if isinstance(v, Tensor) else v for k, v in vars(window).items()
+        }
+        for name in ("T_WC", "points_W", "obs", "sigma"):
+            arrays[name] = arrays[name].astype(np.float64, copy=False)
+        return _Host(**arrays)
+
+
+def _check(window: _Host) -> None:
     """Raises BundleError when arrays disagree in shape, point outside the window, or poses are not finite."""
     M, P, count = len(window.T_WC), len(window.points_W), len(window.kf_idx)
     shapes = {
@@ -119,7 +151,7 @@ def check(window: WindowSnapshot) -> None:
         "fixed": (M,),
     }
     for name, shape in shapes.items():
-        found = tuple(getattr(window, name).shape)
+        found = getattr(window, name).shape
         if found != shape:
             raise BundleError(
                 f"window.{name} has shape {found}, expected {shape} (M={M} poses, P={P} landmarks, "
@@ -127,70 +159,71 @@ def check(window: WindowSnapshot) -> None:
             )
     if M == 0:
         raise BundleError("the window holds no keyframe; add at least one before solving")
-    indices = {"kf_idx": (window.kf_idx, M), "pt_idx": (window.pt_idx, P)} if count else {}
-    for name, (index, size) in indices.items():
-        least, most = torch.stack(index.aminmax()).tolist()
+    for name, size in (("kf_idx", M), ("pt_idx", P)) if count else ():
+        least, most = getattr(window, name).min(), getattr(window, name).max()
         if least < 0 or most >= size:
             raise BundleError(
                 f"window.{name} spans {least}..{most}, expected 0..{size - 1}: an observation points outside the window"
             )
-    if window.camera.baseline_m is None and bool((window.kind == ObservationKind.STEREO).any()):
-        raise BundleError("the window holds stereo observations but its camera has no baseline_m; set it in metres")
-    _check_poses(window.T_WC)
-
-
-def _check_poses(T_WC: Tensor) -> None:
-    squares = T_WC * T_WC
-    unit = ((squares[:, 3:].sum(1) - 1).abs() <= 2e-3).all()
-    if bool(unit & squares.sum().isfinite()):
-        return
-    if not bool(T_WC.isfinite().all()):
+    finite = np.isfinite(window.T_WC)
+    if not finite.all():
         raise BundleError(
-            f"poses {(~T_WC.isfinite().all(1)).nonzero().flatten().tolist()} of the window are not finite; "
+            f"poses {np.flatnonzero(~finite.all(1)).tolist()} of the window are not finite; "
             "bundle adjustment refines a start, give each keyframe one"
         )
-    norm = T_WC[:, 3:].norm(dim=1)
-    raise BundleError(
-        f"quaternions of the window have norms {norm.min():.4g} to {norm.max():.4g}, expected 1; normalise them"
-    )
+    norm = np.sqrt((window.T_WC[:, 3:] ** 2).sum(1))
+    if (np.abs(norm - 1) > 1e-3).any():
+        raise BundleError(
+            f"quaternions of the window have norms {norm.min():.4g} to {norm.max():.4g}, expected 1; normalise them"
+        )
+    if window.camera.baseline_m is None and (window.kind == int(ObservationKind.STEREO)).any():
+        raise BundleError("the window holds stereo observations but its camera has no baseline_m; set it in metres")
 
 
 def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
-    """Sorts, checks and pads; about 1 ms for 8 x 1000."""
-    check(window)
-    M, P, pt = len(window.T_WC), max(len(window.points_W), 1), window.pt_idx
-    T, X = window.T_WC.double(), window.points_W.double()
-    R, t = geometry.rotation_matrix_of_any_norm(T[:, 3:]), T[:, :3]
-    if len(X) == 0:  # an empty table cannot be looked up in
-        X = X.new_zeros(1, 3)
+    """Checks, sorts and pads.
 
-    chosen = _select(window, R, t, X)
-    fixed, gauge, mono, degenerate = _choose_gauge(window, chosen)
-    order = torch.argsort((~fixed).to(torch.int8), stable=True).to(pt.device)
-    num_fixed = int(fixed.sum())
-    slot, N = _assign_slots(order, window.kf_idx)
-    rows = normalize(window.camera, window.obs.double(), window.sigma.double(), window.kind, chosen.used)
-    table = torch.zeros(len(rows), M * N, dtype=dtype, device=pt.device)
-    table[:, slot] = rows.to(dtype)
-    observations = unpack(table.view(-1, M, N))
-    point = torch.zeros(M * N, dtype=torch.int64, device=pt.device)
-    point[slot] = pt
-    by_row = point.view(M, 1, N)
+    Raises:
+        BundleError: arrays that contradict each other, poses that are not finite.
+    """
+    host, device = _Host.of(window), window.T_WC.device
+    _check(host)
+    M, P = len(host.T_WC), max(len(host.points_W), 1)
+    R, t = geometry.rotation_matrix_of_any_norm(torch.from_numpy(host.T_WC[:, 3:])).numpy(), host.T_WC[:, :3]
+    X = host.points_W if len(host.points_W) else np.zeros((1, 3))  # an empty table cannot be looked up in
+    chosen = _select(host, R, t, X)
+    fixed, gauge, mono, degenerate = _choose_gauge(host, chosen)
+    order = np.argsort(~fixed, kind="stable")
+    slot, N = _assign_slots(order, host.kf_idx)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of what is not used
+        rows = normalize(host.camera, host.obs, host.sigma, host.kind, chosen.used)
+    table = np.zeros((len(rows), M * N))
+    table[:, slot] = rows
+    point = np.zeros(M * N, dtype=np.int64)
+    point[slot] = host.pt_idx
+
+    def number(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
+
+    def index(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    observations = unpack(number(table).view(-1, M, N))
     return Problem(
-        order=order,
-        num_fixed=num_fixed,
+        order=index(order),
+        num_fixed=int(fixed.sum()),
         observations=observations,
-        point=point,
-        coordinate=(by_row + P * torch.arange(3, device=pt.device).view(3, 1)).flatten(),
-        cell=by_row.expand(M, 12, N),
-        slot=slot,
-        used=chosen.used,
+        point=index(point),
+        coordinate=index((point.reshape(M, 1, N) + P * np.arange(3)[:, None]).ravel()),
+        cell=index(point).view(M, 1, N).expand(M, 12, N),
+        slot=index(slot),
+        used=index(chosen.used),
         num_points=P,
-        R=R[order].to(dtype),
-        t=t[order].to(dtype),
-        X=torch.where(X.isfinite(), X, 0.0).T.contiguous().to(dtype),
-        centre=chosen.centre.T.contiguous().to(dtype),
-        gauge=None if gauge is None else gauge[~fixed].flatten().to(order.device, dtype),
+        R=number(R[order]),
+        t=number(t[order]),
+        X=number(np.where(np.isfinite(X), X, 0.0).T),
+        centre=number(chosen.centre),
+        gauge=None if gauge is None else number(gauge[~fixed].ravel()),
         excluded=chosen.excluded,
         degenerate=degenerate,
         mono=mono,
@@ -204,18 +237,17 @@ def rounding_cost(observations: Observations[Array]) -> float:
     return 10 * float(((eps * observations.inv_sigma) ** 2).sum())
 
 
-def _assign_slots(order: Tensor, kf: Tensor) -> tuple[Tensor, int]:
+def _assign_slots(order: np.ndarray, kf: np.ndarray) -> tuple[np.ndarray, int]:
     """Of each observation (O,) its slot in the rows of the solver's keyframes, and N, the slots per row."""
     M = len(order)
-    row_of = torch.empty_like(order)
-    row_of[order] = torch.arange(M, device=order.device)
+    row_of = np.empty(M, dtype=np.int16)  # sorted by radix
+    row_of[order] = np.arange(M)
     row = row_of[kf]
-    ascending, by_row = row.sort(stable=True)
-    counts = torch.bincount(row, minlength=M)
+    by_row, counts = np.argsort(row, kind="stable"), np.bincount(row, minlength=M)
     N = max(int(counts.max()), 1)
-    shift = torch.arange(M, device=order.device) * N - (counts.cumsum(0) - counts)
-    slot = torch.empty_like(by_row)
-    slot[by_row] = torch.arange(len(kf), device=order.device) + shift[ascending]
+    starts = counts.cumsum() - counts
+    slot = np.empty(len(kf), dtype=np.int64)
+    slot[by_row] = np.arange(len(kf)) + np.repeat(np.arange(M) * N - starts, counts)
     return slot, N
 
 
@@ -223,88 +255,87 @@ def _assign_slots(order: Tensor, kf: Tensor) -> tuple[Tensor, int]:
 class _Selection:
     """The observations of a window that can be used."""
 
-    used: Tensor  # (O,) bool
+    used: np.ndarray  # (O,) bool
     excluded: str  # how many are not and why, for people; empty if all are
-    depth: Tensor  # (O,) in their cameras, at the start
-    centre: Tensor  # (P, 3) as of Problem
+    depth: np.ndarray  # (O,) in their cameras, at the start
+    centre: np.ndarray  # (3, P) as of Problem
 
 
-def _select(window: WindowSnapshot, R: Tensor, t: Tensor, X: Tensor) -> _Selection:
-    kf, pt, mono = window.kf_idx, window.pt_idx, window.kind == ObservationKind.MONO
-    numbers = (window.obs - window.obs == 0) & (window.sigma > 0) & (window.sigma < torch.inf)
+def _select(window: _Host, R: np.ndarray, t: np.ndarray, X: np.ndarray) -> _Selection:
+    kf, pt, P = window.kf_idx, window.pt_idx, len(X)
+    mono = window.kind == int(ObservationKind.MONO)
+    numbers = np.isfinite(window.obs) & np.isfinite(window.sigma) & (window.sigma > 0)
     numbers[:, 2] |= mono  # which measures no depth
-    camera = t[kf]
-    depth = (R[:, :, 2][kf] * (X[pt] - camera)).sum(1)
-    front = numbers.all(1) & (depth > MIN_DEPTH) & (depth < torch.inf)
-    # Per landmark: the sum of its cameras' positions, how many they are, and one for each ray, two with a depth.
-    views = torch.cat([camera, camera.new_ones(len(kf), 1), (2 - mono.to(camera.dtype)).unsqueeze(1)], 1)
-    views = X.new_zeros(len(X), 5).index_add_(0, pt, views.mul_(front.unsqueeze(1)))
-    centre = views[:, :3] / views[:, 3:4].clamp_min(1)
-    used = front & (views[:, 4] >= 2)[pt]
-    if bool(used.all()):
+    camera = t.T.take(kf, 1)
+    with np.errstate(invalid="ignore"):  # landmarks that are not finite
+        depth = (R[:, :, 2].T.take(kf, 1) * (X.T.take(pt, 1) - camera)).sum(0)
+    front = numbers.all(1) & (depth > MIN_DEPTH) & (depth < np.inf)
+    rays = np.bincount(pt, np.where(mono, 1.0, 2.0) * front, minlength=P)  # a measured depth counts as a second one
+    used = front & (rays >= 2)[pt]
+    views = np.bincount(pt, used, minlength=P)
+    centre = np.stack([np.bincount(pt, c * used, minlength=P) for c in camera]) / np.maximum(views, 1)
+    if used.all():
         return _Selection(used, "", depth, centre)
-    finite = numbers.all(1) & X[pt].isfinite().all(1)
-    counts = torch.stack([(~finite).sum(), (finite & ~front).sum(), (front & ~used).sum()]).tolist()
+    finite = numbers.all(1) & np.isfinite(X[pt]).all(1)
+    counts = [(~finite).sum(), (finite & ~front).sum(), (front & ~used).sum()]
     reasons = ("not finite or sigma not above zero", "behind the camera", "the only ray to their landmark")
     why = "; ".join(f"{n} observations excluded: {why}" for n, why in zip(counts, reasons, strict=True) if n)
     return _Selection(used, why, depth, centre)
 
 
-def _choose_gauge(window: WindowSnapshot, chosen: _Selection) -> tuple[Tensor, Tensor | None, bool, str]:
-    """(fixed poses (M,), scale gauge (M, 6) or None, mono, why degenerate); arrays on the CPU.
+def _choose_gauge(window: _Host, chosen: _Selection) -> tuple[np.ndarray, np.ndarray | None, bool, str]:
+    """(fixed poses (M,), scale gauge (M, 6), of length 1, or None, mono, why degenerate).
 
     Poses: those the caller fixed; without any, the first. Scale: nothing in a mono window determines it, and
     scaling about the first fixed keyframe changes no residual. The step may then not change the distance, along the line
     between them, of that keyframe and the one farthest from it: a plane through the solutions that meets each of them once and never
     touches one, forward motion included, so the optimum is the same as without it.
     """
-    fixed, t = window.fixed.cpu().clone(), window.T_WC[:, :3].double().cpu()
-    if not bool(fixed.any()):
+    used, t = chosen.used, window.T_WC[:, :3]
+    fixed = window.fixed.copy()
+    if not fixed.any():
         fixed[0] = True
     # A depth that is only expected gives no parallax: without this, a turn on the spot would pass for a window with measured depth.
-    mono = window.expected_depth or not bool(((window.kind != ObservationKind.MONO) & chosen.used).any())
-    if bool(fixed.all()):
+    mono = window.expected_depth or not (window.kind[used] != int(ObservationKind.MONO)).any()
+    if fixed.all():
         return fixed, None, mono, ""
 
-    why = _check_connectivity(window, chosen, fixed.tolist())
+    why = _check_connectivity(window.kf_idx[used], window.pt_idx[used], fixed, chosen.centre.shape[1])
     if why or not mono:
         return fixed, None, mono, why
-    first = int(fixed.to(torch.int8).argmax())
-    way = t - t[first]
-    distance = (way * way).sum(1).sqrt()
-    depth = chosen.depth if not chosen.excluded else chosen.depth[chosen.used]
-    least = 1e-6 * float(depth.median()) if len(depth) else 1e-6
-    if bool((distance[fixed] > least).any()):
+    way = t - t[fixed.argmax()]
+    distance = np.sqrt((way * way).sum(1))
+    depth, middle = chosen.depth[used], used.sum() // 2
+    least = 1e-6 * (np.partition(depth, middle)[middle] if len(depth) else 1.0)
+    if (distance[fixed] > least).any():
         return fixed, None, mono, ""
-    far = int(distance.argmax())
-    if not bool(distance[far] > least):
+    far = distance.argmax()
+    if not distance[far] > least:
         return (
             fixed,
             None,
             mono,
             "no baseline: all keyframes start at the same place, so mono observations determine no depth",
         )
-    vector = t.new_zeros(len(t), 6)
+    vector = np.zeros((len(t), 6))
     vector[far, :3] = way[far] / distance[far]
     return fixed, vector, mono, ""
 
 
-def _check_connectivity(window: WindowSnapshot, chosen: _Selection, fixed: list[bool]) -> str:
+def _check_connectivity(kf: np.ndarray, pt: np.ndarray, fixed: np.ndarray, num_points: int) -> str:
     """Why the window falls apart: a keyframe with too few observations, or a group without a fixed keyframe."""
-    M, kf, pt = len(fixed), window.kf_idx, window.pt_idx
-    if chosen.excluded:
-        kf, pt = kf[chosen.used], pt[chosen.used]
-    counts = torch.bincount(kf, minlength=M).tolist()
-    few = [k for k in range(M) if not fixed[k] and counts[k] < 3]
-    if few:
-        return f"keyframes {few} have {[counts[k] for k in few]} usable observations, a pose needs at least 3"
-    seen = torch.zeros(M, len(chosen.centre), dtype=torch.float32, device=kf.device)
+    M = len(fixed)
+    counts = np.bincount(kf, minlength=M)
+    few = np.flatnonzero(~fixed & (counts < 3))
+    if len(few):
+        return f"keyframes {few.tolist()} have {counts[few].tolist()} usable observations, a pose needs at least 3"
+    seen = np.zeros((M, num_points), dtype=np.float32)
     seen[kf, pt] = 1
-    common = (seen @ seen.T).tolist()  # landmarks of each two keyframes
-    reached = [k for k in range(M) if fixed[k]]
-    for k in reached:  # which grows
-        reached += [other for other in range(M) if common[k][other] and other not in reached]
-    loose = [k for k in range(M) if k not in reached]
+    linked = seen @ seen.T > 0
+    reached, before = fixed, 0
+    while reached.sum() > before:
+        before, reached = reached.sum(), reached | linked[reached].any(0)
+    loose = np.flatnonzero(~reached).tolist()
     if loose:
         return f"disconnected: keyframes {loose} share no landmark, not even through others, with a keyframe whose pose is held"
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ def solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
     # Inference mode takes a sixth off the time of small operations. What it makes is of no use to autograd, its copies are.
     with torch.inference_mode():
         result = _solve(window, config)
-    return replace(result, **{name: v.clone() for name, v in vars(result).items() if isinstance(v, Tensor)})
+    copies: dict[str, Any] = {name: v.clone() for name, v in vars(result).items() if isinstance(v, Tensor)}
+    return replace(result, **copies)
 
 
 def _solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
@@ -75,13 +77,13 @@ def _solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
 
 def solve_compiled(problem: Problem, config: BundleConfig) -> tuple[State, Outcome]:
     """The optimum of a compiled window and how it was reached, without a verdict on it."""
-    window = _Window(problem, RobustKernel(config.kernel, config.kernel_width))
+    window = WindowProblem(problem, RobustKernel(config.kernel, config.kernel_width))
     # From this start a window of which only the newest pose is off needs as few steps as by undamped Gauss-Newton.
     outcome = minimize(window, config, damping=1e-4, rounding=problem.rounding)
     return window.state, outcome
 
 
-class _Window:
+class WindowProblem:
     """A compiled window as a least-squares problem."""
 
     def __init__(self, problem: Problem, kernel: RobustKernel) -> None:
@@ -106,7 +108,7 @@ class _Window:
         self._trial = self._move(pose_step.view(-1, 6), point_step)
         decrease = (
             pose_step @ torch.addcmul(lin.pose_rhs, reduced.pose_damping, pose_step),
-            (torch.addcmul(lin.landmark[:, 3], reduced.landmark_damping, point_step).mul_(point_step)).sum(),
+            torch.addcmul(lin.landmark[:, 3], reduced.landmark_damping, point_step).mul_(point_step).sum(),
         )
         nearest = (self._trial.residuals.depth + problem.work.unused).amin()
         numbers = torch.stack([state.cost, self._trial.cost, *decrease, nearest])

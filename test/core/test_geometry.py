@@ -166,3 +166,16 @@ def test_what_lies_in_the_raw_image_is_seen_and_nothing_else(camera):
     )
     assert not geometry.see(camera, away.nan_to_num(1e3))[1].any()
     assert not geometry.see(camera, torch.tensor([[0.3, 0.2, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64))[1].any()
+
+
+def test_rotation_matrix_of_any_norm():
+    q = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    unit = q / q.norm(dim=1, keepdim=True)
+    assert (geometry.rotation_matrix_of_any_norm(q) - geometry.rotation_matrix(unit)).abs().max() < 1e-14
+    # Cayley's formula: (I - K)^-1 (I + K) with K = [phi / 2]x.
+    phi = 0.1 * q[:, :3]
+    eye, K = torch.eye(3, dtype=torch.float64), geometry.skew(phi / 2)
+    cayley = torch.linalg.solve(eye - K, eye + K)
+    assert (
+        geometry.rotation_matrix_of_any_norm(torch.cat([phi, torch.full((20, 1), 2.0)], 1)) - cayley
+    ).abs().max() < 1e-14
