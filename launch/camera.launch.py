@@ -5,7 +5,7 @@ ros2 launch imatching_ros camera.launch.py camera:=zed_stereo model:=zed2i
 ros2 launch imatching_ros camera.launch.py camera:=oak_rgbd driver:=false     # the driver runs already
 ros2 launch imatching_ros camera.launch.py camera:=d435i_rgbd params_file:=jetson.yaml learning:=off
 
-Arguments of online.launch.py that are not given here are passed on to it. A camera on a robot needs `base_frame:=base_link` and its mounting on TF.
+Arguments of online.launch.py that are not given here are passed on to it, all others to the driver's launch file. A camera on a robot needs `base_frame:=base_link` and its mounting on TF.
 Names are those of the drivers in 2026: realsense2_camera 4.5x, depthai_ros_driver 2 (Humble, Jazzy) or 3, zed_wrapper 5. Not tried on the hardware.
 """
 
@@ -78,16 +78,22 @@ REALSENSE = {
 }
 
 
-def include(package, file, arguments):
-    """An installed launch file of another package."""
+def find(package, file):
+    """An installed launch file."""
     import os
 
     from ament_index_python.packages import get_package_share_directory
-    from launch.actions import IncludeLaunchDescription
     from launch.launch_description_sources import PythonLaunchDescriptionSource
 
-    path = os.path.join(get_package_share_directory(package), "launch", file)
-    return IncludeLaunchDescription(PythonLaunchDescriptionSource(path), launch_arguments=arguments.items())
+    return PythonLaunchDescriptionSource(os.path.join(get_package_share_directory(package), "launch", file))
+
+
+def include(source, arguments, hidden=()):
+    """A launch file in a scope of its own, for arguments have no owner: what it sets stays there, and it does not see those that are `hidden`."""
+    from launch.actions import GroupAction, IncludeLaunchDescription, UnsetLaunchConfiguration
+
+    unset = [UnsetLaunchConfiguration(name) for name in hidden]
+    return GroupAction([*unset, IncludeLaunchDescription(source, launch_arguments=arguments.items())])
 
 
 def find_driver(camera):
@@ -106,8 +112,8 @@ def find_driver(camera):
     )
 
 
-def make_driver(camera, model):
-    """The action that starts the driver."""
+def make_driver(camera, model, hidden):
+    """The action that starts the driver. `hidden`: arguments that are those of the node, although a driver has some of the same name."""
     from launch_ros.actions import Node
 
     package = find_driver(camera)
@@ -125,9 +131,10 @@ def make_driver(camera, model):
         arguments = {"camera_model": model, "publish_tf": "false", "publish_map_tf": "false"}
         if camera == "zed_stereo":
             arguments["param_overrides"] = "video.publish_left_right:=true"
-        return include(package, "zed_camera.launch.py", arguments)
+        return include(find(package, "zed_camera.launch.py"), arguments, hidden)
     file = "driver.launch.py" if package.endswith("_v3") else "camera.launch.py"
-    return include(package, file, {"name": "oak", "parent_frame": "oak"})
+    # Its own parent_frame stays: that is the parent of the link that has the driver's name.
+    return include(find(package, file), {"name": "oak"}, hidden)
 
 
 def start(context):
@@ -137,8 +144,12 @@ def start(context):
     if camera not in ONLINE:
         raise ValueError(f"camera is {camera!r}, expected one of {', '.join(ONLINE)}")
     given = {name: value for name, value in values.items() if name not in ARGUMENTS}
-    actions = [include("imatching_ros", "online.launch.py", ONLINE[camera] | given)]
-    return actions + ([make_driver(camera, values["model"])] if values["driver"].lower() == "true" else [])
+    online = find("imatching_ros", "online.launch.py")
+    actions = [include(online, ONLINE[camera] | given)]
+    if values["driver"].lower() == "true":
+        own = [argument.name for argument in online.get_launch_description(context).get_launch_arguments()]
+        actions.append(make_driver(camera, values["model"], [*ARGUMENTS, *own]))
+    return actions
 
 
 def generate_launch_description():

@@ -164,6 +164,49 @@ def test_camera_launch_runs_on_the_topics_of_the_driver(domain, peer: Peer, tmp_
         assert launch.interrupt() == 0, launch.output
 
 
+# A driver whose launch file has arguments of the names that those of the node have.
+STUB = """
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, LogInfo
+from launch.substitutions import LaunchConfiguration
+
+DEFAULTS = dict(params_file="driver.yaml", parent_frame="base", camera_model="none", name="none", serial_number="0", namespace="none")
+
+def generate_launch_description():
+    arguments = [DeclareLaunchArgument(name, default_value=value) for name, value in DEFAULTS.items()]
+    arguments.append(DeclareLaunchArgument("use_sim_time", default_value="false", choices=["true", "false"]))
+    values = [[f"driver: {a.name}=", LaunchConfiguration(a.name), "; "] for a in arguments]
+    return LaunchDescription([*arguments, LogInfo(msg=sum(values, []))])
+"""
+
+
+@needs_launch
+@pytest.mark.parametrize(
+    ("camera", "package", "file", "changed"),
+    [
+        ("zed_stereo", "zed_wrapper", "zed_camera", {"camera_model": "zed2i"}),
+        ("oak_rgbd", "depthai_ros_driver", "camera", {"name": "oak"}),
+    ],
+)
+def test_a_driver_has_its_own_arguments(domain, tmp_path: Path, monkeypatch, camera, package, file, changed):
+    """Not those of the node; what the node does not know is passed on."""
+    stub = tmp_path / "share" / package / "launch" / f"{file}.launch.py"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(STUB)
+    marker = tmp_path / "share" / "ament_index" / "resource_index" / "packages" / package
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{tmp_path}{os.pathsep}{os.environ['AMENT_PREFIX_PATH']}")
+    arguments = (f"camera:={camera}", "params_file:={mine}", "namespace:=robot", "learning:=off", "serial_number:=7")
+    with launched(domain, tmp_path, "camera.launch.py", *arguments) as launch:
+        wait_until(lambda: "driver: " in launch.output or launch.process.poll() is not None, what="the driver")
+        seen = dict(re.findall(r"driver: (\w+)=(.*?); ", launch.output))
+        own = {"params_file": "driver.yaml", "use_sim_time": "false", "namespace": "none", "parent_frame": "base"}
+        assert own | changed | {"serial_number": "7"} == {name: seen[name] for name in (*own, *changed, "serial_number")}
+        wait_until(lambda: "active: " in launch.output, what=f"the node:\n{launch.output}")
+        assert launch.interrupt() == 0, launch.output
+
+
 @needs_launch
 @pytest.mark.parametrize(
     ("arguments", "message"),
