@@ -75,7 +75,7 @@ class Pipeline:
     ) -> OdometryOutput:
         """One frame. `on_tracked` gets the pose before the keyframe work; the returned output also holds its result.
 
-        `behind`: frames are waiting or were dropped; learning in the background rests until odometry has caught up.
+        `behind`: several frames are waiting, or some were dropped; learning in the background rests until odometry has caught up.
 
         Raises:
             SourceError: the stamp does not lie after that of the frame before; the frame is not used.

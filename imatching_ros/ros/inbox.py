@@ -18,6 +18,8 @@ class Inbox:
     Attributes:
         received: images put in.
         dropped: images that were removed before they were taken, except by `discard`.
+        behind: when the newest image was taken, more than one still waited, or some had been dropped since the one before. (One may
+            wait on a computer that keeps up: it has come while a keyframe was made.)
     """
 
     DEPTH = 4  # images that wait: at 30 Hz on two slow cores the start of a map lasts so many intervals
@@ -29,6 +31,8 @@ class Inbox:
         self._closed = False
         self.received = 0
         self.dropped = 0
+        self.behind = False
+        self._dropped_before = 0  # when the newest image was taken
 
     def put(self, image: Any) -> None:
         """Adds an image; the oldest of those that wait is dropped when they are too many."""
@@ -87,9 +91,15 @@ class Inbox:
                 if self._closed:
                     return None
                 if not self._commands:
-                    return self._images.popleft()
+                    return self._take_image()
                 command, future = self._commands.popleft()
             try:
                 future.set_result(command())
             except Exception as error:
                 future.set_exception(error)
+
+    def _take_image(self) -> Any:
+        image = self._images.popleft()
+        self.behind = len(self._images) > 1 or self.dropped > self._dropped_before
+        self._dropped_before = self.dropped
+        return image

@@ -201,7 +201,7 @@ class Processor:
                 find_latency_ms(self._node.get_clock().now().nanoseconds, frame.stamp_ns), processing_ms
             )
 
-        return self.pipeline.process(frame, publish, behind=self.inbox.waiting > 0)
+        return self.pipeline.process(frame, publish, behind=self.inbox.behind)
 
     def _begin(self, output: OdometryOutput) -> RobotPoseTracker | None:
         """With the first poses: None while the camera's pose on the robot or the level start are pending."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.config import Config
@@ -25,14 +25,16 @@ class Rate:
     input_hz: float = float("nan")
     processed_hz: float = float("nan")
     cost_s: float = float("nan")  # 90th percentile of the recent images, keyframe work included
+    longest_s: float = float("nan")  # of somewhat more images
 
     @property
     def slow(self) -> str:
         """That not every image is processed, in one clause with the measured times; empty when every one is."""
         if self.every_nth == 1:
             return ""
+        rare = f", {self.longest_s * 1e3:.0f} ms at most" if self.cost_s * self.input_hz < 1 else ""
         return (
-            f"every {ordinal(self.every_nth)} image is processed, for one takes {self.cost_s * 1e3:.0f} ms (90th percentile) and "
+            f"every {ordinal(self.every_nth)} image is processed, for one takes {self.cost_s * 1e3:.0f} ms (90th percentile{rare}) and "
             f"one arrives every {1e3 / self.input_hz:.0f} ms"
         )
 
@@ -75,16 +77,20 @@ class Meter:
 class RateControl:
     """Decides which images are processed, from what the recent ones took. `admit` and `finish` may be called by two threads.
 
-    The load is the mean of the recent processing times, in intervals of the input. Where that is more it is their 90th percentile, in as
+    The load is the mean of the recent processing times, in intervals of the input; where that is more, their 90th percentile, in as
     many intervals as fill the inbox: so long may one image take while others wait. n rises at once when the load exceeds FULL * n and
     the inbox is full, to the least n of which the load is FILL. It falls to the least n of which the load is RELAXED, after some images
     at the present n: SETTLED, and twice as many each time that it had to rise again soon after.
+
+    Single long images are hiccups, and means leave them out; where they keep coming, a mean over more images shows it.
 
     Attributes:
         skipped: images that were not admitted.
     """
 
     WINDOW = 20  # processed images
+    LONG_WINDOW = 200
+    MIDDLE_WINDOW = 40  # before n falls: holds another of the long images, and n recovers soon
     FEWEST = 3  # after a change of n, before the next rise
     SETTLED = 8  # after a change of n, before it falls: the first images after the start take longer than later ones
     SOON = 150  # images
@@ -96,8 +102,8 @@ class RateControl:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._input, self._processed = Meter(), Meter()
-        self._costs: deque[float] = deque(maxlen=self.WINDOW)
-        self._cost_s = math.nan  # their 90th percentile
+        self._costs: deque[float] = deque(maxlen=self.LONG_WINDOW)
+        self._cost_s = self._longest_cost_s = math.nan  # 90th percentile of the newest, and the longest of all
         self._every_nth = 1
         self._since_admitted = 0  # images, the newest included
         self._admitted_s = -math.inf
@@ -130,17 +136,21 @@ class RateControl:
             self._costs.append(cost_s)
             if self._since_change < self.FEWEST:
                 return False
-            self._cost_s, mean_s = summarize(self._costs)
+            costs = list(self._costs)
+            self._cost_s, self._longest_cost_s = percentile_90(costs[-self.WINDOW :]), max(costs)
             if not self._input.interval_s:
                 return False
             before = self._every_nth
-            load_s = max(mean_s, self._cost_s / (Inbox.DEPTH + 1))
-            self._decide(load_s / self._input.interval_s, waiting >= Inbox.DEPTH)
+            least_s = max(self._cost_s / (Inbox.DEPTH + 1), mean_without(1, costs[-self.WINDOW :]))
+            load_s = max(least_s, mean_without(2, costs))
+            lasting_s = max(least_s, mean_without(0, costs[-self.MIDDLE_WINDOW :]))
+            interval_s = self._input.interval_s
+            self._decide(load_s / interval_s, lasting_s / interval_s, waiting >= Inbox.DEPTH)
             return self._every_nth > before
 
     def state(self) -> Rate:
         with self._lock:
-            return Rate(self._every_nth, self._input.hz, self._processed.hz, self._cost_s)
+            return Rate(self._every_nth, self._input.hz, self._processed.hz, self._cost_s, self._longest_cost_s)
 
     def is_silent(self, now_s: float, patience_s: float) -> bool:
         """Whether images have stopped: none for three of their intervals, or for `patience_s` where their interval is unknown."""
@@ -151,9 +161,10 @@ class RateControl:
                 return True
             return now_s - last_s > (patience_s if interval_s is None else max(3 * interval_s, shortest_s))
 
-    def _decide(self, load: float, full: bool) -> None:
+    def _decide(self, load: float, lasting: float, full: bool) -> None:
+        """`load`: in intervals of the input. `lasting`: the same over a span that n waits for before it falls. `full`: the inbox."""
         n = self._every_nth
-        relaxed = max(math.ceil(load / self.RELAXED), 1)
+        relaxed = max(math.ceil(lasting / self.RELAXED), 1)
         if load > self.FULL * n and full:
             self._settled = min(2 * self._settled, self.LONGEST) if self._since_change < self.SOON else self.SETTLED
             self._change(max(math.ceil(load / self.FILL), n + 1))
@@ -166,11 +177,17 @@ class RateControl:
         self._costs.clear()  # images at other distances take other times
 
 
-def summarize(values: Iterable[float]) -> tuple[float, float]:
-    """90th percentile and mean of two or more values, both without the largest one: a single hiccup decides nothing."""
+def percentile_90(values: Sequence[float]) -> float:
+    """Of two or more values, without the largest one: a single hiccup decides nothing."""
     ascending = sorted(values)[:-1]
     rank = math.ceil(0.9 * (len(ascending) + 1)) - 1
-    return ascending[min(rank, len(ascending) - 1)], sum(ascending) / len(ascending)
+    return ascending[min(rank, len(ascending) - 1)]
+
+
+def mean_without(count: int, values: Sequence[float]) -> float:
+    """Mean of the values without the `count` largest ones."""
+    ascending = sorted(values)[: len(values) - count]
+    return sum(ascending) / len(ascending)
 
 
 def ordinal(n: int) -> str:

@@ -202,7 +202,9 @@ def test_a_driver_has_its_own_arguments(domain, tmp_path: Path, monkeypatch, cam
         wait_until(lambda: "driver: " in launch.output or launch.process.poll() is not None, what="the driver")
         seen = dict(re.findall(r"driver: (\w+)=(.*?); ", launch.output))
         own = {"params_file": "driver.yaml", "use_sim_time": "false", "namespace": "none", "parent_frame": "base"}
-        assert own | changed | {"serial_number": "7"} == {name: seen[name] for name in (*own, *changed, "serial_number")}
+        assert own | changed | {"serial_number": "7"} == {
+            name: seen[name] for name in (*own, *changed, "serial_number")
+        }
         wait_until(lambda: "active: " in launch.output, what=f"the node:\n{launch.output}")
         assert launch.interrupt() == 0, launch.output
 

@@ -25,6 +25,7 @@ class Computer:
         self.rate, self.inbox, self.cost_s = RateControl(), Inbox(), cost_s
         self.processed: list[int] = []  # numbers of images
         self.delays_s: list[float] = []  # from the arrival of an image to its pose
+        self.behind: list[bool] = []  # what learning is told with each image
         self._busy_until_s: float | None = None  # None: idle
         self._sent = 0
 
@@ -51,6 +52,7 @@ class Computer:
 
     def _begin(self, now_s: float) -> None:
         image, arrived_s = self.inbox.take()
+        self.behind.append(self.inbox.behind)
         self._last_cost_s = self.cost_s(image - self.processed[-1] if self.processed else 1)
         self.processed.append(image)
         self._busy_until_s = now_s + self._last_cost_s
@@ -77,6 +79,36 @@ def test_a_burst_of_long_images_waits_and_drops_nothing():
     assert set(computer.play(300, 0.1)) == {1}
     assert (computer.inbox.dropped, computer.rate.skipped) == (0, 0)
     assert np.median(computer.delays_s) < 0.13 and max(computer.delays_s) < 0.5
+    assert np.mean(computer.behind) < 0.1
+
+
+def test_keyframes_of_several_intervals_fit_at_30_hz():
+    """Every 15th image takes four intervals, another one half of one; nothing is dropped."""
+    computer = Computer(lambda _: 0.133 if len(computer.processed) % 15 == 0 else 0.018)
+    assert set(computer.play(1800, 1 / 30)) == {1}
+    assert (computer.inbox.dropped, computer.rate.skipped) == (0, 0)
+
+
+@pytest.mark.parametrize(("hz", "usual_s", "long_s"), [(10, 0.094, 0.3), (30, 0.027, 0.2)])
+def test_rare_long_images_that_overload_the_computer_lower_the_rate(hz, usual_s, long_s):
+    """The mean is 1.04 and 1.07 intervals, although that of the others is .94 and .81."""
+    computer = Computer(lambda _: long_s if len(computer.processed) % 20 == 19 else usual_s)
+    computer.play(40 * hz, 1 / hz)
+    before = computer.inbox.dropped, len(computer.processed)
+    assert computer.rate.state().every_nth == 2
+    assert f"{usual_s * 1e3:.0f} ms (90th percentile, {long_s * 1e3:.0f} ms at most)" in computer.rate.state().slow
+    computer.play(80 * hz, 1 / hz, start_s=40.0)
+    assert computer.inbox.dropped == before[0] and set(np.diff(computer.processed[before[1] :])) == {2}
+    assert np.median(computer.delays_s[before[1] :]) <= usual_s + 1e-9
+    assert np.mean(computer.behind[before[1] :]) < 0.1
+
+
+@pytest.mark.parametrize("usual_s", [0.02, 0.027])
+def test_one_hiccup_of_half_a_second_does_not_lower_the_rate(usual_s):
+    """At 30 Hz, once in a minute; learning rests until the images that waited are done."""
+    computer = Computer(lambda _: 0.5 if len(computer.processed) == 100 else usual_s)
+    computer.play(1800, 1 / 30)
+    assert computer.rate.skipped == 0 and computer.inbox.dropped == 10 and 2 < sum(computer.behind) < 30
 
 
 @pytest.mark.parametrize("load", [1.1, 1.6, 2.4, 5.0])
