@@ -102,8 +102,8 @@ class NodeConfig:
     )
     backward_jump_s: float = setting(
         BACKWARD_JUMP_S,
-        "a stamp older than the last by more than this resets odometry when the next image confirms it (a bag that loops); "
-        "by less, the image is dropped",
+        "a stamp older than the last by more than this begins another map when the next image confirms it: at the origin with "
+        "use_sim_time (a bag that loops), else at the last pose (a clock that is set); by less, the image is dropped",
         unit="s",
         low=0.0,
         high=3600.0,

@@ -67,6 +67,8 @@ class Processor:
         imu: the same, and the messages of a gyroscope, filled by another thread.
     """
 
+    STUCK_AFTER = 3  # images with the stamp of the one before: fewer are images that come twice
+
     def __init__(self, node: ManagedNode, configs: Configs, resources: Resources) -> None:
         self._node = node
         self.configs = configs
@@ -88,7 +90,7 @@ class Processor:
         self._T_BC: np.ndarray | None = None
         self._map_began_ns: int | None = None
         self._camera: Any = None
-        self._order = StampOrder()
+        self._order, self._repeated = StampOrder(), 0
         self._scale_warned = self._slow_warned = self._calibration_told = False
         self._thread = threading.Thread(target=self._work, name="odometry", daemon=True)
 
@@ -130,7 +132,8 @@ class Processor:
         self.imu.level.reset()
         self._tracker = self._T_BC = self._map_began_ns = None
         self._camera = None
-        self._order = StampOrder()
+        self._order, self._repeated = StampOrder(), 0
+        self.last = None
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +143,6 @@ class Processor:
         while (image := self.inbox.take()) is not None:
             try:
                 self._process(image)
-                self.problem = ""
             except ImatchingError as error:
                 self._node.warn_throttled(str(error)[:24], f"image not used: {error}")  # each kind of problem by itself
                 self._reject(image, str(error))
@@ -171,7 +173,7 @@ class Processor:
 
     def _process(self, image: CameraImages) -> None:
         start_s = time.monotonic()
-        if not self._in_order(image):
+        if not self._check_stamp(image):
             return
         frame = self.decoder.decode(image)
         self._check_camera(frame)
@@ -184,6 +186,7 @@ class Processor:
         output = replace(output, fault=fault)
         self._count(output)
         self._publish(output, frame, image)
+        self.problem = ""
         self._watch_rate(start_s)
 
     def _track(self, frame: Frame) -> OdometryOutput:
@@ -263,21 +266,47 @@ class Processor:
         if self._tracker is not None:
             self._tracker.restart()
 
-    def _in_order(self, image: CameraImages) -> bool:
-        """Whether the image is used, by its stamp; a jump back that the image confirms resets odometry before."""
+    def _check_stamp(self, image: CameraImages) -> bool:
+        """Whether the image is used, by its stamp; after a jump back that the image confirms, odometry begins again before."""
         verdict = self._order.check(image.stamp_ns, self.configs.node.backward_jump_s)
+        self._repeated = self._repeated + 1 if verdict.repeated else 0
         if verdict.dropped:
-            self.counters.rejected += 1
-            self._node.warn_throttled("order", f"image not used: {verdict.reason}")
-            if not verdict.repeated:  # an image that comes twice has its status
-                self._publish_rejected(image, verdict.reason)
-            return False
-        if verdict.restarts:
-            self._node.get_logger().warning(f"{verdict.reason} (a bag that loops?): odometry is reset")
+            stuck = self._repeated >= self.STUCK_AFTER
+            reason = self._explain_stuck(image) if stuck else verdict.reason
+            self._node.warn_throttled("order", f"image not used: {reason}")
+            if verdict.repeated and not stuck:  # an image that comes twice has its status
+                self.counters.rejected += 1
+            else:
+                self._reject(image, reason)
+        elif verdict.restarts:
+            self._begin_after_jump(verdict.reason)
+        return not verdict.dropped
+
+    def _explain_stuck(self, image: CameraImages) -> str:
+        topic = self._node.resolve_topic_name(next(iter(image.images)))
+        cause = (
+            "the driver leaves header.stamp empty, or takes the time from a /clock that nobody publishes (its use_sim_time)"
+            if image.stamp_ns == 0
+            else "the driver repeats header.stamp, or its clock stands still"
+        )
+        return (
+            f"stamps do not advance: {self._repeated + 1} images on {topic} have the stamp {image.stamp_ns / 1e9:.6f} s; {cause}; "
+            "expected the time of each image"
+        )
+
+    def _begin_after_jump(self, reason: str) -> None:
+        """Simulated time begins again with a bag that loops, and so does the robot; a clock that is set back moves no robot."""
+        if self._node.get_parameter("use_sim_time").value:
+            self._node.get_logger().warning(f"{reason} (a bag that loops?): odometry is reset")
             order = self._order
             self._begin_again(AT_ORIGIN)
             self._order = order
-        return True
+        else:
+            self._node.get_logger().warning(
+                f"{reason} (was the clock set?): a new map goes on from the last pose; a bag that loops needs use_sim_time, or ~/reset"
+            )
+            self._restart()
+            self._outputs.reset()
 
     def _check_camera(self, frame: Frame) -> None:
         """An image of another size, or another model of the lens, starts another map; other numbers are followed."""

@@ -150,6 +150,9 @@ class RobotPoseTracker:
 
     def _add_gap(self, stamp_ns: int, last: _Last) -> None:
         """Adds the drift as of `last`, which the reset core has lost, and the motion since then at the last known speed."""
-        sigma = np.repeat(self._speed, 3) * (stamp_ns - last.stamp_ns) / 1e9
+        elapsed_s = (stamp_ns - last.stamp_ns) / 1e9
+        if elapsed_s < 0:  # the clock was set back: nobody knows how long the gap was
+            elapsed_s = self.TWIST_SPAN_S
+        sigma = np.repeat(self._speed, 3) * elapsed_s
         sigma[3:] = np.minimum(sigma[3:] + self.GAP_ROTATION_RAD, UNKNOWN_ANGLE_VARIANCE**0.5)
         self._gap_covariance, self._T_OB_gap = last.covariance_B + np.diag(sigma**2), last.pose.T_OB

@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
 from imatching_ros.msg import Status
 from nav_msgs.msg import Odometry
 from peers import Peer, image_message, info_message, make_stamp, send_until, wait_until
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from scipy.spatial.transform import Rotation
+from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from walls import CAMERA, look
 
@@ -35,7 +39,8 @@ class Robot:
     def __init__(self, peer: Peer, start_node) -> None:
         self.peer = peer
         self.node = start_node(
-            {"mode": "rgbd", "tf_timeout_s": 30.0}, ("-r", "image:=/cam/image", "-r", "depth/image:=/cam/depth")
+            {"mode": "rgbd", "tf_timeout_s": 30.0, "use_sim_time": True},
+            ("-r", "image:=/cam/image", "-r", "depth/image:=/cam/depth"),
         )
         # base -> mast -> optical frame, in two steps, latched before the node subscribes
         static = peer.node.create_publisher(
@@ -80,10 +85,15 @@ class Robot:
         return self.odom[-1]
 
     def start_again(self) -> Odometry:
-        """Images from the origin after a jump back in time, which resets when the second one confirms it."""
+        """Images from the origin after a jump back of simulated time, which resets when the second one confirms it."""
         self.stamp -= 20 * 10**9
         self.reject("it counts when the next image confirms it", *look())
         return self.show()
+
+    def set_sim_time(self, on: bool) -> bool:
+        value = ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=on)
+        request = [Parameter(name="use_sim_time", value=value)]
+        return self.peer.call(SetParameters, "/imatching/set_parameters", parameters=request).results[0].successful
 
     def reject(self, text: str, *arguments, **options) -> None:
         """Sends an image that cannot be used, until the status reports it."""
@@ -171,6 +181,60 @@ def test_a_loop_in_time_resets(robot):
     first = robot.start_again()
     assert "stamps jumped back" in robot.node.output
     np.testing.assert_allclose(pose_of(first)[0], 0, atol=1e-9)
+
+
+def test_a_clock_that_is_set_back_moves_no_robot(robot):
+    """Without simulated time. The next image but one goes on from the last pose; the way is unknown for a second, not for an hour."""
+    robot.start_again()
+    robot.show((0, 0, 0.04))
+    before, maps = robot.show((0, 0, 0.08)), robot.status[-1].map_id
+    assert robot.set_sim_time(False)
+    robot.stamp -= 3600 * 10**9
+    robot.reject("it counts when the next image confirms it", *look((0, 0, 0.08)))
+    after = robot.show((0, 0, 0.08))
+    np.testing.assert_allclose(pose_of(after)[0], pose_of(before)[0], atol=1e-6)
+    assert robot.status[-1].map_id > maps and "a new map goes on from the last pose" in robot.node.output
+    assert 0.01 < np.sqrt(after.pose.covariance[0]) < 2.0
+    np.testing.assert_allclose(pose_of(robot.show((0, 0, 0.12)))[0], [0.12, 0, 0], atol=0.008)
+    assert robot.set_sim_time(True)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "cause"), [(0, "leaves header.stamp empty"), (7 * 10**9, "repeats header.stamp, or its clock stands")]
+)
+def test_stamps_that_do_not_advance_are_told(robot, stamp, cause):
+    """By the status, and by /diagnostics as long as it lasts."""
+    diagnostics = robot.peer.collect(DiagnosticArray, "/diagnostics")
+    assert robot.peer.call(Trigger, "/imatching/reset").success
+    count = len(robot.status)
+
+    def find(messages: list, text: str) -> bool:
+        return any(text in message.reason for message in messages[count:])
+
+    for _ in range(2):
+        send_until(
+            lambda: robot.send(*look(), stamp=stamp),
+            lambda: find(robot.status, "stamps do not advance: "),
+            "a status",
+            patience_s=0.2,
+        )
+    told = next(m for m in robot.status[count:] if m.reason)
+    assert cause in told.reason and "images on /cam/image have the stamp" in told.reason and told.frames_rejected >= 3
+    reports = wait_until(
+        lambda: [s for m in diagnostics for s in m.status if "stamps do not" in s.message], what="a report"
+    )
+    assert reports[-1].level == DiagnosticStatus.ERROR and cause in reports[-1].message
+    robot.show()
+
+
+def test_a_rejected_image_after_a_reset_has_the_state_after_it(robot):
+    robot.show()
+    assert robot.peer.call(Trigger, "/imatching/reset").success
+    robot.stamp += 10**8
+    count = len(robot.status)
+    send_until(lambda: robot.send(*look(), encoding="32SC4"), lambda: len(robot.status) > count, "a status")
+    assert robot.status[-1].reason and robot.status[-1].state == Status.UNINITIALIZED
+    robot.show()
 
 
 @pytest.mark.parametrize("wrong_s", [-10, 10**8])
