@@ -5,8 +5,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
+
+from ..core.errors import ImatchingError
+
+
+class CommandExpired(ImatchingError):
+    """A command waited too long and was not carried out."""
 
 
 class Inbox:
@@ -69,6 +75,17 @@ class Inbox:
                 self._condition.notify()
         return future
 
+    def run(self, command: Callable[[], Any], timeout_s: float) -> Any:
+        """Queues a function, as `call` does, and returns its result.
+
+        Raises:
+            CommandExpired: it was not begun in time, and never will be: whoever asks again must not have it done twice.
+        """
+        future = self.call(command)
+        if not wait([future], timeout_s).done and future.cancel():
+            raise CommandExpired(f"not begun within {timeout_s:g} s, and given up")
+        return future.result()
+
     def discard(self) -> None:
         """Removes the images that wait."""
         with self._condition:
@@ -80,7 +97,9 @@ class Inbox:
             self._closed = True
             self._images.clear()
             while self._commands:
-                self._commands.popleft()[1].set_exception(RuntimeError("the node is shutting down"))
+                _, future = self._commands.popleft()
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(RuntimeError("the node is shutting down"))
             self._condition.notify_all()
 
     def take(self) -> Any:
@@ -93,6 +112,8 @@ class Inbox:
                 if not self._commands:
                     return self._take_image()
                 command, future = self._commands.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(command())
             except Exception as error:

@@ -6,7 +6,6 @@ import sys
 import time
 from dataclasses import replace
 from collections.abc import Callable
-from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -251,10 +250,7 @@ class OdometryNode(ManagedNode):
         try:
             if self.processor is None:
                 return True, command(pipeline)
-            future = self.processor.inbox.call(lambda: command(pipeline))
-            if not wait([future], self.SERVICE_TIMEOUT_S).done:
-                return False, f"not done within {self.SERVICE_TIMEOUT_S:g} s"
-            return True, future.result()
+            return True, self.processor.inbox.run(lambda: command(pipeline), self.SERVICE_TIMEOUT_S)
         except (ImatchingError, OSError) as error:
             return False, str(error)
 

@@ -152,17 +152,20 @@ def test_an_error_in_a_service_is_answered_counted_and_logged_once(make_node, mo
     assert call(SetBool, "set_learning", data=False).success
 
 
-def test_a_command_that_lasts_too_long_is_answered(make_node, monkeypatch):
+def test_a_command_that_has_to_wait_too_long_is_answered_and_not_done_later(make_node, monkeypatch):
     """Up to Python 3.10 the TimeoutError of futures is not the built-in one."""
     monkeypatch.setattr(concurrent.futures._base, "TimeoutError", type("TimeoutError", (Exception,), {}))
     monkeypatch.setattr(OdometryNode, "SERVICE_TIMEOUT_S", 0.2)
     node = make_node()
     assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
     release = threading.Event()
+    resets = []
+    monkeypatch.setattr(node.processor, "reset", lambda: resets.append(1))
     node.processor.inbox.call(release.wait)
     answer = node.on_reset(Trigger.Request(), Trigger.Response())
+    assert not answer.success and answer.message == "not begun within 0.2 s, and given up"
     release.set()
-    assert not answer.success and answer.message == "not done within 0.2 s"
+    assert node.on_reset(Trigger.Request(), Trigger.Response()).success and resets == [1]  # not that of before as well
 
 
 def test_the_end_does_not_wait_for_a_large_image(make_node):
