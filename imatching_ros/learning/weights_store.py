@@ -171,7 +171,7 @@ class DeployedWeights:
         self._ended = LearningStatus()
         self._stamp_ns = 0  # of the newest frame
         self._writer = ThreadPoolExecutor(1, "imatching-weights")
-        self.learning = self._start_learning()
+        self.learning = self._start_learning(self.config.learning.mode)
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -189,18 +189,19 @@ class DeployedWeights:
     def set_learning(self, on: bool) -> None:
         """Starts learning, from the weights in use, or ends it; weights in post-deployment validation are rolled back then.
 
+        Where `learning.mode` is off it starts in the background; where it has failed it starts anew.
+
         Raises:
-            ConfigError: the settings or the matcher rule learning out.
+            ConfigError: the matcher cannot learn.
         """
-        if not on:
+        if not on or self.status().state == "failed":
             self._end_learning(roll_back=True)
-        elif self.learning is None:
-            self.learning = self._start_learning()
+        if on and self.learning is None:
+            mode = self.config.learning.mode
+            self.learning = self._start_learning("thread" if mode == "off" else mode)
             if self.learning is None:
                 raise ConfigError(
-                    f"learning cannot be switched on: learning.mode is '{self.config.learning.mode}' and the matcher "
-                    f"'{self.matcher.name}' {'can' if self.matcher.trainable else 'cannot'} learn; start with "
-                    "learning.mode thread or sync and a matcher that learns"
+                    f"learning cannot be switched on: the matcher '{self.matcher.name}' cannot learn; start with one that does"
                 )
 
     def begin_frame(self, stamp_ns: int, behind: bool) -> bool:
@@ -273,9 +274,10 @@ class DeployedWeights:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _start_learning(self) -> Learning | None:
+    def _start_learning(self, mode: str) -> Learning | None:
+        config = replace(self.config, learning=replace(self.config.learning, mode=mode))
         newest = max(self._ended.weights_version, 0 if self._store is None else self._store.newest_version())
-        return start_learning(self.matcher, self.config, self._on_event, self._pretrained, newest)
+        return start_learning(self.matcher, config, self._on_event, self._pretrained, newest)
 
     def _end_learning(self, roll_back: bool = False, timeout_s: float | None = None) -> None:
         """Ends learning. `roll_back`: odometry continues, so that unconfirmed weights must not stay. `timeout_s`: as of its `close`."""

@@ -16,6 +16,8 @@ from .rate import Rate, ordinal
 
 SCALE_REMEDY = "for metres give external odometry (external_odometry.use: scale) or odometry.first_baseline_m, or use stereo or rgbd"
 
+LEARNING_FAILED = "learning has failed, the log has the reason; ~/set_learning starts it again"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -160,6 +162,8 @@ def judge_tracking(now: Snapshot) -> tuple[bytes, str]:
         return DiagnosticStatus.WARN, f"{now.tracking}, {now.conflict}"
     if now.external_odometry not in ("", "off", "used"):
         return DiagnosticStatus.WARN, f"{now.tracking}, without external odometry: {now.external_odometry}"
+    if now.learning is not None and now.learning.state == "failed":
+        return DiagnosticStatus.WARN, f"{now.tracking}, {LEARNING_FAILED}"
     if not now.metric:  # healthy, but not fit to drive by
         return (
             DiagnosticStatus.WARN,

@@ -38,7 +38,7 @@ from .tf_tree import TransformTree
 SERVICES = {
     "~/reset": (Trigger, "starts again at the origin with an empty map; the weights stay"),
     "~/set_pose": (SetPose, "starts again at a given pose of the base with an empty map; the weights stay"),
-    "~/set_learning": (SetBool, "switches learning on or off"),
+    "~/set_learning": (SetBool, "switches learning on, in the background where learning.mode is off, or off"),
     "~/save_weights": (
         Weights,
         "writes the weights in use as a profile (a name) or a .safetensors file; an empty name is the profile in use",
@@ -336,6 +336,10 @@ class OdometryNode(ManagedNode):
     def _on_event(self, event: dict) -> None:
         if event["event"] == "warning":
             self.get_logger().warning(event["text"])
+        if event["event"] == "learning_failed":
+            self.get_logger().error(
+                f"learning has failed, odometry goes on: {event['error']}; ~/set_learning starts it again\n{event['traceback']}"
+            )
         if self.resources is not None:
             self.resources.outputs.publish_event(event)
 

@@ -7,8 +7,9 @@ import re
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
+from imatching_ros.learning.learner import LearningStatus
 from imatching_ros.ros import params
-from imatching_ros.ros.diagnostics import SCALE_REMEDY, Snapshot, describe_drops, judge
+from imatching_ros.ros.diagnostics import LEARNING_FAILED, SCALE_REMEDY, Snapshot, describe_drops, judge
 from imatching_ros.ros.rate import Rate
 
 pytestmark = pytest.mark.ros
@@ -67,6 +68,7 @@ OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticS
         ({"external_odometry": "no TF"}, WARN, "tracking, without external odometry: no TF"),
         ({"fault": "no depth", "conflict": "two clocks"}, WARN, "tracking, no depth"),
         ({"conflict": "two clocks"}, WARN, "tracking, two clocks"),
+        ({"learning": LearningStatus(state="failed")}, WARN, f"tracking, {LEARNING_FAILED}"),
         (UNSCALED, WARN, f"tracking, scale unknown: the unit of length is arbitrary; {SCALE_REMEDY}"),
         ({**UNSCALED, "tracking": "unverified", "reason": "few matches"}, WARN, "unverified: few matches"),
         ({**UNSCALED, "external_odometry": "no TF"}, WARN, "tracking, without external odometry: no TF"),

@@ -168,6 +168,28 @@ def test_a_command_that_has_to_wait_too_long_is_answered_and_not_done_later(make
     assert node.on_reset(Trigger.Request(), Trigger.Response()).success and resets == [1]  # not that of before as well
 
 
+def test_a_learner_that_has_failed_is_reported_and_started_again(make_node, capfd):
+    node = make_node(**{"matcher.name": "expectation", "learning.mode": "thread"})
+    assert node.trigger_configure() == SUCCESS
+    failed = node.resources.pipeline.weights.learning
+    failed.submit(())  # no window
+    wait_until(lambda: node.resources.pipeline.learning_status().state == "failed", what="the end of learning")
+    assert node.on_set_learning(SetBool.Request(data=True), SetBool.Response()).success
+    assert node.resources.pipeline.learning_status().state != "failed"
+    node.resources.pipeline.close()  # passes events on
+    assert "learning has failed, odometry goes on: " in capfd.readouterr().err
+
+
+def test_learning_that_was_off_at_the_start_is_switched_on(make_node):
+    node = make_node(**{"matcher.name": "expectation"})
+    assert node.trigger_configure() == SUCCESS
+    answer = node.on_set_learning(SetBool.Request(data=True), SetBool.Response())
+    assert answer.success and answer.message == "learning is on"
+    assert node.resources.pipeline.learning_status().state != "off"
+    assert node.on_set_learning(SetBool.Request(data=False), SetBool.Response()).success
+    assert node.resources.pipeline.learning_status().state == "off"
+
+
 def test_the_end_does_not_wait_for_a_large_image(make_node):
     """launch sends SIGTERM 5 s after SIGINT."""
     node = make_node()
