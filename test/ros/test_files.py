@@ -120,7 +120,15 @@ def test_launch_remaps_only_topics_that_exist(mode):
 
 def test_nav2_launch_fuses_the_planar_twist_that_the_node_publishes():
     nav2, online = load_launch("nav2"), load_launch("online")
-    assert set(nav2.ONLINE) <= set(online.ARGUMENTS) and nav2.FILTER["odom0"] == nav2.ONLINE["odom_topic"]
+    assert set(nav2.ONLINE) <= set(online.ARGUMENTS)
+    assert nav2.make_filter({"base_frame": "base"})["odom0"] == nav2.ONLINE["odom_topic"]
+    mine = nav2.make_filter({"base_frame": "base", "odom_frame": "r1/odom", "odom_topic": "/vo"})
+    assert (mine["odom0"], mine["odom_frame"], mine["world_frame"], mine["base_link_frame"]) == (
+        "/vo",
+        "r1/odom",
+        "r1/odom",
+        "base",
+    )
     names = "x y z roll pitch yaw vx vy vz vroll vpitch vyaw ax ay az".split()
     fused = [name for name, used in zip(names, nav2.FILTER["odom0_config"], strict=True) if used]
     assert fused == ["vx", "vy", "vyaw"]

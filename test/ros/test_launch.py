@@ -180,6 +180,35 @@ def generate_launch_description():
 """
 
 
+def install(prefix: Path, package: str, file: str, text: str) -> None:
+    """A package that has one file."""
+    path, marker = prefix / file, prefix / "share" / "ament_index" / "resource_index" / "packages" / package
+    for made in (path, marker):
+        made.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@needs_launch
+def test_nav2_launch_has_everything_in_the_namespace(domain, peer: Peer, tmp_path: Path, monkeypatch):
+    """With programs in place of the filter and the manager, which print what they were given."""
+    for package, program in (("robot_localization", "ekf_node"), ("nav2_lifecycle_manager", "lifecycle_manager")):
+        script = f"#!/bin/sh\necho {program}: $*\nfor a in $*; do test -f $a && cat $a; done\necho {program} ends\n"
+        install(tmp_path, package, f"lib/{package}/{program}", script)
+    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{tmp_path}{os.pathsep}{os.environ['AMENT_PREFIX_PATH']}")
+    arguments = ("camera:=d435i_rgbd", "driver:=false", "params_file:={mine}", "namespace:=robot1", "learning:=off")
+    with launched(domain, tmp_path, "nav2.launch.py", *arguments, "odom_frame:=r1/odom") as launch:
+        wait_until(lambda: launch.output.count(" ends") == 2, 60.0, f"both programs:\n{launch.output}")
+        for program in ("ekf_node", "lifecycle_manager"):
+            assert re.search(rf"{program}: .*__ns:=/robot1( |$)", launch.output, re.M), launch.output
+        assert re.search("odom0: visual_odometry$", launch.output, re.M) and "world_frame: r1/odom" in launch.output
+        request = Transition(id=Transition.TRANSITION_CONFIGURE)
+        assert peer.call(ChangeState, "/robot1/imatching/change_state", transition=request).success, launch.output
+        wait_until(lambda: peer.node.count_publishers("/robot1/visual_odometry") == 1, what="the node's topic")
+        assert launch.interrupt() == 0, launch.output
+
+
 @needs_launch
 @pytest.mark.parametrize(
     ("camera", "package", "file", "changed"),
@@ -190,12 +219,7 @@ def generate_launch_description():
 )
 def test_a_driver_has_its_own_arguments(domain, tmp_path: Path, monkeypatch, camera, package, file, changed):
     """Not those of the node; what the node does not know is passed on."""
-    stub = tmp_path / "share" / package / "launch" / f"{file}.launch.py"
-    stub.parent.mkdir(parents=True)
-    stub.write_text(STUB)
-    marker = tmp_path / "share" / "ament_index" / "resource_index" / "packages" / package
-    marker.parent.mkdir(parents=True)
-    marker.touch()
+    install(tmp_path, package, f"share/{package}/launch/{file}.launch.py", STUB)
     monkeypatch.setenv("AMENT_PREFIX_PATH", f"{tmp_path}{os.pathsep}{os.environ['AMENT_PREFIX_PATH']}")
     arguments = (f"camera:={camera}", "params_file:={mine}", "namespace:=robot", "learning:=off", "serial_number:=7")
     with launched(domain, tmp_path, "camera.launch.py", *arguments) as launch:
