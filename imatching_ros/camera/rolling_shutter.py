@@ -48,12 +48,12 @@ def see(camera: Camera, points_C: Tensor, twist: Tensor) -> tuple[Tensor, Tensor
 
 
 def skew_px(camera: Camera, twist: Tensor, readout_s: float, depth: float = math.inf) -> float:
-    """By how much a readout time shifts the outermost rows of points at a depth at this twist (6,) per second, at most, px.
+    """By how much a readout time shifts the outermost rows of points at a depth at a twist (6,) per second, or the worst of (N, 6), at most, px.
 
     `depth` is in the unit of the twist; by default the points are so far away that rotation alone shifts them.
     """
-    rate = float(twist[3:].norm()) + float(twist[:3].norm()) / max(depth, 1e-9)
-    return rate * readout_s / 2 * camera.fx
+    rate = twist[..., 3:].norm(dim=-1) + twist[..., :3].norm(dim=-1) / max(depth, 1e-9)
+    return float(rate.max()) * readout_s / 2 * camera.fx
 
 
 def _row_pose(camera: Camera, uv: Tensor, twist: Tensor) -> Tensor:

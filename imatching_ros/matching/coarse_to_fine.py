@@ -126,21 +126,35 @@ class CoarseToFine(Matcher):
         self, queries: Queries, targets: Sequence[Features], search: tuple[Tensor, Tensor] | None
     ) -> Prediction:
         """`match_batch` for a CPU: one target after the other and few queries at once, so that all stays in its cache."""
-        surfaces, evidence = [], []
-        for t, target in enumerate(targets):
-            near = None if search is None else (search[0][t], search[1][t])
-            uv, found = self._coarse_lean(queries.data["coarse"], target.maps["coarse"], near)
-            surfaces.append(self._correlate_lean(queries.data["fine"], target.maps["fine"], uv))
-            evidence.append(found)
+        uv, evidence = self._coarse_lean(queries.data["coarse"], [t.maps["coarse"] for t in targets], search)
+        surfaces = [self._correlate_lean(queries.data["fine"], t.maps["fine"], at) for t, at in zip(targets, uv)]
         # The surfaces are small: all at once, so that the many small operations on them are few.
         surface = LocalSurface(torch.stack([s.similarity for s in surfaces]), torch.stack([s.centre for s in surfaces]))
-        return Prediction(*self.locate(surface, torch.stack(evidence)))
+        return Prediction(*self.locate(surface, evidence))
 
-    def _coarse_lean(self, query: Tensor, coarse: Tensor, near: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _coarse_lean(
+        self, query: Tensor, maps: Sequence[Tensor], search: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (N, C) in T maps (C, h, w), near predicted (T, N, 2) px within radius (T, N) px -> uv (T, N, 2), evidence (T, N, 3)."""
+        height, width = maps[0].shape[-2:]
+        window = None if search is None or len(maps) == 1 else search_window(search, height, width)
+        few = window is not None and len(maps) * len(query) * window.side**2 <= LOGITS_AT_ONCE
+        if window is None or not few or any(m.shape != maps[0].shape for m in maps):
+            near = [None if search is None else (search[0][t], search[1][t]) for t in range(len(maps))]
+            found = [self._coarse_in_map(query, m, n) for m, n in zip(maps, near)]
+            uv, evidence = (torch.stack(f) for f in zip(*found))
+            return uv, evidence
+        # Small windows of all maps at once, so that the many small operations on them are few.
+        scaled = query * self.coarse_log_temperature.exp()
+        logits = torch.cat([self._window_logits(scaled, _cells(m), width, window, t) for t, m in enumerate(maps)])
+        return window_estimate(logits, window, self.coarse_log_temperature.exp())
+
+    def _coarse_in_map(
+        self, query: Tensor, coarse: Tensor, near: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
         """Queries (N, C) in a map (C, h, w), near predicted (N, 2) px within radius (N,) px -> uv (N, 2), evidence (N, 3)."""
         height, width = coarse.shape[-2:]
-        # Cells as rows: with channels-last maps neither this nor the look-up of fine cells copies anything.
-        cells = coarse.permute(1, 2, 0).reshape(height * width, -1)
+        cells = _cells(coarse)
         raw, query = query, query * self.coarse_log_temperature.exp()
         size = (height, width)
         if near is None:
@@ -157,14 +171,14 @@ class CoarseToFine(Matcher):
         uv[unknown], evidence[unknown] = self._search_map(query[unknown], cells, size, None)
         if not unknown.all():
             known = ~unknown
-            uv[known], evidence[known] = self._coarse_lean(raw[known], coarse, (near[0][known], near[1][known]))
+            uv[known], evidence[known] = self._coarse_in_map(raw[known], coarse, (near[0][known], near[1][known]))
         return uv, evidence
 
-    def _window_logits(self, query: Tensor, cells: Tensor, width: int, window: SearchWindow) -> Tensor:
-        """Logits (1, N, side, side) of queries (N, C) and the cells (h * w, C) in their windows."""
-        index, per_query = window.index(width)[0], window.side**2 * cells.shape[1]
+    def _window_logits(self, query: Tensor, cells: Tensor, width: int, window: SearchWindow, t: int = 0) -> Tensor:
+        """Logits (1, N, side, side) of queries (N, C) and the cells (h * w, C) in their windows, which are those of map `t`."""
+        index, per_query = window.index(width)[t], window.side**2 * cells.shape[1]
         if MAP_PER_WINDOW * window.side**2 > len(cells):
-            logits = self._multiply_rows(query, cells, width, (window.origin[0, :, 1], window.side), index)
+            logits = self._multiply_rows(query, cells, width, (window.origin[t, :, 1], window.side), index)
         else:
             scratch = _Scratch()
             logits = torch.cat(
@@ -278,6 +292,11 @@ class CoarseToFine(Matcher):
             for at in _chunks(len(query), PATCHES_AT_ONCE)
         ]
         return LocalSurface(torch.cat(sums) / PATCH**2, centre)
+
+
+def _cells(features: Tensor) -> Tensor:
+    """Map (C, h, w) -> cells as rows (h * w, C): of a channels-last map nothing is copied, neither here nor by a look-up of cells."""
+    return features.permute(1, 2, 0).flatten(0, 1)
 
 
 def _fine_window(uv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

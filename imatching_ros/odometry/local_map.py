@@ -271,10 +271,10 @@ class Window:
         points_C = geometry.act(geometry.inverse(self.T_WC)[o.kf[rows]], points_W)
         return (geometry.project(camera, points_C) - o.obs[rows, :2]).norm(dim=1), points_C[:, 2]
 
-    def is_host(self) -> Tensor:
+    def is_host(self, o: Observations) -> Tensor:
         """(O,) bool: the observation at which its landmark was detected."""
         ids = torch.tensor([k.id for k in self.keyframes])
-        return ids[self.observations.kf] == self.landmarks.host[self.observations.lm]
+        return ids[o.kf] == self.landmarks.host[o.lm]
 
     def _is_metric(self) -> bool:
         return bool((self.observations.kind != int(ObservationKind.MONO)).any())
@@ -291,13 +291,14 @@ class Window:
         parallax that it should have there (depth prior). Observations that disagree with their landmark are dropped; a landmark that is
         still pending keeps all of its own, for with more views the wrong one may stand out.
         """
-        o, sigmas = self.observations, None
+        pending = ~self.landmarks.triangulated
+        mine = pending[self.observations.lm].nonzero()[:, 0]
+        o, sigmas = _each(self.observations, lambda v: v[mine]), None
         if not self._is_metric():
             self.landmarks = replace(self.landmarks, expected_inv_depth=expected_inverse_depths(self))
-            sigmas = parallax_sigmas(self, camera)
-            o = with_depth_prior(self, sigmas)
+            sigmas = parallax_sigmas(self, o, camera)
+            o = with_depth_prior(self, o, sigmas)
         keep = torch.ones(len(o), dtype=torch.bool)
-        pending = ~self.landmarks.triangulated
         rows = (pending & ((self.views() >= 2) | self._measured())).nonzero()[:, 0]
         if len(rows) == 0:
             return rows
@@ -309,14 +310,15 @@ class Window:
             found = triangulate(
                 camera, self.T_WC, o.kf[used], lm, o.obs[used], len(rows), o.kind[used], o.sigma[used], iterations
             )
-            residual = self._residuals(camera, found.points_W[lm], used)[0]
+            residual = self._residuals(camera, found.points_W[lm], mine[used])[0]
             keep[used] = residual < gate_px
         enough = geometry.parallax(self.T_WC, found.points_W, o.kf[used], lm) * camera.fx >= min_parallax_px
         if sigmas is not None:
             enough = torch.where(sigmas[rows].isfinite(), sigmas[rows] >= ENTER_SIGMAS, enough)
         good = found.valid & (found.rms_px < gate_px) & (enough | self._measured()[rows])
         self.set_positions(rows[good], found.points_W[good])
-        self._keep_observations(keep | ~self.landmarks.triangulated[o.lm])
+        wrong = mine[~keep & self.landmarks.triangulated[o.lm]]
+        self._keep_observations(torch.ones(len(self.observations), dtype=torch.bool).index_fill(0, wrong, False))
         return rows[good]
 
     def median_depth(self, kf: int) -> float:
@@ -346,8 +348,9 @@ class Window:
         index[rows] = torch.arange(len(rows))
         # Until a keyframe has left, the scale is the gauge of the problem: a prior that only passes it on has no part in it.
         plain = self._is_metric() or not self.keyframe_dropped
-        o = self.observations if plain else with_depth_prior(self, parallax_sigmas(self, camera))
-        o = _each(o, lambda v: v[used])
+        o = _each(self.observations, lambda v: v[used])
+        if not plain:
+            o = with_depth_prior(self, o, parallax_sigmas(self, o, camera))
         fixed = torch.zeros(len(self.keyframes), dtype=torch.bool)
         stereo = bool((o.kind == int(ObservationKind.STEREO)).any())
         fixed[: 2 if self.keyframe_dropped and len(self.keyframes) > 3 and not stereo else 1] = True
@@ -514,7 +517,7 @@ def expected_inverse_depths(window: Window) -> Tensor:
     min_known = 8  # fewer known landmarks in an image say nothing about its depth
     o, table = window.observations, window.landmarks
     expected = table.expected_inv_depth.clone()
-    new = window.is_host() & ~table.triangulated[o.lm] & expected[o.lm].isnan()
+    new = window.is_host(o) & ~table.triangulated[o.lm] & expected[o.lm].isnan()
     for kf in o.kf[new].unique().tolist():
         known = ((o.kf == kf) & table.triangulated[o.lm]).nonzero()[:, 0]
         if len(known) < min_known:
@@ -526,13 +529,13 @@ def expected_inverse_depths(window: Window) -> Tensor:
     return expected
 
 
-def parallax_sigmas(window: Window, camera: Camera) -> Tensor:
+def parallax_sigmas(window: Window, o: Observations, camera: Camera) -> Tensor:
     """The parallax (P,) that landmarks should have at their expected depth, in standard deviations of their observations.
 
-    NaN where no depth is expected or the host has left the window.
+    NaN where no depth is expected or the host has left the window. `o`: all of the window's observations of landmarks that matter.
     """
-    o, table = window.observations, window.landmarks
-    hosts = (window.is_host() & table.expected_inv_depth[o.lm].isfinite()).nonzero()[:, 0]
+    table = window.landmarks
+    hosts = (window.is_host(o) & table.expected_inv_depth[o.lm].isfinite()).nonzero()[:, 0]
     depth = 1 / table.expected_inv_depth[o.lm[hosts]]
     points = torch.zeros(len(table), 3, dtype=torch.float64)
     points[o.lm[hosts]] = geometry.act(window.T_WC[o.kf[hosts]], geometry.back_project(camera, o.obs[hosts, :2], depth))
@@ -543,20 +546,20 @@ def parallax_sigmas(window: Window, camera: Camera) -> Tensor:
     return torch.where(has, angle * camera.fx / sigma, torch.nan)
 
 
-def with_depth_prior(window: Window, sigmas: Tensor) -> Observations:
-    """The window's observations (O,), those at the hosts of landmarks of little parallax with the inverse depth expected there.
+def with_depth_prior(window: Window, o: Observations, sigmas: Tensor) -> Observations:
+    """Observations (O,) of the window, those at the hosts of landmarks of little parallax with the inverse depth expected there.
 
     Landmarks that were found much nearer than expected, things in front of a background, are left alone.
 
     Args:
         sigmas: (P,) of `parallax_sigmas`.
     """
-    o, table = window.observations, window.landmarks
+    table = window.landmarks
     expected = table.expected_inv_depth[o.lm]
     weak = sigmas[o.lm] < LEAVE_SIGMAS
     inv_depth = 1 / geometry.act(geometry.inverse(window.T_WC)[o.kf], table.points_W[o.lm])[:, 2]
     in_front = table.triangulated[o.lm] & (inv_depth > (1 + 2 * PRIOR_RELATIVE_SIGMA) * expected)
-    use = window.is_host() & weak & ~in_front
+    use = window.is_host(o) & weak & ~in_front
     obs, sigma = o.obs.clone(), o.sigma.clone()
     obs[use, 2], sigma[use, 2] = expected[use], PRIOR_RELATIVE_SIGMA * expected[use]
     return replace(o, obs=obs, kind=torch.where(use, int(ObservationKind.DEPTH), o.kind), sigma=sigma)

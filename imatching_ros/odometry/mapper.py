@@ -74,7 +74,7 @@ class SolvedWindow:
     @staticmethod
     def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> SolvedWindow:
         """`used`: (O,) rows of the window's observations that the snapshot holds."""
-        uv, is_host = window.observations.uv[used], window.is_host()[used]
+        uv, is_host = window.observations.uv[used], window.is_host(window.observations)[used]
         return SolvedWindow(tuple(window.keyframes), snapshot, result, uv, is_host)
 
 
@@ -260,7 +260,7 @@ class Mapper:
         if solved is None or solved.result.status is not BAStatus.CONVERGED:
             return None
         camera, uncertain_s = solved.snapshot.camera, self._uncertain_readout_s(solved.snapshot)
-        skew_px = max(rolling_shutter.skew_px(camera, k.twist, uncertain_s) for k in solved.keyframes)
+        skew_px = rolling_shutter.skew_px(camera, torch.stack([k.twist for k in solved.keyframes]), uncertain_s)
         return replace(solved, skew_px=skew_px)
 
     def _uncertain_readout_s(self, snapshot: WindowSnapshot) -> float:

@@ -82,7 +82,7 @@ class UnnamedReadout:
         camera = window.camera
         if self._refuted or len(window.kf_idx) < self.MIN_OBSERVATIONS * len(twist):
             return
-        if max(rolling_shutter.skew_px(camera, t, self.LIKELY_S) for t in twist) < MAX_SKEW_PX:
+        if rolling_shutter.skew_px(camera, twist, self.LIKELY_S) < MAX_SKEW_PX:
             return
         kf = window.kf_idx
         depth = geometry.act(geometry.inverse(result.T_WC[kf]), result.points_W[window.pt_idx])[:, 2]

@@ -200,15 +200,17 @@ def test_an_expectation_is_that_of_the_surroundings_and_is_scaled_with_the_map()
     window = wall(baseline=0.3)
     window.triangulate(CAMERA, 3.0, 6.0)
     assert torch.allclose(window.landmarks.expected_inv_depth[KNOWN:], torch.tensor(1 / DEPTH, dtype=torch.float64))
-    before = local_map.parallax_sigmas(window, CAMERA)
+    before = local_map.parallax_sigmas(window, window.observations, CAMERA)
     window.rescale(3.0)
     assert torch.allclose(window.landmarks.expected_inv_depth[KNOWN:], torch.tensor(1 / DEPTH / 3, dtype=torch.float64))
-    assert torch.allclose(before, local_map.parallax_sigmas(window, CAMERA), equal_nan=True)
+    assert torch.allclose(before, local_map.parallax_sigmas(window, window.observations, CAMERA), equal_nan=True)
 
 
 def test_the_prior_is_left_out_once_parallax_is_enough_and_in_front_of_a_background():
     def with_prior(window: Window) -> torch.Tensor:
-        o = local_map.with_depth_prior(window, local_map.parallax_sigmas(window, CAMERA))
+        o = local_map.with_depth_prior(
+            window, window.observations, local_map.parallax_sigmas(window, window.observations, CAMERA)
+        )
         assert bool((o.kf[o.kind == ObservationKind.DEPTH] == 0).all())  # at hosts alone
         return o.lm[o.kind == ObservationKind.DEPTH]
 
