@@ -10,9 +10,9 @@ those of the undistorted pinhole camera with the same fx, fy, cx, cy. Matches ar
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pypose
 from torch import Tensor
@@ -188,6 +188,8 @@ class OdometryOutput:
         return None if self.T_WC is None else pypose.SE3(self.T_WC)
 
 
+Record = TypeVar("Record", "OdometryOutput", Matches, BAResult)
+
 ROWS_AT_ONCE = 120
 
 
@@ -201,6 +203,17 @@ def as_grey(image: Tensor) -> Tensor:
         red, green, blue = image[:, start : start + ROWS_AT_ONCE]
         grey[start : start + ROWS_AT_ONCE] = (red * 0.299).add_(green * 0.587).add_(blue * 0.114).round_()
     return grey[None]
+
+
+def ordinary(record: Record) -> Record:
+    """A dataclass with copies of its tensors that were made in inference mode, which cannot take part in gradients; called outside of it."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.clone() if value.is_inference() else value
+        return ordinary(value) if type(value) in (Matches, BAResult) else value
+
+    return replace(record, **{name: copy(value) for name, value in vars(record).items()})
 
 
 def to_json_value(value: Any) -> Any:

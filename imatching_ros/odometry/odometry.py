@@ -29,6 +29,7 @@ from ..core.types import (
     TrackingState,
     WeightsSnapshot,
     as_grey,
+    ordinary,
 )
 from ..matching.base import Features, Matcher
 from .external_odometry import ExternalOdometry, Scale
@@ -113,13 +114,18 @@ class Odometry:
 
     # -- one frame ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def track(self, frame: Frame) -> OdometryOutput:
         """The pose of a frame from its own matches.
 
         Raises:
             SourceError, CameraError: the configured mode needs a depth or right image that the first frame does not carry.
         """
+        # Hundreds of small operations, each of which starts faster in inference mode.
+        with torch.inference_mode():
+            output = self._track(frame)
+        return ordinary(output)
+
+    def _track(self, frame: Frame) -> OdometryOutput:
         clock = Clock()
         self._candidate = None
         if not self._mode:  # later frames may lack their partner: they are tracked by what was seen before
@@ -364,9 +370,13 @@ class Odometry:
 
     # -- keyframe work ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def extend(self) -> BAResult | None:
         """After `track`: when its frame became a keyframe, finds new landmarks and adjusts the window; else does nothing."""
+        with torch.inference_mode():
+            result = self._extend()
+        return None if result is None else ordinary(result)
+
+    def _extend(self) -> BAResult | None:
         candidate, self._candidate, self.rescaled = self._candidate, None, None
         if candidate is None or self.last is None:
             return None
@@ -454,7 +464,7 @@ class Odometry:
             self._without_pose(frame, ""),
             state=state.published,
             reason=state.cause.value.format(inliers=inliers) if isinstance(state, Unverified) else "",
-            T_WC=estimate.T_WC.clone(),
+            T_WC=estimate.T_WC,
             covariance=self.motion.covariance.at(estimate.T_WC) + in_map,
             covariance_in_map=in_map,
             covariance_of_step=self.motion.covariance_of_step,
