@@ -113,7 +113,7 @@ class Pipeline:
             status=None if result is None else result.status.value,
         )
         self._remember_keyframes()
-        self.weights.learn(next_sample(self.odometry))
+        self.weights.learn(None if self.weights.learning is None else next_sample(self.odometry))
         self._pass_events_on()
         return replace(output, bundle=result, timings_ms={**output.timings_ms, **clock.laps})
 
