@@ -37,6 +37,7 @@ class FeatureFrame:
     features: Features
     # (6,) per second in the camera's frame: the velocity while the rows were exposed
     twist: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    rate_error: float = 0.0  # rad/s, by which the rotation of `twist` may be off
     rotation: RotationPrior | None = None  # by the gyroscope
 
     @property

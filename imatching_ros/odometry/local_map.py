@@ -41,6 +41,7 @@ class Keyframe:
     image: Tensor  # (1, H, W) uint8 grey
     features: Features
     twist: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))  # (6,) as of `FeatureFrame`
+    rate_error: float = 0.0  # rad/s, as of `FeatureFrame`
     mask: Tensor | None = None  # (H, W) bool as of `Frame`
 
 

@@ -386,4 +386,6 @@ def _velocities(start: InitialViews) -> Tensor:
 
 def _keyframe(current: FeatureFrame) -> Keyframe:
     frame = current.frame
-    return Keyframe(frame.id, frame.stamp_ns, current.image, current.features, current.twist, frame.mask)
+    return Keyframe(
+        frame.id, frame.stamp_ns, current.image, current.features, current.twist, current.rate_error, frame.mask
+    )

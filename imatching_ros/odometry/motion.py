@@ -60,12 +60,14 @@ class MotionModel:
         self.twist = torch.zeros(6, dtype=torch.float64)
         self.covariance_of_step = torch.zeros(6, 6, dtype=torch.float64)
         self._max_velocity = torch.zeros(2, dtype=torch.float64)  # units/s and rad/s
+        self._moving = False  # the twist is that of two poses of which one continues the other
 
     def start_map(self) -> None:
         """A new map begins with a camera at rest; the maximum velocity stays, for the camera is the same."""
         self.twist = torch.zeros(6, dtype=torch.float64)
         self.covariance_of_step = torch.zeros(6, 6, dtype=torch.float64)
         self.zero_motion.reset()
+        self._moving = False
 
     def gap_exceeded(self, last: TrackedFrame, stamp_ns: int) -> bool:
         return stamp_ns - last.stamp_ns > self.MAX_GAP_NS
@@ -77,10 +79,18 @@ class MotionModel:
     def update(self, last: TrackedFrame, stamp_ns: int, T_WC: Tensor, recovered: bool) -> None:
         """Takes the velocity over from two poses; `recovered`: the new one does not continue the last one."""
         dt = _seconds(last, stamp_ns)
-        self.twist = self.twist * 0 if recovered or dt <= 0 else geometry.local(last.T_WC, T_WC) / dt
+        self._moving = dt > 0 and not recovered
+        self.twist = geometry.local(last.T_WC, T_WC) / dt if self._moving else self.twist * 0
         if not recovered:
             velocity = torch.stack([self.twist[:3].norm(), self.twist[3:].norm()])
             self._max_velocity = torch.maximum(self._max_velocity * self.DECAY, velocity)
+
+    def rate_error(self, twist: Tensor) -> float:
+        """By how much, rad/s, the rotation of a twist (6,) since the last image may differ from that of the camera when this one was taken.
+
+        Half of the change since the twist before: the two are of the middles of their intervals. 0 where that is not known.
+        """
+        return float((twist - self.twist)[3:].norm()) / 2 if self._moving else 0.0
 
     def possible(self, last: TrackedFrame, seconds: float) -> Tensor:
         """Covariance (6, 6) of the motion in a time of which nothing is known, at the maximum velocity.

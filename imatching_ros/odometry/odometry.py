@@ -47,7 +47,7 @@ from .front_end import (
 )
 from .gyroscope import Gyroscope
 from .input_check import InputCheck
-from .local_map import Window
+from .local_map import Keyframe, Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame
 from .planar import PlanarMotion
@@ -221,6 +221,8 @@ class Odometry:
             self.motion.add_gap(last, frame.stamp_ns)
         self.window = found.window
         estimate = self._hold_pose(found, last, frame, recovered)
+        if current.camera.readout_s > 0:
+            current = replace(current, rate_error=self.motion.rate_error(current.twist))
         if self.inputs.frozen and found.cause is None:
             found = replace(found, cause=states.Cause.FROZEN)
         if found.cause is None:
@@ -259,18 +261,26 @@ class Odometry:
         return states.Cause.TURNED if drifts and self.window.turned_in_place else None
 
     def _is_skewed(self, current: FeatureFrame, last: TrackedFrame, T_WC: Tensor) -> bool:
-        """Whether a rolling shutter that nobody has named bends this image, or the newest keyframe, by which the landmarks in view were placed.
+        """Whether a rolling shutter bends this image in a way that is not known well, or the newest keyframe, by which the landmarks in
+        view were placed.
 
-        The covariance includes by how much this image is bent.
+        The covariance includes by how much an unknown readout time bends this image.
         """
-        uncertain_s = self.mapper.readout.uncertain_s
-        here, keyframe = (
-            rolling_shutter.skew_px(current.camera, twist, uncertain_s) > MAX_SKEW_PX
-            for twist in (current.twist, self.window.keyframes[-1].twist)
-        )
-        if here:
+        camera, uncertain_s = current.camera, self.mapper.readout.uncertain_s
+        if camera.readout_s == 0 and uncertain_s == 0:
+            return False
+        if rolling_shutter.skew_px(camera, current.twist, uncertain_s) > MAX_SKEW_PX:
             self.motion.add_skew(last, T_WC, float(current.twist[3:].norm()) * uncertain_s)
-        return here or keyframe
+        return any(self._skew_px(camera, view) > MAX_SKEW_PX for view in (current, self.window.keyframes[-1]))
+
+    def _skew_px(self, camera: Camera, view: FeatureFrame | Keyframe) -> float:
+        """By how much the outermost rows may be off: the readout time is not known, or the rate changes between two images.
+
+        The latter one camera takes for a translation; with measured depth it does not (fr1/rpy).
+        """
+        unknown_px = rolling_shutter.skew_px(camera, view.twist, self.mapper.readout.uncertain_s)
+        changing_px = view.rate_error * camera.readout_s / 2 * camera.fx if self._mode == "mono" else 0.0
+        return max(unknown_px, changing_px)
 
     def _hold_pose(self, found: Localization, last: TrackedFrame, frame: Frame, recovered: bool) -> PoseEstimate:
         """The estimate, its pose held while the camera stands still."""

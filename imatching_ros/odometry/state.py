@@ -32,8 +32,8 @@ class Cause(Enum):
     FROZEN = "the images have not changed for some seconds ({inliers} matches agree with the pose)"
     UNCERTAIN = "the matches leave the pose uncertain ({inliers} agree with it)"
     SKEWED = (
-        "the camera turns fast, or did at the last keyframe, and how long its rolling shutter takes is not known well "
-        "(camera.readout_ms)"
+        "the camera turns fast, or did at the last keyframe, and how its rolling shutter bends the image is not known well: how long that "
+        "takes (camera.readout_ms), or how the rate changes meanwhile"
     )
     TURNED = (
         "the camera has turned much and moved little, and the scale of one camera may have changed ({inliers} agree)"

@@ -227,3 +227,13 @@ def test_the_errors_of_motion_do_not_depend_on_the_unit_and_rest_adds_none():
 def test_a_gap_is_exceeded_after_three_seconds():
     motion, last = MotionModel(), last_frame(geometry.identity())
     assert not motion.gap_exceeded(last, 3_000_000_000) and motion.gap_exceeded(last, 3_000_000_001)
+
+
+def test_a_rate_is_uncertain_by_half_of_its_change_once_two_are_known():
+    motion, turn = MotionModel(), torch.tensor([0, 0, 0, 0, 0.1, 0], dtype=torch.float64)
+    last = TrackedFrame(0, 0, None, geometry.identity(), torch.zeros(1, 2), torch.ones(1, dtype=torch.float64))
+    assert motion.rate_error(turn) == 0
+    motion.update(last, 100_000_000, geometry.exp(turn), recovered=False)  # 1 rad/s
+    assert motion.rate_error(30 * turn) == pytest.approx(1.0) and motion.rate_error(10 * turn) == pytest.approx(0.0)
+    motion.update(last, 100_000_000, geometry.exp(turn), recovered=True)
+    assert motion.rate_error(turn) == 0

@@ -15,6 +15,7 @@ from imatching_ros.learning.sample import next_sample
 from imatching_ros.odometry.odometry import Odometry
 from imatching_ros.odometry.shutter import MAX_SKEW_PX, UnnamedReadout
 from imatching_ros.matching import create_matcher
+from imatching_ros.offline.simulation.sequence import SimulatedSequence
 from odometry_scenes import CAMERA, configure, rotating
 
 CONFIG = BundleConfig()
@@ -173,6 +174,20 @@ def test_a_slow_frame_is_unverified_while_the_newest_keyframe_is_skewed():
     assert [o.state for o in outputs] == [TrackingState.TRACKING, TrackingState.UNVERIFIED]
     assert "last keyframe" in outputs[1].reason
     assert torch.equal(outputs[0].covariance, outputs[1].covariance), "only an image that is bent itself adds to it"
+
+
+@pytest.mark.parametrize("error, state", ((0.05, TrackingState.TRACKING), (0.3, TrackingState.UNVERIFIED)))
+def test_one_camera_is_unverified_where_the_rate_changes_within_the_rows(error, state):
+    config = configure("klt", odometry__mode="mono", camera__readout_ms=40.0)
+    odometry = Odometry(config, create_matcher(config.matcher))
+    sequence = SimulatedSequence(kind="clutter", seed=81, frames=12, width=320, height=240, supersample=1)
+    frames = [frame for frame, _ in sequence.read()]
+    for frame in frames[:-1]:
+        output = odometry.track(frame)
+        odometry.extend()
+    assert output.state is TrackingState.TRACKING
+    odometry.motion.twist = odometry.motion.twist + torch.tensor([0, 0, 0, 0, 2 * error, 0], dtype=torch.float64)
+    assert odometry.track(frames[-1]).state is state
 
 
 def test_windows_of_a_shutter_that_is_known_are_learned_from_however_fast_it_turns():
