@@ -53,9 +53,7 @@ def take_sample(solved: SolvedWindow, weights_version: int, healthy: bool) -> Le
         weights_version=weights_version,
         tracking_healthy=healthy,
         skew_px=solved.skew_px,
-        masks=tuple(None if k.mask is None else k.mask.clone() for k in solved.keyframes)
-        if any(k.mask is not None for k in solved.keyframes)
-        else (),
+        masks=tuple(k.mask for k in solved.keyframes) if any(k.mask is not None for k in solved.keyframes) else (),
     )
 
 

@@ -133,9 +133,10 @@ class Odometry:
         frame = replace(frame, camera=self._name_readout(frame.camera))
         self._follow_calibration(frame.camera)
         frame = self.inputs.check(frame, self.external.stands_still)
-        image = as_grey(frame.image)
-        if frame.mask is not None:
-            image, frame = cover(image, frame.mask), replace(frame, mask=grow(frame.mask))
+        with torch.inference_mode(False):  # the learner takes the image over, and descends through it
+            image = as_grey(frame.image)
+            if frame.mask is not None:
+                image, frame = cover(image, frame.mask), replace(frame, mask=grow(frame.mask))
         current = FeatureFrame(frame, image, self.matcher.observe(image), self.motion.twist)
         clock.lap("features")
         if is_blank(image):

@@ -94,10 +94,14 @@ def test_a_frame_takes_few_operations(clip):
     assert sorted(counts[2:])[3] < 1600  # about 1500, of which the network takes 70
 
 
-def test_what_is_returned_may_take_part_in_gradients(clip):
-    _, outputs = drive([frame for frame, _ in clip[:3]], odometry__mode="rgbd", odometry__keyframe_parallax=0.001)
-    last = outputs[-1]
+def test_what_leaves_odometry_may_take_part_in_gradients(clip):
+    mask = torch.zeros(240, 320, dtype=torch.bool)
+    frames = [replace(frame, mask=mask) for frame, _ in clip[:3]]
+    assert len(frames[0].image) == 3, "colour, which is turned to grey"
+    pipeline, outputs = drive(frames, odometry__mode="rgbd", odometry__keyframe_parallax=0.001)
+    last, keyframe = outputs[-1], pipeline.window.keyframes[-1]
     assert last.matches is not None and last.bundle is not None
+    assert not keyframe.image.is_inference() and not keyframe.mask.is_inference(), "the learner's samples share them"
     for value in (last.T_WC, last.covariance, last.matches.uv_j, last.bundle.points_W):
         scale = torch.ones((), dtype=value.dtype, requires_grad=True)
         (scale * value).sum().backward()  # for which it is kept
