@@ -147,10 +147,11 @@ class BagReader:
     def _deserialize(self, reader: AnyReader, msgtype: str, raw: bytes) -> Any:
         if not reader.is2:
             return reader.deserialize(raw, msgtype)
-        raw = _unpack_message(raw)
-        if msgtype in reader.typestore.fielddefs:
+        raw, own, known = _unpack_message(raw), reader.typestore.fielddefs, self._stores["cdr"].fielddefs
+        # Not with the bag's own definition where that is damaged, or spells the type as Ardent to Crystal did.
+        if msgtype in own and (msgtype not in known or _field_names(known[msgtype]) <= _field_names(own[msgtype])):
             return reader.deserialize(raw, msgtype)
-        return self._stores["cdr"].deserialize_cdr(raw, _modern(msgtype))  # the type spelling of Ardent to Crystal
+        return self._stores["cdr"].deserialize_cdr(raw, _modern(msgtype))
 
     def _warn_of_message(self, topic: str, error: Exception) -> None:
         self._warn(f"a message of {topic} cannot be read ({type(error).__name__} {error}): skipped")
@@ -218,6 +219,11 @@ def _storage_files(path: Path) -> list[Path]:
         if files := list_files(path, (suffix,)):
             return files
     return []
+
+
+def _field_names(definition: Any) -> set[str]:
+    """Of a message definition as rosbags holds it: constants, then (name, type) of the fields."""
+    return {name for name, _ in definition[1]}
 
 
 def _modern(msgtype: str) -> str:

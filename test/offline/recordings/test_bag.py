@@ -205,6 +205,15 @@ def test_a_bag_cut_off_gives_what_is_there(tmp_path, storage):
             open_source(folder)
 
 
+def test_a_damaged_definition_of_a_known_type_is_not_used(tmp_path):
+    write_mono(tmp_path / "bag")
+    file = next((tmp_path / "bag").glob("*.mcap"))
+    data = file.read_bytes()
+    assert b"string encoding" in data
+    file.write_bytes(data.replace(b"string encoding", b"string encodinx"))
+    assert len(list(open_source(file))) == N
+
+
 def test_euroc_truth_of_the_body_is_refused(tmp_path):
     truth = tmp_path / "data.csv"
     truth.write_text("".join(f"{1_403_636_579_763_555_584 + k},0,0,0,1,0,0,0,0.1\n" for k in range(3)))
