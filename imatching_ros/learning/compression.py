@@ -10,7 +10,7 @@ import numpy as np
 
 BLOCK_PX = 8
 QUALITIES = range(5, 97)  # finer quantization than that changes nothing that matters
-PATCH_PX = 160  # of the image's centre, which tells the quality
+PATCH_PX = 160  # of the image's centre, from which the quality is found
 # The error of compressing again, relative to the median of qualities up to 3 away: at most .41 at the right one in images of KITTI, TUM and TartanAir.
 DIP = 0.5
 

@@ -35,7 +35,7 @@ from ...core.types import Frame
 from ...ros import convert
 from ...ros.middleware import use_shipped_profile
 from ..experiments.realtime import SensorClock
-from .demo import free_domain, process, wait_for
+from .processes import free_domain, process, wait_for
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
@@ -13,7 +14,7 @@ pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 
 def run_demo(*arguments):
-    parser = demo.argparse.ArgumentParser()
+    parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     return demo.run(parser.parse_args([str(a) for a in arguments]))
 
@@ -37,7 +38,3 @@ def test_only_the_folder_of_a_demonstration_is_replaced(tmp_path):
     with pytest.raises(SourceError, match="is no earlier demonstration"):
         run_demo("--out", tmp_path)
     assert (tmp_path / "thesis.tex").exists()
-
-
-def test_two_demonstrations_at_once_choose_different_domains():
-    assert len({demo.free_domain() for _ in range(20)}) > 5
