@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -88,15 +89,26 @@ def _dispatch(name: str, arguments: list[str]) -> int:
     return _run(name, arguments)
 
 
+def _end_on_signals() -> None:
+    """SIGINT and SIGTERM end the process, with code 0, until the program handles them itself.
+
+    Imports take seconds. Python's KeyboardInterrupt may be swallowed there, or become an error of another name.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
+
+
 def run_program(module: str) -> int:
     """Runs the `main` of a program that takes the arguments of the process; errors as `main`."""
+    _end_on_signals()
     return _report_errors(module.rpartition(".")[2], lambda: import_module(module).main())
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    module = import_module(COMMANDS[name][0])
     if name == "online":
-        return module.main(arguments) or 0
+        _end_on_signals()
+        return import_module(COMMANDS[name][0]).main(arguments) or 0
+    module = import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(
         f"python -m imatching_ros {name}",
         description=module.__doc__,

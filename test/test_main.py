@@ -48,6 +48,29 @@ def test_the_node_explains_itself_and_does_not_start(capsys):
     assert "--params-file" in capsys.readouterr().out
 
 
+SLOW = """
+import os, signal, sys, time
+try:  # as some packages do while they are imported
+    os.kill(os.getpid(), signal.{signal})
+    time.sleep(5)
+except BaseException:
+    pass
+def main(arguments=None):
+    return 3
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("start", ["main(['online'])", "run_program('slow')"])
+def test_a_signal_during_imports_ends_the_program(tmp_path, name, start):
+    (tmp_path / "slow.py").write_text(SLOW.format(signal=name))
+    done = call(
+        code=f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import imatching_ros.__main__ as program; "
+        f"program.COMMANDS['online'] = 'slow', ''; sys.exit(program.{start})"
+    )
+    assert done.returncode == 0 and not done.stderr
+
+
 @pytest.mark.parametrize("module", ["torch", "safetensors"])
 def test_a_python_without_the_environment_is_told_in_one_line(module):
     """The system's Python, as systemd starts it."""

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
@@ -160,6 +159,19 @@ class RosLogHandler(logging.Handler):
             self._logger.info(record.getMessage())
 
 
+class StopFlag:
+    """Set by signals. Not threading.Event: its lock makes a signal wait for ever that comes within the handler of another."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+
 def run_until_signal(make_node: Callable[[], ManagedNode], arguments: list[str]) -> int:
     """Runs a node until SIGINT or SIGTERM, then ends the process.
 
@@ -171,7 +183,7 @@ def run_until_signal(make_node: Callable[[], ManagedNode], arguments: list[str])
         1 when the node could not be made; otherwise the process has ended.
     """
     use_shipped_profile()
-    stop = threading.Event()
+    stop = StopFlag()
     # rclpy's own handlers end the context while threads still use it; these only end the loop, however often they come.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -203,7 +215,7 @@ def describe_refused(error: Exception) -> str:
     return f"the ROS arguments or a parameter file cannot be used: {text}{remedy}"
 
 
-def _spin(node: Any, stop: threading.Event) -> int:
+def _spin(node: Any, stop: StopFlag) -> int:
     """Spins a node until the event; returns the exit code."""
     handler = RosLogHandler(node.get_logger())
     logging.getLogger("imatching_ros").addHandler(handler)

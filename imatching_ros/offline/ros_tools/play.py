@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import struct
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection, QosDurability, QosReliability
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             )
         kinds = find_types(wanted)
         wanted = [c for c in wanted if c.topic in kinds]
-        rclpy.init(args=sys.argv)
+        rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
         node = rclpy.create_node("player")
         try:
             _play(node, reader, wanted, kinds, args)
@@ -215,7 +217,12 @@ def run_program(
     add_arguments: Callable[[argparse.ArgumentParser], None],
     run: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Runs `python -m module` with the arguments of the process, ROS arguments among them; exit codes as `python -m imatching_ros`."""
+    """Runs `python -m module` with the arguments of the process, ROS arguments among them; exit codes as `python -m imatching_ros`.
+
+    SIGINT and SIGTERM raise KeyboardInterrupt. (rclpy's own handlers end the context while it is in use.)
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     use_shipped_profile()
     parser = argparse.ArgumentParser(f"python -m {module}", description=doc)
     add_arguments(parser)

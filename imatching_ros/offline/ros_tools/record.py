@@ -9,7 +9,6 @@ import argparse
 import json
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from ...core.errors import SourceError
 from ...ros import transforms
 from ...ros.convert import read_pose
 from ...ros.convert import stamp_ns as to_ns
+from ...ros.lifecycle import StopFlag
 from ...ros.middleware import find_shared
 from .play import find_type, run_program
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.bag.exists():
         raise SourceError(f"{args.bag} exists already; name a folder that does not")
-    stop = threading.Event()
+    stop = StopFlag()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)

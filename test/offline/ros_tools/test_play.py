@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -117,6 +118,17 @@ def robot_bag(tmp_path):
             message = image_message(STAMPS[0] + k * 50_000_000, np.zeros((2, 2), np.uint8), "mono8")
             writer.write(image, STAMPS[0] + k * 50_000_000, serialize_message(message))
     return tmp_path / "robot"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_player(peer, robot_bag, tmp_path, number):
+    images = peer.collect(Image, "/cam/image", QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT))
+    program = ("-m", "imatching_ros.offline.ros_tools.play", str(robot_bag))
+    player = NodeProcess(peer.context.get_domain_id(), tmp_path / "player.txt", program=program)
+    wait_until(lambda: images, what="an image")
+    memory = player.shared_memory
+    assert player.stop(number) == 130 and "Traceback" not in player.output
+    assert [path for path in memory if path.exists()] == []
 
 
 def test_late_subscribers_receive_latched_messages(peer, robot_bag, tmp_path):
