@@ -45,6 +45,7 @@ class LearningStatus:
     """What is published about learning."""
 
     state: str = "off"  # off, learning, validating, failed
+    mode: str = "off"  # off, sync, thread: how what runs now was started
     step: int = 0
     loss: float = float("nan")
     validation_before: float = float("nan")

@@ -77,11 +77,11 @@ class WeightsStore:
         )
         write_weights(path, matcher, snapshot.state, snapshot.version, provenance)
         for old in self._promoted()[:-KEPT]:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another node of the same profile may have done it
 
     def prepare(self) -> None:
         """Removes files that a killed process left half written; warns when nothing can be written. To be called before any `write`."""
-        remove_partial_files(self.directory, self.profile)
+        remove_partial_files(self.directory)
         existing = next(folder for folder in (self.directory, *self.directory.absolute().parents) if folder.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             log.warning(
@@ -168,7 +168,7 @@ class DeployedWeights:
         self.origin = self._describe_origin(bool(resumed))
         self._previous: WeightsSnapshot | None = None
         self._unconfirmed: tuple[WeightsSnapshot, dict[str, Any]] | None = None  # adopted; not yet the profile
-        self._ended = LearningStatus()
+        self._ended, self._mode = LearningStatus(), "off"
         self._stamp_ns = 0  # of the newest frame
         self._writer = ThreadPoolExecutor(1, "imatching-weights")
         self.learning = self._start_learning(self.config.learning.mode)
@@ -178,7 +178,8 @@ class DeployedWeights:
     def status(self) -> LearningStatus:
         """How learning stands; while it is off, how it ended, with the state `off`. The weights are those in use."""
         status = self._ended if self.learning is None else self.learning.status()
-        return replace(status, weights_version=self.matcher.weights_version, weights_hash=self._hash)
+        mode = "off" if self.learning is None else self._mode
+        return replace(status, mode=mode, weights_version=self.matcher.weights_version, weights_hash=self._hash)
 
     def configure(self, config: Config) -> None:
         """Takes over settings that may change while running."""
@@ -275,6 +276,7 @@ class DeployedWeights:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _start_learning(self, mode: str) -> Learning | None:
+        self._mode = mode
         config = replace(self.config, learning=replace(self.config.learning, mode=mode))
         newest = max(self._ended.weights_version, 0 if self._store is None else self._store.newest_version())
         return start_learning(self.matcher, config, self._on_event, self._pretrained, newest)

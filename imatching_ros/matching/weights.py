@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .precision import use_bfloat16
 
 DEFAULT_DIR = Path(__file__).parent.parent / "weights"
 FORMAT = "imatching-1"
+ABANDONED_S = 60.0  # a file takes less than a second to write
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,14 @@ def write_weights(
     return header
 
 
-def remove_partial_files(directory: Path, profile: str) -> None:
-    """Removes what `write_weights` of processes that were killed has left: files of the profile, and of processes that are gone."""
+def remove_partial_files(directory: Path) -> None:
+    """Removes what `write_weights` of processes that were killed has left. A file of this minute may be another node's, at work.
+
+    By age and not by process: in containers every process has the same few numbers.
+    """
     for file in directory.glob(".*.partial"):
-        process = file.name.split(".")[-3]
-        gone = process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists()
-        if gone or file.name.startswith(f".{profile}."):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if abs(time.time() - file.stat().st_mtime) > ABANDONED_S:
                 file.unlink()
 
 

@@ -182,10 +182,10 @@ def make_matches(matches: Matches, frame_id: str) -> MatchesMsg:
     return msg
 
 
-def make_learning_status(stamp: int, status: Any, mode: str, matcher: str) -> LearningStatusMsg:
+def make_learning_status(stamp: int, status: Any, matcher: str) -> LearningStatusMsg:
     """From the LearningStatus of the pipeline."""
     msg = LearningStatusMsg(
-        header=make_header(stamp, ""), mode=mode, state=str(status.state), step=int(status.step), matcher=matcher
+        header=make_header(stamp, ""), mode=status.mode, state=str(status.state), step=int(status.step), matcher=matcher
     )
     msg.samples, msg.loss = int(status.samples), float(status.loss)
     msg.validation_before, msg.validation_after = float(status.validation_before), float(status.validation_after)

@@ -124,7 +124,7 @@ class OdometryNode(ManagedNode):
     @log_errors
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self.resources is not None, "configure comes first"
-        config, core = self.configs.node, self.configs.core
+        config, pipeline = self.configs.node, self.resources.pipeline
         self.processor = Processor(self, self.configs, self.resources)
         try:
             p = self.processor
@@ -142,7 +142,8 @@ class OdometryNode(ManagedNode):
             self._bond = ManagerBond(self)
         names = ", ".join(topic.name for topic in self.inputs.topics.values())
         self.get_logger().info(
-            f"active: {config.mode}, matcher {self.resources.pipeline.matcher.name} on {core.matcher.device}, learning {core.learning.mode}, "
+            f"active: {config.mode}, matcher {pipeline.matcher.name} on {pipeline.config.matcher.device}, "
+            f"learning {pipeline.learning_status().mode}, "
             f"subscribed to {names}"
         )
         return result

@@ -201,8 +201,8 @@ class Outputs:
         )
         self._send("~/status", msg)
 
-    def publish_learning(self, stamp_ns: int, status: Any, mode: str, matcher: str) -> None:
-        self._send("~/learning/status", convert.make_learning_status(stamp_ns, status, mode, matcher))
+    def publish_learning(self, stamp_ns: int, status: Any, matcher: str) -> None:
+        self._send("~/learning/status", convert.make_learning_status(stamp_ns, status, matcher))
 
     def publish_event(self, event: dict[str, Any]) -> None:
         """One JSON object, as a line of the events.jsonl of a replay."""

@@ -229,8 +229,7 @@ class Processor:
             self._outputs.publish_map(output, self.pipeline.window, self._tracker)
         self._publish_status(output, image, self.timing)
         self.learning = self.pipeline.learning_status()
-        core = self.configs.core
-        self._outputs.publish_learning(frame.stamp_ns, self.learning, core.learning.mode, self.pipeline.matcher.name)
+        self._outputs.publish_learning(frame.stamp_ns, self.learning, self.pipeline.matcher.name)
 
     def _publish_status(self, output: OdometryOutput, image: CameraImages, timing: Timing) -> None:
         self.counters.received, self.counters.dropped = self.rate.skipped + self.inbox.received, self.dropped

@@ -3,6 +3,8 @@
 import errno
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -162,11 +164,43 @@ def test_a_damaged_profile_is_set_aside_and_the_given_weights_used(mine, tmp_pat
 def test_half_written_files_of_killed_processes_are_removed_at_start(mine, tmp_path):
     folder = tmp_path / "kept"
     write_adapted(mine, folder, 0.2)
-    running = folder / f".other.safetensors.{os.getpid()}.1.partial"
-    for file in (".mine_adapted.v00002.safetensors.1.1.partial", ".other.safetensors.99999999.1.partial", running.name):
+    running = folder / ".mine_adapted.safetensors.1.1.partial"
+    for file in (".mine_adapted.v00002.safetensors.1.1.partial", ".other.safetensors.2.1.partial", running.name):
         (folder / file).write_bytes(b"half")
+        os.utime(folder / file, (0, 0))
+    os.utime(running)
     start(mine, folder).close()
-    assert list(folder.glob(".*.partial")) == [running]  # of another profile, by a process that runs
+    assert list(folder.glob(".*.partial")) == [running]  # another node may be writing it
+
+
+def test_a_process_killed_while_it_writes_leaves_whole_files(mine, tmp_path):
+    """Two of them, with one profile: what the last one finished is resumed."""
+    folder = tmp_path / "kept"
+    write_adapted(mine, folder, 0.2)
+    code = (
+        "import sys, torch; from pathlib import Path; from imatching_ros.core.types import WeightsSnapshot; "
+        "from imatching_ros.learning.weights_store import WeightsStore; from imatching_ros.matching.weights import *\n"
+        "header, state = read_weights(Path(sys.argv[1])); store = WeightsStore(Path(sys.argv[2]), 'mine_adapted')\n"
+        "for version in range(2, 10**6):\n"
+        "    for confirmed in (False, True):\n"
+        "        snapshot = WeightsSnapshot(version, header.hash, state)\n"
+        "        store.write('expectation', snapshot, {'base': header.hash}, confirmed)\n"
+        "    print(version, flush=True)\n"
+    )
+    command = [sys.executable, "-c", code, str(mine), str(folder)]
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    for writer in writers:
+        for _ in range(KEPT + 3):  # so that old ones are removed too
+            assert writer.stdout.readline()
+    for writer in writers:
+        writer.kill()
+        writer.communicate()
+    for file in folder.glob("*.safetensors"):
+        read_weights(file)
+    assert len(list(folder.glob("*.v*.safetensors"))) <= KEPT + 2
+    pipeline = start(mine, folder)
+    assert "resumed from" in pipeline.weights.origin
+    pipeline.close()
 
 
 def test_a_folder_that_cannot_be_written_to_is_reported_at_start(mine, tmp_path, caplog):

@@ -28,6 +28,7 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from imatching_ros.core.errors import ConfigError
+from imatching_ros.ros.convert import make_learning_status
 from imatching_ros.ros.inputs import CameraImages
 from imatching_ros.ros.node import OdometryNode
 from imatching_ros.ros.processing import Processor
@@ -185,9 +186,11 @@ def test_learning_that_was_off_at_the_start_is_switched_on(make_node):
     assert node.trigger_configure() == SUCCESS
     answer = node.on_set_learning(SetBool.Request(data=True), SetBool.Response())
     assert answer.success and answer.message == "learning is on"
-    assert node.resources.pipeline.learning_status().state != "off"
+    status = node.resources.pipeline.learning_status()
+    assert status.state != "off" and make_learning_status(0, status, "expectation").mode == "thread"
     assert node.on_set_learning(SetBool.Request(data=False), SetBool.Response()).success
-    assert node.resources.pipeline.learning_status().state == "off"
+    status = node.resources.pipeline.learning_status()
+    assert status.state == status.mode == "off"
 
 
 def test_the_end_does_not_wait_for_a_large_image(make_node):
