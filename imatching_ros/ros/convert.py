@@ -61,7 +61,7 @@ def read_start(message: PoseWithCovarianceStamped, odom_frame: str) -> Start:
     """Where odometry is to start.
 
     Raises:
-        SourceError: another frame, a pose that is none, or a covariance that is none.
+        SourceError: another frame, a pose or a covariance that is not valid.
     """
     frame = message.header.frame_id.lstrip("/")
     if frame not in ("", odom_frame):
@@ -70,9 +70,9 @@ def read_start(message: PoseWithCovarianceStamped, odom_frame: str) -> Start:
     try:
         T_OB = read_pose(message.pose.pose)
     except ValueError as error:
-        raise SourceError(f"the pose is none: {error}") from None
+        raise SourceError(f"the pose cannot be used: {error}") from None
     if not np.isfinite(covariance).all() or np.linalg.eigvalsh((covariance + covariance.T) / 2).min() < -1e-9:
-        raise SourceError("the covariance is none: expected finite numbers, and no variance below zero")
+        raise SourceError("the covariance cannot be used: expected finite numbers, and no variance below zero")
     return Start(T_OB, covariance)
 
 

@@ -88,7 +88,10 @@ class ImageDecoder:
         """(H, W) bool of the image as it came: that of the file, and that of the topic."""
         height, width = image.shape[1:]
         if MASK in received.images:
-            of_topic = decode_image(received.images[MASK]).amax(0) > 0
+            try:
+                of_topic = decode_image(received.images[MASK]).amax(0) > 0
+            except SourceError as error:
+                raise SourceError(f"the mask of the topic cannot be used (expected mono8): {error}") from None
             check_size_of_mask(of_topic, height, width, "the mask of the topic")
             self._mask = received.stamp_ns, of_topic
         if self._static_mask is not None:

@@ -60,6 +60,7 @@ class Topic:
     subscription: Any = None
     last_s: float = field(default_factory=time.monotonic)  # of the newest message, or of the subscription
     count: int = 0
+    newest_ns: int | None = None  # stamp of the newest image
 
     def receive(self, message: Any) -> None:
         self.last_s = time.monotonic()
@@ -84,6 +85,7 @@ class CameraInputs:
     ODOMETRY_WAITING = 2000  # messages: 10 s at 200 Hz
     ODOMETRY_DEPTH = 50  # of the subscription: a burst of 0.25 s at 200 Hz while Python is busy
     IMU_DEPTH = 200  # the same at 1 kHz
+    CLOCKS_APART_S = 2.0  # no partner is so late
     INFO_GRACE_S = 1.0  # the first images may overtake the first CameraInfo
 
     def __init__(
@@ -213,7 +215,8 @@ class CameraInputs:
         if self.synchronizer is None or self._expiry is None:
             self._deliver({name: message})
         else:
-            self.synchronizer.add(name, stamp_ns(message.header.stamp), message, time.monotonic())
+            stamp = self.topics[name].newest_ns = stamp_ns(message.header.stamp)
+            self.synchronizer.add(name, stamp, message, time.monotonic())
             self._expiry.schedule()
 
     def _deliver(self, images: dict[str, Any]) -> None:
@@ -224,10 +227,10 @@ class CameraInputs:
             self._miss_info(missing)
             return
         lacking = next((name for name in self._images if name not in images), None)
-        self.problem = "" if lacking is None else self._describe_gap(lacking)
+        header = images[self._leader].header
+        self.problem = "" if lacking is None else self._describe_gap(lacking, stamp_ns(header.stamp))
         if self.problem:
             self._node.warn_throttled("unpaired", self.problem)
-        header = images[self._leader].header
         infos = {name: self._infos[name] for name in wanted}
         frame_id = header.frame_id.lstrip("/")  # ROS 1 wrote a slash, which TF2 does not know
         self._on_image(CameraImages(stamp_ns(header.stamp), frame_id, images, infos, self.rectified, self.problem))
@@ -244,10 +247,13 @@ class CameraInputs:
 
     # -- reasons ------------------------------------------------------------------------------------------------------
 
-    def _describe_gap(self, name: str) -> str:
-        """Why an image comes without its partner of this name."""
+    def _describe_gap(self, name: str, image_ns: int) -> str:
+        """Why an image of a stamp comes without its partner of this name."""
         leader, partner = self.topics[self._leader], self.topics[name]
         text = f"an image on {leader.name} comes without one on {partner.name}"
+        age_s = 0.0 if partner.newest_ns is None else (image_ns - partner.newest_ns) / 1e9
+        if abs(age_s) > self.CLOCKS_APART_S and time.monotonic() - partner.last_s < 1.0:
+            return f"{text}: the newest there is stamped {abs(age_s):.1f} s {'before' if age_s > 0 else 'after'} it: of another clock?"
         if self.synchronizer is None or self.synchronizer.gap_ns is None:
             late_s = 1.0  # where it is silent for longer, nothing comes any more
             late = time.monotonic() - partner.last_s < late_s

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..camera.calibration import plausibility_warning
 from ..core.errors import ImatchingError
@@ -183,6 +184,7 @@ class Processor:
         self.imu.feed(image.stamp_ns, image.frame_id, self.mount, self.decoder.T_optical_camera)
         output = self._track(frame)
         fault = output.fault or self._depth_fault(image) or self.imu.report() or self._planar_fault()
+        fault = fault or describe_mask(frame.mask) or self._mount_fault()
         output = replace(output, fault=fault)
         self._count(output)
         self._publish(output, frame, image)
@@ -353,6 +355,10 @@ class Processor:
         if self._tracker is not None and T_BC is not None:
             self._tracker.mount(T_BC)
 
+    def _mount_fault(self) -> str:
+        """That no pose can be published before the camera's pose on the robot is known."""
+        return f"no poses are published: {self.mount.problem}" if self._T_BC is None else ""
+
     def _mount_planar(self, T_BC: np.ndarray | None) -> None:
         """The plane of the base needs a pose of the camera (4, 4) that is known."""
         why = self.mount.unknown
@@ -388,6 +394,13 @@ class Processor:
             pose = np.array([*T_OC[:3, 3], *transforms.quaternion(T_OC[:3, :3])])
             self.pipeline.add_external_odometry(stamp_ns(message.header.stamp), torch.from_numpy(pose))
         return external.problem or "used"
+
+
+def describe_mask(mask: Tensor | None) -> str:
+    """That a mask (H, W) leaves hardly anything of the image; empty otherwise."""
+    most = 0.9
+    share = 0.0 if mask is None else float(mask.count_nonzero()) / mask.numel()
+    return f"the mask covers {100 * share:.0f} % of the image" if share > most else ""
 
 
 def find_latency_ms(now_ns: int, stamp_ns: int) -> float:

@@ -12,7 +12,7 @@ class Synchronizer:
 
     The first topic leads: each of its messages waits for the nearest message of every other topic within the slop. One that can
     have no partner any more is delivered without it, and so is one that has waited too long: twice as long as partners have been late
-    so far, or the slop where they have stopped. Before the first partner at all, messages wait until the queue is full.
+    so far, a second before the first partner, and only the slop for a topic that has stopped or never began.
 
     Attributes:
         unpaired: messages of the first topic that found no partners.
@@ -24,7 +24,10 @@ class Synchronizer:
         1.0,
     )  # hiccups of a busy computer; the longest delay that a pose may have from it
     LATENESSES = 20  # remembered
-    STOPPED_AFTER = 3  # messages that waited in vain, with none of another topic between
+    STOPPED_AFTER = 3  # messages that waited in vain for a topic, with no partner from there between
+    DISORDER_NS = (
+        1_000_000_000  # a partner older than the one before by less has overtaken it; by more, time began again
+    )
 
     def __init__(
         self, names: tuple[str, ...], slop_ns: int, callback: Callable[[dict[str, Any]], None], depth: int = 10
@@ -39,57 +42,83 @@ class Synchronizer:
             int, float
         ] = {}  # when leading messages came, by stamp: those that wait, and some that went
         self._lateness_s: deque[float] = deque(maxlen=self.LATENESSES)  # of partners
-        self._in_vain: int | None = (
-            None  # messages that waited in vain since one of another topic; None before the first one
-        )
+        self._in_vain = dict.fromkeys(names[1:], 0)  # leading messages that waited in vain since the newest partner
         self.unpaired = 0
         self.gap_ns: int | None = None
 
     @property
     def deadline_s(self) -> float | None:
-        """When `expire` has something to do; None when nothing waits, or nothing is known of partners."""
+        """When `expire` has something to do; None when nothing waits."""
         leaders = self._queues[self._leader]
-        if not leaders or self._in_vain is None:
+        if not leaders:
             return None
-        return self._arrived_s.get(leaders[0][0], 0.0) + self._patience_s()
+        stamp_ns = leaders[0][0]
+        return self._arrived_s.get(stamp_ns, 0.0) + self._patience_s(stamp_ns)
 
     def add(self, name: str, stamp_ns: int, message: Any, now_s: float) -> None:
         """Takes a message that arrives at `now_s` (of a steady clock); calls back for every set that is complete now."""
+        self._insert(name, stamp_ns, message)
         queue = self._queues[name]
-        if queue and stamp_ns < queue[-1][0]:  # time went back: the waiting messages belong to another run
-            self.clear()
-        queue.append((stamp_ns, message))
         if name == self._leader:
             self._arrived_s[stamp_ns] = now_s
             if len(self._arrived_s) > 4 * self._depth:
                 del self._arrived_s[next(iter(self._arrived_s))]
-        else:
-            self._in_vain = 0
-            self._measure_lateness(stamp_ns, now_s)
+        elif self._measure_lateness(stamp_ns, now_s) or stamp_ns >= max(self._arrived_s, default=0):
+            self._in_vain[name] = 0
         if len(queue) > self._depth:
-            _, oldest = queue.popleft()
             if name == self._leader:
-                self._deliver_unpaired({name: oldest}, None)
+                self._give_up()
+            else:
+                queue.popleft()
         self._match()
+
+    def _insert(self, name: str, stamp_ns: int, message: Any) -> None:
+        """In the order of stamps; after a step back in time, what waits belongs to another run."""
+        queue = self._queues[name]
+        back_ns = queue[-1][0] - stamp_ns if queue else 0
+        if back_ns > (0 if name == self._leader else self.DISORDER_NS):
+            self.clear()
+        later = []
+        while queue and queue[-1][0] > stamp_ns:
+            later.append(queue.pop())
+        queue.append((stamp_ns, message))
+        queue.extend(reversed(later))
 
     def expire(self, now_s: float) -> None:
         """Delivers what has waited too long for a partner."""
         while (deadline_s := self.deadline_s) is not None and now_s >= deadline_s:
-            stamp_ns, message = self._queues[self._leader].popleft()
-            self._in_vain = (self._in_vain or 0) + 1
-            self._deliver_unpaired({self._leader: message} | self._take_present(stamp_ns), None)
+            self._give_up()
             self._match()
 
-    def _patience_s(self) -> float:
-        if self._in_vain is not None and self._in_vain >= self.STOPPED_AFTER:
-            return self._slop_ns / 1e9
-        return min(max(2 * max(self._lateness_s, default=0.0), self.LEAST_PATIENCE_S), self.MOST_PATIENCE_S)
+    def _give_up(self) -> None:
+        """Delivers the oldest leading message with the partners that are there."""
+        stamp_ns, message = self._queues[self._leader].popleft()
+        present = self._take_present(stamp_ns)
+        for name in self._in_vain.keys() - present.keys():
+            self._in_vain[name] += 1
+        self._deliver_unpaired({self._leader: message} | present, None)
 
-    def _measure_lateness(self, stamp_ns: int, now_s: float) -> None:
-        """Of a partner, also of one that comes after its leading message has gone."""
+    def _patience_s(self, stamp_ns: int) -> float:
+        """How long a leading message waits for the partners that it lacks."""
+        lacking = [count for name, count in self._in_vain.items() if self._find_nearest(name, stamp_ns) is None]
+        if lacking and min(lacking) >= self.STOPPED_AFTER:
+            return self._slop_ns / 1e9
+        if not self._lateness_s:
+            return self.MOST_PATIENCE_S
+        return min(max(2 * max(self._lateness_s), self.LEAST_PATIENCE_S), self.MOST_PATIENCE_S)
+
+    def _find_nearest(self, name: str, stamp_ns: int) -> tuple[int, Any] | None:
+        """The partner of a stamp among those that wait."""
+        nearest = min(self._queues[name], key=lambda entry: abs(entry[0] - stamp_ns), default=None)
+        return None if nearest is None or abs(nearest[0] - stamp_ns) > self._slop_ns else nearest
+
+    def _measure_lateness(self, stamp_ns: int, now_s: float) -> bool:
+        """Of a partner, also of one that comes after its leading message has gone; whether there is such a message."""
         nearest = min(self._arrived_s, key=lambda stamp: abs(stamp - stamp_ns), default=None)
-        if nearest is not None and abs(nearest - stamp_ns) <= self._slop_ns:
+        found = nearest is not None and abs(nearest - stamp_ns) <= self._slop_ns
+        if nearest is not None and found:
             self._lateness_s.append(now_s - self._arrived_s[nearest])
+        return found
 
     def clear(self) -> None:
         self._passed_ns.clear()
@@ -133,11 +162,10 @@ class Synchronizer:
     def _take_present(self, stamp_ns: int) -> dict[str, Any]:
         """The partners of a leading message that are there, while another one lacks."""
         taken = {}
-        for name, queue in self._queues.items():
-            near = [entry for entry in queue if abs(entry[0] - stamp_ns) <= self._slop_ns]
-            if near and name != self._leader:
-                nearest = min(near, key=lambda entry: abs(entry[0] - stamp_ns))
-                while (entry := queue.popleft()) is not nearest:
+        for name in self._in_vain:
+            nearest = self._find_nearest(name, stamp_ns)
+            if nearest is not None:
+                while (entry := self._queues[name].popleft()) is not nearest:
                     pass
                 taken[name] = entry[1]
         return taken

@@ -86,6 +86,12 @@ def test_time_that_goes_back_forgets_what_waits():
     assert pairs.add(("left", 1000), ("left", 100), ("right", 100)) == [(100, 100)]
 
 
+def test_partners_that_overtake_each_other_are_used():
+    """As of a network with several workers."""
+    entries = [("right", 200), ("right", 100), ("right", 300), *(("left", stamp) for stamp in (100, 200, 300))]
+    assert Pairs(0).add(*entries) == [(100, 100), (200, 200), (300, 300)]
+
+
 def test_queues_are_bounded():
     pairs = Pairs(0, depth=3)
     pairs.add(*(("left", stamp) for stamp in range(10)))
@@ -138,6 +144,40 @@ def test_a_lone_leader_goes_on(lateness_ms):
     assert all(b - a == 100 for (a, _, _), (b, _, _) in zip(pairs.found, pairs.found[1:], strict=False))
     pairs.play(8000, right=True)
     assert all(right == left for left, right, _ in pairs.found[-10:])
+
+
+def test_a_topic_where_nothing_ever_comes_costs_no_time_for_long():
+    pairs = LivePairs()
+    pairs.play(4000, right=False)
+    delays = [now - left for left, _, now in pairs.found]
+    assert max(delays) <= 1001 and max(delays[13:]) <= 11
+
+
+@pytest.mark.parametrize("offset_ms", [-3_600_000, 3_600_000])
+def test_partners_of_another_clock_are_not_waited_for(offset_ms):
+    pairs = LivePairs(-offset_ms)
+    for now_ms in range(1, 4000):
+        pairs._now_ms = now_ms
+        pairs._arrive("left", now_ms)
+        pairs._arrive("right", now_ms + offset_ms)
+        pairs.synchronizer.expire(now_ms / 1e3)
+    assert all(right is None for _, right, _ in pairs.found)
+    assert max(now - left for left, _, now in pairs.found[13:]) <= 11
+
+
+def test_one_of_two_partners_that_has_stopped_is_not_waited_for():
+    """Depth at the rate of the images, and a mask that never comes."""
+    found, now_s = [], 0.0
+    synchronizer = Synchronizer(("image", "depth", "mask"), 0, lambda m: found.append((m, now_s)))
+    for k in range(40):
+        for now_s in (k / 10, k / 10 + 0.01, k / 10 + 0.02):
+            if now_s == k / 10:
+                synchronizer.add("image", k, k, now_s)
+            elif now_s == k / 10 + 0.01:
+                synchronizer.add("depth", k, k, now_s)
+            synchronizer.expire(now_s)
+    assert all(messages["depth"] == messages["image"] for messages, _ in found)
+    assert max(now_s - messages["image"] / 10 for messages, now_s in found[5:]) <= 0.02 + 1e-9
 
 
 def test_a_partner_that_is_later_than_expected_is_waited_for():

@@ -179,6 +179,10 @@ def test_masks_of_file_and_topic_unite_and_the_newest_is_kept_for_a_while(tmp_pa
     assert ImageDecoder("mono").decode(masked_images(1)).mask is None
     with pytest.raises(CameraError, match="the mask of the topic is 8 x 6"):
         decoder.decode(masked_images(2, np.zeros((6, 8), np.uint8)))
+    labels = masked_images(3)
+    labels.images["mask"] = image_message(1, of_topic.astype(np.float32), "32FC1")
+    with pytest.raises(SourceError, match="the mask of the topic cannot be used .expected mono8.: .*'32FC1'"):
+        decoder.decode(labels)
 
 
 def test_a_mask_of_a_raw_pair_is_rectified_with_its_image():

@@ -72,6 +72,20 @@ def test_each_camera_of_a_pair_has_its_own_camera_info(make_inputs):
     ]
 
 
+@pytest.mark.parametrize(("offset_s", "words"), [(-3600, "3600.0 s before it"), (3600, "3600.0 s after it")])
+def test_masks_of_another_clock_are_named(make_inputs, offset_s, words):
+    node, inputs = make_inputs(mask_topic="mask")
+    delivered = []
+    inputs._on_image = delivered.append
+    inputs.topics["camera_info"].receive(info_message(5000 * 10**9, CAMERA))
+    for name, second in (("mask", 5000 + offset_s), ("image", 5000), ("mask", 5000 + offset_s)):
+        message = Image()
+        message.header.stamp.sec = second
+        inputs.topics[name].receive(message)
+    inputs.synchronizer.expire(time.monotonic() + 10)
+    assert f"an image on /image comes without one on /mask: the newest there is stamped {words}" in delivered[0].gap
+
+
 def test_a_mask_waits_for_its_image(make_inputs):
     node, inputs = make_inputs(image_transport="compressed", mask_topic="people/mask")
     assert inputs.topics["mask"].name == "/people/mask" and inputs.topics["mask"].type is Image
