@@ -170,7 +170,9 @@ def test_the_plane_of_a_base_that_nobody_gives_is_not_used(peer: Peer, start_nod
 
 @pytest.mark.slow
 def test_with_require_tf_nothing_is_published_before_the_mounting_is_known(peer: Peer, start_node):
-    node = start_node({"mode": "rgbd", "require_tf": True, "tf_timeout_s": 0.0}, ("-r", "__ns:=/strict"))
+    node = start_node(
+        {"mode": "rgbd", "base_frame": "trunk", "require_tf": True, "tf_timeout_s": 0.0}, ("-r", "__ns:=/strict")
+    )
     status = peer.collect(Status, "/strict/imatching/status")
     odometry = peer.collect(Odometry, "/strict/odom")
     infos, images, depths = peer.rgbd_publishers("/strict")
@@ -188,9 +190,9 @@ def test_with_require_tf_nothing_is_published_before_the_mounting_is_known(peer:
     for count in range(3):
         send_until(send, lambda count=count: len(status) > count, f"a status:\n{node.output}")
     assert status[-1].state == Status.TRACKING and not odometry
-    assert status[-1].warning == "no poses are published: no TF from base_link to optical"
+    assert status[-1].warning == "no poses are published: no TF from trunk to optical"
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    mount = make_link("base_link", "optical", (-0.5, 0.5, -0.5, 0.5))
+    mount = make_link("trunk", "optical", (-0.5, 0.5, -0.5, 0.5))
     peer.node.create_publisher(TFMessage, "/tf_static", latched).publish(TFMessage(transforms=[mount]))
     send_until(send, lambda: odometry, f"odometry:\n{node.output}", tries=80, patience_s=0.5)
     send_until(send, lambda: status[-1].warning == "", f"a status without a warning: {status[-1]}")
