@@ -20,7 +20,7 @@ import platform
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -168,33 +168,75 @@ def replay(
     """
     import torch
 
-    from ...core.errors import ConfigError
-    from ..evaluation.run_writer import RunWriter
-    from ...learning.weights_store import CURRENT
-    from ...pipeline import Pipeline
-    from ..recordings import open_source
     from ..progress import Progress
 
     torch.set_num_threads(config.matcher.threads)
-    if options.mode == "auto" and config.odometry.mode != "auto":
-        options = replace(options, mode=config.odometry.mode)
+    # What cannot be used is found out while an earlier run in this folder is still whole.
     T_BC = _read_mounting(base_from_camera)
-    source = open_source(path, options)
-    truth, no_truth = _read_truth(source)  # before the work, so that a wrong file is not found out after it
-    given, rates = source.odometry(), _read_imu(source) if imu else None
+    source = _open(path, out, config, options)
+    truth, given, rates = _read_truth(source), source.odometry(), _read_imu(source) if imu else None
     config = config.with_values({"odometry.mode": source.mode})
     if given is not None and config.external_odometry.use == "off":
         config = config.with_values({"external_odometry.use": "both"})
-    # What cannot be used is found out while an earlier run in this folder is still whole.
+    viewer = _open_viewer(view, source.camera)
+    run, frames = _begin(source, out, config, given, rates, quiet)
+    run.pipeline.mount_camera(T_BC)
+    interrupted = False
+    start = time.perf_counter()
+    try:
+        with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
+            for frame in frames:
+                output = run.process(frame)
+                if viewer is not None:
+                    viewer.add(frame, output, run.pipeline)
+                progress.update(frame.id + 1, output.state.value)
+    except KeyboardInterrupt:
+        interrupted = True
+        run.writer.add_event({"stamp_ns": run.stamp_ns, "event": "interrupted"})
+    finally:
+        # Whatever goes wrong in the middle, the results so far are worth keeping.
+        run.pipeline.close()
+        more = {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]}
+        metrics = _finish(run, truth, _provenance(path, source, run.pipeline) | more)
+        if len(source.warnings) > _WARNINGS_SHOWN:
+            hidden = len(source.warnings) - _WARNINGS_SHOWN
+            print(f"warning: {hidden} more are in {out / 'events.jsonl'}", file=sys.stderr)
+    return metrics
+
+
+def _open(path: Path, out: Path, config: Any, options: Any) -> Any:
+    """The recording.
+
+    Raises:
+        ConfigError: it would be overwritten.
+    """
+    from ...core.errors import ConfigError
+    from ..recordings import open_source
+
+    if options.mode == "auto" and config.odometry.mode != "auto":
+        options = replace(options, mode=config.odometry.mode)
+    source = open_source(path, options)
     if out.resolve() == path.resolve():
         raise ConfigError(
             f"--out {out} is the recording itself, whose files the results would overwrite; give another folder"
         )
-    viewer = None
-    if view:
-        from ..evaluation.viewer import Viewer
+    return source
 
-        viewer = Viewer(source.camera, None if view == "window" else Path(view))
+
+def _open_viewer(view: str, camera: Any) -> Any:
+    """The Rerun viewer of `--view`, or None."""
+    if not view:
+        return None
+    from ..evaluation.viewer import Viewer
+
+    return Viewer(camera, None if view == "window" else Path(view))
+
+
+def _begin(source: Any, out: Path, config: Any, external: Any, imu: Any, quiet: bool) -> tuple[_Run, Iterator[Any]]:
+    """A run whose files are in `out`, and its frames. Its settings and the first frame are known to be usable by then."""
+    from ...pipeline import Pipeline
+    from ..evaluation.run_writer import RunWriter
+
     Pipeline(config).close()
     source.on_jump = lambda: run.restart()
     frames = iter(source)
@@ -215,34 +257,17 @@ def replay(
             print(f"\nwarning: {event['text']}", file=sys.stderr)
 
     source.on_warning = warn
-    interrupted = False
-    start = time.perf_counter()
-    run = _Run(Pipeline(config, on_event=report, weights_dir=out / "weights"), writer, given, rates)
-    run.pipeline.mount_camera(T_BC)
-    try:
-        with Progress(f"replay {source.name}", source.length, quiet=quiet) as progress:
-            for frame in frames:
-                output = run.process(frame)
-                if viewer is not None:
-                    viewer.add(frame, output, run.pipeline)
-                progress.update(frame.id + 1, output.state.value)
-    except KeyboardInterrupt:
-        interrupted = True
-        writer.add_event({"stamp_ns": run.stamp_ns, "event": "interrupted"})
-    finally:
-        # Whatever goes wrong in the middle, the results so far are worth keeping.
-        pipeline = run.pipeline
-        pipeline.close()
-        more = {"wall_s": time.perf_counter() - start, "interrupted": interrupted, "warnings": source.warnings[:100]}
-        metrics = writer.finish(
-            truth, pipeline.keyframes(), _provenance(path, source, config, pipeline) | more, no_truth
-        )
-        if pipeline.learning_status().promotions:
-            pipeline.save_weights(CURRENT)  # those in use at the end, even while in post-deployment validation
-        if len(source.warnings) > _WARNINGS_SHOWN:
-            print(
-                f"warning: {len(source.warnings) - _WARNINGS_SHOWN} more are in {out / 'events.jsonl'}", file=sys.stderr
-            )
+    run = _Run(Pipeline(config, on_event=report, weights_dir=out / "weights"), writer, external, imu)
+    return run, frames
+
+
+def _finish(run: _Run, truth: tuple[Any, str], more: dict[str, Any]) -> dict[str, Any]:
+    """Writes what is known at the end; returns what metrics.json holds."""
+    from ...learning.weights_store import CURRENT
+
+    metrics = run.writer.finish(truth[0], run.pipeline.keyframes(), more, truth[1])
+    if run.pipeline.learning_status().promotions:
+        run.pipeline.save_weights(CURRENT)  # those in use at the end, even while in post-deployment validation
     return metrics
 
 
@@ -250,7 +275,7 @@ class _Run:
     """The pipeline over one recording; it starts again where the node does."""
 
     def __init__(self, pipeline: Any, writer: Any, external: Any, imu: Any) -> None:
-        self.pipeline, self._writer, self._external, self._imu = pipeline, writer, external, imu
+        self.pipeline, self.writer, self._external, self._imu = pipeline, writer, external, imu
         self.stamp_ns = 0
         self._camera: Any = None
         self._fill()
@@ -265,12 +290,12 @@ class _Run:
         clock = time.perf_counter()
         posed: list[float] = []
         output = self.pipeline.process(frame, on_tracked=lambda _: posed.append(time.perf_counter()))
-        self._writer.add_frame(output, (posed[0] - clock) * 1e3, (time.perf_counter() - clock) * 1e3)
+        self.writer.add_frame(output, (posed[0] - clock) * 1e3, (time.perf_counter() - clock) * 1e3)
         return output
 
     def restart(self) -> None:
         """An empty map at the origin: time has started again, or another camera."""
-        self._writer.begin_stretch(self.pipeline.keyframes())
+        self.writer.begin_stretch(self.pipeline.keyframes())
         self.pipeline.reset()
         self._fill()
 
@@ -342,7 +367,7 @@ def _read_truth(source: Any) -> tuple[Any, str]:
         return None, f"the truth cannot be used: {error}"
 
 
-def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str, Any]:
+def _provenance(path: Path, source: Any, pipeline: Any) -> dict[str, Any]:
     from ...matching.weights import hash_state
 
     learned = pipeline.learning_status()
@@ -357,7 +382,7 @@ def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str
             },
         },
         "learning": {
-            "mode": config.learning.mode if pipeline.matcher.trainable else "off",
+            "mode": pipeline.config.learning.mode if pipeline.matcher.trainable else "off",
             "steps": learned.step,
             **{
                 name: getattr(learned, name)
@@ -380,7 +405,7 @@ def _provenance(path: Path, source: Any, config: Any, pipeline: Any) -> dict[str
         },
         "imu": pipeline.odometry.gyroscope.describe(),
         "planar": pipeline.odometry.planar.describe(),
-        "seed": config.seed,
+        "seed": pipeline.config.seed,
         "versions": versions(),
     }
 
