@@ -22,14 +22,16 @@ MAX_SCALE_CHANGE = 1.3
 
 @dataclass(frozen=True)
 class TrackingErrors:
-    """Indices of frames."""
+    """Indices of frames, and the largest errors of the motion over `FRAMES` frames that end at the judged ones."""
 
     judged: tuple[int, ...]  # TRACKING, as was the frame `FRAMES` before in the same map; the truth of both is known
     wrong: tuple[int, ...]  # of these
+    rotation_deg: float  # 0 where none is judged
+    scale_change: float  # factor from 1 on, noise left out
 
 
 def find_tracking_errors(
-    outputs: Sequence[OdometryOutput], median_depths: Sequence[float], truth: Trajectory
+    outputs: Sequence[OdometryOutput], median_depths: Sequence[float], truth: Trajectory, every: bool = False
 ) -> TrackingErrors:
     """Compares the published motion over `FRAMES` frames with the truth.
 
@@ -38,26 +40,31 @@ def find_tracking_errors(
 
     Args:
         outputs: one per frame. median_depths: of the map as seen from each frame, in units of the map.
+        every: judge all frames with a pose, whatever their state.
     """
     matrices, known = truth.at(np.array([o.stamp_ns for o in outputs], np.int64))
     T_true = geometry.from_matrix(torch.from_numpy(matrices))
     scales = _Scales()
-    judged, wrong = [], []
+    judged, wrong, rotations_deg, changes = [], [], [0.0], [1.0]
     for i in range(FRAMES, len(outputs)):
         first, last = outputs[i - FRAMES], outputs[i]
-        tracking = first.state is last.state is TrackingState.TRACKING and first.map_id == last.map_id
-        if not tracking or not known[[i - FRAMES, i]].all() or first.T_WC is None or last.T_WC is None:
+        tracking = every or first.state is last.state is TrackingState.TRACKING
+        if not tracking or first.map_id != last.map_id or not known[[i - FRAMES, i]].all():
+            continue
+        if first.T_WC is None or last.T_WC is None:
             continue
         judged.append(i)
         moved, true = geometry.relative(first.T_WC, last.T_WC), geometry.relative(T_true[i - FRAMES], T_true[i])
-        if scales.refute(i, last, moved[:3], true[:3], median_depths[i]) or _turned_wrongly(moved, true):
+        rotations_deg.append(_rotation_error_deg(moved, true))
+        change, off = scales.compare(i, last, moved[:3], true[:3], median_depths[i])
+        changes.append(change)
+        if change > MAX_SCALE_CHANGE or off or rotations_deg[-1] > MAX_ROTATION_DEG:
             wrong.append(i)
-    return TrackingErrors(tuple(judged), tuple(wrong))
+    return TrackingErrors(tuple(judged), tuple(wrong), max(rotations_deg), max(changes))
 
 
-def _turned_wrongly(moved: Tensor, true: Tensor) -> bool:
-    off = geometry.log_so3(geometry.relative(moved, true)[3:]).norm()
-    return float(torch.rad2deg(off)) > MAX_ROTATION_DEG
+def _rotation_error_deg(moved: Tensor, true: Tensor) -> float:
+    return float(torch.rad2deg(geometry.log_so3(geometry.relative(moved, true)[3:]).norm()))
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,14 @@ class _Scales:
     def __init__(self) -> None:
         self._measured: dict[int, dict[int, _Scale]] = {}  # map -> {index of the last frame: scale}
 
-    def refute(self, i: int, output: OdometryOutput, moved: Tensor, true: Tensor, median_depth: float) -> bool:
-        """Whether the translation `moved` (3,), which ended at frame i, is wrong; `true` (3,) is in metres."""
+    def compare(
+        self, i: int, output: OdometryOutput, moved: Tensor, true: Tensor, median_depth: float
+    ) -> tuple[float, bool]:
+        """Compares the translation `moved` (3,), which ended at frame i, with the true one (3,) in metres.
+
+        Returns:
+            The factor from 1 on by which the scale has changed, 1 where that may be noise; whether the translation is off otherwise.
+        """
         length, true_length = max(float(moved.norm()), 1e-12), float(true.norm())
         in_map = self._measured.setdefault(output.map_id, {})
         before = [scale for end, scale in in_map.items() if end <= i - FRAMES]
@@ -87,13 +100,13 @@ class _Scales:
         reference = _Scale(1.0, 0.0) if output.metric else before[-1] if before else own
         least_m = MIN_DEPTH_SHARE * median_depth * reference.value
         noise_m = least_m + reference.tolerance * length * reference.value
-        scale = reference.value
+        scale, changed = reference.value, 1.0
         if true_length > least_m:
             in_map[i] = replace(own, tolerance=least_m / true_length)
             change = own.value / reference.value
-            if max(change, 1 / change) > MAX_SCALE_CHANGE and abs(true_length - length * reference.value) > noise_m:
-                return True
+            if abs(true_length - length * reference.value) > noise_m:
+                changed = max(change, 1 / change)
             if not output.metric:  # what remains is the direction
                 scale, noise_m = max(float(moved @ true), 0.0) / length**2, least_m
         off_m = float((moved * scale - true).norm())
-        return off_m > MAX_TRANSLATION * true_length and off_m > noise_m
+        return changed, off_m > MAX_TRANSLATION * true_length and off_m > noise_m

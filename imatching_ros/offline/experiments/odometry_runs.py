@@ -11,7 +11,7 @@ import torch
 
 from ...core import geometry
 from ...core.config import Config
-from ...core.types import Frame, OdometryOutput
+from ...core.types import Frame, OdometryOutput, TrackingState
 from ...odometry.odometry import Odometry
 from ...pipeline import Pipeline
 from ..evaluation.motion_consistency import measure_motion_consistency
@@ -79,6 +79,7 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
     """One run as a flat row: counts of frames, ATE and RPE where there is truth, times of the parts.
 
     `wrong_tracking` of the `judged` frames are TRACKING although the motion over ten frames is wrong (`evaluation.tracking_errors`).
+    `rotation_10` [degrees] and `scale_10` are the largest errors over ten frames of all that have a pose, `..._tracking` of the judged ones.
     `nees_1s` and its parts are those of the motion over one second (`evaluation.motion_consistency`).
     """
     depths: list[float] = []
@@ -92,6 +93,7 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
     row: dict[str, Any] = {
         "frames": len(outputs),
         "tracked": tracked,
+        "tracking": sum(o.state is TrackingState.TRACKING for o in outputs),
         "first": first,
         "lost": None if first is None else len(outputs) - first - tracked,
         "keyframes": sum(o.is_keyframe for o in outputs),
@@ -101,6 +103,9 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
     if truth is not None:
         errors = find_tracking_errors(outputs, depths, truth)
         row |= {"judged": len(errors.judged), "wrong_tracking": len(errors.wrong)}
+        every = find_tracking_errors(outputs, depths, truth, every=True)
+        row |= {"rotation_10": every.rotation_deg, "rotation_10_tracking": errors.rotation_deg}
+        row |= {"scale_10": every.scale_change, "scale_10_tracking": errors.scale_change}
         motion = measure_motion_consistency(outputs, truth)
         if motion is not None:
             row |= {"nees_1s": motion.nees, "nees_1s_rotation": motion.nees_rotation}

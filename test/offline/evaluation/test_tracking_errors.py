@@ -79,6 +79,16 @@ def test_motion_that_never_was_is_wrong():
     assert 45 in find_tracking_errors(outputs_of(TRUE), [4.0] * N, truth).wrong
 
 
+def test_the_largest_errors_are_measured_of_the_judged_or_of_every_frame():
+    T_WC = walk(np.where((np.arange(N) >= 30) & (np.arange(N) < 45), 0.16, 0.1))
+    T_WC[30:] = geometry.retract(T_WC[30:], torch.tensor([[0, 0, 0, 0, 0.1, 0]], dtype=torch.float64))
+    outputs = outputs_of(T_WC, state=lambda i: TrackingState.UNVERIFIED if 30 <= i < 50 else TrackingState.TRACKING)
+    judged, every = (find_tracking_errors(outputs, [4.0] * N, TRUTH, every=e) for e in (False, True))
+    assert judged.rotation_deg == pytest.approx(0, abs=1e-6) and judged.scale_change == 1.0
+    assert every.rotation_deg == pytest.approx(np.rad2deg(0.1), rel=1e-6)
+    assert 1.4 < every.scale_change < 1.7 and every.judged == tuple(range(FRAMES, N))
+
+
 def test_frames_that_do_not_claim_to_be_tracking_and_other_maps_are_not_judged():
     T_WC = TRUE.clone()
     T_WC[30:, 1] += 3.0
