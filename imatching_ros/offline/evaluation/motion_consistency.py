@@ -45,11 +45,19 @@ def measure_motion_consistency(outputs: Sequence[OdometryOutput], truth: Traject
     moved, covariance = torch.stack([m for m, _ in motions]), torch.stack([c for _, c in motions])
     true = geometry.relative(*(T_true[list(k)] for k in zip(*pairs)))
     scale = 1.0 if outputs[pairs[-1][1]].metric else _fit_scale(moved, true)
-    unit = torch.tensor([scale] * 3 + [1.0] * 3, dtype=torch.float64)
-    error = geometry.local(torch.cat([moved[:, :3] * scale, moved[:, 3:]], 1), true)
-    covariance = unit[:, None] * covariance * unit
     parts = (slice(0, 6), slice(3, 6), slice(0, 3))
-    return MotionConsistency(len(pairs), *(_mean_nees(error[:, p], covariance[:, p, p]) for p in parts))
+    return MotionConsistency(len(pairs), *(nees(moved, covariance, true, scale, part) for part in parts))
+
+
+def nees(moved: Tensor, covariance: Tensor, true: Tensor, scale: float, part: slice = slice(None)) -> float:
+    """Mean NEES of motions (N, 7), in units of the map, with covariances (N, 6, 6) against the true ones (N, 7).
+
+    `scale`: metres per unit. `part`: of [rho, phi].
+    """
+    unit = torch.tensor([scale] * 3 + [1.0] * 3, dtype=torch.float64)
+    error = geometry.local(torch.cat([moved[:, :3] * scale, moved[:, 3:]], 1), true)[:, part]
+    covariance = (unit[:, None] * covariance * unit)[:, part, part]
+    return float((error[:, None] @ torch.linalg.solve(covariance, error[..., None])).mean())
 
 
 def motion_with_covariance(first: OdometryOutput, last: OdometryOutput) -> tuple[Tensor, Tensor]:
@@ -86,7 +94,3 @@ def _find_pairs(outputs: Sequence[OdometryOutput], known: np.ndarray) -> list[tu
 def _fit_scale(moved: Tensor, true: Tensor) -> float:
     """Metres per unit of the map, from lengths alone, symmetric in both (Horn 1987)."""
     return float((true[:, :3].square().sum() / moved[:, :3].square().sum().clamp_min(1e-24)).sqrt())
-
-
-def _mean_nees(error: Tensor, covariance: Tensor) -> float:
-    return float((error[:, None] @ torch.linalg.solve(covariance, error[..., None])).mean())

@@ -12,12 +12,14 @@ from torch import Tensor
 from ...core import geometry
 from ...core.types import OdometryOutput, TrackingState
 from ..recordings.truth import Trajectory
+from .motion_consistency import motion_with_covariance, nees
 
 FRAMES = 10  # over which motion is compared with the truth
 MAX_ROTATION_DEG = 5.0
 MAX_TRANSLATION = 0.2  # of the true translation; and more than
 MIN_DEPTH_SHARE = 0.02  # of the median depth, below which a translation is too small to be judged relative to itself
 MAX_SCALE_CHANGE = 1.3
+CHI2_95_6 = 12.59  # 95 % quantile of chi-square with 6 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class TrackingErrors:
 
     judged: tuple[int, ...]  # TRACKING, as was the frame `FRAMES` before in the same map; the truth of both is known
     wrong: tuple[int, ...]  # of these
+    uncovered: tuple[int, ...]  # of these, where the covariance of the motion does not contain the error
     rotation_deg: float  # 0 where none is judged
     scale_change: float  # factor from 1 on, noise left out
 
@@ -45,7 +48,7 @@ def find_tracking_errors(
     matrices, known = truth.at(np.array([o.stamp_ns for o in outputs], np.int64))
     T_true = geometry.from_matrix(torch.from_numpy(matrices))
     scales = _Scales()
-    judged, wrong, rotations_deg, changes = [], [], [0.0], [1.0]
+    judged, wrong, uncovered, rotations_deg, changes = [], [], [], [0.0], [1.0]
     for i in range(FRAMES, len(outputs)):
         first, last = outputs[i - FRAMES], outputs[i]
         tracking = every or first.state is last.state is TrackingState.TRACKING
@@ -56,11 +59,15 @@ def find_tracking_errors(
         judged.append(i)
         moved, true = geometry.relative(first.T_WC, last.T_WC), geometry.relative(T_true[i - FRAMES], T_true[i])
         rotations_deg.append(_rotation_error_deg(moved, true))
+        scale = scales.before(i, last, moved[:3], true[:3]).value
         change, off = scales.compare(i, last, moved[:3], true[:3], median_depths[i])
         changes.append(change)
         if change > MAX_SCALE_CHANGE or off or rotations_deg[-1] > MAX_ROTATION_DEG:
             wrong.append(i)
-    return TrackingErrors(tuple(judged), tuple(wrong), max(rotations_deg), max(changes))
+            covariance = motion_with_covariance(first, last)[1]
+            if nees(moved[None], covariance[None], true[None], scale) > CHI2_95_6:
+                uncovered.append(i)
+    return TrackingErrors(tuple(judged), tuple(wrong), tuple(uncovered), max(rotations_deg), max(changes))
 
 
 def _rotation_error_deg(moved: Tensor, true: Tensor) -> float:
@@ -85,6 +92,13 @@ class _Scales:
     def __init__(self) -> None:
         self._measured: dict[int, dict[int, _Scale]] = {}  # map -> {index of the last frame: scale}
 
+    def before(self, i: int, output: OdometryOutput, moved: Tensor, true: Tensor) -> _Scale:
+        """The scale before the motion `moved` (3,), which ended at frame i; its own where none is known."""
+        in_map = self._measured.setdefault(output.map_id, {})
+        known = [scale for end, scale in in_map.items() if end <= i - FRAMES]
+        own = _Scale(float(true.norm()) / max(float(moved.norm()), 1e-12), 0.0)
+        return _Scale(1.0, 0.0) if output.metric else known[-1] if known else own
+
     def compare(
         self, i: int, output: OdometryOutput, moved: Tensor, true: Tensor, median_depth: float
     ) -> tuple[float, bool]:
@@ -94,15 +108,12 @@ class _Scales:
             The factor from 1 on by which the scale has changed, 1 where that may be noise; whether the translation is off otherwise.
         """
         length, true_length = max(float(moved.norm()), 1e-12), float(true.norm())
-        in_map = self._measured.setdefault(output.map_id, {})
-        before = [scale for end, scale in in_map.items() if end <= i - FRAMES]
-        own = _Scale(true_length / length, 0.0)
-        reference = _Scale(1.0, 0.0) if output.metric else before[-1] if before else own
+        own, reference = _Scale(true_length / length, 0.0), self.before(i, output, moved, true)
         least_m = MIN_DEPTH_SHARE * median_depth * reference.value
         noise_m = least_m + reference.tolerance * length * reference.value
         scale, changed = reference.value, 1.0
         if true_length > least_m:
-            in_map[i] = replace(own, tolerance=least_m / true_length)
+            self._measured[output.map_id][i] = replace(own, tolerance=least_m / true_length)
             change = own.value / reference.value
             if abs(true_length - length * reference.value) > noise_m:
                 changed = max(change, 1 / change)

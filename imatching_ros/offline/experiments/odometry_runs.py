@@ -79,6 +79,7 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
     """One run as a flat row: counts of frames, ATE and RPE where there is truth, times of the parts.
 
     `wrong_tracking` of the `judged` frames are TRACKING although the motion over ten frames is wrong (`evaluation.tracking_errors`).
+    Of all `wrong_10` that have a pose, the covariance does not contain the error in `uncovered_10`.
     `rotation_10` [degrees] and `scale_10` are the largest errors over ten frames of all that have a pose, `..._tracking` of the judged ones.
     `nees_1s` and its parts are those of the motion over one second (`evaluation.motion_consistency`).
     """
@@ -104,6 +105,7 @@ def measure(source: Source, config: Config) -> dict[str, Any]:
         errors = find_tracking_errors(outputs, depths, truth)
         row |= {"judged": len(errors.judged), "wrong_tracking": len(errors.wrong)}
         every = find_tracking_errors(outputs, depths, truth, every=True)
+        row |= {"wrong_10": len(every.wrong), "uncovered_10": len(every.uncovered)}
         row |= {"rotation_10": every.rotation_deg, "rotation_10_tracking": errors.rotation_deg}
         row |= {"scale_10": every.scale_change, "scale_10_tracking": errors.scale_change}
         motion = measure_motion_consistency(outputs, truth)

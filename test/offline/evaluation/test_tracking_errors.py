@@ -20,9 +20,12 @@ def walk(steps_m):
     return geometry.exp(twist)
 
 
-def outputs_of(T_WC, metric=False, state=lambda i: TrackingState.TRACKING, map_id=lambda i: 0):
+def outputs_of(T_WC, metric=False, state=lambda i: TrackingState.TRACKING, map_id=lambda i: 0, sigma=0.01):
+    own = sigma**2 * torch.eye(6, dtype=torch.float64)
     return [
-        OdometryOutput(i, STEP_NS * (i + 1), state(i), "", T, None, 50, False, metric, map_id(i), None)
+        OdometryOutput(
+            i, STEP_NS * (i + 1), state(i), "", T, own, 50, False, metric, map_id(i), None, covariance_in_map=own
+        )
         for i, T in enumerate(T_WC)
     ]
 
@@ -87,6 +90,16 @@ def test_the_largest_errors_are_measured_of_the_judged_or_of_every_frame():
     assert judged.rotation_deg == pytest.approx(0, abs=1e-6) and judged.scale_change == 1.0
     assert every.rotation_deg == pytest.approx(np.rad2deg(0.1), rel=1e-6)
     assert 1.4 < every.scale_change < 1.7 and every.judged == tuple(range(FRAMES, N))
+
+
+def test_a_wrong_motion_is_covered_where_its_covariance_contains_the_error():
+    T_WC = TRUE.clone()
+    T_WC[30:] = geometry.retract(T_WC[30:], torch.tensor([[0, 0, 0, 0, 0.1, 0]], dtype=torch.float64))
+    assert set(range(30, 40)) <= set(find(T_WC, metric=True).uncovered)
+    certain = find(T_WC, metric=True, sigma=0.1)
+    assert set(range(30, 40)) <= set(certain.wrong) and not certain.uncovered
+    once = find(T_WC)  # one camera, in its own scale
+    assert set(once.uncovered) <= set(once.wrong) and once.uncovered
 
 
 def test_frames_that_do_not_claim_to_be_tracking_and_other_maps_are_not_judged():
