@@ -229,6 +229,17 @@ class Window:
         obs[right, 2], sigma[right, 2] = (obs[right, 2] - before.cx) * scale[0] + now.cx, sigma[right, 2] * scale[0]
         self.observations = replace(o, obs=obs, sigma=sigma)
 
+    def set_twist(self, camera: Camera, kf: int, twist: Tensor, rate_error: float) -> None:
+        """Corrects the rows of a keyframe by another velocity (6,), whose rotation may be off by `rate_error`, rad/s."""
+        self.keyframes[kf] = replace(self.keyframes[kf], twist=twist, rate_error=rate_error)
+        if camera.readout_s == 0:
+            return
+        o = self.observations
+        mine = (o.kf == kf).nonzero()[:, 0]
+        obs = o.obs.clone()
+        obs[mine, :2] = self._undistort(camera, o.kf[mine], o.lm[mine], o.uv[mine])
+        self.observations = replace(o, obs=obs)
+
     def mark(self, frame_id: int, rows: Tensor, uv: Tensor, unmatched: Tensor) -> None:
         """Records where landmarks were seen in a frame, and which were searched in vain."""
         table = self.landmarks

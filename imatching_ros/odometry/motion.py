@@ -33,6 +33,29 @@ class TrackedFrame:
         return float(self.depth.median())
 
 
+def skew_covariance(angle: float, median_depth: float) -> Tensor:
+    """Covariance (6, 6) of a pose whose outermost rows are turned by an angle, rad, that is not known.
+
+    A pose takes it for a rotation or, one camera more than others, for a translation past the landmarks.
+    """
+    sigma = torch.tensor([angle * median_depth, angle], dtype=torch.float64)
+    return torch.diag(sigma.square().repeat_interleave(3))
+
+
+@dataclass(frozen=True)
+class TwistAt:
+    """The twist at the time of an image, by the motions to and from it."""
+
+    twist: Tensor  # (6,) per second
+    change: float  # rad/s^2, of the rotation
+
+    @staticmethod
+    def between(before: Tensor, seconds_before: float, after: Tensor, seconds_after: float) -> TwistAt:
+        """Interpolated: the twists (6,) of motions are those of the middles of their intervals."""
+        change = (after - before) / ((seconds_before + seconds_after) / 2)
+        return TwistAt(before + change * seconds_before / 2, float(change[3:].norm()))
+
+
 class MotionModel:
     """Constant velocity. Lengths are in units of the map.
 
@@ -41,6 +64,7 @@ class MotionModel:
         zero_motion: holds the pose of a camera that stands still.
         twist: (6,) float64, per second, in the camera's frame.
         covariance_of_step: (6, 6) float64, what `add_step` added last.
+        twist_before: of the frame before the newest, by the motions to and from it; None where one of them is not known.
     """
 
     # Without a pose for longer than this, the camera may be anywhere.
@@ -59,7 +83,9 @@ class MotionModel:
         self.zero_motion = ZeroMotionUpdate()
         self.twist = torch.zeros(6, dtype=torch.float64)
         self.covariance_of_step = torch.zeros(6, 6, dtype=torch.float64)
+        self.twist_before: TwistAt | None = None
         self._max_velocity = torch.zeros(2, dtype=torch.float64)  # units/s and rad/s
+        self._seconds = 0.0  # of the motion of the twist
         self._moving = False  # the twist is that of two poses of which one continues the other
 
     def start_map(self) -> None:
@@ -67,6 +93,7 @@ class MotionModel:
         self.twist = torch.zeros(6, dtype=torch.float64)
         self.covariance_of_step = torch.zeros(6, 6, dtype=torch.float64)
         self.zero_motion.reset()
+        self.twist_before = None
         self._moving = False
 
     def gap_exceeded(self, last: TrackedFrame, stamp_ns: int) -> bool:
@@ -78,9 +105,11 @@ class MotionModel:
 
     def update(self, last: TrackedFrame, stamp_ns: int, T_WC: Tensor, recovered: bool) -> None:
         """Takes the velocity over from two poses; `recovered`: the new one does not continue the last one."""
-        dt = _seconds(last, stamp_ns)
+        dt, before, moving = _seconds(last, stamp_ns), self.twist, self._moving
         self._moving = dt > 0 and not recovered
         self.twist = geometry.local(last.T_WC, T_WC) / dt if self._moving else self.twist * 0
+        self.twist_before = TwistAt.between(before, self._seconds, self.twist, dt) if moving and self._moving else None
+        self._seconds = dt
         if not recovered:
             velocity = torch.stack([self.twist[:3].norm(), self.twist[3:].norm()])
             self._max_velocity = torch.maximum(self._max_velocity * self.DECAY, velocity)
@@ -118,14 +147,6 @@ class MotionModel:
         variance = sigma.square().clamp_min(1e-4)  # 1 cm and 0.6 degrees
         variance[1] = variance[1].clamp_max(UNKNOWN_ANGLE_VARIANCE)
         self.covariance.add(torch.diag(variance.repeat_interleave(3)), last.T_WC)
-
-    def add_skew(self, last: TrackedFrame, T_WC: Tensor, angle: float) -> None:
-        """Adds to the covariance that the rows of an image are turned against each other by an angle, rad.
-
-        A pose takes it for a rotation or, one camera more than others, for a translation past the landmarks.
-        """
-        sigma = torch.tensor([angle * last.median_depth(), angle], dtype=torch.float64)
-        self.covariance.add(torch.diag(sigma.square().repeat_interleave(3)), T_WC)
 
     def add_step(self, last: TrackedFrame, T_WC: Tensor, mono: bool) -> None:
         """Adds to the covariance the errors of the motion to the pose T_WC (7,) that leave no residual: bundle adjustment cannot see them.

@@ -49,7 +49,7 @@ from .gyroscope import Gyroscope
 from .input_check import InputCheck
 from .local_map import Keyframe, Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
-from .motion import MotionModel, SeenLandmarks, TrackedFrame
+from .motion import MotionModel, SeenLandmarks, TrackedFrame, skew_covariance
 from .planar import PlanarMotion
 from .relocalization import Relocalizer, is_blank
 from .shutter import MAX_SKEW_PX
@@ -227,16 +227,18 @@ class Odometry:
         if self.inputs.frozen and found.cause is None:
             found = replace(found, cause=states.Cause.FROZEN)
         if found.cause is None:
-            weakness = self._find_weakness(current, last, estimate, recovered)
+            weakness = self._find_weakness(current, estimate, last.median_depth(), recovered)
             self.state = states.transition(self.state, PoseVerified(recovered, weakness), context)
         else:
             plausible = self.motion.is_plausible(last, frame.stamp_ns, estimate.T_WC)
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
+        skew = skew_covariance(self._skew_px(current.camera, current) / current.camera.fx, last.median_depth())
         becomes_keyframe = self._becomes_keyframe(current, matches, estimate, recovered)
         published = keyframe_matches(self.window, frame, matches, estimate, self.matcher.weights_version)
         self.motion.add_step(last, estimate.T_WC, self._mode == "mono")
         if recovered or not self.inputs.repeated:  # a repeated image says nothing about the motion
             self.motion.update(last, frame.stamp_ns, estimate.T_WC, recovered)
+            self._correct_keyframe(last, current.camera)
         if recovered:
             self.gyroscope.restart(estimate.covariance)
         else:
@@ -246,33 +248,37 @@ class Odometry:
         if becomes_keyframe:
             self._candidate = KeyframeCandidate(current, estimate.T_WC, good)
             self.mapper.start_keyframe()
-        return self._with_pose(frame, estimate, published)
+        output = self._with_pose(frame, replace(estimate, covariance=estimate.covariance + skew), published)
+        if becomes_keyframe:
+            self.motion.covariance.add_drift(skew, estimate.T_WC)
+        return output
 
     def _find_weakness(
-        self, current: FeatureFrame, last: TrackedFrame, estimate: PoseEstimate, recovered: bool
+        self, current: FeatureFrame, estimate: PoseEstimate, median_depth: float, recovered: bool
     ) -> states.Cause | None:
-        skewed = not recovered and self._is_skewed(current, last, estimate.T_WC)
         if int(estimate.inlier.sum()) < self.config.odometry.verified_inliers:
             return states.Cause.FEW_INLIERS
-        if skewed:
+        if not recovered and self._is_skewed(current):
             return states.Cause.SKEWED
-        if is_uncertain(estimate, last.median_depth()):
+        if is_uncertain(estimate, median_depth):
             return states.Cause.UNCERTAIN
         drifts = self._mode == "mono" and self.scale.source != "odometry"
         return states.Cause.TURNED if drifts and self.window.turned_in_place else None
 
-    def _is_skewed(self, current: FeatureFrame, last: TrackedFrame, T_WC: Tensor) -> bool:
+    def _is_skewed(self, current: FeatureFrame) -> bool:
         """Whether a rolling shutter bends this image in a way that is not known well, or the newest keyframe, by which the landmarks in
         view were placed.
-
-        The covariance includes by how much an unknown readout time bends this image.
         """
-        camera, uncertain_s = current.camera, self.mapper.readout.uncertain_s
-        if camera.readout_s == 0 and uncertain_s == 0:
-            return False
-        if rolling_shutter.skew_px(camera, current.twist, uncertain_s) > MAX_SKEW_PX:
-            self.motion.add_skew(last, T_WC, float(current.twist[3:].norm()) * uncertain_s)
-        return any(self._skew_px(camera, view) > MAX_SKEW_PX for view in (current, self.window.keyframes[-1]))
+        return any(self._skew_px(current.camera, view) > MAX_SKEW_PX for view in (current, self.window.keyframes[-1]))
+
+    def _correct_keyframe(self, last: TrackedFrame, camera: Camera) -> None:
+        """Where the last frame became a keyframe: its rows by the motions to and from it, of which it knew only the former.
+
+        What is left is how the rate changes within its rows, by half of that at the outermost ones.
+        """
+        at, newest = self.motion.twist_before, len(self.window.keyframes) - 1
+        if at is not None and self.window.keyframes[newest].id == last.id:
+            self.window.set_twist(camera, newest, at.twist, at.change * camera.readout_s / 4)
 
     def _skew_px(self, camera: Camera, view: FeatureFrame | Keyframe) -> float:
         """By how much the outermost rows may be off: the readout time is not known, or the rate changes between two images.

@@ -35,7 +35,8 @@ class UnnamedReadout:
     MIN_OBSERVATIONS = 100  # of a keyframe, on average
     # Calibration and matching leave patterns of their own: of healthy recordings below .07 px along this parameter.
     SYSTEMATIC_PX = 0.1
-    SIGNIFICANT = 4.0  # standard deviations
+    SIGNIFICANT = 4.0  # standard deviations from which on it is used,
+    UNCERTAIN = 2.0  # and from which on images are uncertain; of rendered global shutters at 60 and 120 degrees/s the mean stays below 0.5
     LEFT_SHARE = (
         0.5  # of the longest time ever found; less refutes it. Rendered shutters of 20 ms keep .75, stripes .42
     )
@@ -50,19 +51,22 @@ class UnnamedReadout:
     @property
     def missing_s(self) -> float:
         """By how much the readout time is longer than the camera's, shorter if negative; 0 while that is not significant."""
-        if abs(self._weighted_s) <= self.SIGNIFICANT * self._information**0.5:
-            return 0.0
-        return self._weighted_s / self._information
+        return self._weighted_s / self._information if self._exceeds(self.SIGNIFICANT) else 0.0
 
     @property
     def uncertain_s(self) -> float:
         """How wrong the camera's readout time may be; 0 while nothing speaks against it."""
-        if self.found_s == 0:
-            return max(self.missing_s, 0.0)
         if self._information == 0:
             return self.found_s
         mean_s, sigma_s = self._weighted_s / self._information, self._information**-0.5
-        return min(abs(mean_s) + 2 * sigma_s, self.found_s)
+        bound_s = abs(mean_s) + 2 * sigma_s
+        if self.found_s > 0:
+            return min(bound_s, self.found_s)
+        return min(bound_s, self.LONGEST_S) if mean_s > 0 and self._exceeds(self.UNCERTAIN) else 0.0
+
+    def _exceeds(self, sigmas: float) -> bool:
+        """Whether the mean is so many standard deviations from 0."""
+        return abs(self._weighted_s) > sigmas * self._information**0.5
 
     def adopt(self) -> None:
         """Takes what is missing into use; from then on windows tell what is missing beyond that."""
@@ -82,7 +86,7 @@ class UnnamedReadout:
         camera = window.camera
         if self._refuted or len(window.kf_idx) < self.MIN_OBSERVATIONS * len(twist):
             return
-        if rolling_shutter.skew_px(camera, twist, self.LIKELY_S) < MAX_SKEW_PX:
+        if rolling_shutter.skew_px(camera, twist, max(self.LIKELY_S, camera.readout_s)) < MAX_SKEW_PX:
             return
         kf = window.kf_idx
         depth = geometry.act(geometry.inverse(result.T_WC[kf]), result.points_W[window.pt_idx])[:, 2]

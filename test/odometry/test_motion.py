@@ -9,7 +9,14 @@ import torch
 from imatching_ros.core import geometry
 from imatching_ros.core.config import BundleConfig
 from imatching_ros.core.types import BAResult, BAStatus
-from imatching_ros.odometry.motion import MotionModel, PoseCovariance, SeenLandmarks, TrackedFrame, ZeroMotionUpdate
+from imatching_ros.odometry.motion import (
+    MotionModel,
+    PoseCovariance,
+    SeenLandmarks,
+    TrackedFrame,
+    ZeroMotionUpdate,
+    skew_covariance,
+)
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
 from imatching_ros.pipeline import Pipeline
 from odometry_scenes import CAMERA, configure, rotating
@@ -237,3 +244,24 @@ def test_a_rate_is_uncertain_by_half_of_its_change_once_two_are_known():
     assert motion.rate_error(30 * turn) == pytest.approx(1.0) and motion.rate_error(10 * turn) == pytest.approx(0.0)
     motion.update(last, 100_000_000, geometry.exp(turn), recovered=True)
     assert motion.rate_error(turn) == 0
+
+
+def test_the_twist_at_an_image_is_that_of_the_motions_around_it():
+    motion, still = MotionModel(), geometry.identity()
+    turn = torch.tensor([0, 0, 0, 0, 1.0, 0], dtype=torch.float64)
+    poses = [still, geometry.exp(0.1 * turn), geometry.exp(0.5 * turn)]  # 1 rad/s for 0.1 s, then 2 rad/s for 0.2 s
+    frames = [replace(last_frame(T), stamp_ns=ns) for T, ns in zip(poses, (0, 100_000_000))]
+    motion.update(frames[0], 100_000_000, poses[1], recovered=False)
+    assert motion.twist_before is None
+    motion.update(frames[1], 300_000_000, poses[2], recovered=False)
+    assert motion.twist_before is not None
+    torch.testing.assert_close(motion.twist_before.twist, turn * (1 + 1 / 3), rtol=1e-6, atol=1e-9)
+    assert motion.twist_before.change == pytest.approx(1 / 0.15)
+    motion.update(frames[1], 300_000_000, poses[2], recovered=True)
+    assert motion.twist_before is None
+
+
+def test_rows_that_are_turned_against_each_other_leave_angle_and_position_uncertain():
+    covariance = skew_covariance(0.01, 4.0)
+    expected = torch.tensor([0.04] * 3 + [0.01] * 3, dtype=torch.float64).square()
+    torch.testing.assert_close(covariance, torch.diag(expected))

@@ -79,6 +79,12 @@ def test_a_slow_camera_says_nothing():
     assert estimate(0.02, 0.0, deg_s=5.0, windows=20).missing_s == 0
 
 
+def test_what_is_not_significant_yet_is_uncertain():
+    readout = estimate(0.02, 0.0, deg_s=80.0, windows=1)
+    assert readout.missing_s == 0 and readout.describe(CAMERA) == "" and 0.01 < readout.uncertain_s < 0.05
+    assert estimate(0.0, 0.0, deg_s=80.0, windows=1).uncertain_s == 0
+
+
 def test_what_is_found_in_steps_comes_close_and_becomes_certain():
     """Each step is found by windows that the last one has straightened."""
     readout, seed = UnnamedReadout(), 0
@@ -156,6 +162,38 @@ def test_fast_frames_of_a_shutter_that_is_named_wrongly_are_unverified(deg, stat
             skewed.mapper.readout.add(*sweep(0.02, 0.001, seed=seed % 3), CONFIG)
         sample = replace(next_sample(skewed), tracking_healthy=True)
         assert refuse(sample, LearningConfig()) == "rolling shutter not known well"
+
+
+def test_the_covariance_of_rows_ends_with_their_frame_unless_it_becomes_a_keyframe():
+    config = configure("klt", odometry__mode="rgbd", camera__readout_ms=1.0)
+    healthy, skewed = (Odometry(config, create_matcher(config.matcher)) for _ in range(2))
+    for seed in range(3):
+        skewed.mapper.readout.add(*sweep(0.02, 0.001, seed=seed), CONFIG)
+    more = []
+    for expected, output in zip(turn(healthy), turn(skewed)):
+        lasting = output.covariance - output.covariance_in_map - (expected.covariance - expected.covariance_in_map)
+        own = output.covariance_in_map - expected.covariance_in_map
+        more.append((output.is_keyframe, float(lasting[4, 4]), float(own[4, 4])))
+    assert all(own > (0.3 * 0.01) ** 2 for _, _, own in more[1:])
+    for (is_keyframe, before, own), (_, after, _) in zip(more[1:], more[2:]):
+        assert after - before == pytest.approx(own * is_keyframe, rel=0.3, abs=1e-7)
+
+
+def test_a_keyframe_is_corrected_by_the_motions_around_it():
+    config = configure("klt", odometry__mode="rgbd", camera__readout_ms=20.0)
+    odometry = Odometry(config, create_matcher(config.matcher))
+    turn(odometry, frames=5)
+    keyframe, o = odometry.window.keyframes[-1], odometry.window.observations
+    assert keyframe.id == odometry.last.id
+    slower = replace(rotating(6, 6.0)[-1], stamp_ns=odometry.last.stamp_ns + 200_000_000)
+    odometry.track(replace(slower, depth=torch.full((CAMERA.height, CAMERA.width), 2.0)))
+    before, now = float(keyframe.twist[3:].norm()), odometry.window.keyframes[-1]
+    assert float(now.twist[3:].norm()) == pytest.approx(
+        before * (1 - 1 / 6), rel=0.05
+    )  # the twist of 30 degrees/s is 0.15 s later
+    changed = (odometry.window.observations.obs - o.obs)[:, :2].norm(dim=1)
+    mine = o.kf == len(odometry.window.keyframes) - 1
+    assert float(changed[mine].max()) > 0.3 and float(changed[~mine].max()) == 0
 
 
 def test_a_slow_frame_is_unverified_while_the_newest_keyframe_is_skewed():
