@@ -57,6 +57,7 @@ class Topic:
     name: str  # resolved
     type: type
     take: Callable[[Any], None]
+    given: str = ""  # what rclpy resolves to `name`
     subscription: Any = None
     last_s: float = field(default_factory=time.monotonic)  # of the newest message, or of the subscription
     count: int = 0
@@ -193,10 +194,21 @@ class CameraInputs:
 
     def _subscribe(self, name: str, topic: Topic, depth: int = qos_profile_sensor_data.depth) -> None:
         qos = make_qos(self._node, topic.name, depth)
+        topic.given = self._find_given(name, topic.name)
         topic.subscription = self._node.create_subscription(
-            topic.type, topic.name, topic.receive, qos, qos_overriding_options=OVERRIDES
+            topic.type, topic.given, topic.receive, qos, qos_overriding_options=OVERRIDES
         )
         self.topics[name] = topic
+
+    def _find_given(self, name: str, resolved: str) -> str:
+        """A name that becomes the resolved one: rclpy remaps a resolved name again.
+
+        With external_odometry:=/odom and odom:=visual_odom, /odom would become the node's own odometry.
+        """
+        c = self.config
+        parameters = (c.imu_topic, c.mask_topic, c.camera_info_topic, c.right_camera_info_topic)
+        names = (resolved, name, *filter(None, parameters))
+        return next((given for given in names if self._node.resolve_topic_name(given) == resolved), resolved)
 
     def _take_latched(self, topic: Topic) -> None:
         """Subscribes again for what was published before, where that is what the publisher offers."""
@@ -205,7 +217,7 @@ class CameraInputs:
             return
         self._node.destroy_subscription(topic.subscription)
         qos = QoSProfile(depth=1, durability=transient, reliability=ReliabilityPolicy.RELIABLE)
-        topic.subscription = self._node.create_subscription(topic.type, topic.name, topic.receive, qos)
+        topic.subscription = self._node.create_subscription(topic.type, topic.given, topic.receive, qos)
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
@@ -265,7 +277,7 @@ class CameraInputs:
     def _explain(self, relative: str) -> str:
         """Why nothing arrives on a topic."""
         topic = self.topics[relative]
-        publishers = self._node.get_publishers_info_by_topic(topic.name)
+        publishers = self._node.get_publishers_info_by_topic(topic.given)
         if not publishers:
             return f"nobody publishes it{self._suggest_topic(relative, topic)}"
         requested = topic.subscription.qos_profile

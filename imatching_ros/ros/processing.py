@@ -143,17 +143,22 @@ class Processor:
         torch.set_num_threads(self.configs.core.matcher.threads)
         while (image := self.inbox.take()) is not None:
             try:
-                self._process(image)
-            except ImatchingError as error:
-                self._node.warn_throttled(str(error)[:24], f"image not used: {error}")  # each kind of problem by itself
-                self._reject(image, str(error))
+                self._process_or_reject(image)
             except Exception as error:  # a bug: report it, continue with an empty map, keep the node alive
                 self._node.get_logger().error(
                     f"internal error, odometry is reset:\n{traceback.format_exc()}", throttle_duration_sec=5.0
                 )
-                self._restart()
-                with contextlib.suppress(Exception):  # the bug may be in what is published
+                with contextlib.suppress(Exception):  # the bug may be there
+                    self._restart()
+                with contextlib.suppress(Exception):
                     self._reject(image, f"internal error: {error!r}")
+
+    def _process_or_reject(self, image: CameraImages) -> None:
+        try:
+            self._process(image)
+        except ImatchingError as error:
+            self._node.warn_throttled(str(error)[:24], f"image not used: {error}")  # each kind of problem by itself
+            self._reject(image, str(error))
 
     def _watch_rate(self, start_s: float) -> None:
         """After an image: whether images as they come can be processed; warns once when not."""

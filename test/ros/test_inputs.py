@@ -72,6 +72,30 @@ def test_each_camera_of_a_pair_has_its_own_camera_info(make_inputs):
     ]
 
 
+def test_cameras_that_are_swapped_by_remapping_are(make_inputs):
+    _, inputs = make_inputs(("left/image:=/right/image", "right/image:=/left/image"), mode="stereo")
+    for side, other in (("left", "right"), ("right", "left")):
+        for name in ("image", "camera_info"):
+            topic = inputs.topics[f"{side}/{name}"]
+            assert topic.name == topic.subscription.topic_name == f"/{other}/{name}"
+
+
+def test_external_odometry_is_not_the_node_s_own(make_inputs):
+    """As README gives it for a base that publishes /odom itself."""
+    node, inputs = make_inputs(("odom:=visual_odom", "external_odometry:=/odom"), **{"external_odometry.use": "both"})
+    inputs.close()
+    inputs = CameraInputs(node, inputs.config, lambda image: None, with_external_odometry=True)
+    assert inputs.topics["external_odometry"].subscription.topic_name == "/odom"
+    inputs.close()
+
+
+def test_topics_of_parameters_are_remapped_once(make_inputs):
+    remappings = ("/a:=/b", "/b:=/c", "camera_info:=/d", "/d:=/e")
+    _, inputs = make_inputs(remappings, imu_topic="/a", mask_topic="/b")
+    names = {name: inputs.topics[name].subscription.topic_name for name in ("imu", "mask", "camera_info")}
+    assert names == {"imu": "/b", "mask": "/c", "camera_info": "/d"}
+
+
 @pytest.mark.parametrize(("offset_s", "words"), [(-3600, "3600.0 s before it"), (3600, "3600.0 s after it")])
 def test_masks_of_another_clock_are_named(make_inputs, offset_s, words):
     node, inputs = make_inputs(mask_topic="mask")

@@ -27,7 +27,7 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from imatching_ros.core.errors import ConfigError
+from imatching_ros.core.errors import ConfigError, SourceError
 from imatching_ros.ros.convert import make_learning_status
 from imatching_ros.ros.inputs import CameraImages
 from imatching_ros.ros.node import OdometryNode
@@ -246,6 +246,28 @@ def test_a_bug_is_logged_once_and_every_image_has_its_status(make_node, monkeypa
         send_until(send, lambda count=count: len(statuses) > count, "a status")
     assert all(m.reason == "internal error: KeyError('broken')" and m.frames_rejected for m in statuses)
     assert capfd.readouterr().err.count("Traceback") == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("broken"), SourceError("broken")])
+def test_odometry_outlives_a_bug_in_what_reports_problems(make_node, monkeypatch, capfd, error):
+    node = make_node(namespace="/mute")
+    assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+
+    def fail(*_) -> None:
+        raise error
+
+    def fail_too(*_) -> None:
+        raise ValueError("no status")
+
+    monkeypatch.setattr(node.processor.decoder, "decode", fail)
+    monkeypatch.setattr(node.processor, "_publish_status", fail_too)
+    monkeypatch.setattr(node.processor.pipeline, "reset", fail_too)
+    for number in range(1, 3):
+        node.processor.inbox.put(CameraImages(number * 10**8, "optical", {}, {}, False))
+        wait_until(lambda: not node.processor.inbox.waiting, what="the image to be taken")
+    assert node.processor.inbox.call(lambda: "alive").result(timeout=60) == "alive"
+    assert "internal error, odometry is reset" in capfd.readouterr().err
+    monkeypatch.undo()
 
 
 def test_after_a_pause_the_path_begins_again(make_node, peer):
