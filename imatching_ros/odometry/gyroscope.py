@@ -152,7 +152,7 @@ class RateBuffer:
         if late_ns > self.SILENT_NS:
             return self.refused or f"nothing has arrived for {late_ns / 1e9:.1f} s"
         if late_ns > self.MAX_LATE_NS:
-            return f"the newest message is {late_ns / 1e6:.0f} ms older than the image: see imu.time_offset_ms"
+            return f"the newest message is {late_ns / 1e6:.0f} ms older than the image: late on its way, or imu.time_offset_ms is wrong"
         if from_ns < self._stamps[0]:
             return "it began after the last image"
         if from_ns <= self._saturated_ns:
