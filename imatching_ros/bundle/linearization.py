@@ -99,10 +99,6 @@ def linearize(problem: Problem, state: State, kernel: RobustKernel, second_order
     )
 
 
-def _tiny(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).tiny ** 0.5
-
-
 def _sum_components(problem: Problem, state: State, kernel: RobustKernel, second_order: float) -> None:
     """Fills `Workspace.sums`: [C | b] = J^T [J | r] of every observation."""
     at, work = state.residuals, problem.work

@@ -64,7 +64,7 @@ def extract(matcher: Matcher, sample: LearningSample) -> list[Features]:
 
 
 def observe(matcher: Matcher, image: Tensor) -> Features:
-    """Features of one keyframe, without gradients."""
+    """Features of one keyframe's image (1, H, W) uint8, without gradients."""
     cooperative_yield()
     return matcher.observe(image)
 
@@ -148,7 +148,10 @@ def unmatched_landmarks(sample: LearningSample, k: int, expected: Tensor) -> Ten
 
 
 def describe(matcher: Matcher, sample: LearningSample, features: list[Features]) -> tuple[Queries, Tensor]:
-    """Every landmark at its host observation, and for each landmark its row among the queries."""
+    """Queries of all P landmarks at their host observations, and for each landmark its row among them, (P,) int64.
+
+    `features`: one entry a keyframe, made by the same matcher.
+    """
     host_kf = sample.window.kf_idx[sample.host_obs]
     parts, points = [], []
     for k in host_kf.unique().tolist():

@@ -27,6 +27,7 @@ class ReplayBuffer:
         return iter(self._samples)
 
     def add(self, sample: LearningSample) -> None:
+        """Stores a window; one of the two most alike leaves when there are more than `capacity`."""
         self._samples.append(sample)
         self._looks = np.concatenate([self._looks, _look(sample.images[-1])[None]])
         if len(self._samples) > self.capacity:

@@ -19,6 +19,9 @@ def correspondence_loss(matcher: Matcher, pair: TrainingPair, generator: torch.G
     """Mean of the coarse and the fine cross-entropy and the cost of the coordinate, over the correspondences of a pair.
 
     The coarse distribution is that over the whole image. Gradients pass through both images.
+
+    Returns:
+        () float32, on the matcher's device.
     """
     cooperative_yield()
     images = torch.stack([pair.image_a, pair.image_b]).to(matcher.device)

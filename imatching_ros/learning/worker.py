@@ -43,6 +43,7 @@ class InlineLearning:
         self._update: WeightsUpdate | None = None
 
     def submit(self, sample: LearningSample) -> None:
+        """Learns from a window; returns when it is done."""
         self.offer(self.learner.consume(sample))
 
     def notify_tracking_lost(self, version: int, stamp_ns: int) -> None:
@@ -59,6 +60,7 @@ class InlineLearning:
         return update
 
     def status(self) -> LearningStatus:
+        """How learning stands."""
         return self.learner.status
 
     def configure(self, config: Config) -> None:
@@ -161,6 +163,7 @@ class LearningWorker:
             return update
 
     def status(self) -> LearningStatus:
+        """How learning stands; for any thread."""
         with self._changed:
             return replace(self._status, dropped=self._dropped)
 

@@ -47,6 +47,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
         return x + self.second(torch.relu(self.first(x)))
 
 
@@ -79,6 +80,7 @@ class Backbone(nn.Module):
         self.fine_head = nn.Conv2d(16, FINE_CHANNELS, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) float in 0..1 -> coarse and fine descriptors of unit length along the channels, float32."""
         height, width = image.shape[-2:]
         # Exposure and contrast differ between cameras and moments: each image is brought to zero mean and unit deviation.
         mean = image.mean((-2, -1), keepdim=True)
@@ -126,6 +128,7 @@ class FastBackbone(nn.Module):
         self.fine_head = nn.Conv2d(48, SHUFFLE**2 * FINE_CHANNELS, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) float in 0..1 -> coarse and fine descriptors of unit length along the channels, float32."""
         height, width = image.shape[-2:]
         # Exposure and contrast differ between cameras and moments: each image is brought to zero mean and unit deviation.
         image = image - image.mean((-2, -1), keepdim=True)

@@ -225,6 +225,7 @@ class Matcher(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where the network is."""
         for p in self.parameters():
             return p.device
         return torch.device("cpu")

@@ -39,7 +39,14 @@ class SearchWindow:
 
 
 def search_window(search: tuple[Tensor, Tensor], height: int, width: int) -> SearchWindow | None:
-    """None where a prediction is NaN, or where the square is so large that it saves little: the whole map is searched then."""
+    """The cells of a map of `height` x `width` cells to look at.
+
+    Args:
+        search: predictions (B, N, 2) raw px and radii (B, N) px.
+
+    Returns:
+        None where a prediction is NaN, or where the square is so large that it saves little: the whole map is searched then.
+    """
     predicted, radius = search
     if not radius.numel() or predicted.isnan().any():
         return None

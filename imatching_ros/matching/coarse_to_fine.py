@@ -251,7 +251,7 @@ class CoarseToFine(Matcher):
         )
 
     def distributions(self, logits: Tensor, surface: LocalSurface) -> tuple[Distribution, ...]:
-        """The coarse and the fine matching distribution, for auxiliary losses."""
+        """The coarse distribution, of logits (B, N, h, w) over the whole map, and the fine one around it, for auxiliary losses."""
         start = (surface.centre - WINDOW // 2) * FINE_STRIDE + (FINE_STRIDE - 1) / 2
         return (
             Distribution(logits, logits.new_full((2,), (COARSE_STRIDE - 1) / 2), COARSE_STRIDE),

@@ -88,10 +88,10 @@ def halved(cls: type[Matcher]) -> type[Matcher]:
 
 
 def reduce(uv: Tensor, scale: int) -> Tensor:
-    """Px of the camera -> px of the halved image."""
+    """(..., 2) px of the camera -> px of the image halved to 1 / scale; the centre of the first pixel is (0, 0) in both."""
     return (uv - (scale - 1) / 2) / scale
 
 
 def enlarge(uv: Tensor, scale: int) -> Tensor:
-    """Px of the halved image -> px of the camera."""
+    """The inverse of `reduce`."""
     return uv * scale + (scale - 1) / 2

@@ -27,7 +27,7 @@ class SigmaScale(nn.Module):
         self.log = nn.Parameter(torch.zeros(()))
 
     def forward(self, variance_px2: Tensor) -> Tensor:
-        """Variances of one coordinate -> sigma_px, both without a gradient."""
+        """Variances px^2 of one coordinate, any shape -> sigma_px, at least .3 px times the factor; neither has a gradient."""
         return variance_px2.detach().sqrt().clamp_min(0.3) * self.log.detach().exp()
 
 

@@ -120,7 +120,11 @@ def read_header(path: Path) -> WeightsHeader:
 
 
 def read_weights(path: Path) -> tuple[WeightsHeader, dict[str, Tensor]]:
-    """Header and tensors, checked for damage (hash) and for numbers that are not finite."""
+    """Header and tensors.
+
+    Raises:
+        WeightsError: missing, not ours, damaged (by its hash), or with numbers that are not finite.
+    """
     header, state = _read(path, tensors=True)
     if hash_state(state) != header.hash:
         raise WeightsError(
