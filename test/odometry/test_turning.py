@@ -63,7 +63,7 @@ def test_the_keyframe_that_adds_least_parallax_leaves_never_a_held_or_a_new_one(
 
 @pytest.mark.data
 def test_a_real_turn_of_one_camera_is_unverified_and_keeps_the_keyframes_of_its_scale(data_folder):
-    config = Config().with_values({"learning.mode": "'off'"})
+    config = Config().with_values({"learning.mode": "'off'", "camera.readout_ms": "20"})
     pipeline, kept, turned = Pipeline(config), [], []
     before, held = False, []
     for frame in open_source(data_folder / "tum_fr1_rpy", SourceOptions(mode="mono")):
