@@ -2,12 +2,14 @@
 
 from .missing_parameter import MissingParameter, estimate_missing
 from .pose_refinement import PoseResult, RotationPrior, View, refine_pose
+from .relative_rotations import RelativeRotations
 from .solver import solve
 from .triangulation import Triangulation, triangulate
 
 __all__ = [
     "MissingParameter",
     "PoseResult",
+    "RelativeRotations",
     "RotationPrior",
     "Triangulation",
     "View",

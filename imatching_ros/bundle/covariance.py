@@ -113,6 +113,8 @@ class NewestCovariance:
 
     matrix: Tensor | None = None  # (6, 6) of T_WC * Exp([rho, phi])
     covariance_scale: float = 1.0  # of it, over that for independent residuals
+    residual_scale: float = 1.0  # variance of the residuals over that of the assumed sigmas
+    rotations: Tensor | None = None  # (3K, 3K) of the prior's rotations, by observations alone
     degenerate: str = ""  # the observations do not determine the poses, and why
 
 
@@ -128,33 +130,43 @@ def newest_covariance(
         # Landmarks of little parallax have no inverse in float32.
         problem = problem.double()
         state = evaluate(problem, state.R.double(), state.t.double(), state.X.double(), kernel)
-    inverse = _invert(problem, state, kernel)
+    lin = linearize(problem, state, kernel)
+    S, stiffness = eliminate(problem, lin, 0.0).S, lin.pose.diagonal()
+    inverse = _invert(problem, S, stiffness)
     if inverse is None:
         return NewestCovariance(
             degenerate="the observations do not determine all poses: the reduced system is singular"
         )
-    scale = _window_scale(window, problem, residuals, kernel)
-    why = _check_baseline(problem, state, inverse.diagonal() * scale, config) if problem.mono else ""
+    scale, at = _window_scale(window, problem, residuals, kernel), slice(6 * newest, 6 * newest + 6)
+    rows = inverse[at]
+    effect = _window_design_effect(window, problem, state, (rows, rows[:, at] * scale), kernel)
+    shared = config.shared_error * effect
+    factor, independent, of_rotations = scale * shared, scale, None
+    if problem.rotations is not None:
+        J = inverse.new_tensor(problem.rotations.jacobian(state.R, fixed, problem.rotations.errors(state.R)))
+        # Observations get their true weight against the prior, which is then part of the inverse with its own.
+        H = J.mT @ inverse.new_tensor(problem.rotations.information) @ J
+        of_rotations = J @ inverse @ J.mT * factor
+        both = _invert(problem, S / factor + H, stiffness / factor + H.diagonal())
+        assert both is not None, "S is regular, and so it is with a prior"
+        inverse, factor, independent = both, 1.0, 1 / shared
+    why = _check_baseline(problem, state, inverse.diagonal() * independent, config) if problem.mono else ""
     if why:
         return NewestCovariance(degenerate=why)
-    rows = inverse[6 * newest : 6 * newest + 6]
-    block = rows[:, 6 * newest : 6 * newest + 6]
-    shared = config.shared_error * _window_design_effect(window, problem, state, (rows, block * scale), kernel)
     Rt = state.R[newest + fixed].T
     to_body = torch.block_diag(Rt, Rt)
-    return NewestCovariance(to_body @ block @ to_body.T * (scale * shared), float(shared))
+    matrix = to_body @ inverse[at, at] @ to_body.T * factor
+    return NewestCovariance(matrix, float(shared), float(scale), of_rotations)
 
 
-def _invert(problem: Problem, state: State, kernel: RobustKernel) -> Tensor | None:
-    """(6F, 6F) inverse of the undamped Schur complement; None when it is singular."""
-    lin = linearize(problem, state, kernel)
-    reduced = eliminate(problem, lin, 0.0)
-    S, _ = constrain(reduced.S, reduced.rhs, problem.gauge)
+def _invert(problem: Problem, S: Tensor, stiffness: Tensor) -> Tensor | None:
+    """(6F, 6F) inverse of the undamped Schur complement S; None when it is singular. `stiffness`: (6F,) of poses with all else held."""
+    S, _ = constrain(S, S.new_zeros(len(S)), problem.gauge)
     scale = S.diagonal().clamp_min(1e-300).rsqrt()
     factor, info = torch.linalg.cholesky_ex(S * scale[:, None] * scale[None, :])
     inverse = torch.cholesky_inverse(factor) * scale[:, None] * scale[None, :]
     # By how much the elimination of landmarks and other poses inflates a pose's variance; float64 resolves 1e16.
-    conditioning = inverse.diagonal() * lin.pose.diagonal()
+    conditioning = inverse.diagonal() * stiffness
     if problem.gauge is not None:
         inverse = inverse - torch.outer(problem.gauge, problem.gauge) * (problem.gauge @ inverse @ problem.gauge)
     worst = torch.where(info == 0, conditioning.max(), torch.inf)

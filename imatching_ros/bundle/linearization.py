@@ -8,7 +8,7 @@ with G = [-I, [Y]x], where G^T C G is linear in the products of C with 1, Y and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -49,10 +49,13 @@ class State:
 
 
 def evaluate(problem: Problem, R: Tensor, t: Tensor, X: Tensor, kernel: RobustKernel) -> State:
-    """Residuals and cost; a used observation behind its camera costs as a pixel infinitely far away."""
+    """Residuals and cost, that of the prior included; a used observation behind its camera costs as a pixel infinitely far away."""
     Y = X.view(-1).index_select(0, problem.coordinate).view(len(R), 3, -1).sub_(t[:, :, None])
     residuals = project(problem.observations, torch.bmm(R.mT, Y))
-    return State(R, t, X, Y, residuals, kernel.total(residuals.s))
+    cost = kernel.total(residuals.s)
+    if problem.rotations is not None:
+        cost = cost + problem.rotations.cost(R)
+    return State(R, t, X, Y, residuals, cost)
 
 
 @dataclass
@@ -71,7 +74,7 @@ class NormalEquations:
 
 
 def linearize(problem: Problem, state: State, kernel: RobustKernel, second_order: float = 0.0) -> NormalEquations:
-    """Analytic Jacobians, IRLS weights, sums into blocks.
+    """Analytic Jacobians, IRLS weights, sums into blocks; of the observations alone, without a prior (`add_rotations`).
 
     `second_order` in 0..1 moves from reweighted least squares (0), which is safe far from the optimum but overstates the
     curvature of outliers and so takes many short steps at the end, to the second derivative of the kernel (1; Triggs 2000,
@@ -97,6 +100,14 @@ def linearize(problem: Problem, state: State, kernel: RobustKernel, second_order
         least_damping,
         state.X - state.t[problem.num_fixed :].unsqueeze(2),
     )
+
+
+def add_rotations(problem: Problem, state: State, lin: NormalEquations) -> NormalEquations:
+    """The equations with those of the prior of the rotations; the same without one."""
+    if problem.rotations is None:
+        return lin
+    H, rhs = problem.rotations.normal_equations(state.R, problem.num_fixed)
+    return replace(lin, pose=lin.pose + H, pose_rhs=lin.pose_rhs + rhs)
 
 
 def _sum_components(problem: Problem, state: State, kernel: RobustKernel, second_order: float) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..core.config import BundleConfig
 from ..core.residuals import RobustKernel, landmark_jacobian
 from ..core.types import BAResult, ObservationKind, WindowSnapshot
-from .linearization import State, back_substitute, constrain, eliminate, evaluate, linearize
+from .linearization import State, add_rotations, back_substitute, constrain, eliminate, evaluate, linearize
 from .problem import Problem, compile_window
+from .relative_rotations import RelativeRotations
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class MissingParameter:
 
 @torch.inference_mode()
 def estimate_missing(
-    window: WindowSnapshot, result: BAResult, direction: Tensor, config: BundleConfig
+    window: WindowSnapshot,
+    result: BAResult,
+    direction: Tensor,
+    config: BundleConfig,
+    rotations: RelativeRotations | None = None,
 ) -> MissingParameter | None:
     """Of the cost's first and second derivative along a parameter at the optimum (the score test, Rao 1948).
 
@@ -36,19 +41,22 @@ def estimate_missing(
 
     Args:
         direction: (O, 2) float64 by how many ideal px one unit of the parameter would correct each observation.
+        rotations: the prior that is part of the result.
 
     Returns:
         None where the window does not determine its poses, or the poses can imitate all of the parameter.
     """
     kernel = RobustKernel(config.kernel, config.kernel_width)
     solved = replace(window, T_WC=result.T_WC, points_W=result.points_W)
-    problem = compile_window(solved, torch.float64)
+    problem = compile_window(solved, torch.float64, rotations)
     if problem.degenerate:
         return None
     state = evaluate(problem, problem.R, problem.t, problem.X, kernel)
     moved = _whiten(problem, window, direction)
     weight, residual = kernel.weight(state.residuals.s), state.residuals.whitened
     lin = linearize(problem, replace(state, residuals=replace(state.residuals, whitened=moved)), kernel)
+    # The prior does not depend on the parameter: it has no right hand side here.
+    lin = replace(add_rotations(problem, state, lin), pose_rhs=lin.pose_rhs)
     reduced = eliminate(problem, lin, 0.0)
     S, rhs = constrain(reduced.S, reduced.rhs, problem.gauge)
     factor, failed = torch.linalg.cholesky_ex(S)

@@ -20,6 +20,7 @@ from ..core.types import ObservationKind, WindowSnapshot
 from ..core.errors import BundleError
 from ..core.arrays import Array, array_module
 from ..core.residuals import MIN_DEPTH, Observations, normalize, unpack
+from .relative_rotations import RelativeRotations
 
 
 class Workspace:
@@ -89,6 +90,7 @@ class Problem:
     degenerate: str  # why there is nothing to solve; empty if there is
     mono: bool  # no observation measures the metric scale
     rounding: float  # cost below which residuals are rounding errors
+    rotations: RelativeRotations | None = None  # a prior, of the solver's keyframes
 
     @cached_property
     def used_slot(self) -> Tensor:
@@ -180,7 +182,7 @@ def _check(window: _Host) -> None:
         raise BundleError("the window holds stereo observations but its camera has no baseline_m; set it in metres")
 
 
-def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
+def compile_window(window: WindowSnapshot, dtype: torch.dtype, rotations: RelativeRotations | None = None) -> Problem:
     """Checks, sorts and pads.
 
     Raises:
@@ -188,6 +190,8 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
     """
     host, device = _Host.of(window), window.T_WC.device
     _check(host)
+    if rotations is not None:
+        rotations.check(len(host.T_WC))
     M, P = len(host.T_WC), max(len(host.points_W), 1)
     R, t = geometry.rotation_matrix_of_any_norm(torch.from_numpy(host.T_WC[:, 3:])).numpy(), host.T_WC[:, :3]
     X = host.points_W if len(host.points_W) else np.zeros((1, 3))  # an empty table cannot be looked up in
@@ -228,6 +232,7 @@ def compile_window(window: WindowSnapshot, dtype: torch.dtype) -> Problem:
         degenerate=degenerate,
         mono=mono,
         rounding=rounding_cost(observations),
+        rotations=None if rotations is None else rotations.reordered(order),
     )
 
 

@@ -18,6 +18,7 @@ from .levenberg_marquardt import Attempt, Outcome, minimize
 from .linearization import (
     NormalEquations,
     State,
+    add_rotations,
     back_substitute,
     constrain,
     eliminate,
@@ -26,10 +27,11 @@ from .linearization import (
     move_landmarks,
 )
 from .problem import Problem, compile_window
+from .relative_rotations import RelativeRotations
 
 
-def solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
-    """Poses and landmarks that minimise sum(rho(|whitened residual|^2)) / 2.
+def solve(window: WindowSnapshot, config: BundleConfig, rotations: RelativeRotations | None = None) -> BAResult:
+    """Poses and landmarks that minimise sum(rho(|whitened residual|^2)) / 2, plus the cost of `rotations` if there are any.
 
     Levenberg-Marquardt with analytic Jacobians, iteratively reweighted least squares and the Schur complement over the
     landmarks. Same code on CPU and CUDA; one host synchronisation per iteration, where a step is accepted or not.
@@ -38,21 +40,26 @@ def solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
     0, NaN residual where there is no reprojection, and a sentence in `reason`. A window that does not determine its poses is
     returned as DEGENERATE with the reason, never with NaN poses.
 
+    Args:
+        rotations: a prior of the rotations between keyframes; left out where the observations contradict it (`rotations_used`).
+
     Raises:
         BundleError: arrays that contradict each other, poses that are not finite.
     """
     # Inference mode takes a sixth off the time of small operations. What it makes is of no use to autograd, its copies are.
     with torch.inference_mode():
-        result = _solve(window, config)
+        result = _solve(window, config, rotations)
     copies: dict[str, Any] = {name: v.clone() for name, v in vars(result).items() if isinstance(v, Tensor)}
     return replace(result, **copies)
 
 
-def _solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
-    problem = compile_window(window, torch.float32 if config.precision == "float32" else torch.float64)
+def _solve(window: WindowSnapshot, config: BundleConfig, rotations: RelativeRotations | None) -> BAResult:
+    problem = compile_window(window, torch.float32 if config.precision == "float32" else torch.float64, rotations)
     if problem.degenerate:
         return _start_as_result(window, problem, config)
     state, outcome = solve_compiled(problem, config)
+    if problem.rotations is not None and problem.rotations.contradict(state.R):
+        return _solve(window, config, None)
     T_WC, points_W = _unpack(window, problem, state)
     residuals = _residuals(window, problem, T_WC, points_W, config)
     covariance = newest_covariance(window, problem, state, residuals, config)
@@ -72,6 +79,9 @@ def _solve(window: WindowSnapshot, config: BundleConfig) -> BAResult:
         reason="; ".join(part for part in (reason or outcome.reason, problem.excluded) if part),
         covariance_newest=covariance.matrix,
         covariance_scale=covariance.covariance_scale,
+        residual_scale=covariance.residual_scale,
+        rotation_errors=None if problem.rotations is None else torch.from_numpy(problem.rotations.errors(state.R)),
+        rotation_covariance=covariance.rotations,
     )
 
 
@@ -98,7 +108,7 @@ class WindowProblem:
     def attempt(self, damping: float) -> Attempt:
         problem, state = self._problem, self.state
         if self._equations is None:
-            self._equations = linearize(problem, state, self._kernel, self._second_order)
+            self._equations = add_rotations(problem, state, linearize(problem, state, self._kernel, self._second_order))
         lin = self._equations
         reduced = eliminate(problem, lin, damping, self._landmark_factor)
         S, rhs = constrain(reduced.S, reduced.rhs, problem.gauge)

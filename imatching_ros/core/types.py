@@ -112,6 +112,17 @@ class BAResult:
     covariance_scale: float = (
         1.0  # design effect of shared errors: covariance_newest over that for independent observations
     )
+    residual_scale: float = 1.0  # variance of the residuals over that of the assumed sigmas
+    # Where a prior of K rotations between keyframes is part of it:
+    rotation_errors: Tensor | None = None  # (K, 3) float64 rad, by how much they differ from the prior's
+    rotation_covariance: Tensor | None = (
+        None  # (3K, 3K) of these, as observations alone know the rotations; None when degenerate
+    )
+
+    @property
+    def rotations_used(self) -> bool:
+        """Whether a prior of the rotations between keyframes is part of it."""
+        return self.rotation_errors is not None
 
     @property
     def poses(self) -> pypose.LieTensor:
