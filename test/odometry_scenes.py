@@ -50,6 +50,11 @@ def rotating(count: int, degrees: float) -> list[Frame]:
     return frames
 
 
+def swing(t: np.ndarray) -> np.ndarray:
+    """A hand's angular rates (N, 3) rad/s at times (N,) s."""
+    return np.stack([2 * np.sin(3 * t), 1.5 * np.cos(2 * t), 0.5 + 0 * t], -1)
+
+
 def noisy(frame: Frame, seed: int, **changes) -> Frame:
     """The same view with other sensor noise."""
     noise = torch.randn(frame.image.shape, generator=torch.Generator().manual_seed(seed)) * 2

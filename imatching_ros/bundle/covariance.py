@@ -149,7 +149,7 @@ def newest_covariance(
         of_rotations = J @ inverse @ J.mT * factor
         both = _invert(problem, S / factor + H, stiffness / factor + H.diagonal())
         assert both is not None, "S is regular, and so it is with a prior"
-        inverse, factor, independent = both, 1.0, 1 / shared
+        inverse, factor, independent = both, torch.ones_like(factor), 1 / shared
     why = _check_baseline(problem, state, inverse.diagonal() * independent, config) if problem.mono else ""
     if why:
         return NewestCovariance(degenerate=why)

@@ -1,8 +1,7 @@
 """A gyroscope beside the camera: the rotation between two images with its covariance, the bias, and whether to believe it.
 
-Rates are those of an IMU, turned into the axes of the camera. They are integrated on SO(3) (Forster, Carlone, Dellaert and Scaramuzza,
-"On-Manifold Preintegration for Real-Time Visual-Inertial Odometry", TRO 2017, equations 37 and A.8 to A.12, rotation only). The rotation of
-the last pose and the bias have a joint covariance, which every image corrects: an extended Kalman filter of six states.
+Rates are those of an IMU, turned into the axes of the camera, and integrated by `preintegration.py`. The rotation of the last pose and the
+bias have a joint covariance, which every image corrects: an extended Kalman filter of six states.
 
 It only helps. Where rates are missing, late or wrong, odometry goes on without them, and `problem` holds the reason.
 """
@@ -10,7 +9,7 @@ It only helps. Where rates are missing, late or wrong, odometry goes on without 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ..bundle import RotationPrior
 from ..core import geometry
 from ..core.config import ImuConfig
 from .front_end import PoseEstimate
+from .preintegration import Bias, Preintegrated, preintegrate
 
 NOTHING_ARRIVED = "no message has arrived"
 
@@ -32,30 +32,6 @@ ANGULAR_ACCELERATION = 30.0  # rad/s^2 of a hand, after the newest rate
 ANGULAR_JERK = 300.0  # rad/s^3 of a hand, between two rates
 STILL_RATE = 2e-3  # rad/s, of a camera that images show at rest
 LEAST_SIGMA = 1e-3  # rad, of the rotation of a pose that begins anew
-
-
-@dataclass(frozen=True)
-class Preintegrated:
-    """The rotation from one time to another, as measured."""
-
-    R: np.ndarray  # (3, 3), axes of the later time seen from those of the earlier
-    covariance: np.ndarray  # (3, 3) rad^2 of R * Exp(phi), for an exact bias
-    by_bias: np.ndarray  # (3, 3) derivative of phi by the bias, s
-    mean_rate: np.ndarray  # (3,) rad/s, with the bias
-    seconds: float
-
-
-def preintegrate(rates: np.ndarray, dt: np.ndarray, bias: np.ndarray, noise_density: float) -> Preintegrated:
-    """Integrates K rates (K, 3) rad/s, each constant over dt (K,) s, that are known but for `bias` (3,) and white noise."""
-    phi = (rates - bias) * dt[:, None]
-    turns, jacobians = _exp(phi), _right_jacobian(phi) * dt[:, None, None]
-    R, covariance, by_bias = np.eye(3), np.zeros((3, 3)), np.zeros((3, 3))
-    for turn, jacobian, seconds in zip(turns, jacobians, dt.tolist()):
-        R = R @ turn
-        covariance = turn.T @ covariance @ turn + jacobian @ jacobian.T * (noise_density**2 / seconds)
-        by_bias = turn.T @ by_bias - jacobian
-    total = float(dt.sum())
-    return Preintegrated(R, covariance, by_bias, (rates * dt[:, None]).sum(0) / total, total)
 
 
 class RateBuffer:
@@ -188,6 +164,7 @@ class Gyroscope:
     WEAK_INLIERS = 30  # fewer prove nothing against it
     MAX_DRIFT = 0.2  # rad, by which a pose found again may differ from the rotation since the last one
     MAX_BIAS = 0.5  # rad/s; more is motion, which images do not show
+    MAX_KEYFRAME_NS = 5_000_000_000  # between two keyframes, above which nothing is integrated
 
     def __init__(self, config: ImuConfig) -> None:
         self.config = config
@@ -201,7 +178,7 @@ class Gyroscope:
     def clear(self) -> None:
         """Drops all rates, as when time starts again; the bias stays."""
         self._buffer.clear()
-        self._gap = ""
+        self._gap, self._rest_s = "", 0.0
         self._contradictions, self._contradicted, self._vetted = 0.0, False, 0
         self._predicted: _Predicted | None = None
         self.restart()
@@ -244,7 +221,24 @@ class Gyroscope:
         angle = float(np.linalg.norm((rates - self.bias) * dt[:, None], axis=1).sum())
         jitter = 2 * STAMP_JITTER_S**2 * float(((rates[-1] - self.bias) ** 2).sum())
         variance = (SCALE_ERROR * angle) ** 2 + jitter + sigma**2
-        return Preintegrated(step.R, step.covariance + variance * np.eye(3), step.by_bias, step.mean_rate, step.seconds)
+        return replace(step, covariance=step.covariance + variance * np.eye(3))
+
+    def between_keyframes(self, from_ns: int, to_ns: int) -> Preintegrated | None:
+        """The rotation from a keyframe to the next; None where it is not known, they are far apart, or it contradicts the images."""
+        usable = self.expected and not self.blocked and not self._contradicted
+        if not usable or not 0 < to_ns - from_ns <= self.MAX_KEYFRAME_NS:
+            return None
+        step = self.rotation(from_ns, to_ns)
+        return None if isinstance(step, str) else step
+
+    def usable_bias(self) -> Bias | None:
+        """The bias with which a window may be solved with its rotations; None where these are blocked or have contradicted images.
+
+        They need not be binding: a window that they contradict is solved without them.
+        """
+        innocent = self._contradictions <= self.TRUSTED_SHARE and not self._contradicted
+        usable = self.expected and not self.blocked and (self._binding or innocent)
+        return Bias(self.bias.copy(), self._P[3:, 3:].copy()) if usable else None
 
     def predict(self, T_WC: Tensor, from_ns: int, to_ns: int) -> RotationPrior | None:
         """The rotation of an image from the pose (7,) of the last one; None where it is not known or contradicts the images."""
@@ -280,12 +274,17 @@ class Gyroscope:
         self._vetted = max(0, self._vetted - self.COST_OF_LOSS)
 
     def update(self, estimate: PoseEstimate, still: bool) -> None:
-        """Takes the pose of the predicted image over. `still`: images show the camera at rest: what is measured is the bias."""
+        """Takes the pose of the predicted image over. `still`: images show the camera at rest: what is measured is the bias.
+
+        In motion images in a row say nothing of the bias: the errors of the map that they share look like one. Windows do (`learn_bias`).
+        """
         predicted, self._predicted = self._predicted, None
         T_WC, covariance = estimate.T_WC, estimate.covariance
+        if predicted is None or not still:
+            self._rest_s = 0.0
         if predicted is None or still:
             if predicted is not None:
-                self._learn_at_rest(predicted.step)
+                self._learn_at_rest(predicted.step, _rotation_block(covariance))
             return self.restart(covariance)
         found = predicted.prior.correct(T_WC, covariance, estimate.prior_used)
         contradicts = found.contradicts or estimate.contradiction
@@ -298,22 +297,29 @@ class Gyroscope:
             self._vetted = 0
         if contradicts:
             return self.restart(covariance)
-        P, before = covariance[3:, 3:].double().cpu().numpy(), predicted.P
-        to_bias = before[3:, :3] @ np.linalg.inv(before[:3, :3])
-        self.bias = self.bias + to_bias @ found.moved
-        cross = to_bias @ P if estimate.prior_used else np.zeros((3, 3))
-        self._P = np.block([[P, cross.T], [cross, before[3:, 3:] - to_bias @ found.reduced @ to_bias.T]])
+        P, before = _rotation_block(covariance), predicted.P
+        # The bias is considered, not updated (Schmidt 1966).
+        cross = before[3:, :3] @ np.linalg.inv(before[:3, :3]) @ P if estimate.prior_used else np.zeros((3, 3))
+        self._P = np.block([[P, cross.T], [cross, before[3:, 3:]]])
 
     def restart(self, covariance: Tensor | None = None) -> None:
         """The last pose, known to a covariance (6, 6), does not continue the one before: it says nothing of the bias."""
         self._P[:3, 3:] = self._P[3:, :3] = 0.0
         self._P[:3, :3] = LEAST_SIGMA**2 * np.eye(3)
         if covariance is not None:
-            self._P[:3, :3] += covariance[3:, 3:].double().cpu().numpy()
+            self._P[:3, :3] += _rotation_block(covariance)
 
     def follow_adjustment(self, before: Tensor, after: Tensor) -> None:
         """Bundle adjustment has moved the newest pose (7,): by so much it was wrong."""
         self._P[:3, :3] += float(geometry.local(before, after)[3:].square().sum()) * np.eye(3)
+
+    def learn_bias(self, found: Bias) -> None:
+        """Takes over what a window has added to `usable_bias`."""
+        P, B, to_rotation = self._P[:3, :3], self._P[3:, 3:], self._P[:3, 3:] @ np.linalg.inv(self._P[3:, 3:])
+        P = P - to_rotation @ (B - found.covariance) @ to_rotation.T
+        cross = to_rotation @ found.covariance
+        self.bias = found.mean
+        self._P = np.block([[P, cross], [cross.T, found.covariance]])
 
     def _count(self, contradicts: bool, step: Preintegrated) -> None:
         """Leaves out a gyroscope that contradicts the images most of the time, until it agrees with them again."""
@@ -326,15 +332,25 @@ class Gyroscope:
             vetted = self._vetted - self.COST_OF_CONTRADICTION if contradicts else self._vetted + 1
             self._vetted = 0 if self._contradicted else min(max(vetted, 0), self.MOST_VETTED)
 
-    def _learn_at_rest(self, step: Preintegrated) -> None:
-        """Kalman update of the bias by the mean rate of a camera at rest."""
+    def _learn_at_rest(self, step: Preintegrated, P: np.ndarray) -> None:
+        """Kalman update of the bias by the mean rate of a camera at rest, of which images know the rotation to P (3, 3).
+
+        After T s of rest they know its mean rate to P / T^2. An image adds what its time adds to that information: a slow turn that does not
+        show in two images teaches next to nothing.
+        """
         if np.linalg.norm(step.mean_rate) > self.MAX_BIAS:
             return
+        before, self._rest_s = self._rest_s, self._rest_s + step.seconds
         B = self._P[3:, 3:] + BIAS_WALK**2 * step.seconds * np.eye(3)
         noise = (self.config.noise_density**2 / step.seconds + STILL_RATE**2) * np.eye(3)
+        noise += P / (self._rest_s**2 - before**2)
         gain = B @ np.linalg.inv(B + noise)
         self.bias = self.bias + gain @ (step.mean_rate - self.bias)
         self._P[3:, 3:] = B - gain @ B
+
+
+def _rotation_block(covariance: Tensor) -> np.ndarray:
+    return covariance[3:, 3:].double().cpu().numpy()
 
 
 def _matrix(q: Tensor) -> np.ndarray:
@@ -343,19 +359,3 @@ def _matrix(q: Tensor) -> np.ndarray:
 
 def _quaternion(R: np.ndarray) -> Tensor:
     return geometry.from_matrix(torch.from_numpy(np.concatenate([R, np.zeros((3, 1))], 1)))[3:]
-
-
-def _skew(v: np.ndarray) -> np.ndarray:
-    return geometry.skew(torch.from_numpy(v)).numpy()
-
-
-def _exp(phi: np.ndarray) -> np.ndarray:
-    """Rotation vectors (K, 3) rad -> matrices (K, 3, 3)."""
-    return geometry.rotation_matrix(geometry.exp_so3(torch.from_numpy(phi))).numpy()
-
-
-def _right_jacobian(phi: np.ndarray) -> np.ndarray:
-    """(K, 3, 3): Exp(phi + d) = Exp(phi) * Exp(J d) to first order (Forster et al., equation 8)."""
-    angle = np.maximum(np.linalg.norm(phi, axis=1), 1e-6)[:, None, None]
-    cross = _skew(phi)
-    return np.eye(3) - (1 - np.cos(angle)) / angle**2 * cross + (angle - np.sin(angle)) / angle**3 * cross @ cross

@@ -27,6 +27,7 @@ from ..core import geometry
 from ..core.types import BAResult, ObservationKind, WindowSnapshot
 from ..matching.base import Features, Matcher, Queries
 from .measurements import DepthMeasurements
+from .preintegration import Preintegrated
 
 # Of the depth prior:
 PRIOR_RELATIVE_SIGMA = 0.5  # standard deviation of the inverse depth, relative to it
@@ -43,6 +44,7 @@ class Keyframe:
     twist: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))  # (6,) as of `FeatureFrame`
     rate_error: float = 0.0  # rad/s, as of `FeatureFrame`
     mask: Tensor | None = None  # (H, W) bool as of `Frame`
+    turned: Preintegrated | None = None  # since the keyframe before, by the gyroscope
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Window:
     Attributes:
         queries: one per landmark; None with matchers that search from the previous frame.
         keyframe_dropped: a keyframe has left, so that the oldest poses carry what it contributed.
+        error_scale: by how much the variance of its observations exceeds that of their sigmas, errors that they share included; 0 if unknown.
         turned_in_place: when it was solved last, one camera had turned much and moved little (`turning.turned_in_place`).
         next_id: of the next landmark; a window that takes the place of another begins there, so that no id names two landmarks.
     """
@@ -119,6 +122,7 @@ class Window:
         self.queries: Queries | None = None
         self.keyframe_dropped = False
         self.turned_in_place = False
+        self.error_scale = 0.0
         self.next_id = next_id
         # ids of landmarks (N,), ascending, and their depths in the oldest keyframe
         self._scale: tuple[Tensor, Tensor] | None = None
@@ -385,6 +389,10 @@ class Window:
         self.T_WC = result.T_WC.clone().double()
         self.set_positions(rows, result.points_W)
 
+    def add_error_scale(self, scale: float) -> None:
+        """By the newest solution; the mean with earlier ones, for it is known to a factor of a few only."""
+        self.error_scale = (self.error_scale * scale) ** 0.5 if self.error_scale else scale
+
     def remember_scale(self) -> None:
         """The current depths of landmarks define the scale of the map until the oldest keyframe leaves (`restore_scale`)."""
         rows = self.landmarks.triangulated.nonzero()[:, 0]
@@ -460,6 +468,10 @@ class Window:
         self.observations = replace(o, kf=o.kf - (o.kf > row).long())
         self.T_WC = torch.cat([self.T_WC[:row], self.T_WC[row + 1 :]])
         gone = self.keyframes.pop(row)
+        if row < len(self.keyframes):
+            after = self.keyframes[row]
+            turned = None if gone.turned is None or after.turned is None else gone.turned.then(after.turned)
+            self.keyframes[row] = replace(after, turned=turned)
         self._keep_landmarks(self.views() > 0)
         return gone
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import measurements
-from ..bundle import solve
+from ..bundle import RelativeRotations, solve
 from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
@@ -20,6 +20,7 @@ from .front_end import FeatureFrame, LandmarkMatches, PoseEstimate
 from .initialization import InitialViews, MonoInitializer
 from .local_map import Keyframe, Window
 from .measurements import detect
+from .preintegration import Bias, Preintegrated, WindowRotations
 from .relocalization import KeyframeDatabase, stored_keyframe
 from .shutter import UnnamedReadout
 from .turning import least_moved, turned_in_place
@@ -58,6 +59,8 @@ class KeyframeCandidate:
     current: FeatureFrame
     T_WC: Tensor  # (7,)
     matches: LandmarkMatches | None
+    turned: Preintegrated | None = None  # since the newest keyframe of the window, by the gyroscope
+    bias: Bias | None = None  # of that; None where it is not to be used
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,19 @@ class SolvedWindow:
     uv: Tensor  # (O, 2) float32 raw px
     is_host: Tensor  # (O,) bool: the observation at which its landmark was detected
     skew_px: float = 0.0  # by how much rows may be off, as the readout time is not known better
+    rotations: RelativeRotations | None = None  # the prior that is part of the result
 
     @staticmethod
-    def of(window: Window, snapshot: WindowSnapshot, result: BAResult, used: Tensor) -> SolvedWindow:
+    def of(
+        window: Window,
+        snapshot: WindowSnapshot,
+        result: BAResult,
+        used: Tensor,
+        rotations: RelativeRotations | None = None,
+    ) -> SolvedWindow:
         """`used`: (O,) rows of the window's observations that the snapshot holds."""
         uv, is_host = window.observations.uv[used], window.is_host(window.observations)[used]
-        return SolvedWindow(tuple(window.keyframes), snapshot, result, uv, is_host)
+        return SolvedWindow(tuple(window.keyframes), snapshot, result, uv, is_host, rotations=rotations)
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class Mapper:
     Attributes:
         initializer: collects the first frames of a mono map.
         readout: of a rolling shutter, as far as the camera does not name it.
+        bias: of the gyroscope, by the window that was solved last; None where it has added nothing.
     """
 
     LEAST_FOUND = 0.6  # share of a keyframe's landmarks that the best frame after it is taken to find
@@ -102,6 +113,7 @@ class Mapper:
         self.initializer = MonoInitializer(config, matcher)
         self.readout = UnnamedReadout()
         self._most_found = 0  # landmarks of the newest keyframe that one frame has found again
+        self.bias: Bias | None = None
         self._solved: SolvedWindow | None = None
         self.configure(config)
 
@@ -231,7 +243,7 @@ class Mapper:
         if matches is None:
             row = len(window.keyframes) - 1
         else:
-            row = window.add_keyframe(_keyframe(current), candidate.T_WC)
+            row = window.add_keyframe(replace(_keyframe(current), turned=candidate.turned), candidate.T_WC)
             depths = measurements.measure(current.frame, mode, matches.uv, self._config)
             window.observe(camera, row, matches.rows, matches.uv, matches.sigma_px, depths)
             if wide:
@@ -244,14 +256,15 @@ class Mapper:
             leaving = least_moved(window.T_WC) if window.turned_in_place else 0
             database.add(stored_keyframe(window, leaving))
             window.drop_keyframe(leaving)
-        adjusted = self._adjust(window, camera)
+        adjusted = self._adjust(window, camera, candidate.bias)
         if adjusted is None:
             return None
         self._solved = adjusted.solved
         window.turned_in_place = turned_in_place(adjusted.solved.snapshot, adjusted.solved.result)
         if adjusted.result.status is BAStatus.CONVERGED:
-            twists = torch.stack([k.twist for k in adjusted.solved.keyframes])
-            self.readout.add(adjusted.solved.snapshot, adjusted.solved.result, adjusted.solved.uv, twists, self._bundle)
+            solved = adjusted.solved
+            twists = torch.stack([k.twist for k in solved.keyframes])
+            self.readout.add(solved.snapshot, solved.result, solved.uv, twists, self._bundle, solved.rotations)
         return adjusted.result
 
     def take_solved(self) -> SolvedWindow | None:
@@ -349,14 +362,17 @@ class Mapper:
 
     # -- bundle adjustment --------------------------------------------------------------------------------------------
 
-    def _adjust(self, window: Window, camera: Camera) -> MappingResult | None:
-        problem = window.snapshot(camera)
+    def _adjust(self, window: Window, camera: Camera, bias: Bias | None = None) -> MappingResult | None:
+        problem, self.bias = window.snapshot(camera), None
         if problem is None:
             return None
         snapshot, used, rows = problem
-        result = solve(snapshot, self._bundle)
-        solved = SolvedWindow.of(window, snapshot, result, used)
+        rotations = None if bias is None else self._rotations(window, snapshot.fixed, bias)
+        result = solve(snapshot, self._bundle, None if rotations is None else rotations.prior)
+        prior = rotations.prior if rotations is not None and result.rotations_used else None
+        solved = SolvedWindow.of(window, snapshot, result, used, prior)
         if result.status is not BAStatus.DEGENERATE:
+            self._learn_errors(window, result, rotations)
             window.absorb(result, rows)
             factor = window.restore_scale(rows)
             if factor != 1 and result.covariance_newest is not None:
@@ -365,6 +381,23 @@ class Mapper:
                 result = replace(result, T_WC=window.T_WC.clone(), covariance_newest=covariance)
             window.cull(camera, self._config.inlier_px)
         return MappingResult(result, solved)
+
+    def _rotations(self, window: Window, fixed: Tensor, bias: Bias) -> WindowRotations | None:
+        """What the gyroscope has measured between the keyframes; not between those that are held (M,), which would pass for exact."""
+        held = [False, *(fixed[1:] & fixed[:-1]).tolist()]
+        steps = [None if out else keyframe.turned for keyframe, out in zip(window.keyframes, held)]
+        return WindowRotations.of(steps, bias, window.error_scale or self._bundle.shared_error)
+
+    def _learn_errors(self, window: Window, result: BAResult, rotations: WindowRotations | None) -> None:
+        """By a solution: the true size of the errors of observations and the gyroscope's bias. Rotations that are refuted go."""
+        window.add_error_scale(result.residual_scale * result.covariance_scale)
+        if rotations is None:
+            return
+        if result.rotations_used:
+            # A rotation is part of as many windows. Half of that: they share landmarks too, as maps grow out of each other.
+            self.bias = rotations.learn_bias(result, 0.5 / (self._config.window_keyframes - 1))
+        else:
+            window.keyframes = [replace(keyframe, turned=None) for keyframe in window.keyframes]
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,9 @@ class Odometry:
         good = mark_landmarks(self.window, frame.id, matches, estimate, states.pose_unverified(self.state))
         self._remember(current, estimate.T_WC, matches.rows[estimate.inlier], matches.uv[estimate.inlier])
         if becomes_keyframe:
-            self._candidate = KeyframeCandidate(current, estimate.T_WC, good)
+            newest_ns = self.window.keyframes[-1].stamp_ns
+            turned = None if recovered else self.gyroscope.between_keyframes(newest_ns, frame.stamp_ns)
+            self._candidate = KeyframeCandidate(current, estimate.T_WC, good, turned, self.gyroscope.usable_bias())
             self.mapper.start_keyframe()
         output = self._with_pose(frame, replace(estimate, covariance=estimate.covariance + skew), published)
         if becomes_keyframe:
@@ -362,6 +364,9 @@ class Odometry:
             self.motion.add_gap(last, frame.stamp_ns)
         self.gyroscope.restart()
         self.planar.begin_map()
+        for row, (before, after) in enumerate(zip(window.keyframes, window.keyframes[1:]), 1):
+            turned = self.gyroscope.between_keyframes(before.stamp_ns, after.stamp_ns)
+            window.keyframes[row] = replace(after, turned=turned)
         self.scale.begin(window, self._mode, self.config.odometry.first_baseline_m > 0, again)
         window.move(T_origin)
         self.window = window
@@ -410,6 +415,8 @@ class Odometry:
         self.last = replace(self.last, T_WC=T_WC.clone())
         if result is None:
             return None
+        if self.mapper.bias is not None:
+            self.gyroscope.learn_bias(self.mapper.bias)
         self.motion.covariance.propagate(result, self.window.keyframe_dropped)
         self._level(result)
         factor = self.scale.correct(self.window) if self._mode == "mono" else None

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..bundle import estimate_missing
+from ..bundle import RelativeRotations, estimate_missing
 from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
@@ -77,11 +77,19 @@ class UnnamedReadout:
         self._refuted = found_s < self.LEFT_SHARE * self._most_s
         self.found_s, self._information, self._weighted_s = 0.0 if self._refuted else found_s, 0.0, 0.0
 
-    def add(self, window: WindowSnapshot, result: BAResult, uv: Tensor, twist: Tensor, config: BundleConfig) -> None:
+    def add(
+        self,
+        window: WindowSnapshot,
+        result: BAResult,
+        uv: Tensor,
+        twist: Tensor,
+        config: BundleConfig,
+        rotations: RelativeRotations | None = None,
+    ) -> None:
         """Takes a solved window into the mean, unless its camera hardly turned: then it has no information and is left out.
 
         Args:
-            uv: (O, 2) raw px of the observations. twist: (M, 6) per second of the keyframes.
+            uv: (O, 2) raw px of the observations. twist: (M, 6) per second of the keyframes. rotations: the prior that is part of the result.
         """
         camera = window.camera
         if self._refuted or len(window.kf_idx) < self.MIN_OBSERVATIONS * len(twist):
@@ -93,7 +101,8 @@ class UnnamedReadout:
         step_s = 1e-3
         longer = replace(camera, readout_s=camera.readout_s + step_s)
         moved, now = (rolling_shutter.undistort(c, uv, twist[kf], depth) for c in (longer, camera))
-        found = estimate_missing(window, result, ((moved - now) / step_s).nan_to_num(0.0), config)
+        longer_px = ((moved - now) / step_s).nan_to_num(0.0)
+        found = estimate_missing(window, result, longer_px, config, rotations)
         if found is None or abs(found.value) > self.LONGEST_S:
             return
         sigma2 = config.shared_error * found.sigma**2 + (self.SYSTEMATIC_PX / found.visible_px) ** 2

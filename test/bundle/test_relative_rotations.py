@@ -139,7 +139,7 @@ def test_true_errors_are_hardly_ever_a_contradiction():
 
 @pytest.mark.parametrize("weight", (1.0, 8.0))
 def test_the_covariance_holds_the_prior_once_whatever_its_weight(weight):
-    """One free pose: informations add up."""
+    """One free pose: the information is a sum."""
     made = make_window(2, 150, kind=ObservationKind.DEPTH, noise_px=0.5)
     rotations = measured(made.T_WC, [(0, 1)], sigma=3e-4)
     without = bundle.solve(made.window, BundleConfig())

@@ -1,4 +1,4 @@
-"""The gyroscope: integration and its covariance, the bias, what leaves it out, and how it guides tracking."""
+"""The gyroscope: the bias, what leaves it out, and how it guides tracking and bundle adjustment."""
 
 import math
 from dataclasses import replace
@@ -8,13 +8,17 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from imatching_ros import bundle
+from imatching_ros.bundle import RelativeRotations
 from imatching_ros.core import geometry
-from imatching_ros.core.config import ImuConfig
-from imatching_ros.core.types import TrackingState
+from imatching_ros.core.config import BundleConfig, ImuConfig
+from imatching_ros.core.types import BAResult, TrackingState, WindowSnapshot
+from imatching_ros.odometry import mapper
 from imatching_ros.odometry.front_end import PoseEstimate
-from imatching_ros.odometry.gyroscope import Gyroscope, RateBuffer, preintegrate
+from imatching_ros.odometry.gyroscope import Gyroscope, RateBuffer
+from imatching_ros.odometry.preintegration import Bias
 from imatching_ros.pipeline import Pipeline
-from odometry_scenes import CAMERA, STEP_NS, configure, rotating
+from odometry_scenes import CAMERA, STEP_NS, configure, rotating, swing
 
 MS = 1_000_000
 DENSITY = 2.4e-4
@@ -22,40 +26,6 @@ DENSITY = 2.4e-4
 
 def rotation_angle(R: np.ndarray) -> float:
     return float(np.linalg.norm(Rotation.from_matrix(R).as_rotvec()))
-
-
-# -- integration ----------------------------------------------------------------------------------------------------------
-
-
-def swing(t):
-    """A hand's rates (N, 3) at times (N,)."""
-    return np.stack([2 * np.sin(3 * t), 1.5 * np.cos(2 * t), 0.5 + 0 * t], -1)
-
-
-def test_integration_follows_a_rotation_whose_axis_moves():
-    fine = np.linspace(0, 0.5, 20_001)
-    exact = np.eye(3)
-    for rate in swing((fine[1:] + fine[:-1]) / 2):
-        exact = exact @ Rotation.from_rotvec(rate * (fine[1] - fine[0])).as_matrix()
-    t = np.linspace(0, 0.5, 101)
-    rates = (swing(t)[1:] + swing(t)[:-1]) / 2
-    assert rotation_angle(exact.T @ preintegrate(rates, np.diff(t), np.zeros(3), DENSITY).R) < 2e-5
-
-
-def test_covariance_is_that_of_many_trials_and_the_derivative_that_of_differences():
-    rng, dt, rates = np.random.default_rng(0), np.full(40, 0.005), swing(np.arange(40) * 0.005)
-    bias = np.array([0.01, -0.02, 0.03])
-    step = preintegrate(rates, dt, bias, DENSITY)
-    errors = []
-    for _ in range(400):
-        noisy = rates + rng.normal(0, DENSITY / math.sqrt(0.005), rates.shape)
-        errors.append(Rotation.from_matrix(step.R.T @ preintegrate(noisy, dt, bias, DENSITY).R).as_rotvec())
-    nees = np.einsum("ni,ij,nj->n", errors, np.linalg.inv(step.covariance), errors).mean()
-    assert 2.7 < nees < 3.3  # chi2(1200) / 400
-    for axis, change in enumerate(1e-4 * np.eye(3)):
-        moved = preintegrate(rates, dt, bias + change, DENSITY)
-        difference = Rotation.from_matrix(step.R.T @ moved.R).as_rotvec() / 1e-4
-        assert np.allclose(difference, step.by_bias[:, axis], atol=1e-4)
 
 
 # -- the buffer -----------------------------------------------------------------------------------------------------------
@@ -159,16 +129,51 @@ def follow(gyroscope, frames=90, sigma=2e-3, mounting=np.eye(3), bias=(0.02, -0.
     return np.array(errors)
 
 
-def test_the_bias_is_learned_from_rotations_of_the_images():
+def test_images_in_a_row_do_not_teach_the_bias():
     gyroscope = Gyroscope(ImuConfig())
-    follow(gyroscope, frames=300)
-    assert np.abs(gyroscope.bias - (0.02, -0.03, 0.01)).max() < 0.006 and gyroscope.problem == ""
+    follow(gyroscope, frames=60)
+    assert np.array_equal(gyroscope.bias, np.zeros(3)) and gyroscope.problem == ""
 
 
-def test_the_bias_is_learned_at_rest_in_a_second():
-    gyroscope = Gyroscope(ImuConfig())
-    follow(gyroscope, frames=30, still=True)
-    assert np.abs(gyroscope.bias - (0.02, -0.03, 0.01)).max() < 1e-3
+def test_a_bias_that_a_window_has_found_is_that_of_the_next_prediction():
+    """The rotation of the last pose was predicted with the bias of before: it is known better, too."""
+    gyroscope, true = Gyroscope(ImuConfig()), np.array([0.02, -0.03, 0.01])
+    follow(gyroscope, frames=60, sigma=2e-4, bias=(0.0, 0.0, 0.0))
+    last, span = turned(np.eye(3)), (1_700 * MS, 1_733 * MS)
+    before, bias = gyroscope.predict(last, *span), gyroscope.usable_bias()
+    gyroscope.learn_bias(Bias(true, bias.covariance / 100))
+    after = gyroscope.predict(last, *span)
+    less = before.covariance.trace() - after.covariance.trace()
+    assert float(less) == pytest.approx(0.033**2 * 0.99 * bias.covariance.trace(), rel=0.1)
+    assert torch.linalg.eigvalsh(after.covariance).min() > 0
+    moved = (Rotation.from_quat(before.q_WC.numpy()).inv() * Rotation.from_quat(after.q_WC.numpy())).as_rotvec()
+    assert np.allclose(moved, -0.033 * true, atol=6e-5)
+    assert np.array_equal(gyroscope.usable_bias().mean, true)
+
+
+def test_the_bias_is_learned_at_rest_as_fast_as_images_show_the_rest():
+    known, noisy = Gyroscope(ImuConfig()), Gyroscope(ImuConfig())
+    for gyroscope, sigma in ((known, 5e-4), (noisy, 5e-3)):
+        follow(gyroscope, frames=30, still=True, sigma=sigma)
+    assert np.abs(known.bias - (0.02, -0.03, 0.01)).max() < 1e-3
+    sd = np.sqrt(np.diag(noisy.usable_bias().covariance))
+    assert sd == pytest.approx(np.full(3, 5e-3 / 0.87), rel=0.1)  # the first image has no prediction
+    assert np.abs(noisy.bias - (0.02, -0.03, 0.01)).max() < 3 * sd.max()
+
+
+def test_a_slow_turn_that_two_images_do_not_show_is_no_bias():
+    """Every tenth image is held for one at rest."""
+    gyroscope, R, last, rate = Gyroscope(ImuConfig()), np.eye(3), turned(np.eye(3)), np.array([0.0, -0.08, 0.0])
+    covariance, inlier = torch.eye(6, dtype=torch.float64) * 2e-3**2, torch.ones(100, dtype=torch.bool)
+    for k in range(0, 3000, 5):
+        gyroscope.add(k * MS, rate)
+    for k in range(40):
+        R = R @ Rotation.from_rotvec(rate * 0.035).as_matrix()
+        assert gyroscope.predict(last, (k + 1) * 35 * MS, (k + 2) * 35 * MS) is not None
+        last = turned(R)
+        gyroscope.update(PoseEstimate(last, inlier, torch.zeros(100), covariance), still=k % 10 == 0)
+    sd = np.sqrt(np.diag(gyroscope.usable_bias().covariance))
+    assert np.linalg.norm(gyroscope.bias / sd) < 3 and sd.min() > 0.02
 
 
 def test_a_wrong_mounting_is_found_and_its_correction_too():
@@ -237,7 +242,7 @@ def sweep(jump: int = 20):
     return frames, np.radians(angles)
 
 
-def turn(frames, angles, mounting=np.eye(3), matcher="klt", give=True):
+def turn(frames, angles, mounting=np.eye(3), matcher="klt", give=True, bias=(0.0, 0.0, 0.0)):
     """Outputs with rates at 1 kHz, and the events."""
     events, rng = [], np.random.default_rng(0)
     pipeline = Pipeline(configure(matcher), on_event=events.append)
@@ -245,7 +250,7 @@ def turn(frames, angles, mounting=np.eye(3), matcher="klt", give=True):
     for frame, before, now in zip(frames, [angles[0], *angles], angles):
         for k in range(100 if give else 0):
             rate = np.array([0.0, (now - before) / (STEP_NS * 1e-9), 0.0])
-            rate = mounting @ rate + rng.normal(0, 5e-3, 3)
+            rate = mounting @ rate + bias + rng.normal(0, 5e-3, 3)
             pipeline.add_angular_rate(frame.stamp_ns - STEP_NS + (k + 1) * STEP_NS // 100, rate)
         outputs.append(pipeline.process(frame))
     return outputs, events, pipeline
@@ -276,6 +281,80 @@ def test_rates_that_contradict_the_images_are_left_out_and_named():
     told = [e for e in events if e["event"] == "imu"]
     assert told[-1]["used"] is False and "contradicts" in told[-1]["reason"]
     assert pipeline.odometry.gyroscope.problem
+
+
+def spy_on_windows(monkeypatch) -> list[tuple[WindowSnapshot, RelativeRotations | None, BAResult]]:
+    """What is solved from now on, in a list that grows."""
+    solved = []
+
+    def spy(window, config, rotations=None):
+        solved.append((window, rotations, bundle.solve(window, config, rotations)))
+        return solved[-1][2]
+
+    monkeypatch.setattr(mapper, "solve", spy)
+    return solved
+
+
+def on_the_spot(count: int):
+    angles = np.arange(float(count))
+    return [replace(view, depth=on_sphere()) for view in rotating(count, 1.0)], np.radians(angles)
+
+
+def test_windows_are_solved_with_the_rotations_and_teach_the_bias(monkeypatch):
+    solved = spy_on_windows(monkeypatch)
+    frames, angles = on_the_spot(40)
+    outputs, _, pipeline = turn(frames, angles, bias=(0.02, -0.01, 0.03))
+    assert all(o.state is TrackingState.TRACKING for o in outputs)
+    assert all(rotations is not None and result.rotations_used for _, rotations, result in solved)
+    window, rotations, _ = solved[-1]
+    held = window.fixed[1:] & window.fixed[:-1]  # known exactly, they would tell the bias exactly
+    assert rotations.second.tolist() == (1 + (~held).nonzero()[:, 0]).tolist() and len(rotations) > 2
+    for pair, R in zip(rotations.second.tolist(), rotations.R):
+        before, after = (k.stamp_ns for k in pipeline.window.keyframes[pair - 1 : pair + 1])
+        assert rotation_angle(R) == pytest.approx(math.radians((after - before) / STEP_NS), abs=0.02)
+    bias = pipeline.odometry.gyroscope.usable_bias()
+    sigmas = (bias.mean - (0.02, -0.01, 0.03)) / np.sqrt(np.diag(bias.covariance))
+    assert np.abs(sigmas).max() < 3 and np.sqrt(np.diag(bias.covariance)).max() < 0.02
+
+
+def test_the_weight_in_a_window_is_that_of_the_errors_in_those_before(monkeypatch):
+    solved = spy_on_windows(monkeypatch)
+    frames, angles = on_the_spot(40)
+    turn(frames, angles)
+    scales = [result.residual_scale * result.covariance_scale for _, _, result in solved]
+    weights = [rotations.weight for _, rotations, _ in solved if rotations is not None]
+    assert weights[0] == BundleConfig().shared_error and weights[1] == pytest.approx(scales[0])
+    assert weights[2] == pytest.approx((scales[0] * scales[1]) ** 0.5)
+
+
+def test_rotations_that_a_window_contradicts_are_never_used_again(monkeypatch):
+    solved = spy_on_windows(monkeypatch)
+    monkeypatch.setattr(Gyroscope, "_count", lambda *_: None)  # nothing else leaves it out
+    frames, angles = on_the_spot(16)
+    _, _, pipeline = turn(frames, angles, mounting=np.diag([1.0, -1.0, -1.0]))
+    used = [result.rotations_used for _, rotations, result in solved if rotations is not None]
+    assert not all(used)
+    assert used.index(False) >= 0 and all(len(r) == 1 for _, r, s in solved[used.index(False) + 1 :] if r is not None)
+
+
+def test_the_rotation_between_keyframes_is_known_while_nothing_contradicts_it():
+    gyroscope = Gyroscope(ImuConfig())
+    assert gyroscope.between_keyframes(0, MS) is None and gyroscope.usable_bias() is None
+    follow(gyroscope, frames=60)
+    bias = gyroscope.usable_bias()
+    assert np.array_equal(bias.mean, gyroscope.bias)
+    step = gyroscope.between_keyframes(1_000 * MS, 1_500 * MS)
+    assert step.seconds == pytest.approx(0.5) and np.array_equal(step.bias, gyroscope.bias)
+    assert gyroscope.between_keyframes(1_500 * MS, 1_500 * MS) is None
+    assert gyroscope.between_keyframes(-100 * MS, 1_500 * MS) is None
+    for k in range(1_800, 9_000, 5):
+        gyroscope.add(k * MS, np.zeros(3))
+    assert gyroscope.between_keyframes(1_000 * MS, 8_000 * MS) is None
+    gyroscope.blocked = "no mounting"
+    assert gyroscope.between_keyframes(1_000 * MS, 1_500 * MS) is None
+    wrong = Gyroscope(ImuConfig())
+    follow(wrong, frames=60, mounting=-np.eye(3), sigma=5e-4)
+    assert wrong.between_keyframes(1_000 * MS, 1_500 * MS) is None and wrong.usable_bias() is None
 
 
 def test_without_an_imu_nothing_is_expected():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.sift import SiftMatcher
 from imatching_ros.odometry import local_map
 from imatching_ros.odometry.local_map import Keyframe, Window
+from imatching_ros.odometry.preintegration import Preintegrated
 from local_map_windows import DEPTH, IMAGE, NEW, build, depths, turning_window
 from odometry_scenes import CAMERA
 
@@ -252,3 +254,34 @@ def test_a_window_that_measures_depth_has_no_use_for_it():
     )
     window.triangulate(CAMERA, 3.0, 6.0)
     assert bool(window.landmarks.expected_inv_depth.isnan().all())
+
+
+# -- rotations by a gyroscope ---------------------------------------------------------------------------------------------
+
+
+def turned_by(angle: float) -> Preintegrated:
+    R = geometry.rotation_matrix(geometry.exp_so3(torch.tensor([0.0, angle, 0.0], dtype=torch.float64))).numpy()
+    return Preintegrated(R, np.eye(3) * 1e-6, -np.eye(3), np.zeros(3), np.zeros(3), 1.0)
+
+
+def with_rotations(*angles: float | None) -> Window:
+    window, _, _ = build(keyframes=len(angles))
+    steps = [None if angle is None else turned_by(angle) for angle in angles]
+    window.keyframes = [replace(k, turned=step) for k, step in zip(window.keyframes, steps)]
+    return window
+
+
+def angles_of(window: Window) -> list[float | None]:
+    return [None if k.turned is None else round(float(np.arcsin(k.turned.R[0, 2])), 6) for k in window.keyframes]
+
+
+def test_the_rotation_to_a_keyframe_that_leaves_is_handed_on():
+    window = with_rotations(None, 0.1, 0.2, 0.4, None, 0.3)
+    window.drop_keyframe(2)
+    assert angles_of(window) == [None, 0.1, 0.6, None, 0.3] and window.keyframes[2].turned.seconds == 2.0
+    window.drop_keyframe(3)  # before it nothing was measured
+    assert angles_of(window) == [None, 0.1, 0.6, None]
+    window.drop_keyframe(0)
+    assert angles_of(window)[1:] == [0.6, None]
+    window.drop_keyframe(2)
+    assert len(window.keyframes) == 2
