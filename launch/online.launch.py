@@ -120,75 +120,82 @@ def make_player_arguments(values, settings):
     return [values["bag"], *(["--clock"] if settings.get("use_sim_time") is True else []), "--wait-for", topic]
 
 
-def start(context):
-    """The actions, once the arguments are known."""
-    import os
-
+def read_files(values, folder):
+    """Paths of the parameter files that are given, and the parameters of this node in them."""
     import yaml
-    from ament_index_python.packages import get_package_prefix, get_package_share_directory
-    from launch_ros.actions import Node
 
-    values = {name: context.launch_configurations[name] for name in ARGUMENTS}
-    config = os.path.join(get_package_share_directory("imatching_ros"), "config")
-    files = [find_file(values["params_file"], config)] if values["params_file"] else []
-    given = make_parameters(values)
-    # The parameters that the node will have, for what depends on them here.
+    files = [find_file(values["params_file"], folder)] if values["params_file"] else []
     settings = {"mode": "mono"}
     for file in files:
         with open(file) as stream:
             settings |= read_parameters(yaml.safe_load(stream) or {})
+    return files, settings
+
+
+def make_environment(folder):
+    """Large images are lost without this profile; one that the user has set stays."""
+    import os
+
+    profile = os.path.join(folder, "fastdds.xml")
+    names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+    return {name: os.environ.get(name, profile) for name in names}
+
+
+def make_rviz(values, settings, folder):
+    """The action that starts RViz. Where it is missing launch would end, and leave the node behind."""
+    import os
+
+    from ament_index_python.packages import get_package_prefix
+    from launch_ros.actions import Node
+
+    get_package_prefix("rviz2")
+    return Node(
+        package="rviz2",
+        executable="rviz2",
+        namespace=values["namespace"],
+        parameters=[{"use_sim_time": settings.get("use_sim_time") is True}],
+        arguments=["-d", os.path.join(folder, "imatching.rviz")],
+    )
+
+
+def start(context):
+    """The actions, once the arguments are known."""
+    import os
+
+    from ament_index_python.packages import get_package_share_directory
+    from launch_ros.actions import Node
+
+    values = {name: context.launch_configurations[name] for name in ARGUMENTS}
+    config = os.path.join(get_package_share_directory("imatching_ros"), "config")
+    given = make_parameters(values)
+    files, settings = read_files(values, config)
     if values["bag"] and not values["weights_profile"]:
-        given["weights_profile"] = (
-            settings.get("weights_profile") or "bag"
-        )  # weights learned from a recording are not resumed on the robot
-    settings |= given
-    with_rviz = values["rviz"].lower() == "true"
-    if with_rviz:
-        get_package_prefix("rviz2")  # launch would end where it is missing, and leave the node behind
+        # Weights learned from a recording are not resumed on the robot.
+        given["weights_profile"] = settings.get("weights_profile") or "bag"
+    settings |= given  # the parameters that the node will have, for what depends on them here
     if settings["mode"] not in IMAGES:
         raise ValueError(f"mode is {settings['mode']!r}, expected one of {', '.join(IMAGES)}")
-    sim_time = {"use_sim_time": settings.get("use_sim_time") is True}
-    profile = os.path.join(config, "fastdds.xml")
-    # Large images are lost without it; a profile that the user has set stays.
-    environment = {
-        name: os.environ.get(name, profile)
-        for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    }
-    actions = [
-        Node(
-            package="imatching_ros",
-            executable="online",
-            name=NAME,
-            namespace=values["namespace"],
-            output="screen",
-            respawn=values["respawn"].lower() == "true",
-            respawn_delay=2.0,
-            parameters=[os.path.join(config, f"{settings['mode']}.yaml"), *files, *([given] if given else [])],
-            remappings=make_remappings(values, settings["mode"]),
-            arguments=["--ros-args", "--log-level", values["log_level"]],
-            additional_env=environment,
-        ),
-    ]
+    environment = make_environment(config)
+    node = Node(
+        package="imatching_ros",
+        executable="online",
+        name=NAME,
+        namespace=values["namespace"],
+        output="screen",
+        respawn=values["respawn"].lower() == "true",
+        respawn_delay=2.0,
+        parameters=[os.path.join(config, f"{settings['mode']}.yaml"), *files, *([given] if given else [])],
+        remappings=make_remappings(values, settings["mode"]),
+        arguments=["--ros-args", "--log-level", values["log_level"]],
+        additional_env=environment,
+    )
+    actions = [node]
     if values["bag"]:
-        actions.append(
-            Node(
-                package="imatching_ros",
-                executable="play",
-                output="screen",
-                arguments=make_player_arguments(values, settings),
-                additional_env=environment,
-            )
-        )
-    if with_rviz:
-        actions.append(
-            Node(
-                package="rviz2",
-                executable="rviz2",
-                namespace=values["namespace"],
-                parameters=[sim_time],
-                arguments=["-d", os.path.join(config, "imatching.rviz")],
-            )
-        )
+        arguments = make_player_arguments(values, settings)
+        program = {"package": "imatching_ros", "executable": "play", "output": "screen"}
+        actions.append(Node(**program, arguments=arguments, additional_env=environment))
+    if values["rviz"].lower() == "true":
+        actions.append(make_rviz(values, settings, config))
     return actions
 
 

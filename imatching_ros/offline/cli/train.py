@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..training.trainer import TrainingPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,16 +64,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
+    """Runs the command."""
     import torch
 
     from ...matching.weights import write_weights
     from ..training.photographs import load_photographs
-    from ..training.trainer import Trainer, TrainingPlan
+    from ..training.trainer import Trainer
+
+    plan = _make_plan(args)
+    photographs, names = load_photographs(args.photographs)
+    print(
+        f"training '{args.matcher}' for {args.steps} steps of {args.batch} pairs, {len(photographs)} photographs",
+        flush=True,
+    )
+    trainer = Trainer(plan, photographs, args.out, torch.device(args.device))
+    if trainer.step:
+        print(f"resuming at step {trainer.step} from {trainer.checkpoint}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        trainer.train(_Log(args, trainer.step).add)
+    except (KeyboardInterrupt, TimeoutError):
+        print(f"\nstopped at step {trainer.step}; the same command resumes")
+    matcher = trainer.finished()
+    provenance = {
+        "kind": "offline training",
+        "plan": {**asdict(plan), "init": Path(args.init).name, "teacher": Path(args.teacher).name},
+        "steps_taken": trainer.step,
+        "photographs": names,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+    }
+    path = args.out / f"{args.matcher}.safetensors"
+    header = write_weights(path, args.matcher, matcher.state_dict(), 1, provenance)
+    print(f"\nwrote {path} (hash {header.hash}, {path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _make_plan(args: argparse.Namespace) -> TrainingPlan:
+    from ..training.trainer import TrainingPlan
 
     width, height = (int(x) for x in args.size.split("x"))
-    plan = TrainingPlan(
+    return TrainingPlan(
         args.matcher,
         args.steps,
         args.batch,
@@ -81,21 +118,25 @@ def run(args: argparse.Namespace) -> int:
         matching_weight=args.matching_weight,
         bfloat16=args.precision == "bfloat16",
     )
-    photographs, names = load_photographs(args.photographs)
-    print(
-        f"training '{args.matcher}' for {args.steps} steps of {args.batch} pairs, {len(photographs)} photographs",
-        flush=True,
-    )
-    trainer = Trainer(plan, photographs, args.out, torch.device(args.device))
-    if trainer.step:
-        print(f"resuming at step {trainer.step} from {trainer.checkpoint}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    begin, first = time.monotonic(), trainer.step
-    mean: dict[str, float] = {}
 
-    def report(step: int, parts: dict[str, float]) -> None:
-        elapsed = time.monotonic() - begin
-        rate = (step - first) / elapsed
+
+class _Log:
+    """log.jsonl, and a line on the terminal."""
+
+    def __init__(self, args: argparse.Namespace, first: int) -> None:
+        """`first`: steps that were done before."""
+        self._args, self._first, self._begin = args, first, time.monotonic()
+        self._mean: dict[str, float] = {}
+
+    def add(self, step: int, parts: dict[str, float]) -> None:
+        """One step with the parts of its loss.
+
+        Raises:
+            TimeoutError: the time is over (`--max-minutes`).
+        """
+        args, mean = self._args, self._mean
+        elapsed = time.monotonic() - self._begin
+        rate = (step - self._first) / elapsed
         for key, value in parts.items():
             mean[key] = value if key not in mean else 0.9 * mean[key] + 0.1 * value
         with open(args.out / "log.jsonl", "a") as log:
@@ -108,23 +149,3 @@ def run(args: argparse.Namespace) -> int:
         )
         if args.max_minutes is not None and elapsed > 60 * args.max_minutes:
             raise TimeoutError
-
-    try:
-        trainer.train(report)
-    except (KeyboardInterrupt, TimeoutError):
-        print(f"\nstopped at step {trainer.step}; the same command resumes")
-    matcher = trainer.finished()
-    from dataclasses import asdict
-
-    provenance = {
-        "kind": "offline training",
-        "plan": {**asdict(plan), "init": Path(args.init).name, "teacher": Path(args.teacher).name},
-        "steps_taken": trainer.step,
-        "photographs": names,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-    }
-    path = args.out / f"{args.matcher}.safetensors"
-    header = write_weights(path, args.matcher, matcher.state_dict(), 1, provenance)
-    print(f"\nwrote {path} (hash {header.hash}, {path.stat().st_size / 1e6:.1f} MB)")
-    return 0
