@@ -37,6 +37,7 @@ class Synchronizer:
         self._slop_ns = slop_ns
         self._callback = callback
         self._depth = depth
+        self._newest_ns: dict[str, int] = {}
         self._passed_ns: dict[str, int] = {}  # newest stamps that were too old for every leading message
         self._arrived_s: dict[
             int, float
@@ -75,9 +76,10 @@ class Synchronizer:
     def _insert(self, name: str, stamp_ns: int, message: Any) -> None:
         """In the order of stamps; after a step back in time, what waits belongs to another run."""
         queue = self._queues[name]
-        back_ns = queue[-1][0] - stamp_ns if queue else 0
-        if back_ns > (0 if name == self._leader else self.DISORDER_NS):
+        back_ns = self._newest_ns.get(name, stamp_ns) - stamp_ns
+        if back_ns > self.DISORDER_NS or (name == self._leader and queue and stamp_ns < queue[-1][0]):
             self.clear()
+        self._newest_ns[name] = max(stamp_ns, self._newest_ns.get(name, stamp_ns))
         later = []
         while queue and queue[-1][0] > stamp_ns:
             later.append(queue.pop())
@@ -121,6 +123,7 @@ class Synchronizer:
         return found
 
     def clear(self) -> None:
+        self._newest_ns.clear()
         self._passed_ns.clear()
         self._arrived_s.clear()
         for queue in self._queues.values():

@@ -86,6 +86,12 @@ def test_time_that_goes_back_forgets_what_waits():
     assert pairs.add(("left", 1000), ("left", 100), ("right", 100)) == [(100, 100)]
 
 
+def test_a_gap_after_a_step_back_in_time_is_of_the_new_run():
+    pairs = Pairs(0)
+    pairs.add(("right", 89 * 10**8), ("left", 9 * 10**9), ("right", 9 * 10**9), ("right", 10**8), ("left", 0))
+    assert pairs.found == [(9 * 10**9, 9 * 10**9), (0, None)] and pairs.synchronizer.gap_ns == 10**8
+
+
 def test_partners_that_overtake_each_other_are_used():
     """As of a network with several workers."""
     entries = [("right", 200), ("right", 100), ("right", 300), *(("left", stamp) for stamp in (100, 200, 300))]
