@@ -14,7 +14,6 @@ from torch import Tensor
 
 from . import measurements, state as states
 from ..bundle import RotationPrior
-from ..camera import rolling_shutter
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import Config
@@ -287,7 +286,7 @@ class Odometry:
 
         The latter one camera takes for a translation; with measured depth it does not (fr1/rpy).
         """
-        unknown_px = rolling_shutter.skew_px(camera, view.twist, self.mapper.readout.uncertain_s)
+        unknown_px = self.mapper.readout.skew_px(camera, view.twist)
         changing_px = view.rate_error * camera.readout_s / 2 * camera.fx if self._mode == "mono" else 0.0
         return max(unknown_px, changing_px)
 

@@ -37,6 +37,7 @@ class UnnamedReadout:
     SYSTEMATIC_PX = 0.1
     SIGNIFICANT = 4.0  # standard deviations from which on it is used,
     UNCERTAIN = 2.0  # and from which on images are uncertain; of rendered global shutters at 60 and 120 degrees/s the mean stays below 0.5
+    UNSEEN_SKEW_PX = 2.0  # from which on a likely time counts that windows have not refuted yet
     LEFT_SHARE = (
         0.5  # of the longest time ever found; less refutes it. Rendered shutters of 20 ms keep .75, stripes .42
     )
@@ -63,6 +64,21 @@ class UnnamedReadout:
         if self.found_s > 0:
             return min(bound_s, self.found_s)
         return min(bound_s, self.LONGEST_S) if mean_s > 0 and self._exceeds(self.UNCERTAIN) else 0.0
+
+    def skew_px(self, camera: Camera, twist: Tensor) -> float:
+        """By how much the outermost rows of an image with a twist (6,) may be off.
+
+        A rolling shutter is likely until windows have refuted one; it matters in fast turns only.
+        """
+        known_px = rolling_shutter.skew_px(camera, twist, self.uncertain_s)
+        if camera.readout_s > 0 or self._refuted or self._refutes(self.LIKELY_S):
+            return known_px
+        likely_px = rolling_shutter.skew_px(camera, twist, self.LIKELY_S)
+        return max(known_px, likely_px) if likely_px > self.UNSEEN_SKEW_PX else known_px
+
+    def _refutes(self, missing_s: float) -> bool:
+        """Whether the mean is too far below a time, by two standard deviations."""
+        return self._weighted_s + 2 * self._information**0.5 < missing_s * self._information
 
     def _exceeds(self, sigmas: float) -> bool:
         """Whether the mean is so many standard deviations from 0."""

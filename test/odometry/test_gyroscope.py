@@ -245,7 +245,7 @@ def sweep(jump: int = 20):
 def turn(frames, angles, mounting=np.eye(3), matcher="klt", give=True, bias=(0.0, 0.0, 0.0)):
     """Outputs with rates at 1 kHz, and the events."""
     events, rng = [], np.random.default_rng(0)
-    pipeline = Pipeline(configure(matcher), on_event=events.append)
+    pipeline = Pipeline(configure(matcher, camera__readout_ms=0.01), on_event=events.append)  # a global shutter
     outputs = []
     for frame, before, now in zip(frames, [angles[0], *angles], angles):
         for k in range(100 if give else 0):
