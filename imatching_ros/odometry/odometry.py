@@ -286,7 +286,7 @@ class Odometry:
 
         The latter one camera takes for a translation; with measured depth it does not (fr1/rpy).
         """
-        unknown_px = self.mapper.readout.skew_px(camera, view.twist)
+        unknown_px = self.mapper.readout.skew_px(camera, view.twist, likely=self._mode != "stereo")
         changing_px = view.rate_error * camera.readout_s / 2 * camera.fx if self._mode == "mono" else 0.0
         return max(unknown_px, changing_px)
 

@@ -65,13 +65,13 @@ class UnnamedReadout:
             return min(bound_s, self.found_s)
         return min(bound_s, self.LONGEST_S) if mean_s > 0 and self._exceeds(self.UNCERTAIN) else 0.0
 
-    def skew_px(self, camera: Camera, twist: Tensor) -> float:
+    def skew_px(self, camera: Camera, twist: Tensor, likely: bool) -> float:
         """By how much the outermost rows of an image with a twist (6,) may be off.
 
-        A rolling shutter is likely until windows have refuted one; it matters in fast turns only.
+        `likely`: a rolling shutter is, until windows have refuted one; it matters in fast turns only.
         """
         known_px = rolling_shutter.skew_px(camera, twist, self.uncertain_s)
-        if camera.readout_s > 0 or self._refuted or self._refutes(self.LIKELY_S):
+        if not likely or camera.readout_s > 0 or self._refuted or self._refutes(self.LIKELY_S):
             return known_px
         likely_px = rolling_shutter.skew_px(camera, twist, self.LIKELY_S)
         return max(known_px, likely_px) if likely_px > self.UNSEEN_SKEW_PX else known_px

@@ -87,11 +87,12 @@ def test_what_is_not_significant_yet_is_uncertain():
 
 def test_a_likely_shutter_counts_in_fast_turns_until_windows_refute_it():
     fast = torch.tensor([0, 0, 0, 0, 1.5, 0], dtype=torch.float64)
-    assert UnnamedReadout().skew_px(CAMERA, fast) == pytest.approx(0.01 * 1.5 * CAMERA.fx)
-    assert UnnamedReadout().skew_px(CAMERA, fast / 3) == 0
-    assert UnnamedReadout().skew_px(replace(CAMERA, readout_s=1e-5), fast) == 0, "named"
-    assert estimate(0.0, 0.0, windows=1).skew_px(CAMERA, fast) == 0
-    assert estimate(0.02, 0.0, deg_s=40.0, windows=1).skew_px(CAMERA, fast) > 3
+    assert UnnamedReadout().skew_px(CAMERA, fast, True) == pytest.approx(0.01 * 1.5 * CAMERA.fx)
+    assert UnnamedReadout().skew_px(CAMERA, fast, False) == 0, "of a stereo pair"
+    assert UnnamedReadout().skew_px(CAMERA, fast / 3, True) == 0
+    assert UnnamedReadout().skew_px(replace(CAMERA, readout_s=1e-5), fast, True) == 0, "named"
+    assert estimate(0.0, 0.0, windows=1).skew_px(CAMERA, fast, True) == 0
+    assert estimate(0.02, 0.0, deg_s=40.0, windows=1).skew_px(CAMERA, fast, True) > 3
 
 
 def test_what_is_found_in_steps_comes_close_and_becomes_certain():
