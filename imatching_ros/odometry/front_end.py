@@ -256,7 +256,7 @@ class FrontEnd:
             if self.inlier_ratio(matches, estimate, self._config.inlier_px) >= least:
                 return found
             support = self.neighbour_support(window, current.camera, matches, estimate) / self.usual_inlier_ratio
-            if support >= OCCLUSION_INLIER_RATIO:
+            if support >= OCCLUSION_INLIER_RATIO and not strict:
                 return found
             if support >= PARTIAL_OCCLUSION_INLIER_RATIO:
                 occluded = replace(found, cause=Cause.OCCLUSION)

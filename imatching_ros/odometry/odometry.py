@@ -190,7 +190,9 @@ class Odometry:
         strict = interrupted or states.pose_unverified(state)
         tracked = front_end.track(self.window, last, current, predictions, strict, clock)
         if tracked is not None and tracked.cause is None:
-            return tracked
+            if confirmed := self._confirm(current, last, tracked):
+                return confirmed
+            tracked = replace(tracked, cause=states.Cause.LOW_INLIER_RATIO, recovered=True)
         found = None
         if self.matcher.wide_baseline:
             least = CONFIRMED_INLIER_RATIO if interrupted else MIN_INLIER_RATIO
@@ -202,6 +204,18 @@ class Odometry:
         if found is not None:
             return front_end.verify(current.camera, found)
         return None if interrupted else tracked
+
+    def _confirm(self, current: FeatureFrame, last: TrackedFrame, found: Localization) -> Localization | None:
+        """The pose itself, or, where the camera could hardly have moved to it, that of a closer search around it; None if that confirms none."""
+        T_WC = found.estimate.T_WC
+        if not self.matcher.wide_baseline or self.motion.is_plausible(last, current.frame.stamp_ns, T_WC):
+            return found
+        closer = self.front_end.confirm(self.window, last, current, T_WC, CONFIRMED_INLIER_RATIO)
+        if closer is None:
+            return None
+        # Again, by the usual bound of inliers.
+        estimate = self.front_end.estimate(self.window, current, closer.matches, closer.estimate.T_WC)
+        return closer if estimate is None else replace(closer, estimate=estimate)
 
     def _predict(self, frame: Frame, last: TrackedFrame, prior: RotationPrior | None) -> list[Tensor]:
         """Where the camera (7,) may be, the most likely first: external odometry and the gyroscope may be wrong."""

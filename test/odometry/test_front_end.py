@@ -7,6 +7,7 @@ import torch
 
 from imatching_ros.camera import rolling_shutter
 from imatching_ros.core import geometry
+from imatching_ros.core.timing import Clock
 from imatching_ros.core.types import Frame
 from imatching_ros.matching.base import Features
 from imatching_ros.matching.klt import KltMatcher
@@ -78,6 +79,30 @@ def test_support_tells_a_hidden_part_from_scattered_agreement(front_end, togethe
     assert front_end.neighbour_support(window, CAMERA, found.matches, found.estimate) == pytest.approx(
         expected, abs=0.1
     )
+
+
+@pytest.mark.parametrize(
+    "agree, together, strict, verified",
+    [
+        (4, 0.5, False, True),  # .4 of the usual share
+        (4, 0.5, True, False),
+        (6, 0.5, True, True),
+        (2, 0.9, False, True),  # something hides the rest
+        (2, 0.9, True, False),  # which confirms nothing after an interruption
+        (2, 0.5, False, False),
+    ],
+)
+def test_which_poses_are_verified_at_once(front_end, monkeypatch, agree, together, strict, verified):
+    front_end.learn_inlier_ratio(seen([1.0] * 10, 0))
+    found = seen([1.0] * agree, 10 - agree)
+    monkeypatch.setattr(front_end, "search", lambda *_: found.matches)
+    monkeypatch.setattr(front_end, "estimate", lambda *_: found.estimate)
+    monkeypatch.setattr(front_end, "neighbour_support", lambda *_: together)
+    image = torch.zeros(1, 240, 320, dtype=torch.uint8)
+    current = FeatureFrame(Frame(1, STEP_NS, image, CAMERA), image, Features({}, 240, 320, 0))
+    last = TrackedFrame(0, 0, current.features, geometry.identity(), torch.zeros(1, 2), torch.ones(1))
+    result = front_end.track(Window(), last, current, [geometry.identity()], strict, Clock())
+    assert result is not None and (result.cause is None) == verified
 
 
 @pytest.mark.parametrize("readout_s", (0.0, 0.025))

@@ -16,6 +16,7 @@ from imatching_ros.core.types import Frame, ObservationKind, OdometryOutput, Tra
 from imatching_ros.learning.learner import Learner
 from imatching_ros.matching import create_matcher
 from imatching_ros.matching.expectation import ExpectationMatcher
+from imatching_ros.odometry.front_end import CONFIRMED_INLIER_RATIO
 from imatching_ros.odometry.odometry import Odometry
 from imatching_ros.odometry.state import Cause, Unverified
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
@@ -302,6 +303,22 @@ def test_after_a_long_time_without_images_a_pose_has_to_be_firm(room):
 
     assert resumed(0.0).state is TrackingState.TRACKING
     assert resumed(60.0).state is not TrackingState.TRACKING
+
+
+@pytest.mark.parametrize("agreeing", (1.0, 0.4))
+def test_a_pose_that_the_camera_could_hardly_have_moved_to_is_looked_at_closer(room, monkeypatch, agreeing):
+    pipeline = Pipeline(configure("expectation", odometry__mode="rgbd"))
+    for frame, _ in room[:12]:
+        before = pipeline.process(frame)
+    pipeline.odometry.front_end.usual_inlier_ratio /= agreeing
+    monkeypatch.setattr(pipeline.odometry.motion, "is_plausible", lambda *_: False)
+    output = pipeline.process(room[12][0])
+    if agreeing < CONFIRMED_INLIER_RATIO:
+        assert output.state is TrackingState.UNVERIFIED
+    else:
+        assert output.state is TrackingState.TRACKING
+        moved = geometry.relative(before.T_WC, output.T_WC)
+        assert float((moved - geometry.relative(room[11][1], room[12][1]))[:3].norm()) < 0.02
 
 
 @pytest.mark.parametrize("mode", ["rgbd", "mono"])
