@@ -54,6 +54,7 @@ class LandmarkMatches:
     score: Tensor  # (N,)
     sigma_px: Tensor  # (N,)
     unmatched: Tensor  # (K,) int64, rows searched in vain
+    moving: LandmarkMatches | None = None  # those of a body that moves, which have no part in the pose
 
 
 @dataclass(frozen=True)
@@ -375,7 +376,8 @@ class FrontEnd:
         rank = landmarks.misses[rows] * 100 - window.views()[rows]  # fewer misses first, then more views
         chosen = spread_evenly(predicted, rank.float(), c.landmarks_per_frame, camera.width, camera.height)
         rows, predicted = rows[chosen], predicted[chosen]
-        return self.match(rows, self._queries(window, rows), current, predicted, radius_px)
+        found = self.match(rows, self._queries(window, rows), current, predicted, radius_px)
+        return separate(found, landmarks.moving)
 
     def _follow(
         self, window: Window, last: TrackedFrame, current: FeatureFrame, T_WC: Tensor, radius_px: float
@@ -392,11 +394,11 @@ class FrontEnd:
         )
         predicted, inside = geometry.see(camera, geometry.act(geometry.inverse(T_WC), points_W))
         predicted = torch.where(inside[:, None], predicted, uv)
-        return self.match(rows, queries, current, predicted, radius_px)
+        return separate(self.match(rows, queries, current, predicted, radius_px), landmarks.moving)
 
     def search_everywhere(self, window: Window, current: FeatureFrame) -> LandmarkMatches:
         """Searches for landmarks in the whole image, those with most views first."""
-        rows = window.landmarks.triangulated.nonzero()[:, 0]
+        rows = window.placed().nonzero()[:, 0]
         rows = rows[window.views()[rows].argsort(descending=True, stable=True)][: self._config.landmarks_per_frame]
         return self.match(rows, self._queries(window, rows), current, None, None)
 
@@ -479,6 +481,22 @@ class FrontEnd:
         return window.select_queries(rows.to(self._matcher.device))
 
 
+def separate(matches: LandmarkMatches, moving: Tensor) -> LandmarkMatches:
+    """The matches with those of landmarks that move, `moving` (P,) bool, set apart."""
+    if matches.moving is None and not bool(moving.any()):
+        return matches
+    both = [matches] if matches.moving is None else [matches, matches.moving]
+    rows, uv, score, sigma_px, unmatched = (
+        torch.cat([getattr(part, name) for part in both]) for name in ("rows", "uv", "score", "sigma_px", "unmatched")
+    )
+
+    def choose(found: Tensor, missed: Tensor) -> LandmarkMatches:
+        return LandmarkMatches(rows[found], uv[found], score[found], sigma_px[found], unmatched[missed])
+
+    moves, missing = moving[rows], moving[unmatched]
+    return replace(choose(~moves, ~missing), moving=choose(moves, missing))
+
+
 def _inlier_share(matches: LandmarkMatches, estimate: PoseEstimate, within_px: float) -> float:
     return int((estimate.residual_px < within_px).sum()) / max(len(matches.rows) + len(matches.unmatched), 1)
 
@@ -509,7 +527,10 @@ def mark_landmarks(
     outliers, uv = matches.rows[~good], matches.uv[good]
     unmatched = outliers[:0] if unverified else torch.cat([matches.unmatched, outliers])
     window.mark(frame_id, matches.rows[good], uv, unmatched)
-    return LandmarkMatches(matches.rows[good], uv, matches.score[good], matches.sigma_px[good], outliers)
+    moving = matches.moving
+    if moving is not None:
+        window.mark(frame_id, moving.rows, moving.uv, moving.unmatched)
+    return LandmarkMatches(matches.rows[good], uv, matches.score[good], matches.sigma_px[good], outliers, moving)
 
 
 def keyframe_matches(

@@ -60,12 +60,13 @@ class Landmarks:
     seen: Tensor  # (P,) int64, frame id where it was seen last
     misses: Tensor  # (P,) int64, frames in a row in which it was searched in vain
     expected_inv_depth: Tensor  # (P,) float64, at its host, by its surroundings; NaN without (depth prior)
+    moving: Tensor  # (P,) bool, of a body that moves: placed anew by every frame that sees it, and no part of poses
 
     @staticmethod
     def empty() -> Landmarks:
         whole, px = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2)
         number = torch.zeros(0, dtype=torch.float64)
-        return Landmarks(whole, number.view(0, 3), whole.bool(), whole, px, px, whole, whole, number)
+        return Landmarks(whole, number.view(0, 3), whole.bool(), whole, px, px, whole, whole, number, whole.bool())
 
     def __len__(self) -> int:
         return len(self.id)
@@ -163,6 +164,7 @@ class Window:
             seen=host,
             misses=torch.zeros(count, dtype=torch.int64),
             expected_inv_depth=torch.full((count,), torch.nan, dtype=torch.float64),
+            moving=torch.zeros(count, dtype=torch.bool),
         )
         self.next_id += count
         self.landmarks = _append(table, added)
@@ -252,6 +254,36 @@ class Window:
         misses[unmatched] += 1
         self.landmarks = replace(table, uv_last=uv_last, seen=seen, misses=misses)
 
+    def set_moving(self, moving: Tensor) -> None:
+        """Says which landmarks (P,) are of a body that moves."""
+        self.landmarks = replace(self.landmarks, moving=moving)
+
+    def join_moving(self, camera: Camera, kf: int, rows: Tensor) -> Tensor:
+        """Takes new corners (N,) of a keyframe for parts of the moving body where most of their neighbours are, and as far away as these.
+
+        Returns:
+            Rows of the other ones.
+        """
+        neighbours = 3
+        table, o = self.landmarks, self.observations
+        if len(rows) == 0 or not bool(table.moving.any()):
+            return rows
+        old = ((o.kf == kf) & table.triangulated[o.lm] & (o.lm < rows[0])).nonzero()[:, 0]
+        if len(old) < neighbours:
+            return rows
+        uv = table.uv_host[rows]
+        nearest = torch.cdist(uv, o.uv[old]).topk(neighbours, largest=False).indices
+        joins = table.moving[o.lm[old]][nearest].sum(1) > neighbours // 2
+        depth = geometry.act(geometry.inverse(self.T_WC[kf]), table.points_W[o.lm[old]])[:, 2][nearest].median(1).values
+        points_C = geometry.back_project(camera, camera.undistort(uv[joins].double()), depth[joins])
+        self.set_positions(rows[joins], geometry.act(self.T_WC[kf], points_C))
+        self.set_moving(table.moving.index_fill(0, rows[joins], True))
+        return rows[~joins]
+
+    def drop_moving(self) -> None:
+        """Removes the landmarks of a body that moves."""
+        self._keep_landmarks(~self.landmarks.moving)
+
     def set_positions(self, rows: Tensor, points_W: Tensor) -> None:
         """Sets landmarks to known positions (N, 3)."""
         points, triangulated = self.landmarks.points_W.clone(), self.landmarks.triangulated.clone()
@@ -271,9 +303,13 @@ class Window:
         at[self.observations.lm[mine]] = mine
         return at
 
+    def placed(self) -> Tensor:
+        """Which landmarks (P,) have a position in the world: triangulated, and of no body that moves."""
+        return self.landmarks.triangulated & ~self.landmarks.moving
+
     def triangulated_in(self, kf: int) -> Tensor:
-        """Rows (N,) of the triangulated landmarks that keyframe `kf` observes."""
-        return ((self.seen_at(kf) >= 0) & self.landmarks.triangulated).nonzero()[:, 0]
+        """Rows (N,) of the triangulated landmarks of the world that keyframe `kf` observes."""
+        return ((self.seen_at(kf) >= 0) & self.placed()).nonzero()[:, 0]
 
     def residuals(self, camera: Camera) -> tuple[Tensor, Tensor]:
         """Distance between observation and reprojection (O,) in ideal px, and depth of the landmark in that keyframe (O,).
@@ -338,9 +374,9 @@ class Window:
         return rows[good]
 
     def median_depth(self, kf: int) -> float:
-        """Median depth of the triangulated landmarks that keyframe `kf` observes; 1 where it observes none."""
+        """Median depth of the world's triangulated landmarks that keyframe `kf` observes; 1 where it observes none."""
         o = self.observations
-        rows = o.lm[(o.kf == kf) & self.landmarks.triangulated[o.lm]]
+        rows = o.lm[(o.kf == kf) & self.placed()[o.lm]]
         if len(rows) == 0:
             return 1.0
         return float(geometry.act(geometry.inverse(self.T_WC[kf]), self.landmarks.points_W[rows])[:, 2].median())
@@ -355,7 +391,7 @@ class Window:
         """
         if len(self.keyframes) < 2:
             return None
-        good = self.landmarks.triangulated & (self.views() >= 2)
+        good = self.placed() & (self.views() >= 2)
         used = good[self.observations.lm].nonzero()[:, 0]
         rows = good.nonzero()[:, 0]
         if len(rows) == 0:
@@ -454,10 +490,10 @@ class Window:
         """
         residual, depth = self.residuals(camera)
         o = self.observations
-        known = self.landmarks.triangulated[o.lm]
-        self._keep_observations(~known | ((residual < gate_px) & (depth > 0)))
+        placed = self.placed()
+        self._keep_observations(~placed[o.lm] | ((residual < gate_px) & (depth > 0)))
         support = self.views() + self._measured().long()
-        self._keep_landmarks(torch.where(self.landmarks.triangulated, support >= 2, support >= 1))
+        self._keep_landmarks(torch.where(placed, support >= 2, support >= 1))
 
     def drop_keyframe(self, row: int) -> Keyframe:
         """Removes a keyframe with its observations, and landmarks that nothing observes any more."""
@@ -543,7 +579,7 @@ def expected_inverse_depths(window: Window) -> Tensor:
     expected = table.expected_inv_depth.clone()
     new = window.is_host(o) & ~table.triangulated[o.lm] & expected[o.lm].isnan()
     for kf in o.kf[new].unique().tolist():
-        known = ((o.kf == kf) & table.triangulated[o.lm]).nonzero()[:, 0]
+        known = ((o.kf == kf) & window.placed()[o.lm]).nonzero()[:, 0]
         if len(known) < min_known:
             continue
         depth = geometry.act(geometry.inverse(window.T_WC[kf]), table.points_W[o.lm[known]])[:, 2]

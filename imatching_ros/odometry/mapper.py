@@ -140,7 +140,7 @@ class Mapper:
         frame, camera, o = current.frame, current.camera, window.observations
         at = window.seen_at(len(window.keyframes) - 1)
         # Only what more than one keyframe has seen: many a new corner, with a depth but no second view, is never seen again.
-        stable = (at >= 0) & window.landmarks.triangulated & (window.views() >= min(2, len(window.keyframes)))
+        stable = (at >= 0) & window.placed() & (window.views() >= min(2, len(window.keyframes)))
         both = estimate.inlier & stable[matches.rows]
         # A matcher never finds all of them again: the best frame since then is the measure, if it found most.
         self._most_found = max(self._most_found, int(both.sum()))
@@ -244,11 +244,12 @@ class Mapper:
             row = len(window.keyframes) - 1
         else:
             row = window.add_keyframe(replace(_keyframe(current), turned=candidate.turned), candidate.T_WC)
-            depths = measurements.measure(current.frame, mode, matches.uv, self._config)
-            window.observe(camera, row, matches.rows, matches.uv, matches.sigma_px, depths)
+            for part in [matches] if matches.moving is None else [matches, matches.moving]:
+                depths = measurements.measure(current.frame, mode, part.uv, self._config)
+                window.observe(camera, row, part.rows, part.uv, part.sigma_px, depths)
             if wide:
                 self._search_pending(window, row, current, mode)
-        new = self._add_corners(window, row, current, mode)
+        new = window.join_moving(camera, row, self._add_corners(window, row, current, mode))
         if wide:
             self._search_backwards(window, row, camera, new)
         window.triangulate(camera, self._config.min_parallax_px, self._config.inlier_px)
@@ -332,7 +333,7 @@ class Mapper:
         landmarks, o = window.landmarks, window.observations
         uv = landmarks.uv_host[rows]
         depth = torch.full((len(rows),), window.median_depth(row), dtype=torch.float64)
-        mine = ((o.kf == row) & landmarks.triangulated[o.lm]).nonzero()[:, 0]
+        mine = ((o.kf == row) & window.placed()[o.lm]).nonzero()[:, 0]
         if len(mine):
             points_C = geometry.act(geometry.inverse(window.T_WC[row]), landmarks.points_W[o.lm[mine]])
             depth = points_C[torch.cdist(uv, o.uv[mine]).argmin(1), 2]

@@ -86,6 +86,7 @@ class MotionModel:
         self.twist_before: TwistAt | None = None
         self._max_velocity = torch.zeros(2, dtype=torch.float64)  # units/s and rad/s
         self._seconds = 0.0  # of the motion of the twist
+        self._disputed = torch.zeros(2, dtype=torch.float64)  # distance and rad, as of `add_dispute`
         self._moving = False  # the twist is that of two poses of which one continues the other
 
     def start_map(self) -> None:
@@ -147,6 +148,21 @@ class MotionModel:
         variance = sigma.square().clamp_min(1e-4)  # 1 cm and 0.6 degrees
         variance[1] = variance[1].clamp_max(UNKNOWN_ANGLE_VARIANCE)
         self.covariance.add(torch.diag(variance.repeat_interleave(3)), last.T_WC)
+
+    def add_dispute(self, last: TrackedFrame, difference: Tensor, T_WC: Tensor) -> None:
+        """Adds to the covariance that the motion since the last frame may be another one, by the twist `difference` (6,).
+
+        One error goes through all frames until `end_dispute`, so that its standard deviations add up, not its variances. No frame adds more
+        than a median depth and 1 rad.
+        """
+        most, before = torch.tensor([last.median_depth(), 1.0], dtype=torch.float64), self._disputed
+        self._disputed = before + torch.stack([difference[:3].norm(), difference[3:].norm()]).minimum(most)
+        variance = self._disputed.square() - before.square()
+        self.covariance.add_drift(torch.diag(variance.repeat_interleave(3)), T_WC)
+
+    def end_dispute(self) -> None:
+        """From here on the motion is that of the camera."""
+        self._disputed = torch.zeros(2, dtype=torch.float64)
 
     def add_step(self, last: TrackedFrame, T_WC: Tensor, mono: bool) -> None:
         """Adds to the covariance the errors of the motion to the pose T_WC (7,) that leave no residual: bundle adjustment cannot see them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,15 +44,17 @@ from .front_end import (
     is_uncertain,
     keyframe_matches,
     mark_landmarks,
+    separate,
 )
 from .gyroscope import Gyroscope
 from .input_check import InputCheck
 from .local_map import Keyframe, Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame, skew_covariance
+from .moving import MotionSegmentation, SeenFrame, to_camera
 from .planar import PlanarMotion
 from .relocalization import Relocalizer, is_blank
-from .shutter import MAX_SKEW_PX
+from .shutter import MAX_SKEW_PX, UnnamedReadout
 from .state import (
     Context,
     Lost,
@@ -95,6 +98,7 @@ class Odometry:
         self.relocalizer = Relocalizer(self.config, self.matcher, self.front_end)
         self.mapper = Mapper(self.config, self.matcher)
         self.motion = MotionModel()
+        self.bodies = MotionSegmentation()
         self.inputs = InputCheck()
         self.last: TrackedFrame | None = None
         self.rescaled: tuple[float, Tensor] | None = None
@@ -164,6 +168,7 @@ class Odometry:
         if before is not None and before != camera:
             self.window.recalibrate(before, camera)
             self.motion.zero_motion.recalibrate(before, camera)
+            self.bodies.forget_frames()
 
     def _follow(self, current: FeatureFrame, last: TrackedFrame, clock: Clock) -> OdometryOutput:
         stamp_ns = current.frame.stamp_ns
@@ -176,6 +181,8 @@ class Odometry:
         refuted = found is not None and not context.gap_exceeded and self.gyroscope.refutes(found.estimate.T_WC)
         if found is not None and not refuted:
             current, found = self.front_end.resolve_shutter(last, current, found)
+            found = self._separate_bodies(current, found)
+            self._place_moving(current, last, found)
             return self._accept(current, last, found, context)
         self.gyroscope.notify_lost()
         self.state = states.transition(self.state, PoseNotFound(), context)
@@ -237,6 +244,7 @@ class Odometry:
         estimate = self._hold_pose(found, last, frame, recovered)
         if current.camera.readout_s > 0:
             current = replace(current, rate_error=self.motion.rate_error(current.twist))
+        self._follow_dispute(current, last, replace(found, estimate=estimate))
         if self.inputs.frozen and found.cause is None:
             found = replace(found, cause=states.Cause.FROZEN)
         if found.cause is None:
@@ -271,6 +279,8 @@ class Odometry:
     def _find_weakness(
         self, current: FeatureFrame, estimate: PoseEstimate, median_depth: float, recovered: bool
     ) -> states.Cause | None:
+        if self.bodies.disputed:
+            return states.Cause.TWO_MOTIONS
         if int(estimate.inlier.sum()) < self.config.odometry.verified_inliers:
             return states.Cause.FEW_INLIERS
         if not recovered and self._is_skewed(current):
@@ -279,6 +289,66 @@ class Odometry:
             return states.Cause.UNCERTAIN
         drifts = self._mode == "mono" and self.scale.source != "odometry"
         return states.Cause.TURNED if drifts and self.window.turned_in_place else None
+
+    def _separate_bodies(self, current: FeatureFrame, found: Localization) -> Localization:
+        """Where the landmarks of the frame, outliers included, move as two bodies: the pose by those of one, the others set apart."""
+        window, bodies = found.window, self.bodies
+        if found.recovered:
+            bodies.forget_frames()
+        two = bodies.compare(current.camera, self._seen(current, found))
+        if bodies.last is None and bool(window.landmarks.moving.any()):
+            return self._without_moving(found)
+        if two is None:
+            return found
+        ids, moving = window.landmarks.id, window.landmarks.moving
+        moving = (moving & ~torch.isin(ids, two.first)) | torch.isin(ids, two.second)
+        matches = separate(found.matches, moving)
+        estimate = self.front_end.estimate(window, current, matches, two.T_WC)
+        if estimate is None:
+            return found
+        window.set_moving(moving)
+        return replace(found, matches=matches, estimate=estimate)
+
+    def _without_moving(self, found: Localization) -> Localization:
+        """The body has stopped, or left: what was seen of it is forgotten, and found anew if it is still there."""
+        keep = (~found.window.landmarks.moving).long().cumsum(0) - 1
+        m = found.matches
+        found.window.drop_moving()
+        return replace(found, matches=replace(m, rows=keep[m.rows], unmatched=keep[m.unmatched], moving=None))
+
+    def _seen(self, current: FeatureFrame, found: Localization) -> SeenFrame:
+        """What a frame saw of triangulated landmarks, those that move included."""
+        landmarks, T_WC, camera = found.window.landmarks, found.estimate.T_WC, current.camera
+        parts = [found.matches] if found.matches.moving is None else [found.matches, found.matches.moving]
+        rows = np.concatenate([part.rows.numpy() for part in parts])
+        uv = torch.from_numpy(np.concatenate([part.uv.numpy() for part in parts]).astype(np.float64))
+        known = landmarks.triangulated.numpy()[rows]
+        rows, uv = rows[known], camera.undistort(uv).numpy()[known]
+        readout_s = max(camera.readout_s, UnnamedReadout.LIKELY_S)
+        skew_px = float(np.linalg.norm(current.twist.numpy()[3:])) * readout_s / 2 * camera.fx
+        ids, moving = landmarks.id.numpy()[rows], landmarks.moving.numpy()[rows]
+        return SeenFrame(ids, uv, to_camera(T_WC, landmarks.points_W.numpy()[rows])[:, 2], moving, T_WC, skew_px)
+
+    def _follow_dispute(self, current: FeatureFrame, last: TrackedFrame, found: Localization) -> None:
+        """Keeps what the frame saw for later comparisons, and adds to the covariance that the other one of two motions may be the camera's."""
+        # With one body, only a pose that is held differs from that compared, and by less than a match.
+        self.bodies.keep(None if self.bodies.last is None else self._seen(current, found))
+        if self.bodies.disputed and self.bodies.last is not None:
+            self.motion.add_dispute(last, self.bodies.last.difference(), found.estimate.T_WC)
+        else:
+            self.motion.end_dispute()
+
+    def _place_moving(self, current: FeatureFrame, last: TrackedFrame, found: Localization) -> None:
+        """Places the landmarks that move where this frame sees them, at their measured depth or that at which the last frame had them."""
+        moving, window, camera = found.matches.moving, found.window, current.camera
+        if moving is None or len(moving.rows) == 0:
+            return
+        depth = geometry.act(geometry.inverse(last.T_WC), window.landmarks.points_W[moving.rows])[:, 2]
+        measured = measurements.measure(current.frame, self._mode, moving.uv, self.config.odometry)
+        if measured is not None:
+            depth = torch.where(measured.depth.isfinite(), measured.depth, depth)
+        points_C = geometry.back_project(camera, camera.undistort(moving.uv.double()), depth)
+        window.set_positions(moving.rows, geometry.act(found.estimate.T_WC, points_C))
 
     def _is_skewed(self, current: FeatureFrame) -> bool:
         """Whether a rolling shutter bends this image in a way that is not known well, or the newest keyframe, by which the landmarks in
@@ -423,6 +493,7 @@ class Odometry:
             self.inputs.check_keyframe(
                 float((newest == int(ObservationKind.STEREO)).double().mean()), self.config.odometry
             )
+        self._add_new_landmarks(candidate.current)
         self.motion.zero_motion.follow_adjustment(self.last.T_WC, T_WC)
         self.gyroscope.follow_adjustment(self.last.T_WC, T_WC)
         self.last = replace(self.last, T_WC=T_WC.clone())
@@ -437,6 +508,14 @@ class Odometry:
             self._rescale(factor, self.last)
         return result
 
+    def _add_new_landmarks(self, current: FeatureFrame) -> None:
+        """A new keyframe has seen its new landmarks as well."""
+        table = self.window.landmarks
+        new = (table.triangulated & (table.host == current.frame.id)).nonzero()[:, 0]
+        uv = current.camera.undistort(table.uv_host[new].double()).numpy()
+        depth = to_camera(self.window.T_WC[-1], table.points_W[new].numpy())[:, 2]
+        self.bodies.add_landmarks(table.id[new].numpy(), uv, depth)
+
     def _level(self, result: BAResult) -> None:
         """Moves the map towards the plane of a wheeled robot."""
         if not self.planar.used:
@@ -449,6 +528,7 @@ class Odometry:
         window.move(T)
         self.relocalizer.database.move(T)
         self.motion.move(T)
+        self.bodies.move(T)
         self.last = replace(self.last, T_WC=geometry.compose(T, self.last.T_WC))
 
     def _rescale(self, factor: float, last: TrackedFrame) -> None:
@@ -457,6 +537,7 @@ class Odometry:
         self.window.rescale(factor, centre)
         self.relocalizer.database.rescale(factor, centre)
         self.motion.rescale(factor, centre)
+        self.bodies.forget_frames()
         self.planar.rescale(factor, centre)
         self.last = replace(last, depth=last.depth * factor)
         self.rescaled = factor, centre

@@ -166,7 +166,7 @@ class Outputs:
             poses = [tracker.camera_pose(T) for T in window.T_WC.numpy()]
             self._send("~/keyframes", convert.make_keyframes(output.stamp_ns, poses, odom_frame))
         if self._has_subscribers("~/landmarks"):
-            points = tracker.points(window.landmarks.points_W[window.landmarks.triangulated].numpy())
+            points = tracker.points(window.landmarks.points_W[window.placed()].numpy())
             self._send("~/landmarks", convert.make_cloud(output.stamp_ns, points, odom_frame))
 
     def publish_status(
@@ -185,7 +185,7 @@ class Outputs:
             inliers=int(output.inliers),
             matches=0 if output.matches is None else len(output.matches.uv_j),
             keyframes=len(window.keyframes),
-            landmarks=int(window.landmarks.triangulated.sum()),
+            landmarks=int(window.placed().sum()),
             frames_received=counters.received,
             frames_processed=counters.processed,
             frames_tracked=counters.tracked,

@@ -447,6 +447,21 @@ def test_what_moves_under_a_mask_changes_nothing(clip, mode, matcher):
         assert not is_masked(mask, o.uv[o.kf == row]).any()
 
 
+def test_a_thing_that_moves_without_a_mask_is_told_from_the_world(clip):
+    """It appears in the fifth image and fills 40 % of it: what is called TRACKING is right, the rest unverified, with a covariance that grows."""
+    frames = [replace(passing(frame), mask=None) if frame.id >= 4 else frame for frame, _ in clip]
+    pipeline, outputs = drive(frames, "expectation", odometry__mode="rgbd")
+    disputed = [o for o in outputs if o.state is TrackingState.UNVERIFIED]
+    assert all(o.frame_id >= 5 for o in disputed) and len(disputed) >= len(frames) - 9
+    assert all("two motions" in o.reason for o in disputed) and not pipeline.odometry.healthy
+    assert disputed[-1].covariance[:3, :3].trace() > 4 * outputs[3].covariance[:3, :3].trace()
+    landmarks, mask = pipeline.window.landmarks, passing(clip[-1][0]).mask
+    on_it = mask[tuple(landmarks.uv_last.round().long().flip(1).clamp_min(0).T)]
+    assert landmarks.moving[on_it & (landmarks.seen == frames[-1].id)].double().mean() > 0.8
+    tracking = [o for o in outputs if o.state is TrackingState.TRACKING]
+    assert max(position_error(o, clip[o.frame_id][1]) for o in tracking) < 0.1
+
+
 def test_no_landmark_id_is_given_twice(clip):
     def ids(outputs) -> set[int]:
         return {i for o in outputs if o.matches is not None for i in o.matches.landmark_id.tolist()} | set(

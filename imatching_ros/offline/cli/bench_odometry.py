@@ -7,6 +7,7 @@ example:
   python -m imatching_ros bench odometry data/kitti_mono_turn data/tartanair_hospital=mono --rendered renderings --matchers expectation,klt,sift
   python -m imatching_ros bench odometry data/kitti_mono_turn --faults
   python -m imatching_ros bench odometry data/kitti_mono_turn --jumps 50
+  python -m imatching_ros bench odometry data/tartanair_hospital=rgbd --moving-object
   python -m imatching_ros bench odometry data/tartanair_hospital=mono --realtime 60 --rate-hz 10 --learnings off,thread
 """
 
@@ -60,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="instead of accuracy: the state and pose of a frame after the camera has jumped, N times",
     )
+    parser.add_argument(
+        "--moving-object",
+        action="store_true",
+        help="accuracy while a textured thing moves before the camera, one run for each way in which it does",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add_source_options(parser)
     add_config_options(parser)
@@ -97,6 +103,7 @@ def _measure(args: argparse.Namespace, source: Source, config: Config) -> list[d
     """The rows of one case: accuracy, or what the options name instead."""
     from ..experiments.faults import judge, make_faults
     from ..experiments.jumps import jump_about
+    from ..experiments.moving_object import WithObject, make_objects
     from ..experiments.odometry_runs import drive, measure
     from ..experiments.realtime import play_recording
 
@@ -104,6 +111,8 @@ def _measure(args: argparse.Namespace, source: Source, config: Config) -> list[d
         return [vars(judge(f, drive(source, config, change=f.apply))) for f in make_faults(args.fault_at)]
     if args.jumps:
         return [jump_about(source, config, args.jumps)]
+    if args.moving_object:
+        return [{"object": o.name} | measure(WithObject(source, o, config.seed), config) for o in make_objects()]
     if args.realtime:
         return [play_recording(source, config, args.realtime, args.rate_hz)]
     return [measure(source, config)]
