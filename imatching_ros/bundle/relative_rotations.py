@@ -63,11 +63,17 @@ class RelativeRotations:
         e = self.errors(R_WC).ravel()
         return float(e @ self.information @ e)
 
-    def contradict(self, R_WC: Tensor) -> bool:
-        """Whether rotations that are the optimum of prior and observations are too far from it: one of them is wrong."""
-        freedom = 3 * len(self)
+    def contradict(self, R_WC: Tensor, of_images: Tensor | None) -> bool:
+        """Whether observations contradict the prior, by the optimum R_WC (M, 3, 3) of both: then one of them is wrong.
+
+        The innovation squared: observations alone, which know the rotations to `of_images` (3K, 3K), would be at (I + of_images information) e.
+        """
+        freedom, pull = 3 * len(self), self.information @ self.errors(R_WC).ravel()
+        distance = self.distance(R_WC)
+        if of_images is not None:
+            distance += float(pull @ _numbers(of_images) @ pull)
         # The 99.9 % quantile of chi-square (Wilson and Hilferty 1931).
-        return self.distance(R_WC) > freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
+        return distance > freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
 
     def cost(self, R_WC: Tensor) -> float:
         """To be added to that of the observations, with `weight`."""

@@ -58,11 +58,11 @@ def _solve(window: WindowSnapshot, config: BundleConfig, rotations: RelativeRota
     if problem.degenerate:
         return _start_as_result(window, problem, config)
     state, outcome = solve_compiled(problem, config)
-    if problem.rotations is not None and problem.rotations.contradict(state.R):
-        return _solve(window, config, None)
     T_WC, points_W = _unpack(window, problem, state)
     residuals = _residuals(window, problem, T_WC, points_W, config)
     covariance = newest_covariance(window, problem, state, residuals, config)
+    if problem.rotations is not None and problem.rotations.contradict(state.R, covariance.rotations):
+        return _solve(window, config, None)
     reason = _find_degeneracy(window, problem, (T_WC, points_W), residuals.s, config) or covariance.degenerate
     status = BAStatus.CONVERGED if outcome.converged else BAStatus.MAX_ITER
     if reason:
