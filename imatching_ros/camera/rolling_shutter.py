@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,8 @@ def skew_px(camera: Camera, twist: Tensor, readout_s: float, depth: float = math
 
     `depth` is in the unit of the twist; by default the points are so far away that rotation alone shifts them.
     """
-    rate = twist[..., 3:].norm(dim=-1) + twist[..., :3].norm(dim=-1) / max(depth, 1e-9)
+    numbers = twist.numpy(force=True)  # a frame asks several times; torch takes longer to begin
+    rate = np.linalg.norm(numbers[..., 3:], axis=-1) + np.linalg.norm(numbers[..., :3], axis=-1) / max(depth, 1e-9)
     return float(rate.max()) * readout_s / 2 * camera.fx
 
 

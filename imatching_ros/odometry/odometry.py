@@ -213,9 +213,10 @@ class Odometry:
         return None if interrupted else tracked
 
     def _confirm(self, current: FeatureFrame, last: TrackedFrame, found: Localization) -> Localization | None:
-        """The pose itself, or, where the camera could hardly have moved to it, that of a closer search around it; None if that confirms none."""
-        T_WC = found.estimate.T_WC
-        if not self.matcher.wide_baseline or self.motion.is_plausible(last, current.frame.stamp_ns, T_WC):
+        """The pose itself, or, where few agree and the camera could hardly have moved to it, that of a closer search around it; None if that confirms none."""
+        T_WC, usual_px = found.estimate.T_WC, self.config.odometry.inlier_px
+        firm = self.front_end.inlier_ratio(found.matches, found.estimate, usual_px) >= CONFIRMED_INLIER_RATIO
+        if firm or not self.matcher.wide_baseline or self.motion.is_plausible(last, current.frame.stamp_ns, T_WC):
             return found
         closer = self.front_end.confirm(self.window, last, current, T_WC, CONFIRMED_INLIER_RATIO)
         if closer is None:
