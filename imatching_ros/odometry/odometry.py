@@ -181,6 +181,8 @@ class Odometry:
         refuted = found is not None and not context.gap_exceeded and self.gyroscope.refutes(found.estimate.T_WC)
         if found is not None and not refuted:
             current, found = self.front_end.resolve_shutter(last, current, found)
+            if found.recovered or context.gap_exceeded or isinstance(self.state, Lost):
+                self.bodies.forget_frames()
             found = self._separate_bodies(current, found)
             self._place_moving(current, last, found)
             return self._accept(current, last, found, context)
@@ -294,8 +296,6 @@ class Odometry:
     def _separate_bodies(self, current: FeatureFrame, found: Localization) -> Localization:
         """Where the landmarks of the frame, outliers included, move as two bodies: the pose by those of one, the others set apart."""
         window, bodies = found.window, self.bodies
-        if found.recovered:
-            bodies.forget_frames()
         two = bodies.compare(current.camera, self._seen(current, found))
         if bodies.last is None and bool(window.landmarks.moving.any()):
             return self._without_moving(found)

@@ -47,7 +47,7 @@ def rates(before: float, now: float, end_ns: int, rng) -> list[Imu]:
 
 @pytest.fixture(scope="module")
 def run(peer: Peer, start_node) -> SimpleNamespace:
-    node = start_node({"mode": "rgbd", "base_frame": "optical", "imu_topic": "/imu/data"})
+    node = start_node({"mode": "rgbd", "base_frame": "optical", "imu_topic": "/imu/data", "camera.readout_ms": 0.01})
     status, odom = peer.collect(Status, "/imatching/status"), peer.collect(Odometry, "/odom")
     diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
     mount = TransformStamped(child_frame_id="imu_link")

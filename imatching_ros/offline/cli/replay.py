@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,8 @@ def replay(
 
     from ..progress import Progress
 
+    for module in ("...pipeline", "..evaluation.run_writer"):  # a package that is missing is named before anything else
+        import_module(module, __package__)
     torch.set_num_threads(config.matcher.threads)
     # What cannot be used is found out while an earlier run in this folder is still whole.
     T_BC = _read_mounting(base_from_camera)
