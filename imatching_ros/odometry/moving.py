@@ -35,12 +35,14 @@ MIN_SUPPORT = 12  # landmarks
 MIN_SUPPORT_SHARE = 0.35  # of what the first motion leaves over
 MIN_CELLS = 4  # cells of the image in which a body has more landmarks than the other one
 FAR_PX = 8.0  # median distance by which one of the motions misses the support of the other
+MIN_COHERENT = 4  # landmarks left over that move as their two neighbours do, before two motions are looked for;
+COHERENT_SHARE = 0.3  # they differ by less than this share of their residual
 CLEAR_PX = 1.8  # by which the other motion has to miss a landmark, for it to be of a body
 # What is on the lens or a part of the robot moves in the image by less than this share of the world's motion (drops bend light, and move a
 # little), and that world is seen in all of the image: its landmarks have this share of the generalized variance of all pixels.
 ATTACHED_SHARE, WHOLE_SHARE = 0.35, 0.25
 CELLS = (8, 6)
-RANSAC_ITERATIONS = 200
+RANSAC_ITERATIONS = 100
 # It is over after so many frames in which one motion explains as much of the image as both did, or so many that do not show two.
 QUIET_FRAMES, PATIENCE_FRAMES = 10, 50
 QUIET_SHARE = 0.8  # of the cells in which landmarks supported one of the two
@@ -145,8 +147,10 @@ class MotionSegmentation:
         return (_Comparison.of(camera, self._frames[-n], now, n) for n in FRAMES_BACK if n <= len(self._frames))
 
     def _find(self, camera: Camera, now: SeenFrame) -> TwoMotions | None:
-        known = self.last is not None
-        found = (comparison.segment(known) for comparison in self._comparisons(camera, now))
+        known, comparisons = self.last is not None, list(self._comparisons(camera, now))
+        if not known:  # nearly always; to look for motions takes milliseconds
+            comparisons = [comparison for comparison in comparisons if comparison.coherent() >= MIN_COHERENT]
+        found = (comparison.segment(known) for comparison in comparisons)
         return next((two for two in found if two is not None), None)
 
 
@@ -159,7 +163,8 @@ class _Comparison:
     before: SeenFrame
     now: SeenFrame
     points: np.ndarray  # (N, 3) in the camera of the earlier frame
-    outlier: np.ndarray  # (N,) bool: not where the poses of the two frames have it
+    residual: np.ndarray  # (N, 2) px from where the poses of the two frames have it; not finite behind the camera
+    outlier: np.ndarray  # (N,) bool: by more than a landmark that stands still
 
     @staticmethod
     def of(camera: Camera, before: SeenFrame, now: SeenFrame, frames: int) -> _Comparison:
@@ -169,8 +174,9 @@ class _Comparison:
         focal, centre = (camera.fx, camera.fy), (camera.cx, camera.cy)
         points = np.column_stack([(before.uv - centre) / focal, np.ones(len(before.uv))]) * before.depth[:, None]
         R, t = _rotation_and_centre(before.T_WC)
-        outlier = _distances(camera, points @ R.T + t, now.uv, now.T_WC) > 2 * SUPPORT_PX
-        return _Comparison(camera, frames, before, now, points, outlier)
+        residual = _residuals(camera, points @ R.T + t, now.uv, now.T_WC)
+        outlier = np.linalg.norm(residual, axis=1) > 2 * SUPPORT_PX
+        return _Comparison(camera, frames, before, now, points, residual, outlier)
 
     def agreeing_cells(self) -> int:
         """Cells of the image in which most landmarks move as the poses say."""
@@ -196,13 +202,25 @@ class _Comparison:
         return TwoMotions(*motions, ids[a], ids[b], T_WC, self.frames, cells, self._is_attached(a, b))
 
     def _leaves_landmarks_over(self) -> bool:
-        """Whether the poses leave over what could be another body. This decides nearly all frames, and is cheap."""
+        """Whether the poses leave enough over for another body."""
         outliers, count, uv = int(self.outlier.sum()), len(self.outlier), self.now.uv
         if outliers < MIN_SUPPORT or count - outliers < MIN_SUPPORT:
             return False
         if outliers >= FEW_SHARE * count:
             return True
         return _cells(self.camera, uv[self.outlier], uv[~self.outlier])[0] >= MIN_CELLS
+
+    def coherent(self) -> int:
+        """How many landmarks that the poses leave over move as those next to them do, as a body does and wrong matches do not."""
+        rows = self.outlier & np.isfinite(self.residual).all(1)
+        uv, residual = self.now.uv[rows], self.residual[rows]
+        if len(uv) < MIN_SUPPORT:
+            return 0
+        apart = np.linalg.norm(uv[:, None] - uv[None], axis=2)
+        np.fill_diagonal(apart, np.inf)
+        beside = residual[np.argpartition(apart, 1, axis=1)[:, :2]]  # (N, 2, 2) of the two nearest
+        differ = np.linalg.norm(residual[:, None] - beside, axis=2).max(1)
+        return int((differ < COHERENT_SHARE * np.linalg.norm(residual, axis=1)).sum())
 
     def _is_world(self, a: np.ndarray, b: np.ndarray, known: bool) -> bool:
         """Whether the landmarks a (N,) bool are rather of the world than b.
@@ -282,10 +300,15 @@ def _rotation_and_centre(T: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def _distances(camera: Camera, points: np.ndarray, uv: np.ndarray, T: Tensor) -> np.ndarray:
     """px (N,) between where a camera at T (7,) sees points (N, 3) and uv (N, 2); inf behind it."""
+    return np.linalg.norm(_residuals(camera, points, uv, T), axis=1)
+
+
+def _residuals(camera: Camera, points: np.ndarray, uv: np.ndarray, T: Tensor) -> np.ndarray:
+    """px (N, 2) from where a camera at T (7,) sees points (N, 3) to uv (N, 2); inf behind it."""
     points_C = to_camera(T, points)
-    front = points_C[:, 2] > 0
-    seen = points_C[:, :2] / np.where(front, points_C[:, 2], 1.0)[:, None] * (camera.fx, camera.fy)
-    return np.where(front, np.linalg.norm(seen + (camera.cx, camera.cy) - uv, axis=1), np.inf)
+    front = points_C[:, 2:] > 0
+    seen = points_C[:, :2] / np.where(front, points_C[:, 2:], 1.0) * (camera.fx, camera.fy)
+    return np.where(front, uv - (seen + (camera.cx, camera.cy)), np.inf)
 
 
 def _spread(uv: np.ndarray) -> float:
