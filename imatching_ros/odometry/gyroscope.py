@@ -18,7 +18,7 @@ from torch import Tensor
 from ..bundle import RotationPrior
 from ..core import geometry
 from ..core.config import ImuConfig
-from .front_end import PoseEstimate
+from .pose_estimator import PoseEstimate
 from .preintegration import Bias, Preintegrated, preintegrate
 
 NOTHING_ARRIVED = "no message has arrived"

@@ -12,7 +12,8 @@ from ..core import geometry
 from ..core.config import Config
 from ..core.masks import is_masked
 from ..matching.base import Matcher
-from .front_end import Correspondences, FeatureFrame, PoseEstimator
+from .front_end import FeatureFrame
+from .pose_estimator import Correspondences, PoseEstimator
 from .measurements import detect
 from .two_view import PairMatches, two_view_geometry
 

@@ -16,7 +16,8 @@ from ..core.config import BundleConfig, Config, OdometryConfig
 from ..core.masks import is_masked
 from ..core.types import BAResult, BAStatus, ObservationKind, WindowSnapshot
 from ..matching.base import Matcher
-from .front_end import FeatureFrame, LandmarkMatches, PoseEstimate
+from .front_end import FeatureFrame, LandmarkMatches
+from .pose_estimator import PoseEstimate
 from .initialization import InitialViews, MonoInitializer
 from .local_map import Keyframe, Window
 from .measurements import detect

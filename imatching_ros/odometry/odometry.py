@@ -40,8 +40,6 @@ from .front_end import (
     FrontEnd,
     LandmarkMatches,
     Localization,
-    PoseEstimate,
-    is_uncertain,
     keyframe_matches,
     mark_landmarks,
     separate,
@@ -53,6 +51,7 @@ from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame, skew_covariance
 from .moving import MotionSegmentation, SeenFrame, to_camera
 from .planar import PlanarMotion
+from .pose_estimator import PoseEstimate, is_uncertain
 from .relocalization import Relocalizer, is_blank
 from .shutter import MAX_SKEW_PX, UnnamedReadout
 from .state import (

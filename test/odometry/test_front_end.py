@@ -11,19 +11,15 @@ from imatching_ros.core.timing import Clock
 from imatching_ros.core.types import Frame
 from imatching_ros.matching.base import Features
 from imatching_ros.matching.klt import KltMatcher
-from imatching_ros.bundle import RotationPrior
 from imatching_ros.odometry.front_end import (
-    Correspondences,
     FeatureFrame,
     FrontEnd,
     LandmarkMatches,
     Localization,
-    PoseEstimate,
-    PoseEstimator,
-    is_uncertain,
 )
 from imatching_ros.odometry.local_map import Keyframe, Window
 from imatching_ros.odometry.motion import TrackedFrame
+from imatching_ros.odometry.pose_estimator import PoseEstimate
 from odometry_scenes import CAMERA, STEP_NS, configure
 
 
@@ -133,44 +129,3 @@ def test_a_rolling_shutter_is_resolved_by_the_velocity_that_it_shows(front_end, 
     else:
         assert off_deg < 0.05 and int(found.estimate.inlier.sum()) == 300
         assert torch.allclose(moved.twist, twist, atol=0.02)
-
-
-@pytest.mark.parametrize("binding", (False, True))
-def test_things_that_look_alike_do_not_turn_the_camera_against_a_binding_prior(binding):
-    """25 matches are right, 40 agree on a pose that is turned by 15 degrees."""
-    generator = torch.Generator().manual_seed(0)
-    points = torch.rand(65, 3, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 2.0, 2.0]) + torch.tensor(
-        [-1.5, -1.0, 3.0]
-    )
-    wrong = geometry.exp(torch.tensor([0.2, 0, 0, 0, 0.26, 0], dtype=torch.float64))
-    T = geometry.identity(65)
-    T[25:] = wrong
-    uv = geometry.project(CAMERA, geometry.act(geometry.inverse(T), points))
-    uv = uv + 0.3 * torch.randn(65, 2, generator=generator, dtype=torch.float64)
-    matches = Correspondences(CAMERA, uv, points, torch.full((65,), 0.5))
-    prior = RotationPrior(geometry.identity()[3:], torch.eye(3, dtype=torch.float64) * 2e-3**2, binding)
-    config = configure()
-    found = PoseEstimator(config.odometry, config.bundle).estimate(matches, geometry.identity(), prior)
-    turned = float(geometry.log_so3(found.T_WC[3:]).norm())
-    assert turned < 0.02 and int(found.inlier.sum()) <= 30 if binding else turned == pytest.approx(0.26, abs=0.02)
-
-
-def test_a_pose_of_few_clustered_matches_is_uncertain(front_end):
-    """More inliers than `odometry.verified_inliers` asks for, in a corner of the image and off by pixels."""
-    generator = torch.Generator().manual_seed(0)
-
-    def estimate(count, size_px, noise_px):
-        uv = 20 + size_px * torch.rand(count, 2, generator=generator, dtype=torch.float64)
-        depth = 2 + 0.3 * torch.rand(count, generator=generator, dtype=torch.float64)
-        image = torch.zeros(1, 240, 320, dtype=torch.uint8)
-        window = Window()
-        window.add_keyframe(Keyframe(0, 0, image, Features({}, 240, 320, 0)), geometry.identity())
-        rows = window.add_landmarks(0, torch.zeros(count, 2), None)
-        window.set_positions(rows, geometry.back_project(CAMERA, uv, depth))
-        off = noise_px * torch.randn(count, 2, generator=generator, dtype=torch.float64)
-        matches = LandmarkMatches(rows, (uv + off).float(), torch.ones(count), torch.full((count,), 0.5), rows[:0])
-        current = FeatureFrame(Frame(1, STEP_NS, image, CAMERA), image, Features({}, 240, 320, 0))
-        return front_end.estimate(window, current, matches, geometry.identity())
-
-    assert not is_uncertain(estimate(300, 200.0, 0.5), 2.0)
-    assert is_uncertain(estimate(40, 60.0, 1.0), 2.0)

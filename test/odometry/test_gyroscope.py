@@ -14,7 +14,7 @@ from imatching_ros.core import geometry
 from imatching_ros.core.config import BundleConfig, ImuConfig
 from imatching_ros.core.types import BAResult, TrackingState, WindowSnapshot
 from imatching_ros.odometry import mapper
-from imatching_ros.odometry.front_end import PoseEstimate
+from imatching_ros.odometry.pose_estimator import PoseEstimate
 from imatching_ros.odometry.gyroscope import Gyroscope, RateBuffer
 from imatching_ros.odometry.preintegration import Bias
 from imatching_ros.pipeline import Pipeline
