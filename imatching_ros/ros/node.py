@@ -178,7 +178,7 @@ class OdometryNode(ManagedNode):
     def _with_external_odometry(self) -> bool:
         return self.configs.core.external_odometry.use != "off"
 
-    def _stop(self, timeout_s: float = 10.0) -> None:
+    def _stop(self, timeout_s: float | None = None) -> None:
         if self._bond is not None:
             self._bond.close()
             self._bond = None

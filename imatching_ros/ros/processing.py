@@ -68,6 +68,7 @@ class Processor:
         imu: the same, and the messages of a gyroscope, filled by another thread.
     """
 
+    PATIENCE_S = 10.0  # until `close` warns of an image that takes longer
     STUCK_AFTER = 3  # images with the stamp of the one before: fewer are images that come twice
 
     def __init__(self, node: ManagedNode, configs: Configs, resources: Resources) -> None:
@@ -98,11 +99,17 @@ class Processor:
     def run(self) -> None:
         self._thread.start()
 
-    def close(self, timeout_s: float) -> None:
-        """Ends the thread after the image in progress, or leaves it to that one when it takes longer."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Ends the thread after the image in progress, and waits for that, since two threads must not use one pipeline.
+
+        With `timeout_s`, for a process that ends, the thread is left to an image that takes longer.
+        """
         self.inbox.close()
         if self._thread.is_alive():
-            self._thread.join(timeout_s)
+            self._thread.join(self.PATIENCE_S if timeout_s is None else timeout_s)
+        while timeout_s is None and self._thread.is_alive():
+            self._node.get_logger().warning("the image in progress takes long: waiting for its end")
+            self._thread.join(self.PATIENCE_S)
 
     def admit(self) -> bool:
         """Whether an image that arrives now is to be processed; called by the thread that receives it."""

@@ -205,6 +205,25 @@ def test_the_end_does_not_wait_for_a_large_image(make_node):
     release.set()
 
 
+def test_a_pause_waits_for_the_image_in_progress(make_node, monkeypatch, capfd):
+    """Else the map is reset while that image is still inserted into it."""
+    monkeypatch.setattr(Processor, "PATIENCE_S", 0.1)
+    node = make_node()
+    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+    order, begun = [], threading.Event()
+
+    def occupy() -> None:
+        begun.set()
+        time.sleep(0.5)
+        order.append("image")
+
+    monkeypatch.setattr(node.resources.pipeline, "reset", lambda: order.append("reset"))
+    node.processor.inbox.call(occupy)
+    assert begun.wait(30)
+    assert node.trigger_deactivate() == SUCCESS and order == ["image", "reset"]
+    assert "waiting for its end" in capfd.readouterr().err
+
+
 INTERRUPTED = """
 import os, signal, sys
 from imatching_ros.ros.lifecycle import run_until_signal
