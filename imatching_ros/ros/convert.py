@@ -32,6 +32,7 @@ except ImportError:
 
 # Variance of an unknown quantity, m^2 or rad^2, as robot_localization and Nav2 expect it: NaN would invalidate a filter's state.
 UNKNOWN_VARIANCE = 1e6
+MAX_VARIANCE = 1e12  # of a given pose: far above any "unknown", and products of covariances do not overflow
 
 
 def make_stamp(stamp_ns: int) -> Time:
@@ -51,7 +52,7 @@ def read_pose(pose: Pose) -> np.ndarray:
     """Pose -> (4, 4).
 
     Raises:
-        ValueError: numbers that are not finite, or a quaternion far from unit length.
+        ValueError: as `transforms.from_pose`.
     """
     p, q = pose.position, pose.orientation
     return transforms.from_pose(np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w]))
@@ -71,8 +72,13 @@ def read_start(message: PoseWithCovarianceStamped, odom_frame: str) -> Start:
         T_OB = read_pose(message.pose.pose)
     except ValueError as error:
         raise SourceError(f"the pose cannot be used: {error}") from None
-    if not np.isfinite(covariance).all() or np.linalg.eigvalsh((covariance + covariance.T) / 2).min() < -1e-9:
-        raise SourceError("the covariance cannot be used: expected finite numbers, and no variance below zero")
+    largest = np.abs(covariance).max()
+    if not largest <= MAX_VARIANCE or np.linalg.eigvalsh((covariance + covariance.T) / 2).min() < -1e-9 * max(
+        1.0, largest
+    ):
+        raise SourceError(
+            f"the covariance cannot be used: expected numbers of at most {MAX_VARIANCE:g}, and no variance below zero"
+        )
     return Start(T_OB, covariance)
 
 

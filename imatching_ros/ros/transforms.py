@@ -13,18 +13,23 @@ import numpy as np
 # The optical frame (x right, y down, z forward) in a camera body frame (x forward, y left, z up), as REP-103 names them.
 T_BODY_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
+# The largest coordinate. The Earth's own frame needs 7e6; doubles resolve 1e-8 m at 1e8, and covariances do not overflow.
+MAX_POSITION_M = 1e8
+
 
 def from_pose(pose: np.ndarray) -> np.ndarray:
     """[tx ty tz qx qy qz qw] -> (4, 4).
 
     Raises:
-        ValueError: numbers that are not finite, or a quaternion far from unit length.
+        ValueError: a position that is not finite or beyond MAX_POSITION_M, or a quaternion far from unit length.
     """
     pose = np.asarray(pose, float)
     x, y, z, w = pose[3:]
     norm = math.sqrt(x * x + y * y + z * z + w * w)
-    if not np.isfinite(pose).all() or not 0.9 < norm < 1.1:
-        raise ValueError(f"{pose.tolist()} is no pose; expected x y z qx qy qz qw with a quaternion of length 1")
+    if not (np.abs(pose[:3]) <= MAX_POSITION_M).all() or not 0.9 < norm < 1.1:
+        raise ValueError(
+            f"{pose.tolist()} is no pose; expected x y z qx qy qz qw, within {MAX_POSITION_M:g} m, with a quaternion of length 1"
+        )
     x, y, z, w = x / norm, y / norm, z / norm, w / norm
     T = np.eye(4)
     T[:3, :3] = [

@@ -61,7 +61,11 @@ def test_half_turns(axis):
     np.testing.assert_allclose(np.abs(transforms.quaternion(R)), [*axis, 0], atol=1e-12)
 
 
-@pytest.mark.parametrize("pose", [[0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 2], [np.nan, 0, 0, 0, 0, 0, 1]])
+@pytest.mark.parametrize(
+    "pose",
+    [[0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 2], [np.nan, 0, 0, 0, 0, 0, 1], [0, 0, 0, np.nan, 0, 0, 1]]
+    + [[0, value, 0, 0, 0, 0, 1] for value in (np.inf, -1e300, 1e9)],
+)
 def test_what_is_no_pose_is_refused(pose):
     with pytest.raises(ValueError, match="is no pose"):
         transforms.from_pose(np.array(pose, float))
