@@ -19,7 +19,8 @@ from ..bundle import RotationPrior
 from ..core import geometry
 from ..core.config import ImuConfig
 from .pose_estimator import PoseEstimate
-from .preintegration import Bias, Preintegrated, preintegrate
+from .preintegration import Bias, Preintegrated, exp_so3, preintegrate
+from .stamp_check import StampCheck
 
 NOTHING_ARRIVED = "no message has arrived"
 
@@ -62,6 +63,10 @@ class RateBuffer:
         self._rates: list[np.ndarray] = []
         self._largest, self._equal = np.zeros(3), np.zeros(3, int)
         self._saturated_ns = -1
+
+    @property
+    def newest_ns(self) -> int:
+        return self._stamps[-1] if self._stamps else 0
 
     def add(self, stamp_ns: int, rate: np.ndarray) -> None:
         """Appends a rate (3,) rad/s; one that cannot be used is left out."""
@@ -119,6 +124,21 @@ class RateBuffer:
         sigma = np.hypot(ANGULAR_ACCELERATION * late_s**2 / 2, ANGULAR_JERK / 12 * np.sqrt((np.diff(at) ** 6).sum()))
         return (values[1:] + values[:-1]) / 2, dt, float(sigma)
 
+    def angles(self, from_ns: int, to_ns: int, shifts_ns: np.ndarray) -> np.ndarray | None:
+        """Integrals (S, 3) rad of the rates between two times, each shifted (S,); None where one of them is not known."""
+        begin, end = from_ns + int(shifts_ns.min()), to_ns + int(shifts_ns.max())
+        if self._find_gap(begin, end) or self._stamps[-1] < end:
+            return None
+        first, last = bisect_right(self._stamps, begin) - 1, bisect_left(self._stamps, end)
+        stamps, rates = np.array(self._stamps[first : last + 1]), np.array(self._rates[first : last + 1])
+        dt = np.diff(stamps)
+        if dt.max() > self.MAX_GAP_NS:
+            return None
+        steps = (rates[1:] + rates[:-1]) / 2 * (dt * 1e-9)[:, None]
+        total = np.concatenate([np.zeros((1, 3)), steps.cumsum(0)])
+        ends = np.stack([from_ns + shifts_ns, to_ns + shifts_ns])
+        return np.diff(np.stack([np.interp(ends, stamps, total[:, axis]) for axis in range(3)], -1), axis=0)[0]
+
     def _find_gap(self, from_ns: int, to_ns: int) -> str:
         if not self._stamps:
             return self.refused or NOTHING_ARRIVED
@@ -143,6 +163,7 @@ class _Predicted:
     prior: RotationPrior
     P: np.ndarray  # (6, 6) covariance of [phi, bias], R * Exp(phi)
     step: Preintegrated
+    times_ns: tuple[int, int]
 
 
 class Gyroscope:
@@ -161,6 +182,7 @@ class Gyroscope:
     TRUSTED_SHARE = 0.1  # below which it is used again
     VETTED, MOST_VETTED = 10, 80  # images that have turned and agreed: from one on it is binding; no more are counted
     COST_OF_CONTRADICTION, COST_OF_LOSS = 5, 3  # of these
+    CLEAR_CONTRADICTION = 60.0  # distance of an image that is no error of matches
     WEAK_INLIERS = 30  # fewer prove nothing against it
     MAX_DRIFT = 0.2  # rad, by which a pose found again may differ from the rotation since the last one
     MAX_BIAS = 0.5  # rad/s; more is motion, which images do not show
@@ -172,12 +194,13 @@ class Gyroscope:
         self.blocked = ""
         self.bias = np.zeros(3)
         self._P = np.diag([LEAST_SIGMA**2] * 3 + [INITIAL_BIAS**2] * 3)
-        self._buffer = RateBuffer()
+        self._buffer, self._stamp_check = RateBuffer(), StampCheck()
         self.clear()
 
     def clear(self) -> None:
         """Drops all rates, as when time starts again; the bias stays."""
         self._buffer.clear()
+        self._stamp_check.clear()
         self._gap, self._rest_s = "", 0.0
         self._contradictions, self._contradicted, self._vetted = 0.0, False, 0
         self._predicted: _Predicted | None = None
@@ -192,13 +215,23 @@ class Gyroscope:
             return self.blocked
         if not len(self._buffer):
             return self._buffer.refused or NOTHING_ARRIVED
-        if self._contradicted:
+        if self._stamp_check.offset_ms:
+            late, off = ("late" if self._stamp_check.offset_ms > 0 else "early"), abs(self._stamp_check.offset_ms)
+            return f"its stamps are about {off:.0f} ms {late} by the rotation of the images; check imu.time_offset_ms"
+        if self._refuted:
             return "it contradicts the rotation of the images; check its mounting (TF), imu.time_offset_ms and its unit, rad/s"
         return self._gap or self._buffer.refused
 
     @property
+    def _refuted(self) -> bool:
+        """It contradicts the images, or its stamps do. Before it has proved right a few contradictions are enough."""
+        proved = self._vetted >= self.VETTED or self._stamp_check.confirmed
+        suspect = self._contradictions > self.TRUSTED_SHARE and not proved
+        return suspect or self._contradicted or self._stamp_check.offset_ms != 0
+
+    @property
     def _binding(self) -> bool:
-        return self._vetted >= self.VETTED and not self._contradicted
+        return self._vetted >= self.VETTED and not self._refuted
 
     def describe(self) -> str:
         """`off`, `used`, or why it is not used."""
@@ -225,7 +258,7 @@ class Gyroscope:
 
     def between_keyframes(self, from_ns: int, to_ns: int) -> Preintegrated | None:
         """The rotation from a keyframe to the next; None where it is not known, they are far apart, or it contradicts the images."""
-        usable = self.expected and not self.blocked and not self._contradicted
+        usable = self.expected and not self.blocked and not self._refuted
         if not usable or not 0 < to_ns - from_ns <= self.MAX_KEYFRAME_NS:
             return None
         step = self.rotation(from_ns, to_ns)
@@ -236,8 +269,7 @@ class Gyroscope:
 
         They need not be binding: a window that they contradict is solved without them.
         """
-        innocent = self._contradictions <= self.TRUSTED_SHARE and not self._contradicted
-        usable = self.expected and not self.blocked and (self._binding or innocent)
+        usable = self.expected and not self.blocked and not self._refuted
         return Bias(self.bias.copy(), self._P[3:, 3:].copy()) if usable else None
 
     def predict(self, T_WC: Tensor, from_ns: int, to_ns: int) -> RotationPrior | None:
@@ -245,6 +277,7 @@ class Gyroscope:
         self._predicted = None
         if not self.expected or self.blocked or to_ns <= from_ns:
             return None
+        self._stamp_check.update(self._buffer.newest_ns, self._buffer.angles)
         step = self.rotation(from_ns, to_ns)
         self._gap = step if isinstance(step, str) else ""
         if isinstance(step, str):
@@ -255,8 +288,8 @@ class Gyroscope:
         P[3:, 3:] += BIAS_WALK**2 * step.seconds * np.eye(3)
         R = _matrix(T_WC[3:]) @ step.R
         prior = RotationPrior(_quaternion(R), torch.from_numpy(P[:3, :3].copy()), self._binding)
-        self._predicted = _Predicted(prior, P, step)
-        return None if self._contradicted else prior
+        self._predicted = _Predicted(prior, P, step, (from_ns, to_ns))
+        return None if self._refuted else prior
 
     # -- correction ---------------------------------------------------------------------------------------------------
 
@@ -289,12 +322,17 @@ class Gyroscope:
         found = predicted.prior.correct(T_WC, covariance, estimate.prior_used)
         contradicts = found.contradicts or estimate.contradiction
         weak = int(estimate.inlier.sum()) < self.WEAK_INLIERS
+        if not weak and not estimate.contradiction:
+            P, used = _rotation_block(covariance), estimate.prior_used
+            self._stamp_check.add(predicted.prior, T_WC[3:], P, used, predicted.times_ns)
         if contradicts and weak:
             self._vetted = max(0, self._vetted - 1)
         else:
-            self._count(contradicts, predicted.step)
+            self._count(contradicts, predicted.step, found.moved)
         if contradicts and not estimate.prior_used and not weak:  # images have overruled it
             self._vetted = 0
+            if found.distance > self.CLEAR_CONTRADICTION:
+                self._stamp_check.forget_agreement()
         if contradicts:
             return self.restart(covariance)
         P, before = _rotation_block(covariance), predicted.P
@@ -321,9 +359,15 @@ class Gyroscope:
         self.bias = found.mean
         self._P = np.block([[P, cross], [cross.T, found.covariance]])
 
-    def _count(self, contradicts: bool, step: Preintegrated) -> None:
-        """Leaves out a gyroscope that contradicts the images most of the time, until it agrees with them again."""
+    def _count(self, contradicts: bool, step: Preintegrated, moved: np.ndarray) -> None:
+        """Leaves out a gyroscope that contradicts the images most of the time, until it agrees with them again.
+
+        Args:
+            moved: (3,) rad, by which the images differ: a contradiction may be a turn that they alone show.
+        """
         turn = float(np.linalg.norm(step.mean_rate - self.bias)) * step.seconds
+        if contradicts:
+            turn = max(turn, float(geometry.log_so3(_quaternion(step.R @ exp_so3(moved[None])[0])).norm()))
         if turn > self.LEAST_TURN:
             keep = float(np.exp(-turn / self.MEMORY_RAD))
             self._contradictions = keep * self._contradictions + (1 - keep) * contradicts

@@ -205,6 +205,21 @@ def test_a_wrong_time_offset_is_found():
     assert "imu.time_offset_ms" in gyroscope.problem
 
 
+@pytest.mark.parametrize("offset_ms, text", [(100.0, "100 ms late"), (40.0, "40 ms late")])
+def test_stamps_that_are_off_are_named(offset_ms, text):
+    gyroscope = Gyroscope(ImuConfig(time_offset_ms=offset_ms))
+    follow(gyroscope)
+    assert text in gyroscope.problem
+    assert gyroscope.usable_bias() is None and not gyroscope.refutes(turned(np.eye(3)))
+
+
+def test_rates_that_miss_a_turn_contradict_it():
+    """By themselves they show no turn that could contradict anything."""
+    gyroscope = Gyroscope(ImuConfig())
+    follow(gyroscope, mounting=np.zeros((3, 3)))
+    assert "contradicts" in gyroscope.problem
+
+
 def test_images_with_few_inliers_prove_nothing_against_it():
     gyroscope = Gyroscope(ImuConfig())
     follow(gyroscope, mounting=np.diag([1.0, -1.0, -1.0]), sigma=5e-4, inliers=20)
