@@ -204,6 +204,7 @@ class Gyroscope:
         self._gap, self._rest_s = "", 0.0
         self._contradictions, self._contradicted, self._vetted = 0.0, False, 0
         self._predicted: _Predicted | None = None
+        self._turned: tuple[Preintegrated, int, int] | None = None  # as of `turned_since`, with its two times
         self.restart()
 
     @property
@@ -263,6 +264,23 @@ class Gyroscope:
             return None
         step = self.rotation(from_ns, to_ns)
         return None if isinstance(step, str) else step
+
+    def turned_since(self, from_ns: int, to_ns: int) -> RotationPrior | None:
+        """The rotation since an earlier image, for whether the camera stands still; None where it is not known or not yet trusted."""
+        if not self._binding or not from_ns < to_ns:
+            return None
+        before, since_ns, until_ns = self._turned or (None, -1, -1)
+        if before is not None and since_ns == from_ns and until_ns < to_ns:
+            step = self.rotation(until_ns, to_ns)
+            turned = None if isinstance(step, str) else before.then(step)
+        else:
+            turned = self.between_keyframes(from_ns, to_ns)
+        self._turned = None if turned is None else (turned, from_ns, to_ns)
+        if turned is None:
+            return None
+        bias = self._P[3:, 3:] + BIAS_WALK**2 * turned.seconds / 3 * np.eye(3)
+        P = turned.covariance + turned.by_bias @ bias @ turned.by_bias.T
+        return RotationPrior(_quaternion(turned.R), torch.from_numpy(P))
 
     def usable_bias(self) -> Bias | None:
         """The bias with which a window may be solved with its rotations; None where these are blocked or have contradicted images.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..bundle import View, refine_pose
+from ..bundle import RotationPrior, View, refine_pose
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig
@@ -278,6 +278,7 @@ class SeenLandmarks:
 class _Reference:
     """The last frame whose pose was not held."""
 
+    stamp_ns: int
     id: Tensor  # (N,) int64 of landmarks, ascending
     uv: Tensor  # (N, 2) float64 ideal px
     depth: Tensor  # (N,) float64
@@ -305,13 +306,23 @@ class ZeroMotionUpdate:
         """There is no reference: another map, another scale, or a pose that does not continue the last one."""
         self.reference, self.still = None, False
 
-    def apply(self, camera: Camera, T_WC: Tensor, seen: SeenLandmarks, config: BundleConfig) -> Tensor:
-        """The pose (7,) of a frame: the reference's pose while the camera stands still, else `T_WC`."""
+    def apply(
+        self,
+        camera: Camera,
+        T_WC: Tensor,
+        seen: SeenLandmarks,
+        config: BundleConfig,
+        turned: RotationPrior | None = None,
+    ) -> Tensor:
+        """The pose (7,) of a frame: the reference's pose while the camera stands still, else `T_WC`.
+
+        `turned`: the rotation since the reference that another sensor has measured.
+        """
         reference = self.reference
-        self.still = reference is not None and self._is_still(reference, camera, seen, config)
+        self.still = reference is not None and self._is_still(reference, camera, seen, config, turned)
         return reference.T_WC.clone() if reference is not None and self.still else T_WC
 
-    def set_reference(self, id: Tensor, uv: Tensor, depth: Tensor, T_WC: Tensor) -> None:
+    def set_reference(self, stamp_ns: int, id: Tensor, uv: Tensor, depth: Tensor, T_WC: Tensor) -> None:
         """Makes a frame the reference unless its pose was held.
 
         Args:
@@ -319,7 +330,7 @@ class ZeroMotionUpdate:
         """
         if not self.still:
             order = id.argsort()
-            self.reference = _Reference(id[order], uv[order].double(), depth[order], T_WC.clone())
+            self.reference = _Reference(stamp_ns, id[order], uv[order].double(), depth[order], T_WC.clone())
 
     def recalibrate(self, before: Camera, now: Camera) -> None:
         """Carries the reference over to another calibration of the camera."""
@@ -332,7 +343,14 @@ class ZeroMotionUpdate:
             T_WC = geometry.compose(after, geometry.relative(before, self.reference.T_WC))
             self.reference = replace(self.reference, T_WC=T_WC)
 
-    def _is_still(self, reference: _Reference, camera: Camera, seen: SeenLandmarks, config: BundleConfig) -> bool:
+    def _is_still(
+        self,
+        reference: _Reference,
+        camera: Camera,
+        seen: SeenLandmarks,
+        config: BundleConfig,
+        turned: RotationPrior | None,
+    ) -> bool:
         r, at = reference, torch.searchsorted(reference.id, seen.id).clamp_max(len(reference.id) - 1)
         both = ((r.id[at] == seen.id) & (r.depth[at] > 0)).nonzero()[:, 0]
         if len(both) < self.MIN_LANDMARKS:
@@ -341,7 +359,7 @@ class ZeroMotionUpdate:
         if float((now - before).norm(dim=1).median()) > self.MAX_MEDIAN_SIGMAS * float(sigma.median()):
             return False
         points = geometry.back_project(camera, before, r.depth[at[both]])
-        moved = refine_pose(View.mono(camera, points, now, sigma), geometry.identity(), config)
+        moved = refine_pose(View.mono(camera, points, now, sigma), geometry.identity(), config, prior=turned)
         if moved.covariance is None:
             return False
         e = geometry.log(moved.T_WC)

@@ -385,7 +385,10 @@ class Odometry:
             seen = SeenLandmarks(
                 self.window.landmarks.id[rows], frame.camera.undistort(uv.double()), matches.sigma_px[estimate.inlier]
             )
-            T_WC = self.motion.zero_motion.apply(frame.camera, estimate.T_WC, seen, self.config.bundle)
+            zero_motion = self.motion.zero_motion
+            since_ns = None if zero_motion.reference is None else zero_motion.reference.stamp_ns
+            turned = None if since_ns is None else self.gyroscope.turned_since(since_ns, frame.stamp_ns)
+            T_WC = zero_motion.apply(frame.camera, estimate.T_WC, seen, self.config.bundle, turned)
             estimate = replace(estimate, T_WC=T_WC)
             self.external.update_errors(T_WC, last.median_depth())
         return estimate
@@ -404,7 +407,7 @@ class Odometry:
         self.last = TrackedFrame(frame.id, frame.stamp_ns, current.features, T_WC, uv, depth)
         if not states.pose_unverified(self.state):
             uv_ideal = frame.camera.undistort(uv.double())
-            self.motion.zero_motion.set_reference(landmarks.id[rows], uv_ideal, depth, T_WC)
+            self.motion.zero_motion.set_reference(frame.stamp_ns, landmarks.id[rows], uv_ideal, depth, T_WC)
         self.mapper.initializer.reset()
         self._lost_view = None
 

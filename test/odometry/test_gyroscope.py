@@ -205,6 +205,20 @@ def test_a_wrong_time_offset_is_found():
     assert "imu.time_offset_ms" in gyroscope.problem
 
 
+def test_the_rotation_since_an_image_is_that_of_all_steps_and_known_once_it_is_trusted():
+    assert Gyroscope(ImuConfig()).turned_since(0, 33 * MS) is None
+    gyroscope, at_once = Gyroscope(ImuConfig()), Gyroscope(ImuConfig())
+    for each in (gyroscope, at_once):
+        follow(each, frames=60)
+    for until in range(1_000, 1_700, 33):
+        found = gyroscope.turned_since(900 * MS, until * MS)
+    expected = at_once.turned_since(900 * MS, until * MS)
+    assert torch.allclose(found.q_WC, expected.q_WC, atol=1e-5)
+    assert torch.allclose(found.covariance, expected.covariance, rtol=0.2, atol=1e-6)
+    bias = gyroscope.usable_bias().covariance.trace()
+    assert float(found.covariance.trace()) > 0.7**2 * bias
+
+
 @pytest.mark.parametrize("offset_ms, text", [(100.0, "100 ms late"), (40.0, "40 ms late")])
 def test_stamps_that_are_off_are_named(offset_ms, text):
     gyroscope = Gyroscope(ImuConfig(time_offset_ms=offset_ms))

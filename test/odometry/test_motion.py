@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from imatching_ros.bundle import RotationPrior
 from imatching_ros.core import geometry
 from imatching_ros.core.config import BundleConfig
 from imatching_ros.core.types import BAResult, BAStatus
@@ -129,11 +130,16 @@ class Views:
 
 
 def update(
-    zero_motion: ZeroMotionUpdate, views: Views, uv: torch.Tensor, T: torch.Tensor, id: torch.Tensor | None = None
+    zero_motion: ZeroMotionUpdate,
+    views: Views,
+    uv: torch.Tensor,
+    T: torch.Tensor,
+    id: torch.Tensor | None = None,
+    turned: RotationPrior | None = None,
 ) -> torch.Tensor:
     id = views.id if id is None else id
-    held = zero_motion.apply(CAMERA, T, SeenLandmarks(id, uv, torch.full((len(id),), 0.5)), CONFIG)
-    zero_motion.set_reference(id, uv, views.depth, held)
+    held = zero_motion.apply(CAMERA, T, SeenLandmarks(id, uv, torch.full((len(id),), 0.5)), CONFIG, turned)
+    zero_motion.set_reference(0, id, uv, views.depth, held)
     return held
 
 
@@ -151,6 +157,18 @@ def test_slow_motion_adds_up_against_one_reference():
     behind = (held[:, 0] - torch.stack(poses)[:, 0]).abs()
     assert zero_motion.still or behind[-1] == 0
     assert 0 < float(behind.max()) < 0.012 and float(held[-1, 0]) > 0.008
+
+
+def test_a_measured_turn_is_no_rest_although_images_do_not_show_it():
+    views, start = Views(), geometry.identity()
+    turned = geometry.exp(torch.tensor([0, 0, 0, 0, 1e-3, 0], dtype=torch.float64))
+    for measured, held in ((None, True), (turned, False), (start, True)):
+        zero_motion = ZeroMotionUpdate()
+        update(zero_motion, views, views.seen(start, 0.5), start)
+        known = torch.eye(3, dtype=torch.float64) * 1e-4**2
+        prior = None if measured is None else RotationPrior(measured[3:], known)
+        T = update(zero_motion, views, views.seen(start if measured is None else measured, 0.5), turned, turned=prior)
+        assert zero_motion.still == held and torch.equal(T, start if held else turned)
 
 
 def test_nothing_is_held_without_common_landmarks_or_after_a_reset():
