@@ -136,6 +136,11 @@ def _report_errors(name: str, run: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again while it exits
         return 1
+    except OSError as error:  # a full disk, a folder of another user, a file where a folder is expected
+        if error.strerror is None:
+            raise
+        print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        return 1
 
 
 def _install_advice(module: str) -> str | None:

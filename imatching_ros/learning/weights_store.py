@@ -102,7 +102,8 @@ class WeightsStore:
                 from others than the base are renamed.
 
         Raises:
-            WeightsError: weights of another network. A damaged file is renamed instead, as a robot must start without a user.
+            WeightsError: weights of another network. Damaged files, or those of other weights, are renamed instead where the disk
+                can be written to, as a robot must start without a user.
         """
         path = self.path(self.profile)
         if not path.is_file():
@@ -115,11 +116,15 @@ class WeightsStore:
         if named or header.provenance.get("base") == base:
             return load_weights(matcher, path)
         other_name = f"{self.profile}_{header.hash}"
-        for file in (path, *self._promoted()):
-            file.rename(file.with_name(other_name + file.name[len(self.profile) :]))
+        try:
+            for file in (path, *self._promoted()):
+                file.rename(file.with_name(other_name + file.name[len(self.profile) :]))
+            outcome = f"it is kept as profile '{other_name}', which can be loaded or named"
+        except OSError as failure:
+            outcome = f"it could not be renamed ({failure.strerror})"
         log.warning(
             f"{path} is not resumed, for it was adapted from other weights ({header.provenance.get('base', 'unknown')}) than "
-            f"those given now ({base}); it is kept as profile '{other_name}', which can be loaded or named"
+            f"those given now ({base}); {outcome}"
         )
         return None
 

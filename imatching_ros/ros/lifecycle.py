@@ -25,6 +25,7 @@ from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
+from rclpy.utilities import remove_ros_args
 
 from ..core.errors import ConfigError
 from .middleware import use_shipped_profile
@@ -180,14 +181,22 @@ def run_until_signal(make_node: Callable[[], ManagedNode], arguments: list[str])
         arguments: of the program, ROS arguments included.
 
     Returns:
-        1 when the node could not be made; otherwise the process has ended.
+        1 when the node could not be made, 2 for arguments that are none of ROS; otherwise the process has ended.
     """
     use_shipped_profile()
     stop = StopFlag()
-    # rclpy's own handlers end the context while threads still use it; these only end the loop, however often they come.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     try:
+        if foreign := remove_ros_args(
+            arguments
+        ):  # rclpy ignores them: a forgotten --ros-args would leave every setting out
+            print(
+                f"imatching_ros: unexpected {' '.join(foreign)}: settings follow --ros-args; see --help",
+                file=sys.stderr,
+            )
+            return 2
+        # rclpy's own handlers end the context while threads still use it; these only end the loop, however often they come.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         rclpy.init(args=sys.argv[:1] + arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
     except (ConfigError, *REFUSED_ARGUMENTS) as error:

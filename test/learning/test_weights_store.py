@@ -96,6 +96,16 @@ def test_given_weights_that_have_changed_are_used_and_the_adapted_ones_renamed(m
     assert hash_of(pipeline) == adapted
 
 
+def test_adapted_weights_that_cannot_be_renamed_do_not_keep_a_robot_from_starting(mine, tmp_path, caplog):
+    """As on a disk that is read-only; here a folder has the new name."""
+    folder = tmp_path / "kept"
+    adapted = write_adapted(mine, folder, 0.2)
+    (folder / f"mine_adapted_{adapted}.safetensors" / "in use").mkdir(parents=True)
+    write_weights(mine, "expectation", changed(0.3), 1, {})
+    pipeline = start(mine, folder)
+    assert hash_of(pipeline) == read_header(mine).hash and "it could not be renamed (Is a directory)" in caplog.text
+
+
 def test_a_profile_that_the_user_named_is_resumed_from_any_base(mine, tmp_path, caplog):
     adapted = write_adapted(mine, tmp_path / "kept", 0.2, "yard")
     write_weights(mine, "expectation", changed(0.3), 1, {})

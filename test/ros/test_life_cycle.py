@@ -30,7 +30,7 @@ from std_srvs.srv import SetBool, Trigger
 from imatching_ros.core.errors import ConfigError, SourceError
 from imatching_ros.ros.convert import make_learning_status
 from imatching_ros.ros.inputs import CameraImages
-from imatching_ros.ros.node import OdometryNode
+from imatching_ros.ros.node import OdometryNode, main
 from imatching_ros.ros.processing import Processor
 from imatching_ros.ros.robot_pose import RobotPose
 
@@ -227,7 +227,7 @@ def test_a_pause_waits_for_the_image_in_progress(make_node, monkeypatch, capfd):
 INTERRUPTED = """
 import os, signal, sys
 from imatching_ros.ros.lifecycle import run_until_signal
-from imatching_ros.ros.node import OdometryNode
+from imatching_ros.ros.node import OdometryNode, main
 
 class Interrupted(OdometryNode):
     def on_configure(self, state):
@@ -407,6 +407,12 @@ def test_arguments_that_rclpy_cannot_read_are_one_line(tmp_path, arguments, reas
     lines = [line for line in done.stderr.splitlines() if line and "[rcl]" not in line]  # it logs a line of its own
     assert done.returncode == 1 and len(lines) == 1, done.stderr
     assert reason in lines[0] and "/project/src" not in lines[0]
+
+
+def test_settings_without_the_words_ros_args_are_not_left_out_silently(capsys):
+    assert main(["--params-file", "mine.yaml", "--ros-args", "-p", "autostart:=false"]) == 2
+    expected = "imatching_ros: unexpected --params-file mine.yaml: settings follow --ros-args; see --help\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_numbers_without_a_decimal_point_are_taken(make_node):

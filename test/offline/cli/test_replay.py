@@ -175,6 +175,12 @@ def contents(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def test_a_file_where_a_folder_is_expected_is_one_line(wall, tmp_path, capsys):
+    (tmp_path / "run").touch()
+    assert main(["replay", str(wall), "--out", str(tmp_path / "run"), "--quiet", "--matcher", "klt"]) == 1
+    assert capsys.readouterr().err == f"error: File exists: {tmp_path / 'run'}\n"
+
+
 def test_a_recording_without_usable_frames_leaves_the_earlier_run_whole(wall, tmp_path, capsys):
     command = ["--out", str(tmp_path / "run"), "--learning", "off", "--matcher", "klt", "--quiet"]
     assert main(["replay", str(wall), *command]) == 0
