@@ -148,7 +148,8 @@ def test_an_error_in_a_service_is_answered_counted_and_logged_once(make_node, mo
     assert capfd.readouterr().err.count("internal error in the callback of the service ~/set_learning (number") == 1
     monkeypatch.setattr(node, "get_parameter", fail)
     call(GetParameters, "get_parameters", names=["mode"])
-    assert "KeyError: 'broken'" in capfd.readouterr().err and sum(node.callback_errors.values()) == 3
+    assert "KeyError: 'broken'" in capfd.readouterr().err
+    assert node.callback_errors["the service imatching/get_parameters"] == 1  # a timer may have failed too
     monkeypatch.undo()
     assert call(SetBool, "set_learning", data=False).success
 
