@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bundle import RotationPrior
+from ..bundle import Correction, RotationPrior
 from ..core import geometry
 from ..core.config import ImuConfig
 from .pose_estimator import PoseEstimate
 from .preintegration import Bias, Preintegrated, exp_so3, preintegrate
-from .stamp_check import StampCheck
+from .rate_check import RateCheck
 
 NOTHING_ARRIVED = "no message has arrived"
 
@@ -180,6 +180,8 @@ class Gyroscope:
     MEMORY_RAD = 0.3  # of the share of contradictions, by how far the camera has turned: the faster, the more it shows
     REFUSED_SHARE = 0.5  # of contradictions, above which it is left out
     TRUSTED_SHARE = 0.1  # below which it is used again
+    # Of the distances of images, by how far the camera has turned; those that count at least, and the most that one of them counts.
+    DISTANCE_MEMORY_RAD, LEAST_IMAGES, MOST_DISTANCE = 1.0, 2.0, 25.0
     VETTED, MOST_VETTED = 10, 80  # images that have turned and agreed: from one on it is binding; no more are counted
     COST_OF_CONTRADICTION, COST_OF_LOSS = 5, 3  # of these
     CLEAR_CONTRADICTION = 60.0  # distance of an image that is no error of matches
@@ -194,15 +196,16 @@ class Gyroscope:
         self.blocked = ""
         self.bias = np.zeros(3)
         self._P = np.diag([LEAST_SIGMA**2] * 3 + [INITIAL_BIAS**2] * 3)
-        self._buffer, self._stamp_check = RateBuffer(), StampCheck()
+        self._buffer, self._check = RateBuffer(), RateCheck()
         self.clear()
 
     def clear(self) -> None:
         """Drops all rates, as when time starts again; the bias stays."""
         self._buffer.clear()
-        self._stamp_check.clear()
+        self._check.clear()
         self._gap, self._rest_s = "", 0.0
         self._contradictions, self._contradicted, self._vetted = 0.0, False, 0
+        self._distance, self._images = 0.0, 0.0
         self._predicted: _Predicted | None = None
         self._turned: tuple[Preintegrated, int, int] | None = None  # as of `turned_since`, with its two times
         self.restart()
@@ -216,19 +219,28 @@ class Gyroscope:
             return self.blocked
         if not len(self._buffer):
             return self._buffer.refused or NOTHING_ARRIVED
-        if self._stamp_check.offset_ms:
-            late, off = ("late" if self._stamp_check.offset_ms > 0 else "early"), abs(self._stamp_check.offset_ms)
-            return f"its stamps are about {off:.0f} ms {late} by the rotation of the images; check imu.time_offset_ms"
+        if self._check.problem:
+            return self._check.problem
         if self._refuted:
             return "it contradicts the rotation of the images; check its mounting (TF), imu.time_offset_ms and its unit, rad/s"
         return self._gap or self._buffer.refused
 
     @property
     def _refuted(self) -> bool:
-        """It contradicts the images, or its stamps do. Before it has proved right a few contradictions are enough."""
-        proved = self._vetted >= self.VETTED or self._stamp_check.confirmed
-        suspect = self._contradictions > self.TRUSTED_SHARE and not proved
-        return suspect or self._contradicted or self._stamp_check.offset_ms != 0
+        """It contradicts the images, or its stamps or axes do. Before it has proved right a few contradictions are enough."""
+        suspect = self._contradictions > self.TRUSTED_SHARE and not self._check.confirmed
+        unproved = self._vetted < self.VETTED and (suspect or self._disagrees)
+        return unproved or self._contradicted or self._check.problem != ""
+
+    @property
+    def _disagrees(self) -> bool:
+        """Whether images in a row that have turned are farther away than their errors explain, though none of them by much.
+
+        By the 99 % quantile of chi-square with 3 degrees of freedom each (Wilson and Hilferty 1931).
+        """
+        freedom = 3 * self._images
+        bound = freedom * (1 - 2 / (9 * freedom) + 2.33 * (2 / (9 * freedom)) ** 0.5) ** 3 if freedom else 0.0
+        return self._images > self.LEAST_IMAGES and self._distance > bound
 
     @property
     def _binding(self) -> bool:
@@ -295,7 +307,7 @@ class Gyroscope:
         self._predicted = None
         if not self.expected or self.blocked or to_ns <= from_ns:
             return None
-        self._stamp_check.update(self._buffer.newest_ns, self._buffer.angles)
+        self._check.update(self._buffer.newest_ns, self._buffer.angles)
         step = self.rotation(from_ns, to_ns)
         self._gap = step if isinstance(step, str) else ""
         if isinstance(step, str):
@@ -342,15 +354,15 @@ class Gyroscope:
         weak = int(estimate.inlier.sum()) < self.WEAK_INLIERS
         if not weak and not estimate.contradiction:
             P, used = _rotation_block(covariance), estimate.prior_used
-            self._stamp_check.add(predicted.prior, T_WC[3:], P, used, predicted.times_ns)
+            self._check.add(predicted.prior, T_WC[3:], P, used, predicted.times_ns)
         if contradicts and weak:
             self._vetted = max(0, self._vetted - 1)
         else:
-            self._count(contradicts, predicted.step, found.moved)
+            self._count(contradicts, predicted.step, found)
         if contradicts and not estimate.prior_used and not weak:  # images have overruled it
             self._vetted = 0
             if found.distance > self.CLEAR_CONTRADICTION:
-                self._stamp_check.forget_agreement()
+                self._check.forget_agreement()
         if contradicts:
             return self.restart(covariance)
         P, before = _rotation_block(covariance), predicted.P
@@ -377,22 +389,25 @@ class Gyroscope:
         self.bias = found.mean
         self._P = np.block([[P, cross], [cross.T, found.covariance]])
 
-    def _count(self, contradicts: bool, step: Preintegrated, moved: np.ndarray) -> None:
+    def _count(self, contradicts: bool, step: Preintegrated, found: Correction) -> None:
         """Leaves out a gyroscope that contradicts the images most of the time, until it agrees with them again.
 
-        Args:
-            moved: (3,) rad, by which the images differ: a contradiction may be a turn that they alone show.
+        A contradiction may be a turn that the images alone show.
         """
         turn = float(np.linalg.norm(step.mean_rate - self.bias)) * step.seconds
         if contradicts:
-            turn = max(turn, float(geometry.log_so3(_quaternion(step.R @ exp_so3(moved[None])[0])).norm()))
+            turn = max(turn, float(geometry.log_so3(_quaternion(step.R @ exp_so3(found.moved[None])[0])).norm()))
         if turn > self.LEAST_TURN:
             keep = float(np.exp(-turn / self.MEMORY_RAD))
             self._contradictions = keep * self._contradictions + (1 - keep) * contradicts
             limit = self.TRUSTED_SHARE if self._contradicted else self.REFUSED_SHARE
             self._contradicted = self._contradictions > limit
             vetted = self._vetted - self.COST_OF_CONTRADICTION if contradicts else self._vetted + 1
-            self._vetted = 0 if self._contradicted else min(max(vetted, 0), self.MOST_VETTED)
+            keep = float(np.exp(-turn / self.DISTANCE_MEMORY_RAD))
+            self._distance = keep * self._distance + min(found.distance, self.MOST_DISTANCE)
+            self._images = keep * self._images + 1
+            unproved = self._vetted < self.VETTED and self._disagrees
+            self._vetted = 0 if self._contradicted or unproved else min(max(vetted, 0), self.MOST_VETTED)
 
     def _learn_at_rest(self, step: Preintegrated, P: np.ndarray) -> None:
         """Kalman update of the bias by the mean rate of a camera at rest, of which images know the rotation to P (3, 3).

@@ -1,6 +1,7 @@
-"""Whether the stamps of a gyroscope fit those of the images: would its rates of some time earlier or later explain the images better?
+"""Whether stamps and axes of a gyroscope fit the images: would these be explained better by rates of another time, or about other axes?
 
-A constant offset shows only where the rate changes. There it is large: a turn that begins 100 ms late contradicts images by up to its whole angle.
+A constant offset of the stamps shows only where the rate changes. There it is large: a turn that begins 100 ms late contradicts images by up to
+its whole angle. Axes that are a few degrees off contradict no single image in the dark, but all of them alike.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ class _Image:
     d: float
 
 
-class StampCheck:
-    """Compares offsets between the clocks by the likelihood of the images.
+class RateCheck:
+    """Compares offsets between the clocks, and rotations between the axes, by the likelihood of the images.
 
     Attributes:
         offset_ms: by which the stamps are late, clearly; 0 where none is better than the present one.
+        axes_off: the axes are off, clearly.
         confirmed: stamps that are off by `FAR_MS` and more are clearly worse, so that rates and images turn alike.
     """
 
@@ -42,17 +44,30 @@ class StampCheck:
     FAR_MS = 70.0
     MOST_DISTANCE = 25.0  # of an image: one that is wrong decides nothing
     EXPLAINED = 9.0  # mean distance of images at the right offset; it is 3 where covariances are true
-    CLEAR, UNCLEAR = 8.0, 2.0  # log-likelihood ratio at which an offset is believed, and below which no more
+    CLEAR, UNCLEAR = 8.0, 2.0  # log-likelihood ratio at which an error is believed, and below which no more
     MEMORY_RAD = 3.0  # of the likelihood, by how far the camera has turned
+    LEAST_AXES_RAD = 0.05  # 3 degrees: a calibration leaves less
+    AXES_SIGMA = 0.5  # rad, of axes that are off
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self.offset_ms, self.confirmed = 0.0, False
+        self.offset_ms, self.axes_off, self.confirmed = 0.0, False, False
         self._waiting: deque[_Image] = deque()
         self._ratio = np.zeros(len(self.SHIFTS_MS))
         self._distance, self._images = np.zeros(len(self.SHIFTS_MS)), 0.0
+        self._A, self._b = np.eye(3) / self.AXES_SIGMA**2, np.zeros(3)  # normal equations of the axes' error
+
+    @property
+    def problem(self) -> str:
+        """What is wrong; empty where nothing is."""
+        if self.offset_ms:
+            late = "late" if self.offset_ms > 0 else "early"
+            return f"its stamps are about {abs(self.offset_ms):.0f} ms {late} by the rotation of the images; check imu.time_offset_ms"
+        if self.axes_off:
+            return "its axes do not fit the rotation of the images; check its mounting (TF)"
+        return ""
 
     def forget_agreement(self) -> None:
         """Images contradict the rates clearly: that these have agreed before counts no more."""
@@ -84,16 +99,31 @@ class StampCheck:
         while self._waiting and self._waiting[0].to_ns + int(shifts_ns.max()) <= newest_ns:
             image = self._waiting.popleft()
             angles = measure(image.from_ns, image.to_ns, shifts_ns)
-            if angles is None:
-                continue
-            m = angles - angles[0]
-            distance = image.d - 2 * m @ image.g + ((m @ image.W) * m).sum(1)
-            distance = distance.clip(0, self.MOST_DISTANCE)
-            keep = np.exp(-np.linalg.norm(angles, axis=1).max() / self.MEMORY_RAD)
-            self._ratio = keep * self._ratio + (distance[0] - distance) / 2
-            self._distance, self._images = keep * self._distance + distance, keep * self._images + 1
+            if angles is not None:
+                self._judge(image, angles)
+
+    def _judge(self, image: _Image, angles: np.ndarray) -> None:
+        """`angles`: (S, 3) rad, measured at all shifts."""
+        keep = np.exp(-np.linalg.norm(angles, axis=1).max() / self.MEMORY_RAD)
+        m = angles - angles[0]
+        distance = (image.d - 2 * m @ image.g + ((m @ image.W) * m).sum(1)).clip(0, self.MOST_DISTANCE)
+        self._ratio = keep * self._ratio + (distance[0] - distance) / 2
+        self._distance, self._images = keep * self._distance + distance, keep * self._images + 1
         best = int(self._ratio.argmax())
         clear = self._ratio[best] > (self.UNCLEAR if self.offset_ms else self.CLEAR)
         explained = self._distance[best] <= self.EXPLAINED * self._images
         self.offset_ms = float(self.SHIFTS_MS[best]) if clear and explained else 0.0
         self.confirmed = bool(self._ratio[np.abs(self.SHIFTS_MS) >= self.FAR_MS].max() < -self.CLEAR)
+        self._fit_axes(image, angles[0], keep)
+
+    def _fit_axes(self, image: _Image, angle: np.ndarray, keep: float) -> None:
+        """Rates about axes that are turned by a are off by a x rate, to first order."""
+        prior = np.eye(3) / self.AXES_SIGMA**2
+        self._A, self._b = prior + keep * (self._A - prior), keep * self._b
+        if image.d < self.MOST_DISTANCE:
+            x, y, z = angle
+            cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+            self._A, self._b = self._A + cross.T @ image.W @ cross, self._b + cross.T @ image.g
+        axes = np.linalg.solve(self._A, self._b)
+        clear = self._b @ axes / 2 > (self.UNCLEAR if self.axes_off else self.CLEAR)
+        self.axes_off = bool(clear and np.linalg.norm(axes) > self.LEAST_AXES_RAD)

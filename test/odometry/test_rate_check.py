@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from imatching_ros.bundle import RotationPrior
-from imatching_ros.odometry.stamp_check import StampCheck
+from imatching_ros.odometry.rate_check import RateCheck
 
 MS = 1_000_000
 
@@ -21,12 +21,15 @@ def angle(ns: int | np.ndarray, rad_s: float) -> np.ndarray:
     return np.stack([0 * t, -rad_s / (2 * np.pi) * np.cos(2 * np.pi * t), 0 * t], -1)
 
 
-def compare(late_ms: float, rad_s: float = 2.0, sigma: float = 3e-3, used: bool = True) -> StampCheck:
-    """40 images at 30 Hz whose rotations are known to sigma, against rates that are late."""
-    check, rng, late_ns = StampCheck(), np.random.default_rng(0), round(late_ms * MS)
+def compare(
+    late_ms: float = 0.0, rad_s: float = 2.0, sigma: float = 3e-3, used: bool = True, off_deg: float = 0.0
+) -> RateCheck:
+    """40 images at 30 Hz whose rotations are known to sigma, against rates that are late, or about axes that are off."""
+    check, rng, late_ns = RateCheck(), np.random.default_rng(0), round(late_ms * MS)
+    mounting = Rotation.from_euler("z", off_deg, degrees=True).as_matrix()
 
     def measure(from_ns: int, to_ns: int, shifts_ns: np.ndarray) -> np.ndarray:
-        return angle(to_ns + shifts_ns - late_ns, rad_s) - angle(from_ns + shifts_ns - late_ns, rad_s)
+        return (angle(to_ns + shifts_ns - late_ns, rad_s) - angle(from_ns + shifts_ns - late_ns, rad_s)) @ mounting.T
 
     for k in range(40):
         times = (k * 33 * MS, (k + 1) * 33 * MS)
@@ -47,9 +50,16 @@ def test_an_offset_is_found(late_ms, used):
     assert abs(compare(late_ms, used=used).offset_ms - late_ms) <= 10
 
 
-def test_right_stamps_are_confirmed():
-    check = compare(0)
-    assert check.offset_ms == 0 and check.confirmed
+@pytest.mark.parametrize("used", [True, False])
+def test_axes_that_are_off_are_found_although_no_image_contradicts_them(used):
+    check = compare(off_deg=8, sigma=5e-3, used=used)
+    assert "mounting" in check.problem and check.offset_ms == 0
+    assert compare(off_deg=1, sigma=5e-3, used=used).problem == ""
+
+
+def test_right_rates_are_confirmed():
+    check = compare()
+    assert check.problem == "" and check.confirmed
 
 
 def test_a_camera_that_hardly_turns_shows_no_offset():
