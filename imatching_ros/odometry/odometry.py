@@ -49,10 +49,11 @@ from .input_check import InputCheck
 from .local_map import Keyframe, Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame, skew_covariance
-from .moving import MotionSegmentation, SeenFrame, to_camera
+from .moving import MotionSegmentation, SeenFrame
 from .planar import PlanarMotion
 from .pose_estimator import PoseEstimate, is_uncertain
 from .relocalization import Relocalizer, is_blank
+from .rigid_motions import back_project, to_camera
 from .shutter import MAX_SKEW_PX, UnnamedReadout
 from .state import (
     Context,
@@ -327,7 +328,8 @@ class Odometry:
         readout_s = max(camera.readout_s, UnnamedReadout.LIKELY_S)
         skew_px = float(np.linalg.norm(current.twist.numpy()[3:])) * readout_s / 2 * camera.fx
         ids, moving = landmarks.id.numpy()[rows], landmarks.moving.numpy()[rows]
-        return SeenFrame(ids, uv, to_camera(T_WC, landmarks.points_W.numpy()[rows])[:, 2], moving, T_WC, skew_px)
+        points_C = back_project(camera, uv, to_camera(T_WC, landmarks.points_W.numpy()[rows])[:, 2])
+        return SeenFrame(ids, uv, points_C, moving, T_WC, skew_px)
 
     def _follow_dispute(self, current: FeatureFrame, last: TrackedFrame, found: Localization) -> None:
         """Keeps what the frame saw for later comparisons, and adds to the covariance that the other one of two motions may be the camera's."""
@@ -517,7 +519,7 @@ class Odometry:
         new = (table.triangulated & (table.host == current.frame.id)).nonzero()[:, 0]
         uv = current.camera.undistort(table.uv_host[new].double()).numpy()
         depth = to_camera(self.window.T_WC[-1], table.points_W[new].numpy())[:, 2]
-        self.bodies.add_landmarks(table.id[new].numpy(), uv, depth)
+        self.bodies.add_landmarks(table.id[new].numpy(), uv, back_project(current.camera, uv, depth))
 
     def _level(self, result: BAResult) -> None:
         """Moves the map towards the plane of a wheeled robot."""
