@@ -110,6 +110,26 @@ def test_links_lead_somewhere():
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def anchors(document: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_headings_lead_somewhere():
+    links = [
+        (document, target, anchor)
+        for document in DOCUMENTS
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", document.read_text())
+        if not target.startswith("http") and (not target or target.endswith(".md"))
+    ]
+    assert len(links) > 10
+    for document, target, anchor in links:
+        assert anchor in anchors(document.parent / target if target else document), (
+            f"{document.name}: {target}#{anchor}"
+        )
+
+
 def test_settings_that_the_documents_name_exist():
     known = {path for path, _, _ in walk(Config())}
     sections = {path.split(".")[0] for path in known} - {"seed"}
