@@ -105,7 +105,7 @@ class Plan:
     steps: int = 4  # of learning
 
 
-QUICK = Plan(160, 120, 16, 1, 128, 3, (1,), ((4, 40),), 1, 1)
+QUICK = Plan(160, 120, 24, 1, 128, 3, (1,), ((4, 40),), 1, 1)
 
 
 @dataclass(frozen=True)
