@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import cv2
 import numpy as np
 import torch
 
 from imatching_ros.camera.model import Camera
+from imatching_ros.core import geometry
 from imatching_ros.core.config import Config
 from imatching_ros.core.types import Frame
+from imatching_ros.offline.simulation.sequence import SimulatedSequence
 
 CAMERA = Camera(320, 240, 256.0, 256.0, 159.5, 119.5)
 STEP_NS = 100_000_000
@@ -59,3 +62,24 @@ def noisy(frame: Frame, seed: int, **changes) -> Frame:
     """The same view with other sensor noise."""
     noise = torch.randn(frame.image.shape, generator=torch.Generator().manual_seed(seed)) * 2
     return replace(frame, image=(frame.image + noise).round().clamp(0, 255).to(torch.uint8), **changes)
+
+
+@cache
+def render_walk() -> list[tuple[Frame, torch.Tensor]]:
+    """Frames with depth of a rendered walk, and where the camera was, seen from the first frame."""
+    rendered = list(
+        SimulatedSequence(kind="clutter", frames=18, seed=1, width=320, height=240, supersample=1, speed_mps=0.6).read()
+    )
+    return [(frame, geometry.relative(rendered[0][1], T)) for frame, T in rendered]
+
+
+def passing(frame: Frame, there: bool = True) -> Frame:
+    """The frame with a mask over 40 % of it that moves, and a textured thing under it before the camera."""
+    size, left = (192, 160), 20 + 4 * frame.id
+    mask = torch.zeros(240, 320, dtype=torch.bool)
+    mask[30 : 30 + size[0], left : left + size[1]] = True
+    image, depth = frame.image.clone(), frame.depth.clone()
+    if there:
+        image[:, mask] = torch.from_numpy(speckle(7)[: size[0], : size[1]].copy()).flatten()
+        depth[mask] = 0.5
+    return replace(frame, image=image, depth=depth, mask=mask)

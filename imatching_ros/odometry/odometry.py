@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from ..core.types import (
     ordinary,
 )
 from ..matching.base import Features, Matcher
+from .bodies import BodySeparation
 from .external_odometry import ExternalOdometry, Scale
 from .front_end import (
     CONFIRMED_INLIER_RATIO,
@@ -42,19 +42,16 @@ from .front_end import (
     Localization,
     keyframe_matches,
     mark_landmarks,
-    separate,
 )
 from .gyroscope import Gyroscope
 from .input_check import InputCheck
 from .local_map import Keyframe, Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame, skew_covariance
-from .moving import MotionSegmentation, SeenFrame
 from .planar import PlanarMotion
 from .pose_estimator import PoseEstimate, is_uncertain
 from .relocalization import Relocalizer, is_blank
-from .rigid_motions import back_project, to_camera
-from .shutter import MAX_SKEW_PX, UnnamedReadout
+from .shutter import MAX_SKEW_PX
 from .state import (
     Context,
     Lost,
@@ -98,7 +95,7 @@ class Odometry:
         self.relocalizer = Relocalizer(self.config, self.matcher, self.front_end)
         self.mapper = Mapper(self.config, self.matcher)
         self.motion = MotionModel()
-        self.bodies = MotionSegmentation()
+        self.bodies = BodySeparation(self.config, self.front_end, self.motion)
         self.inputs = InputCheck()
         self.last: TrackedFrame | None = None
         self.rescaled: tuple[float, Tensor] | None = None
@@ -112,7 +109,7 @@ class Odometry:
         self.config = config
         self.external.config = config.external_odometry
         self.gyroscope.config = config.imu
-        for part in (self.front_end, self.relocalizer, self.mapper):
+        for part in (self.front_end, self.relocalizer, self.mapper, self.bodies):
             part.configure(config)
 
     # -- one frame ----------------------------------------------------------------------------------------------------
@@ -183,8 +180,7 @@ class Odometry:
             current, found = self.front_end.resolve_shutter(last, current, found)
             if found.recovered or context.gap_exceeded or isinstance(self.state, Lost):
                 self.bodies.forget_frames()
-            found = self._separate_bodies(current, found)
-            self._place_moving(current, last, found)
+            found = self.bodies.separate(current, last, found, self._mode)
             return self._accept(current, last, found, context)
         self.gyroscope.notify_lost()
         self.state = states.transition(self.state, PoseNotFound(), context)
@@ -247,7 +243,7 @@ class Odometry:
         estimate = self._hold_pose(found, last, frame, recovered)
         if current.camera.readout_s > 0:
             current = replace(current, rate_error=self.motion.rate_error(current.twist))
-        self._follow_dispute(current, last, replace(found, estimate=estimate))
+        self.bodies.keep(current, last, replace(found, estimate=estimate))
         if self.inputs.frozen and found.cause is None:
             found = replace(found, cause=states.Cause.FROZEN)
         if found.cause is None:
@@ -292,65 +288,6 @@ class Odometry:
             return states.Cause.UNCERTAIN
         drifts = self._mode == "mono" and self.scale.source != "odometry"
         return states.Cause.TURNED if drifts and self.window.turned_in_place else None
-
-    def _separate_bodies(self, current: FeatureFrame, found: Localization) -> Localization:
-        """Where the landmarks of the frame, outliers included, move as two bodies: the pose by those of one, the others set apart."""
-        window, bodies = found.window, self.bodies
-        two = bodies.compare(current.camera, self._seen(current, found))
-        if bodies.last is None and bool(window.landmarks.moving.any()):
-            return self._without_moving(found)
-        if two is None:
-            return found
-        ids, moving = window.landmarks.id, window.landmarks.moving
-        moving = (moving & ~torch.isin(ids, two.first)) | torch.isin(ids, two.second)
-        matches = separate(found.matches, moving)
-        estimate = self.front_end.estimate(window, current, matches, two.T_WC)
-        if estimate is None:
-            return found
-        window.set_moving(moving)
-        return replace(found, matches=matches, estimate=estimate)
-
-    def _without_moving(self, found: Localization) -> Localization:
-        """The body has stopped, or left: what was seen of it is forgotten, and found anew if it is still there."""
-        keep = (~found.window.landmarks.moving).long().cumsum(0) - 1
-        m = found.matches
-        found.window.drop_moving()
-        return replace(found, matches=replace(m, rows=keep[m.rows], unmatched=keep[m.unmatched], moving=None))
-
-    def _seen(self, current: FeatureFrame, found: Localization) -> SeenFrame:
-        """What a frame saw of triangulated landmarks, those that move included."""
-        landmarks, T_WC, camera = found.window.landmarks, found.estimate.T_WC, current.camera
-        parts = [found.matches] if found.matches.moving is None else [found.matches, found.matches.moving]
-        rows = np.concatenate([part.rows.numpy() for part in parts])
-        uv = torch.from_numpy(np.concatenate([part.uv.numpy() for part in parts]).astype(np.float64))
-        known = landmarks.triangulated.numpy()[rows]
-        rows, uv = rows[known], camera.undistort(uv).numpy()[known]
-        readout_s = max(camera.readout_s, UnnamedReadout.LIKELY_S)
-        skew_px = float(np.linalg.norm(current.twist.numpy()[3:])) * readout_s / 2 * camera.fx
-        ids, moving = landmarks.id.numpy()[rows], landmarks.moving.numpy()[rows]
-        points_C = back_project(camera, uv, to_camera(T_WC, landmarks.points_W.numpy()[rows])[:, 2])
-        return SeenFrame(ids, uv, points_C, moving, T_WC, skew_px)
-
-    def _follow_dispute(self, current: FeatureFrame, last: TrackedFrame, found: Localization) -> None:
-        """Keeps what the frame saw for later comparisons, and adds to the covariance that the other one of two motions may be the camera's."""
-        # With one body, only a pose that is held differs from that compared, and by less than a match.
-        self.bodies.keep(None if self.bodies.last is None else self._seen(current, found))
-        if self.bodies.disputed and self.bodies.last is not None:
-            self.motion.add_dispute(last, self.bodies.last.difference(), found.estimate.T_WC)
-        else:
-            self.motion.end_dispute()
-
-    def _place_moving(self, current: FeatureFrame, last: TrackedFrame, found: Localization) -> None:
-        """Places the landmarks that move where this frame sees them, at their measured depth or that at which the last frame had them."""
-        moving, window, camera = found.matches.moving, found.window, current.camera
-        if moving is None or len(moving.rows) == 0:
-            return
-        depth = geometry.act(geometry.inverse(last.T_WC), window.landmarks.points_W[moving.rows])[:, 2]
-        measured = measurements.measure(current.frame, self._mode, moving.uv, self.config.odometry)
-        if measured is not None:
-            depth = torch.where(measured.depth.isfinite(), measured.depth, depth)
-        points_C = geometry.back_project(camera, camera.undistort(moving.uv.double()), depth)
-        window.set_positions(moving.rows, geometry.act(found.estimate.T_WC, points_C))
 
     def _is_skewed(self, current: FeatureFrame) -> bool:
         """Whether a rolling shutter bends this image in a way that is not known well, or the newest keyframe, by which the landmarks in
@@ -498,7 +435,7 @@ class Odometry:
             self.inputs.check_keyframe(
                 float((newest == int(ObservationKind.STEREO)).double().mean()), self.config.odometry
             )
-        self._add_new_landmarks(candidate.current)
+        self.bodies.add_new_landmarks(self.window, candidate.current)
         self.motion.zero_motion.follow_adjustment(self.last.T_WC, T_WC)
         self.gyroscope.follow_adjustment(self.last.T_WC, T_WC)
         self.last = replace(self.last, T_WC=T_WC.clone())
@@ -512,14 +449,6 @@ class Odometry:
         if factor is not None:
             self._rescale(factor, self.last)
         return result
-
-    def _add_new_landmarks(self, current: FeatureFrame) -> None:
-        """A new keyframe has seen its new landmarks as well."""
-        table = self.window.landmarks
-        new = (table.triangulated & (table.host == current.frame.id)).nonzero()[:, 0]
-        uv = current.camera.undistort(table.uv_host[new].double()).numpy()
-        depth = to_camera(self.window.T_WC[-1], table.points_W[new].numpy())[:, 2]
-        self.bodies.add_landmarks(table.id[new].numpy(), uv, back_project(current.camera, uv, depth))
 
     def _level(self, result: BAResult) -> None:
         """Moves the map towards the plane of a wheeled robot."""

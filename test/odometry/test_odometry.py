@@ -21,16 +21,12 @@ from imatching_ros.odometry.odometry import Odometry
 from imatching_ros.odometry.state import Cause, Unverified
 from imatching_ros.offline.simulation.sequence import SimulatedSequence
 from imatching_ros.pipeline import Pipeline
-from odometry_scenes import CAMERA, STEP_NS, configure, noisy, rotating, speckle
+from odometry_scenes import CAMERA, STEP_NS, configure, noisy, passing, render_walk, rotating, speckle
 
 
 @pytest.fixture(scope="module")
 def clip() -> list[tuple[Frame, torch.Tensor]]:
-    """Frames with depth of a rendered walk, and where the camera was, seen from the first frame."""
-    rendered = list(
-        SimulatedSequence(kind="clutter", frames=18, seed=1, width=320, height=240, supersample=1, speed_mps=0.6).read()
-    )
-    return [(frame, geometry.relative(rendered[0][1], T)) for frame, T in rendered]
+    return render_walk()
 
 
 def drive(frames, matcher="klt", pipeline=None, **values):
@@ -406,18 +402,6 @@ def test_no_map_begins_with_the_noise_of_the_dark(clip):
     assert outputs[-1].state is TrackingState.TRACKING and {o.map_id for o in outputs} == {0}
 
 
-def passing(frame: Frame, there: bool = True) -> Frame:
-    """The frame with a mask over 40 % of it that moves, and a textured thing under it before the camera."""
-    size, left = (192, 160), 20 + 4 * frame.id
-    mask = torch.zeros(240, 320, dtype=torch.bool)
-    mask[30 : 30 + size[0], left : left + size[1]] = True
-    image, depth = frame.image.clone(), frame.depth.clone()
-    if there:
-        image[:, mask] = torch.from_numpy(speckle(7)[: size[0], : size[1]].copy()).flatten()
-        depth[mask] = 0.5
-    return replace(frame, image=image, depth=depth, mask=mask)
-
-
 @pytest.mark.parametrize("matcher", ("klt", "expectation"))
 @pytest.mark.parametrize("mode", ("mono", "rgbd"))
 def test_what_moves_under_a_mask_changes_nothing(clip, mode, matcher):
@@ -445,22 +429,6 @@ def test_what_moves_under_a_mask_changes_nothing(clip, mode, matcher):
     for row, keyframe in enumerate(pipeline.window.keyframes):
         mask = passing(clip[keyframe.id][0]).mask
         assert not is_masked(mask, o.uv[o.kf == row]).any()
-
-
-def test_a_thing_that_moves_without_a_mask_is_told_from_the_world(clip):
-    """It appears in the fifth image and fills 40 % of it: what is called TRACKING is right, the rest unverified, with a covariance that grows."""
-    frames = [replace(passing(frame), mask=None) if frame.id >= 4 else frame for frame, _ in clip]
-    pipeline, outputs = drive(frames, "expectation", odometry__mode="rgbd")
-    disputed = [o for o in outputs if o.state is TrackingState.UNVERIFIED]
-    assert all(o.frame_id >= 5 for o in disputed) and len(disputed) >= len(frames) - 9
-    assert all("two motions" in o.reason for o in disputed) and not pipeline.odometry.healthy
-    assert disputed[-1].covariance[:3, :3].trace() > 4 * outputs[3].covariance[:3, :3].trace()
-    landmarks, mask = pipeline.window.landmarks, passing(clip[-1][0]).mask
-    last_px = torch.tensor([CAMERA.width - 1, CAMERA.height - 1])
-    on_it = mask[tuple(landmarks.uv_last.round().long().clamp_min(0).minimum(last_px).flip(1).T)]
-    assert landmarks.moving[on_it & (landmarks.seen == frames[-1].id)].double().mean() > 0.8
-    tracking = [o for o in outputs if o.state is TrackingState.TRACKING]
-    assert max(position_error(o, clip[o.frame_id][1]) for o in tracking) < 0.1
 
 
 def test_no_landmark_id_is_given_twice(clip):
