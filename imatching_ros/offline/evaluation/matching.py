@@ -31,6 +31,13 @@ from .relative_pose import (
 
 MMA_PX = (1, 3, 5)
 MIN_SCORE = OdometryConfig.min_score  # a match that odometry would use
+MIN_VISIBLE = 10  # of fewer visible queries the share found would be noise
+
+
+@dataclass(frozen=True)
+class _Options:
+    pose: bool  # also estimate relative poses
+    seed: int
 
 
 @dataclass
@@ -101,7 +108,7 @@ def evaluate(
             matcher.forget(i.id)
             matches = matcher.match(frames, uv)
             own = find_truth(i, j, T_WC[0], T_WC[1], matches.uv_i) if matcher.own_queries else truth
-            _score(by_gap[gap], matches, own, int(truth.visible.sum()), i, j, pose, seed)
+            _score(by_gap[gap], matches, own, int(truth.visible.sum()), (i, j), _Options(pose, seed))
         done += 1
         if on_progress is not None:
             on_progress(done)
@@ -156,59 +163,74 @@ def _score(
     matches: PairMatches,
     truth: PairTruth,
     common_visible: int,
-    i: Frame,
-    j: Frame,
-    pose: bool,
-    seed: int,
+    pair: tuple[Frame, Frame],
+    options: _Options,
 ) -> None:
+    """Adds one pair to a tally. `common_visible`: the visible ones of the queries that all matchers have."""
+    i, j = pair
     tally.match_ms.append(matches.match_ms)
-    min_visible = 10  # of fewer visible queries the share found would be noise
-    right_px = 5.0  # the stated sigma is that of right matches; a mismatch is not a large error of one
     used = (matches.score >= MIN_SCORE) & ~is_masked(j.mask, matches.uv_j) & ~is_masked(i.mask, matches.uv_i)
     tally.delivered.append(float(used.float().mean()) if len(used) else 0.0)
-    right = None
-    if common_visible >= min_visible:
-        error = (matches.uv_j.double() - truth.uv_j).norm(dim=1)
-        error = torch.where(truth.visible & (matches.score > 0), error, torch.inf).nan_to_num(torch.inf)
-        counts = [int((error <= px).sum()) for px in MMA_PX]
-        tally.correct.append(counts)
-        tally.mma.append([count / common_visible for count in counts])
-        judged = used & truth.visible
-        if judged.any():
-            tally.precision.append(float((error[judged] <= 3).float().mean()))
-        sure = judged & (error <= right_px)
-        tally.errors.append((matches.uv_j.double() - truth.uv_j)[sure])
-        tally.sigmas.append(matches.sigma_px[sure])
-        if sure.sum() >= min_visible:
-            tally.common.append(float(tally.errors[-1].mean(0).norm()))
-        right = error <= 3
-        tally.coverage.append(_coverage(matches.uv_i, right, truth.visible, i))
-    ideal_i, ideal_j = i.camera.undistort(matches.uv_i.double()), j.camera.undistort(matches.uv_j.double())
+    placed = common_visible >= MIN_VISIBLE
+    if placed:
+        _score_places(tally, matches, used, truth, common_visible, i)
     if truth.T_ij is None:
-        tally.held_out.append(_held_out_sampson(matches, used, i, j, seed))
+        tally.held_out.append(_held_out_sampson(matches, used, i, j, options.seed))
         return
+    ideal_i, ideal_j = i.camera.undistort(matches.uv_i.double()), j.camera.undistort(matches.uv_j.double())
     seen = truth.baseline >= (MIN_RELATIVE_BASELINE if truth.baseline_is_relative else MIN_BASELINE_M)
     if seen:
         sampson = geometry.sampson(i.camera, j.camera, truth.T_ij, ideal_i[used], ideal_j[used])
         tally.sampson.append(sampson)
-        if right is None:
+        if not placed:
             near = torch.zeros(len(used), dtype=torch.bool)
             near[used] = sampson <= 3
             tally.coverage.append(_coverage(matches.uv_i, near, torch.ones_like(near), i))
-    if pose:
-        tally.translation_scored += seen
-        if seen and i.depth is not None:
-            depth, smooth = sample_depth(i.depth, matches.uv_i.double())
-            chosen = used & smooth
-            points_i = geometry.back_project(i.camera, ideal_i[chosen], depth[chosen])
-            ratio = translation_ratio(points_i, j.camera, matches.uv_j[chosen], truth.T_ij, seed)
-            tally.translation_ratio += [] if ratio is None else [ratio]
-        better = used & (matches.score >= matches.score[used].median()) if used.any() else used
-        for name, chosen in (("all", used), ("better half", better)):
-            error_deg = pose_error_deg(
-                i.camera, j.camera, matches.uv_i[chosen], matches.uv_j[chosen], truth.T_ij, seen, seed
-            )
-            tally.pose_deg[name].append(error_deg)
+    if options.pose:
+        _score_poses(tally, matches, used, truth, pair, options.seed)
+
+
+def _score_places(
+    tally: _Tally, matches: PairMatches, used: Tensor, truth: PairTruth, common_visible: int, i: Frame
+) -> None:
+    """Matches against the true places of the queries."""
+    right_px = 5.0  # the stated sigma is that of right matches; a mismatch is not a large error of one
+    error = (matches.uv_j.double() - truth.uv_j).norm(dim=1)
+    error = torch.where(truth.visible & (matches.score > 0), error, torch.inf).nan_to_num(torch.inf)
+    counts = [int((error <= px).sum()) for px in MMA_PX]
+    tally.correct.append(counts)
+    tally.mma.append([count / common_visible for count in counts])
+    judged = used & truth.visible
+    if judged.any():
+        tally.precision.append(float((error[judged] <= 3).float().mean()))
+    sure = judged & (error <= right_px)
+    tally.errors.append((matches.uv_j.double() - truth.uv_j)[sure])
+    tally.sigmas.append(matches.sigma_px[sure])
+    if sure.sum() >= MIN_VISIBLE:
+        tally.common.append(float(tally.errors[-1].mean(0).norm()))
+    tally.coverage.append(_coverage(matches.uv_i, error <= 3, truth.visible, i))
+
+
+def _score_poses(
+    tally: _Tally, matches: PairMatches, used: Tensor, truth: PairTruth, pair: tuple[Frame, Frame], seed: int
+) -> None:
+    """The relative pose that the matches give, and the translation by PnP where there is depth."""
+    i, j = pair
+    assert truth.T_ij is not None, "poses are scored where the true one is known"
+    seen = truth.baseline >= (MIN_RELATIVE_BASELINE if truth.baseline_is_relative else MIN_BASELINE_M)
+    tally.translation_scored += seen
+    if seen and i.depth is not None:
+        depth, smooth = sample_depth(i.depth, matches.uv_i.double())
+        chosen = used & smooth
+        points_i = geometry.back_project(i.camera, i.camera.undistort(matches.uv_i.double())[chosen], depth[chosen])
+        ratio = translation_ratio(points_i, j.camera, matches.uv_j[chosen], truth.T_ij, seed)
+        tally.translation_ratio += [] if ratio is None else [ratio]
+    better = used & (matches.score >= matches.score[used].median()) if used.any() else used
+    for name, chosen in (("all", used), ("better half", better)):
+        error_deg = pose_error_deg(
+            i.camera, j.camera, matches.uv_i[chosen], matches.uv_j[chosen], truth.T_ij, seen, seed
+        )
+        tally.pose_deg[name].append(error_deg)
 
 
 def _coverage(uv: Tensor, right: Tensor, possible: Tensor, frame: Frame) -> float:

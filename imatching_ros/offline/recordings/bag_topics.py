@@ -49,43 +49,18 @@ def choose_topics(reader: BagReader, options: SourceOptions, name: str) -> BagTo
         SourceError: a requested topic that is not there, no images, several cameras, or several depth topics of one camera.
         CameraError: no CameraInfo and no camera file.
     """
-    topics = reader.topics
-    for given, types in (
-        (options.image_topic, IMAGE_TYPES),
-        (options.right_topic, IMAGE_TYPES),
-        (options.depth_topic, IMAGE_TYPES),
-        (options.info_topic, (INFO_TYPE,)),
-        (options.truth_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage")),
-        (options.external_odometry_topic, (*POSE_TYPES, "tf2_msgs/msg/TFMessage")),
-        (options.imu_topic, (IMU_TYPE,)),
-    ):
-        if given is not None and topics.get(given) not in types:
-            there = f"is a {topics[given]}" if given in topics else "is not there"
-            raise SourceError(
-                f"topic {given} {there} in {name}; expected one of type {' or '.join(types)}; {_list(topics, types)}"
-            )
-        if given is not None and reader.counts.get(given) == 0:
-            raise SourceError(f"topic {given} in {name} holds no messages; {_list(topics, types)}")
-
+    _check_given(reader, options, name)
     empty = {t for t, count in reader.counts.items() if count == 0}
-    all_images = {t for t, kind in topics.items() if kind in IMAGE_TYPES}
-    topics = {t: kind for t, kind in topics.items() if t not in empty}
-    images = all_images - empty
+    topics = {t: kind for t, kind in reader.topics.items() if t not in empty}
+    images = {t for t, kind in topics.items() if kind in IMAGE_TYPES}
     if not images:
-        none = f"; its image topics hold no messages: {', '.join(sorted(all_images))}" if all_images else ""
+        silent = sorted(t for t in empty if reader.topics.get(t) in IMAGE_TYPES)
+        none = f"; its image topics hold no messages: {', '.join(silent)}" if silent else ""
         raise SourceError(f"{name} has no images{none}; {_list(topics)}")
     depths = {t for t in images if _is_depth(reader, t)}
     colours = _best_transport({t for t in images - depths if not _shows_depth(t)} or images - depths)
     rights = {t: left for t in colours if (left := _left_of(t, colours)) is not None}
-    image = options.image_topic
-    if image is None:
-        candidates = sorted(t for t in colours if t not in rights)
-        candidates = _one_per_camera(candidates)
-        if len(candidates) != 1:
-            raise SourceError(
-                f"{name} has {len(candidates)} cameras; choose one with --image-topic: {', '.join(candidates or sorted(images))}"
-            )
-        image = candidates[0]
+    image = options.image_topic or _choose_image(colours - rights.keys(), images, name)
     info = options.info_topic or _info_of(image, topics)
     if info is None and options.camera is None:
         raise CameraError(
@@ -96,11 +71,46 @@ def choose_topics(reader: BagReader, options: SourceOptions, name: str) -> BagTo
     depth = options.depth_topic
     if depth is None and options.mode in ("auto", "rgbd"):
         depth = _choose_depth(image, _best_transport(depths), name)
-    truth = options.truth_topic
-    if truth is None:
-        named = sorted(t for t, kind in topics.items() if kind in POSE_TYPES and _TRUTH.search(t))
-        truth = named[0] if len(named) == 1 else None
+    truth = options.truth_topic or _choose_truth(topics)
     return BagTopics(image, info, right, _info_of(right, topics) if right else None, depth, truth)
+
+
+def _check_given(reader: BagReader, options: SourceOptions, name: str) -> None:
+    """Raises SourceError for a topic that was asked for and is not there, is of another type, or holds no messages."""
+    poses = (*POSE_TYPES, "tf2_msgs/msg/TFMessage")
+    for given, types in (
+        (options.image_topic, IMAGE_TYPES),
+        (options.right_topic, IMAGE_TYPES),
+        (options.depth_topic, IMAGE_TYPES),
+        (options.info_topic, (INFO_TYPE,)),
+        (options.truth_topic, poses),
+        (options.external_odometry_topic, poses),
+        (options.imu_topic, (IMU_TYPE,)),
+    ):
+        topics = reader.topics
+        if given is not None and topics.get(given) not in types:
+            there = f"is a {topics[given]}" if given in topics else "is not there"
+            raise SourceError(
+                f"topic {given} {there} in {name}; expected one of type {' or '.join(types)}; {_list(topics, types)}"
+            )
+        if given is not None and reader.counts.get(given) == 0:
+            raise SourceError(f"topic {given} in {name} holds no messages; {_list(topics, types)}")
+
+
+def _choose_image(candidates: set[str], images: set[str], name: str) -> str:
+    """The image topic of the only camera; SourceError where there are several. `images`: all there are."""
+    cameras = _one_per_camera(sorted(candidates))
+    if len(cameras) != 1:
+        raise SourceError(
+            f"{name} has {len(cameras)} cameras; choose one with --image-topic: {', '.join(cameras or sorted(images))}"
+        )
+    return cameras[0]
+
+
+def _choose_truth(topics: dict[str, str]) -> str | None:
+    """The only topic of poses whose name calls it the truth."""
+    named = sorted(t for t, kind in topics.items() if kind in POSE_TYPES and _TRUTH.search(t))
+    return named[0] if len(named) == 1 else None
 
 
 def _is_depth(reader: BagReader, topic: str) -> bool:

@@ -146,52 +146,7 @@ class SimulatedSequence:
 
     def read(self) -> Iterator[tuple[Frame, Tensor]]:
         """Yields (frame with RGB image and depth, and a right image where there is a baseline, T_WC (7,) float64), on the CPU."""
-        shift: Shift = find_shift(self.shift)
-        camera = self.shifted_camera
-        scene = self.scene().to(self.device)
-        at_cpu = scene.to("cpu")
-        if self.exposure_ms > 0:
-            shift = replace(shift, shutter=self.exposure_ms / 1e3 * self.rate_hz)
-        half_open = shift.shutter / 2 / self.rate_hz
-        rows = self.row_trajectory(at_cpu).to(self.device) if self.readout_ms > 0 else None
-        mid, opened, closed = (self.trajectory(at_cpu, t).to(self.device) for t in (0.0, -half_open, half_open))
-        rng = np.random.default_rng((self.seed, 31))
-        drift = _wander(rng, self.frames, self.rate_hz)
-        lamps = np.stack([_wander(rng, self.frames, self.rate_hz) for _ in range(scene.light_colour.shape[1])], 1)
-        stamps = self.stamps_ns()
-        beside = mid.new_tensor([self.baseline_m, 0, 0, 0, 0, 0, 1]) if self.baseline_m > 0 else None
-
-        def expose(i: int) -> tuple[Frame, Tensor]:
-            lit = scene
-            if shift.lamp_drift > 0:
-                factor = torch.as_tensor(np.exp(shift.lamp_drift * lamps[i]), dtype=torch.float32, device=self.device)
-                lit = scene.with_values(light_colour=scene.light_colour * factor[None, :, None])
-            shake = np.random.default_rng((self.seed, 37, i)).integers(2**31)
-            before, after = (
-                shaken(pose[i], shift, share, np.random.default_rng(shake))
-                for pose, share in ((opened, -0.5), (closed, 0.5))
-            )
-            exposure = float(np.exp(shift.exposure_drift * drift[i]))
-            noise = self.seed * 100_003 + i
-
-            def take(T_offset: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-                first, middle, last = (
-                    T if T_offset is None else geometry.compose(T, T_offset) for T in (before, mid[i], after)
-                )
-                exposed = middle if rows is None else rows[i]
-                if rows is not None and T_offset is not None:
-                    exposed = geometry.compose(exposed, T_offset.expand_as(exposed))
-                (image,), (depth,) = render(lit, camera, exposed[None], self.device, self.supersample)
-                if shift.shutter > 0:
-                    image = motion_blur(image, depth, camera, first, middle, last)
-                if shift.drops > 0:
-                    image = add_drops(image, shift.drops, self.seed)
-                return take_image(image, shift, exposure, i, seed).cpu(), depth.cpu()
-
-            view, depth = take(None, noise)
-            right = take(beside, noise + 50_000)[0] if beside is not None else None
-            return Frame(i, stamps[i], view, camera, self._measured(depth, noise), right), mid[i].cpu()
-
+        expose = _Exposure(self).expose
         if self.workers == 1:
             yield from map(expose, range(self.frames))
             return
@@ -209,12 +164,72 @@ class SimulatedSequence:
                 for future in pending:
                     future.cancel()
 
-    def _measured(self, depth: Tensor, seed: int) -> Tensor:
+    def measure_depth(self, depth: Tensor, seed: int) -> Tensor:
         """(H, W) depth as the sensor measures it; 0 stays unknown."""
         if self.depth_noise == 0:
             return depth
         noise = self.depth_noise * torch.randn(depth.shape, generator=torch.Generator().manual_seed(seed))
         return torch.where(depth > 0, depth / (1 + noise * depth).clamp_min(0.05), depth)
+
+
+class _Exposure:
+    """Exposes the frames of a sequence; each depends on its number alone, so several threads may do it."""
+
+    def __init__(self, sequence: SimulatedSequence) -> None:
+        self._sequence = s = sequence
+        self._shift: Shift = find_shift(s.shift)
+        if s.exposure_ms > 0:
+            self._shift = replace(self._shift, shutter=s.exposure_ms / 1e3 * s.rate_hz)
+        self._camera = s.shifted_camera
+        self._scene = s.scene().to(s.device)
+        at_cpu = self._scene.to("cpu")
+        half_open = self._shift.shutter / 2 / s.rate_hz
+        self._rows = s.row_trajectory(at_cpu).to(s.device) if s.readout_ms > 0 else None
+        self._mid, self._opened, self._closed = (
+            s.trajectory(at_cpu, t).to(s.device) for t in (0.0, -half_open, half_open)
+        )
+        rng = np.random.default_rng((s.seed, 31))
+        self._drift = _wander(rng, s.frames, s.rate_hz)
+        lamps = self._scene.light_colour.shape[1]
+        self._lamps = np.stack([_wander(rng, s.frames, s.rate_hz) for _ in range(lamps)], 1)
+        self._stamps = s.stamps_ns()
+        self._beside = self._mid.new_tensor([s.baseline_m, 0, 0, 0, 0, 0, 1]) if s.baseline_m > 0 else None
+
+    def expose(self, i: int) -> tuple[Frame, Tensor]:
+        """Frame number i and its pose (7,)."""
+        scene, noise = self._light(i), self._sequence.seed * 100_003 + i
+        view, depth = self._take(scene, i, None, noise)
+        right = self._take(scene, i, self._beside, noise + 50_000)[0] if self._beside is not None else None
+        depth = self._sequence.measure_depth(depth, noise)
+        return Frame(i, self._stamps[i], view, self._camera, depth, right), self._mid[i].cpu()
+
+    def _light(self, i: int) -> Scene:
+        """The scene as its lamps shine at frame i."""
+        if self._shift.lamp_drift == 0:
+            return self._scene
+        factor = np.exp(self._shift.lamp_drift * self._lamps[i])
+        factor = torch.as_tensor(factor, dtype=torch.float32, device=self._sequence.device)
+        return self._scene.with_values(light_colour=self._scene.light_colour * factor[None, :, None])
+
+    def _take(self, scene: Scene, i: int, T_offset: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+        """Image and depth of a camera at `T_offset` (7,) beside the first one."""
+        s, shift = self._sequence, self._shift
+        shake = np.random.default_rng((s.seed, 37, i)).integers(2**31)
+        first = shaken(self._opened[i], shift, -0.5, np.random.default_rng(shake))
+        last = shaken(self._closed[i], shift, 0.5, np.random.default_rng(shake))
+        middle = self._mid[i]
+        if T_offset is not None:
+            first, middle, last = (geometry.compose(T, T_offset) for T in (first, middle, last))
+        exposed = middle if self._rows is None else self._rows[i]
+        if self._rows is not None and T_offset is not None:
+            exposed = geometry.compose(exposed, T_offset.expand_as(exposed))
+        (image,), (depth,) = render(scene, self._camera, exposed[None], s.device, s.supersample)
+        if shift.shutter > 0:
+            image = motion_blur(image, depth, self._camera, first, middle, last)
+        if shift.drops > 0:
+            image = add_drops(image, shift.drops, s.seed)
+        exposure = float(np.exp(shift.exposure_drift * self._drift[i]))
+        return take_image(image, shift, exposure, i, seed).cpu(), depth.cpu()
 
 
 def simulated_frames(

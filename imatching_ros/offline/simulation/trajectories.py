@@ -20,6 +20,7 @@ RAMP_DEG, RAMP_M, LEVEL_M = (
     1.5,
     1.5,
 )  # slope and length of ramps, up and down in turn, and of what is level between them
+SPEED_MPS = {"room": 0.45, "corridor": 0.6, "outdoor": 5.0, "clutter": 0.45}  # a service robot, a car in a street
 WHEELBASE_M = 0.4  # over which the slope under a robot changes
 
 
@@ -51,44 +52,47 @@ def make_trajectory(
     if motion not in MOTIONS:
         raise ConfigError(f"unknown motion '{motion}'; known are {', '.join(MOTIONS)}")
     rng = np.random.default_rng((seed, 23))
-    by_kind = {
-        "room": 0.45,
-        "corridor": 0.6,
-        "outdoor": 5.0,
-        "clutter": 0.45,
-    }  # m/s: a service robot, a car in a street
-    speed = by_kind.get(kind, 0.5) if speed_mps is None else speed_mps
     count = max(int(np.ceil(duration_s / PATH_STEP_S)) + 2, 8)
-    long_place = kind in ("corridor", "outdoor")
-    path = _walk(scene, rng, speed * duration_s * 1.3 + 1.0, long_place, 1.2 if kind == "outdoor" else 0.45)
-    smooth_m = 2.5 if kind == "outdoor" else 0.35
-    position = _at_speed(rng, path, speed, count, smooth_m)
-    heading, pitch, roll = _attitude(rng, position, kind)
+    position = _tour(scene, rng, kind, count, duration_s, SPEED_MPS.get(kind, 0.5) if speed_mps is None else speed_mps)
+    angles = _attitude(rng, position, kind)
     position[:, 2] += (0.015 if kind != "outdoor" else 0.03) * _drift(rng, count, 0.8)
     tilt = np.zeros((count, 3))
     if motion == "sweep":
-        heading = heading + _sweeps(count, turn_deg_s)
+        angles[0] += _sweeps(count, turn_deg_s)
     elif motion in ("floor", "ramp"):
-        pitch[:], roll[:] = 0.0, 0.0
+        angles[1:] = 0.0
         position[:, 2], tilt = _on_wheels(position, RAMP_DEG if motion == "ramp" else 0.0)
     elif motion != "tour":
         position[:] = position[0]
     if motion == "still":
-        heading[:], pitch[:], roll[:] = heading[0], pitch[0], roll[0]
+        angles[:] = angles[:, :1]
     elif motion == "pure_rotation":
-        heading = heading[0] + np.radians(60) * _drift(rng, count, 3.0)
+        angles[0] = angles[0, 0] + np.radians(60) * _drift(rng, count, 3.0)
+    return _sample(position, angles, tilt, np.asarray(stamps_s, float))
+
+
+def _sample(position: np.ndarray, angles: np.ndarray, tilt: np.ndarray, stamps_s: np.ndarray) -> Tensor:
+    """(N, 7) float64 poses at times (N,) on a path of positions (P, 3), angles (3, P) and tilts of the ground (P, 3)."""
     # Camera axes in the world for a heading of zero: z along +x, x along -y, y down.
     upright = Rotation.from_matrix(np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float))
+    heading, pitch, roll = angles
     turned = Rotation.from_rotvec(tilt) * Rotation.from_euler("ZYX", np.stack([heading, -pitch, roll], 1)) * upright
-    times = np.arange(count) * PATH_STEP_S
-    wanted = np.clip(np.asarray(stamps_s, float), 0, times[-1])
+    times = np.arange(len(position)) * PATH_STEP_S
+    wanted = np.clip(stamps_s, 0, times[-1])
     place = np.stack([np.interp(wanted, times, position[:, i]) for i in range(3)], 1)
     quaternion = Slerp(times, turned)(wanted).as_quat()
     return torch.from_numpy(np.concatenate([place, quaternion], 1))
 
 
-def _attitude(rng: np.random.Generator, position: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Heading, pitch and roll (N,) rad on a path (N, 3): the robot looks where it goes, later than it turns, and now and then aside."""
+def _tour(scene: Scene, rng: np.random.Generator, kind: str, count: int, duration_s: float, speed: float) -> np.ndarray:
+    """(count, 3) positions every PATH_STEP_S on a walk through the scene."""
+    long_place = kind in ("corridor", "outdoor")
+    path = _walk(scene, rng, speed * duration_s * 1.3 + 1.0, long_place, 1.2 if kind == "outdoor" else 0.45)
+    return _at_speed(rng, path, speed, count, 2.5 if kind == "outdoor" else 0.35)
+
+
+def _attitude(rng: np.random.Generator, position: np.ndarray, kind: str) -> np.ndarray:
+    """Heading, pitch and roll (3, N) rad on a path (N, 3): the robot looks where it goes, later than it turns, and now and then aside."""
     count = len(position)
     ahead = np.gradient(position, axis=0)
     heading = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
@@ -97,7 +101,7 @@ def _attitude(rng: np.random.Generator, position: np.ndarray, kind: str) -> tupl
     nod = np.radians(0.5 if kind in ("corridor", "outdoor") else 2.0)
     pitch = np.radians(-3) + np.radians(1.5) * _drift(rng, count, 1.5) + nod * _drift(rng, count, 4.0)
     roll = np.radians(0.8) * _drift(rng, count, 1.5)
-    return heading, pitch, roll
+    return np.stack([heading, pitch, roll])
 
 
 def _sweeps(count: int, turn_deg_s: float) -> np.ndarray:
