@@ -38,6 +38,7 @@ REFUSED_ARGUMENTS = (
     rclpy_implementation.UnknownROSArgsError,
     ParameterException,
     NameValidationException,
+    UnicodeEncodeError,  # arguments that are not UTF-8
 )
 
 
@@ -219,6 +220,8 @@ def describe_refused(error: Exception) -> str:
         return str(error)
     # rcl adds where in its source the error arose; NameValidationException draws an arrow on lines of its own.
     text = re.sub(r", at /\S+:\d+", "", str(error).splitlines()[0].removeprefix("failed to initialize rcl: "))
+    if "log directory" in text:
+        return f"{text}; name a folder that can be written to by ROS_LOG_DIR"
     mixed = "Sequence should be of same type" in text
     remedy = "; write every number of a list with a decimal point, or none" if mixed else ""
     return f"the ROS arguments or a parameter file cannot be used: {text}{remedy}"

@@ -398,6 +398,7 @@ def test_a_transition_that_is_not_possible_is_refused_and_a_shutdown_ends_cleanl
         ),
         (("-r", "image:=/a b"), "Couldn't parse remap rule"),
         (("-p", "use_sim_time:=1"), "use_sim_time"),
+        (("-p", b"weights_profile:=\xe4"), "codec can't encode"),
     ],
 )
 def test_arguments_that_rclpy_cannot_read_are_one_line(tmp_path, arguments, reason):
@@ -408,6 +409,16 @@ def test_arguments_that_rclpy_cannot_read_are_one_line(tmp_path, arguments, reas
     lines = [line for line in done.stderr.splitlines() if line and "[rcl]" not in line]  # it logs a line of its own
     assert done.returncode == 1 and len(lines) == 1, done.stderr
     assert reason in lines[0] and "/project/src" not in lines[0]
+
+
+def test_a_home_that_cannot_be_written_to_is_one_line_with_a_remedy(tmp_path):
+    (tmp_path / "home").touch()
+    environment = NodeProcess.environment(0) | {"ROS_HOME": str(tmp_path / "home")}
+    environment.pop("ROS_LOG_DIR", None)
+    command = [sys.executable, "-m", "imatching_ros", "online"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Failed to create log directory" in done.stderr and "ROS_LOG_DIR" in done.stderr, done.stderr
 
 
 def test_settings_without_the_words_ros_args_are_not_left_out_silently(capsys):
