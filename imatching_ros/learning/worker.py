@@ -7,8 +7,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -85,6 +85,43 @@ class _Closed(Exception):
     """Ends the thread from within a window."""
 
 
+class WorkTime:
+    """Work and rest on one window after the other, s.
+
+    Attributes:
+        busy_s: work on the windows before the one at hand.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun_s, self._rested_s = clock(), 0.0
+        self.busy_s = 0.0
+
+    def begin(self) -> None:
+        """The next window."""
+        self._begun_s, self._rested_s = self._clock(), 0.0
+
+    def end(self) -> None:
+        """The window at hand is done, rest included."""
+        self.busy_s += self.worked_s
+
+    @contextmanager
+    def rest(self) -> Iterator[None]:
+        """The time within is rest."""
+        begin = self._clock()
+        yield
+        self._rested_s += self._clock() - begin
+
+    @property
+    def worked_s(self) -> float:
+        """On the window at hand."""
+        return self._clock() - self._begun_s - self._rested_s
+
+    def owed_s(self, budget: float, advance_s: float = 0.0) -> float:
+        """What is left of the rest that the work on this window costs when it may take the share `budget`, and of an advance."""
+        return max(self.worked_s * (1 / budget - 1) + advance_s - self._rested_s, 0.0)
+
+
 class LearningWorker:
     """Learns in its own thread, on its own copy of the weights, for a share of the time; odometry never waits for it.
 
@@ -116,9 +153,7 @@ class LearningWorker:
         self._dropped = 0
         self._behind = False
         self._in_frame = False
-        self._begun = time.monotonic()  # with the window at hand
-        self._rested_s = 0.0  # since then
-        self._busy_s = 0.0
+        self._time = WorkTime()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="imatching-learning", daemon=True)
         self._thread.start()
@@ -229,7 +264,7 @@ class LearningWorker:
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             while (task := self._next()) is not None:
-                self._begun, self._rested_s = time.monotonic(), 0.0
+                self._time.begin()
                 if isinstance(task, LearningSample):
                     update = self.learner.consume(task)
                 else:
@@ -270,14 +305,12 @@ class LearningWorker:
             _Closed: learning ends.
         """
         with self._changed:
-            begin = time.monotonic()
-            if self._behind:
-                self._changed.wait_for(lambda: self._closed or not self._behind)
-            elif self._in_frame:
-                self._changed.wait_for(
-                    lambda: self._closed or not self._in_frame, timeout=self._owed_s(LEAST_SHARE, PATIENCE_S)
-                )
-            self._rested_s += time.monotonic() - begin
+            owed_s = self._time.owed_s(LEAST_SHARE * self._config.learning.budget, PATIENCE_S)
+            with self._time.rest():
+                if self._behind:
+                    self._changed.wait_for(lambda: self._closed or not self._behind)
+                elif self._in_frame:
+                    self._changed.wait_for(lambda: self._closed or not self._in_frame, timeout=owed_s)
             if self._closed:
                 raise _Closed
 
@@ -288,14 +321,16 @@ class LearningWorker:
         """
         while True:
             with self._changed:
-                begin, offered = time.monotonic(), self._update is not None
-                woken = self._changed.wait_for(
-                    lambda: self._closed or self._tracking_lost or self._wanted or (offered and self._update is None),
-                    timeout=None if offered else self._owed_s(),
-                )
-                self._rested_s += time.monotonic() - begin
+                offered, owed_s = self._update is not None, self._time.owed_s(self._config.learning.budget)
+                with self._time.rest():
+                    woken = self._changed.wait_for(
+                        lambda: (
+                            self._closed or self._tracking_lost or self._wanted or (offered and self._update is None)
+                        ),
+                        timeout=None if offered else owed_s,
+                    )
                 if self._closed or self._tracking_lost or not woken:
-                    self._busy_s += self._worked_s()
+                    self._time.end()
                     return
                 update, wanted = self._update, self._wanted
             if update is not None and wanted:
@@ -314,16 +349,8 @@ class LearningWorker:
 
     def _publish(self, state: str = "") -> None:
         status = self.learner.status
-        self._status = replace(status, busy_s=self._busy_s + self._worked_s(), state=state or status.state)
-
-    def _worked_s(self) -> float:
-        """On the window at hand."""
-        return time.monotonic() - self._begun - self._rested_s
-
-    def _owed_s(self, share: float = 1.0, advance_s: float = 0.0) -> float:
-        """What is left of the rest that the work on this window costs when a share of the budget is used, and of an advance."""
-        rest = self._worked_s() * (1 / (share * self._config.learning.budget) - 1)
-        return max(rest + advance_s - self._rested_s, 0.0)
+        busy_s = self._time.busy_s + self._time.worked_s
+        self._status = replace(status, busy_s=busy_s, state=state or status.state)
 
 
 Learning = InlineLearning | LearningWorker

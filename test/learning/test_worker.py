@@ -11,7 +11,7 @@ from imatching_ros.core.config import Config
 from imatching_ros.learning import worker
 from imatching_ros.learning.validation import Verdict
 from imatching_ros.learning.cooperative_yield import cooperative_yield
-from imatching_ros.learning.worker import InlineLearning, LearningWorker, start_learning
+from imatching_ros.learning.worker import InlineLearning, LearningWorker, WorkTime, start_learning
 from imatching_ros.matching.expectation import ExpectationMatcher
 from imatching_ros.matching.klt import KltMatcher
 from imatching_ros.matching.weights import hash_state
@@ -128,11 +128,17 @@ def test_unconfirmed_weights_are_rolled_back_when_learning_fails(matcher, sample
     learning = LearningWorker(matcher, CONFIG, lambda event: event["event"] == "learning_failed" and failed.set())
     learning.submit(samples[0])
     assert failed.wait(60)
-    learning._thread.join(60)
+    learning.close()
     update = learning.poll()
     assert update.rollback and update.snapshot.hash == home
     assert learning.status().confirmed_version == update.snapshot.version
-    learning.close()
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -146,8 +152,7 @@ def promoting(matcher, samples, monkeypatch):
     monkeypatch.setattr(worker.Learner, "consume", promote)
     learning = LearningWorker(matcher, CONFIG, lambda event: None)
     learning.submit(samples[0])
-    while learning._update is None:
-        time.sleep(0.001)
+    wait_until(lambda: learning.status().promotions)
     yield learning
     learning.close()
 
@@ -179,34 +184,33 @@ def test_weights_are_handed_over_with_the_features_of_the_window_as_it_is_by_the
 
 
 def test_a_window_that_runs_ahead_keeps_no_weights_back_for_good(matcher, promoting, monkeypatch):
-    monkeypatch.setattr(promoting, "_describe", lambda *arguments: time.sleep(0.05))
+    go_on, observe = threading.Event(), worker.observe
+    monkeypatch.setattr(worker, "observe", lambda *arguments: go_on.wait(60) and observe(*arguments))
     keyframes = window_of(matcher, 10)
-    assert [promoting.poll(keyframes) is None for _ in range(worker.MOST_POLLS + 1)] == [True] * worker.MOST_POLLS + [
-        False
-    ]
+    early = [promoting.poll(keyframes) for _ in range(worker.MOST_POLLS)]
+    assert early == [None] * worker.MOST_POLLS and not promoting.poll(keyframes).features
+    go_on.set()
 
 
 def test_what_is_made_by_then_is_handed_over(matcher, promoting, monkeypatch):
     monkeypatch.setattr(worker, "MOST_POLLS", 1)
-    hindered, observe = threading.Event(), worker.observe
+    begun, go_on, observe = threading.Semaphore(0), threading.Semaphore(1), worker.observe
 
     def observe_one(matcher, image):
-        assert hindered.wait(60)
-        hindered.clear()
+        begun.release()
+        assert go_on.acquire(timeout=60)
         return observe(matcher, image)
 
     monkeypatch.setattr(worker, "observe", observe_one)
     keyframes = window_of(matcher, 10, 20, 30)
     assert promoting.poll(keyframes) is None
-    hindered.set()
-    while not promoting._update.features:
-        time.sleep(0.001)
+    assert begun.acquire(timeout=60) and begun.acquire(timeout=60)  # with the second one: the first is done
     assert promoting.poll(keyframes).features.keys() == {30}
-    hindered.set()
+    go_on.release()
 
 
 def test_weights_to_go_back_to_do_not_wait_for_odometry_that_is_behind(matcher, promoting):
-    promoting.offer(dataclasses.replace(promoting._update, rollback=True))
+    promoting.offer(promoting.learner.roll_back_unconfirmed(0, "for the test"))
     promoting.begin_frame(behind=True)
     assert promoting.poll(window_of(matcher, 10)).rollback
 
@@ -217,7 +221,8 @@ def test_weights_that_never_came_into_use_go_with_a_thread_that_fails(matcher, p
     if not guard:
         promoting.learner.deployed = None
     assert promoting.poll(window_of(matcher, 10)) is None
-    promoting._thread.join(60)
+    wait_until(lambda: promoting.status().state == "failed")
+    promoting.close()
     assert promoting.poll(window_of(matcher, 10)) is None
     assert promoting.status().state == "failed" and promoting.status().busy_s > 0
 
@@ -234,11 +239,12 @@ class Turns:
     """A learner that works for a moment, offers odometry a turn, and says when it goes on."""
 
     def __init__(self, monkeypatch):
-        self.offered, self.went_on, self.work_s = threading.Event(), threading.Event(), 0.1
+        self.begun, self.offered, self.went_on = threading.Event(), threading.Event(), threading.Event()
         monkeypatch.setattr(worker.Learner, "consume", lambda learner, sample: self.consume())
 
     def consume(self):
-        time.sleep(self.work_s)
+        self.begun.set()
+        time.sleep(0.1)
         self.offered.set()
         cooperative_yield()
         self.went_on.set()
@@ -271,8 +277,7 @@ def test_window_at_hand_waits_too_while_odometry_is_behind(matcher, samples, mon
     turns = Turns(monkeypatch)
     learning = LearningWorker(matcher, CONFIG, lambda event: None)
     learning.submit(samples[0])
-    while learning._waiting:
-        time.sleep(0.001)
+    assert turns.begun.wait(60)
     learning.begin_frame(behind=True)
     learning.end_frame()
     assert turns.offered.wait(60)
@@ -295,41 +300,63 @@ def test_time_that_odometry_was_given_is_not_counted_as_work(matcher, samples, m
     assert 0.1 <= learning.status().busy_s < 0.5
 
 
+def is_learning():
+    """Whether a thread of any learner is alive."""
+    return any(thread.name == "imatching-learning" for thread in threading.enumerate())
+
+
 def test_close_ends_the_thread_within_a_window(matcher, samples, monkeypatch):
     turns, told = Turns(monkeypatch), []
     learning = LearningWorker(matcher, CONFIG, told.append)
     learning.submit(samples[0])
-    while learning._waiting:
-        time.sleep(0.001)
+    assert turns.begun.wait(60)
     learning.begin_frame(behind=True)
     assert turns.offered.wait(60)
     learning.close()
-    assert not learning._thread.is_alive() and not turns.went_on.is_set()
+    assert not is_learning() and not turns.went_on.is_set()
     assert not told and learning.status().state == "learning"
 
 
-def test_close_ends_a_resting_thread(matcher, samples, monkeypatch):
+@pytest.fixture
+def resting(matcher, samples, monkeypatch):
+    """A thread that has worked for .2 s and rests for 20 s."""
     done = threading.Event()
-    monkeypatch.setattr(worker.Learner, "consume", lambda learner, sample: done.set())
-    learning = LearningWorker(matcher, CONFIG, lambda event: None)
-    monkeypatch.setattr(learning, "_owed_s", lambda: 1e6)
+    monkeypatch.setattr(worker.Learner, "consume", lambda learner, sample: (time.sleep(0.2), done.set())[0])
+    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": 0.01}), lambda event: None)
     learning.submit(samples[0])
     assert done.wait(60)
+    yield learning
     learning.close()
-    assert not learning._thread.is_alive()
 
 
-def test_lost_tracking_ends_a_rest(matcher, samples, monkeypatch):
-    done, lost = threading.Event(), threading.Event()
-    monkeypatch.setattr(worker.Learner, "consume", lambda learner, sample: done.set())
+def test_close_ends_a_resting_thread(resting):
+    resting.close(timeout_s=5.0)
+    assert not is_learning()
+
+
+def test_lost_tracking_ends_a_rest(resting, monkeypatch):
+    lost = threading.Event()
     monkeypatch.setattr(worker.Learner, "tracking_lost", lambda learner, version, stamp_ns: lost.set())
-    learning = LearningWorker(matcher, CONFIG, lambda event: None)
-    monkeypatch.setattr(learning, "_owed_s", lambda: 1e6)
-    learning.submit(samples[0])
-    assert done.wait(60)
-    learning.notify_tracking_lost(0, 7)
-    assert lost.wait(60)
-    learning.close()
+    resting.notify_tracking_lost(0, 7)
+    assert lost.wait(5.0)
+
+
+class Clock:
+    """Stands still until it is set forward."""
+
+    now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def spend(worked, rested):
+    clock = Clock()
+    spent = WorkTime(clock)
+    clock.now_s += worked
+    with spent.rest():
+        clock.now_s += rested
+    return spent
 
 
 @pytest.mark.parametrize(
@@ -343,24 +370,20 @@ def test_lost_tracking_ends_a_rest(matcher, samples, monkeypatch):
         (0.01, 1.0, 0.0, 99.0),
     ],
 )
-def test_rest_follows_from_the_budget(matcher, monkeypatch, budget, worked, rested, rest):
-    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": budget}), lambda event: None)
-    learning.close()
-    rests = []
-    monkeypatch.setattr(learning._changed, "wait_for", lambda predicate, timeout=None: rests.append(timeout))
-    monkeypatch.setattr(learning, "_worked_s", lambda: worked)
-    learning._rested_s = rested
-    learning._rest()
-    assert rests == [pytest.approx(rest)]
+def test_rest_follows_from_the_budget(budget, worked, rested, rest):
+    assert spend(worked, rested).owed_s(budget) == pytest.approx(rest)
 
 
-@pytest.mark.parametrize("rested, left", [(0.0, 3.0 + worker.PATIENCE_S), (3.0, worker.PATIENCE_S), (4.0, 0.0)])
-def test_odometry_cannot_keep_it_from_half_of_its_budget(matcher, monkeypatch, rested, left):
-    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": 0.5}), lambda event: None)
-    learning.close()
-    monkeypatch.setattr(learning, "_worked_s", lambda: 1.0)
-    learning._rested_s = rested
-    assert learning._owed_s(worker.LEAST_SHARE, worker.PATIENCE_S) == pytest.approx(left)
+@pytest.mark.parametrize("rested, left", [(0.0, 3.2), (3.0, 0.2), (4.0, 0.0)])
+def test_rest_in_advance_is_owed_once(rested, left):
+    assert spend(1.0, rested).owed_s(0.25, advance_s=0.2) == pytest.approx(left)
+
+
+def test_work_adds_up_over_windows_without_the_rest():
+    spent = spend(2.0, 5.0)
+    spent.end()
+    spent.begin()
+    assert spent.busy_s == 2.0 and spent.worked_s == 0.0
 
 
 def test_mode_and_matcher_decide_who_learns(matcher):
