@@ -51,7 +51,7 @@ from .motion import MotionModel, SeenLandmarks, TrackedFrame, skew_covariance
 from .planar import PlanarMotion
 from .pose_estimator import PoseEstimate, is_uncertain
 from .relocalization import Relocalizer, is_blank
-from .shutter import MAX_SKEW_PX
+from .shutter import MAX_CHANGING_RAD, MAX_UNKNOWN_RAD
 from .state import (
     Context,
     Lost,
@@ -103,6 +103,7 @@ class Odometry:
         self._camera: Camera | None = None
         self._candidate: KeyframeCandidate | None = None
         self._lost_view: Window | None = None  # what the last frame without a pose would begin a map with
+        self._placed_skew_rad = 0.0  # of the newest keyframe, when the window was solved with it last
 
     def configure(self, config: Config) -> None:
         """Takes other settings over, between two frames; the map stays. What acts at the start only keeps its effect."""
@@ -252,7 +253,9 @@ class Odometry:
         else:
             plausible = self.motion.is_plausible(last, frame.stamp_ns, estimate.T_WC)
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
-        skew = skew_covariance(self._skew_px(current.camera, current) / current.camera.fx, last.median_depth())
+        skew_rad = max(self._skew(current.camera, current))
+        skew = skew_covariance(skew_rad, last.median_depth())
+        placed_by = skew_covariance(self._placed_skew_rad, last.median_depth())
         becomes_keyframe = self._becomes_keyframe(current, matches, estimate, recovered)
         published = keyframe_matches(self.window, frame, matches, estimate, self.matcher.weights_version)
         self.motion.add_step(last, estimate.T_WC, self._mode == "mono")
@@ -270,7 +273,8 @@ class Odometry:
             turned = None if recovered else self.gyroscope.between_keyframes(newest_ns, frame.stamp_ns)
             self._candidate = KeyframeCandidate(current, estimate.T_WC, good, turned, self.gyroscope.usable_bias())
             self.mapper.start_keyframe()
-        output = self._with_pose(frame, replace(estimate, covariance=estimate.covariance + skew), published)
+            self._placed_skew_rad = skew_rad
+        output = self._with_pose(frame, replace(estimate, covariance=estimate.covariance + skew + placed_by), published)
         if becomes_keyframe:
             self.motion.covariance.add_drift(skew, estimate.T_WC)
         return output
@@ -293,7 +297,9 @@ class Odometry:
         """Whether a rolling shutter bends this image in a way that is not known well, or the newest keyframe, by which the landmarks in
         view were placed.
         """
-        return any(self._skew_px(current.camera, view) > MAX_SKEW_PX for view in (current, self.window.keyframes[-1]))
+        skews = [self._skew(current.camera, view) for view in (current, self.window.keyframes[-1])]
+        most = MAX_UNKNOWN_RAD[self._mode]
+        return any(unknown > most or changing > MAX_CHANGING_RAD for unknown, changing in skews)
 
     def _correct_keyframe(self, last: TrackedFrame, camera: Camera) -> None:
         """Where the last frame became a keyframe: its rows by the motions to and from it, of which it knew only the former.
@@ -304,14 +310,13 @@ class Odometry:
         if at is not None and self.window.keyframes[newest].id == last.id:
             self.window.set_twist(camera, newest, at.twist, at.change * camera.readout_s / 4)
 
-    def _skew_px(self, camera: Camera, view: FeatureFrame | Keyframe) -> float:
-        """By how much the outermost rows may be off: the readout time is not known, or the rate changes between two images.
+    def _skew(self, camera: Camera, view: FeatureFrame | Keyframe) -> tuple[float, float]:
+        """By how much the outermost rows may be turned, rad: as the readout time is not known, and as the rate changes between two images.
 
         The latter one camera takes for a translation; with measured depth it does not (fr1/rpy).
         """
-        unknown_px = self.mapper.readout.skew_px(camera, view.twist, likely=self._mode != "stereo")
-        changing_px = view.rate_error * camera.readout_s / 2 * camera.fx if self._mode == "mono" else 0.0
-        return max(unknown_px, changing_px)
+        unknown = self.mapper.readout.skew_rad(camera, view.twist, self._mode)
+        return unknown, view.rate_error * camera.readout_s / 2 if self._mode == "mono" else 0.0
 
     def _hold_pose(self, found: Localization, last: TrackedFrame, frame: Frame, recovered: bool) -> PoseEstimate:
         """The estimate, its pose held while the camera stands still."""
@@ -397,6 +402,7 @@ class Odometry:
         self.window = window
         self.state = states.transition(self.state, MapCreated(), context)
         self.front_end.usual_inlier_ratio = 0.0  # the new scene may be darker
+        self._placed_skew_rad = 0.0
         self.relocalizer.database.clear()
         self.motion.start_map()
         at, T_WC = window.seen_at(len(window.keyframes) - 1), window.T_WC[-1]

@@ -87,12 +87,21 @@ def test_what_is_not_significant_yet_is_uncertain():
 
 def test_a_likely_shutter_counts_in_fast_turns_until_windows_refute_it():
     fast = torch.tensor([0, 0, 0, 0, 1.5, 0], dtype=torch.float64)
-    assert UnnamedReadout().skew_px(CAMERA, fast, True) == pytest.approx(0.01 * 1.5 * CAMERA.fx)
-    assert UnnamedReadout().skew_px(CAMERA, fast, False) == 0, "of a stereo pair"
-    assert UnnamedReadout().skew_px(CAMERA, fast / 3, True) == 0
-    assert UnnamedReadout().skew_px(replace(CAMERA, readout_s=1e-5), fast, True) == 0, "named"
-    assert estimate(0.0, 0.0, windows=1).skew_px(CAMERA, fast, True) == 0
-    assert estimate(0.02, 0.0, deg_s=40.0, windows=1).skew_px(CAMERA, fast, True) > 3
+    assert UnnamedReadout().skew_rad(CAMERA, fast, "mono") == pytest.approx(0.01 * 1.5)
+    assert UnnamedReadout().skew_rad(CAMERA, fast, "stereo") == 0
+    assert UnnamedReadout().skew_rad(CAMERA, fast / 2, "mono") == 0
+    assert UnnamedReadout().skew_rad(CAMERA, fast / 2, "rgbd") == pytest.approx(0.01 * 0.75)
+    assert UnnamedReadout().skew_rad(CAMERA, fast / 4, "rgbd") == 0
+    assert UnnamedReadout().skew_rad(replace(CAMERA, readout_s=1e-5), fast, "mono") == 0, "named"
+    assert estimate(0.0, 0.0, windows=1).skew_rad(CAMERA, fast, "mono") == 0
+    assert estimate(0.02, 0.0, deg_s=40.0, windows=1).skew_rad(CAMERA, fast, "mono") > 0.012
+
+
+def test_a_time_that_was_just_found_may_be_as_wrong_as_a_likely_one():
+    readout = estimate(0.02, 0.0)
+    readout.found_s = 0.009
+    readout.adopt()
+    assert 0.009 < readout.found_s and readout.uncertain_s == max(readout.found_s, readout.LIKELY_S)
 
 
 def test_what_is_found_in_steps_comes_close_and_becomes_certain():
@@ -175,6 +184,7 @@ def test_fast_frames_of_a_shutter_that_is_named_wrongly_are_unverified(deg, stat
 
 
 def test_the_covariance_of_rows_ends_with_their_frame_unless_it_becomes_a_keyframe():
+    """Of a keyframe it stays, and the frames located by the landmarks that it placed have it once more."""
     config = configure("klt", odometry__mode="rgbd", camera__readout_ms=1.0)
     healthy, skewed = (Odometry(config, create_matcher(config.matcher)) for _ in range(2))
     for seed in range(3):
@@ -185,8 +195,12 @@ def test_the_covariance_of_rows_ends_with_their_frame_unless_it_becomes_a_keyfra
         own = output.covariance_in_map - expected.covariance_in_map
         more.append((output.is_keyframe, float(lasting[4, 4]), float(own[4, 4])))
     assert all(own > (0.3 * 0.01) ** 2 for _, _, own in more[1:])
+    placed, keyframes = 0.0, 0
     for (is_keyframe, before, own), (_, after, _) in zip(more[1:], more[2:]):
-        assert after - before == pytest.approx(own * is_keyframe, rel=0.3, abs=1e-7)
+        rows = own - placed
+        assert rows > (0.3 * 0.01) ** 2 and after - before == pytest.approx(rows * is_keyframe, rel=0.3, abs=1e-7)
+        placed, keyframes = (rows, keyframes + 1) if is_keyframe else (placed, keyframes)
+    assert keyframes > 1
 
 
 def test_a_keyframe_is_corrected_by_the_motions_around_it():

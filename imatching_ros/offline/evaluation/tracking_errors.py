@@ -59,13 +59,15 @@ def find_tracking_errors(
         judged.append(i)
         moved, true = geometry.relative(first.T_WC, last.T_WC), geometry.relative(T_true[i - FRAMES], T_true[i])
         rotations_deg.append(_rotation_error_deg(moved, true))
-        scale = scales.before(i, last, moved[:3], true[:3]).value
+        scale = scales.before(i, last, moved[:3], true[:3])
         change, off = scales.compare(i, last, moved[:3], true[:3], median_depths[i])
         changes.append(change)
         if change > MAX_SCALE_CHANGE or off or rotations_deg[-1] > MAX_ROTATION_DEG:
             wrong.append(i)
             covariance = motion_with_covariance(first, last)[1]
-            if nees(moved[None], covariance[None], true[None], scale) > CHI2_95_6:
+            error = moved[:3] * scale.tolerance  # of the motion that the scale was measured by, and not of this one
+            covariance[:3, :3] += torch.outer(error, error)
+            if nees(moved[None], covariance[None], true[None], scale.value) > CHI2_95_6:
                 uncovered.append(i)
     return TrackingErrors(tuple(judged), tuple(wrong), tuple(uncovered), max(rotations_deg), max(changes))
 

@@ -102,6 +102,16 @@ def test_a_wrong_motion_is_covered_where_its_covariance_contains_the_error():
     assert set(once.uncovered) <= set(once.wrong) and once.uncovered
 
 
+def test_an_error_that_is_noise_of_the_motion_that_the_scale_is_of_is_covered():
+    short = (np.arange(N) >= 15) & (np.arange(N) < 35)  # a little more than 2 % of the depth in ten frames
+    truth = Trajectory(TRUTH.stamps_ns, walk(np.where(short, 0.009, 0.1)).numpy())
+    for factor, covered in ((1.6, True), (1.9, False)):
+        seen = np.where(short, 0.006, 0.1)
+        seen[40:] *= factor
+        found = find_tracking_errors(outputs_of(walk(seen)), [4.0] * N, truth)
+        assert 50 in found.wrong and (50 not in found.uncovered) == covered
+
+
 def test_frames_that_do_not_claim_to_be_tracking_and_other_maps_are_not_judged():
     T_WC = TRUE.clone()
     T_WC[30:, 1] += 3.0
