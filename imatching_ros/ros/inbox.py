@@ -15,6 +15,10 @@ class CommandExpired(ImatchingError):
     """A command waited too long and was not carried out."""
 
 
+class InboxClosed(ImatchingError):
+    """A command came, or still waited, when the node was paused or ended."""
+
+
 class Inbox:
     """Holds a few images, oldest first, and any number of commands. Commands go first.
 
@@ -69,7 +73,7 @@ class Inbox:
         future: Future = Future()
         with self._condition:
             if self._closed:
-                future.set_exception(RuntimeError("the node is shutting down"))
+                future.set_exception(InboxClosed("the node is being paused or ended"))
             else:
                 self._commands.append((command, future))
                 self._condition.notify()
@@ -99,7 +103,7 @@ class Inbox:
             while self._commands:
                 _, future = self._commands.popleft()
                 if future.set_running_or_notify_cancel():
-                    future.set_exception(RuntimeError("the node is shutting down"))
+                    future.set_exception(InboxClosed("the node is being paused or ended"))
             self._condition.notify_all()
 
     def take(self) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from .conflicts import Conflicts
 from .convert import read_start
 from .diagnostics import Diagnostics, Snapshot
 from .image_decoder import ImageDecoder
+from .inbox import InboxClosed
 from .inputs import CameraInputs
 from .lifecycle import ManagedNode, log_errors, run_until_signal
 from .outputs import Counters, Outputs
@@ -277,7 +280,7 @@ class OdometryNode(ManagedNode):
             self.inputs.config = configs.node
         if self.processor is not None:
             processor = self.processor
-            processor.inbox.call(lambda: processor.configure(configs))
+            self._queue(processor, lambda: processor.configure(configs))
         elif self.resources is not None:
             self.resources.outputs.config = configs.node
             self.resources.pipeline.configure(configs.core)
@@ -332,7 +335,18 @@ class OdometryNode(ManagedNode):
             self.warn_throttled("clock", text)
         elif self.processor is not None:
             self.get_logger().warning(f"the clock jumped back by {back_s:.3f} s: odometry is reset")
-            self.processor.inbox.call(self.processor.reset)
+            self._queue(self.processor, self.processor.reset)
+
+    def _queue(self, processor: Processor, command: Callable[[], None]) -> None:
+        """A command whose result nobody waits for; an error is logged."""
+
+        def report(future: Future) -> None:
+            error = future.exception()
+            if error is not None and not isinstance(error, InboxClosed):
+                text = "".join(traceback.format_exception(error))
+                self.get_logger().error(f"internal error in a command to the odometry, which goes on:\n{text}")
+
+        processor.inbox.call(command).add_done_callback(report)
 
     def _on_event(self, event: dict) -> None:
         if event["event"] == "warning":

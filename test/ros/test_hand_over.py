@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from imatching_ros.ros.inbox import Inbox
+from imatching_ros.ros.inbox import Inbox, InboxClosed
 from imatching_ros.ros.synchronizer import Synchronizer
 
 pytestmark = pytest.mark.ros
@@ -256,5 +256,5 @@ def test_closing_ends_the_wait_and_refuses_commands():
     inbox.close()
     assert inbox.take() is None
     for future in (waiting, inbox.call(lambda: None)):
-        with pytest.raises(RuntimeError, match="shutting down"):
+        with pytest.raises(InboxClosed, match="paused or ended"):
             future.result(timeout=1)

@@ -170,6 +170,20 @@ def test_a_command_that_has_to_wait_too_long_is_answered_and_not_done_later(make
     assert node.on_reset(Trigger.Request(), Trigger.Response()).success and resets == [1]  # not that of before as well
 
 
+def test_a_setting_that_cannot_be_taken_over_is_logged(make_node, monkeypatch, capfd):
+    node = make_node()
+    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+
+    def fail(config) -> None:
+        raise KeyError("broken")
+
+    monkeypatch.setattr(node.resources.pipeline, "configure", fail)
+    assert node.set_parameters([Parameter("odometry.verified_inliers", value=50)])[0].successful
+    assert node.processor.inbox.call(lambda: "alive").result(timeout=60) == "alive"
+    logged = capfd.readouterr().err
+    assert "internal error in a command to the odometry, which goes on" in logged and "KeyError: 'broken'" in logged
+
+
 def test_a_learner_that_has_failed_is_reported_and_started_again(make_node, capfd):
     node = make_node(**{"matcher.name": "expectation", "learning.mode": "thread"})
     assert node.trigger_configure() == SUCCESS
