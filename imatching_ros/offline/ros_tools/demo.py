@@ -18,6 +18,7 @@ from .processes import free_domain, process, wait_for
 
 MODE = "rgbd"
 RATE_HZ = 6  # of the camera: one that a slow computer can follow while it learns
+MOST_DROPPED = 0.1  # of the images; more say little about odometry and learning
 MARK = ".imatching_demo"  # a file in every folder that a demonstration wrote, and the next may replace
 
 
@@ -242,6 +243,12 @@ def table(runs: dict[str, dict[str, Any]], accuracy: dict[str, Any]) -> str:
     }
     if not learning["promotions"]:
         rows["adapted"] = "nothing was promoted: the adapted weights are the shipped ones"
+    sent = metrics["frames"] + metrics["frames_dropped"]
+    if metrics["frames_dropped"] > MOST_DROPPED * sent:
+        rows["too slow"] = (
+            f"the computer had no time for {metrics['frames_dropped']} of {sent} images, so tracking and learning suffer: try "
+            "again with nothing else running"
+        )
     return "\n" + "\n".join(f"{name:<26}{text}" for name, text in rows.items())
 
 

@@ -33,6 +33,21 @@ def test_the_whole_loop_runs_and_is_reported(tmp_path, capsys):
     assert (out / "report.html").stat().st_size > 10_000 and (out / "adapted.safetensors").exists()
 
 
+@pytest.mark.parametrize(("dropped", "says"), [(10, False), (200, True)])
+def test_a_computer_that_was_too_slow_is_named(dropped, says):
+    """Tracking at half the rate, and hardly any windows, are no figures of the method."""
+    metrics = {
+        "frames": 300 - dropped,
+        "frames_dropped": dropped,
+        "tracked_frames": 100,
+        "lost_frames": 0,
+        "keyframes": 9,
+    }
+    metrics |= {"latency_ms": {"p50": 1, "p95": 2, "p99": 3}, "ate": None, "no_truth_because": "there is none"}
+    metrics["learning"] = {"steps": 0, "samples": 0, "promotions": 0, "rollbacks": 0}
+    assert (f"no time for {dropped} of 300 images" in demo.table({"learning": metrics}, {})) is says
+
+
 def test_only_the_folder_of_a_demonstration_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(SourceError, match="is no earlier demonstration"):
