@@ -61,7 +61,7 @@ def landmark_cell(camera: Camera, uv: Tensor, point: Tensor, used: Tensor, num_p
 
 
 def design_effect(influence: Array, cell: Array, covariance: Array) -> Array:
-    """Variance for clustered residuals over variance for independent ones, the mean over all directions, (); at least 1.
+    """Variance for clustered residuals over variance for independent ones, the mean over all directions, (); at least 1, at most N.
 
     The design effect (Kish, Survey Sampling, 1965), with the variance from sums over clusters, within which residuals may be correlated
     in any way (Liang and Zeger 1986). A cluster is what lies in one cell of the image, in all keyframes.
@@ -77,7 +77,9 @@ def design_effect(influence: Array, cell: Array, covariance: Array) -> Array:
     values, vectors = xp.linalg.eigh(covariance * scale[:, None] * scale)
     along = (_sum_by_cell(influence, cell) * scale) @ vectors * (values > rounding)
     variance = (along * along).sum(0) / values.clip(rounding) * (filled / (filled - 1).clip(1))
-    return xp.nan_to_num(variance.sum() / (values > rounding).sum().clip(1), nan=1.0).clip(1.0)
+    return xp.nan_to_num(variance.sum() / (values > rounding).sum().clip(1), nan=1.0).clip(
+        1.0, float(max(len(influence), 1))
+    )
 
 
 def _sum_by_cell(influence: Array, cell: Array) -> Array:
@@ -148,7 +150,8 @@ def newest_covariance(
         H = J.mT @ inverse.new_tensor(problem.rotations.information) @ J
         of_rotations = J @ inverse @ J.mT * factor
         both = _invert(problem, S / factor + H, stiffness / factor + H.diagonal())
-        assert both is not None, "S is regular, and so it is with a prior"
+        if both is None:
+            return NewestCovariance(degenerate="the rotations of the prior leave the poses too ill-conditioned")
         inverse, factor, independent = both, torch.ones_like(factor), 1 / shared
     why = _check_baseline(problem, state, inverse.diagonal() * independent, config) if problem.mono else ""
     if why:
@@ -164,6 +167,7 @@ def _invert(problem: Problem, S: Tensor, stiffness: Tensor) -> Tensor | None:
     S, _ = constrain(S, S.new_zeros(len(S)), problem.gauge)
     scale = S.diagonal().clamp_min(1e-300).rsqrt()
     factor, info = torch.linalg.cholesky_ex(S * scale[:, None] * scale[None, :])
+    factor = torch.where(info == 0, factor, torch.eye(len(S), dtype=S.dtype, device=S.device))  # it may hold a zero
     inverse = torch.cholesky_inverse(factor) * scale[:, None] * scale[None, :]
     # By how much the elimination of landmarks and other poses inflates a pose's variance; float64 resolves 1e16.
     conditioning = inverse.diagonal() * stiffness

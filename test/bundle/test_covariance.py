@@ -8,7 +8,7 @@ import torch
 from imatching_ros import bundle
 from imatching_ros.core import geometry
 from imatching_ros.offline.experiments.ba_windows import make_window
-from imatching_ros.bundle.covariance import landmark_cell
+from imatching_ros.bundle.covariance import design_effect, landmark_cell
 from imatching_ros.core.config import BundleConfig
 from imatching_ros.core.types import ObservationKind
 
@@ -77,3 +77,12 @@ def test_fixed_newest_pose_has_no_covariance():
     w = make_window(4, 100, kind=ObservationKind.STEREO).window
     w.fixed[3] = True
     assert bundle.solve(w, BundleConfig()).covariance_newest is None
+
+
+def test_errors_are_at_most_as_correlated_as_all_of_them_being_one():
+    """A direction in which the covariance nearly vanishes otherwise has any effect."""
+    generator = torch.Generator().manual_seed(0)
+    influence = torch.randn(100, 2, dtype=torch.float64, generator=generator)
+    cell = torch.arange(100) % 20
+    covariance = torch.tensor([[1.0, 1 - 1e-8], [1 - 1e-8, 1.0]], dtype=torch.float64)
+    assert 1 <= float(design_effect(influence, cell, covariance)) <= 100
