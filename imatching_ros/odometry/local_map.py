@@ -112,6 +112,7 @@ class Window:
         keyframe_dropped: a keyframe has left, so that the oldest poses carry what it contributed.
         error_scale: by how much the variance of its observations exceeds that of their sigmas, errors that they share included; 0 if unknown.
         turned_in_place: when it was solved last, one camera had turned much and moved little (`turning.turned_in_place`).
+        narrow: then it had moved little, and a gyroscope knows its rotations (`turning.is_narrow`).
         next_id: of the next landmark; a window that takes the place of another begins there, so that no id names two landmarks.
     """
 
@@ -122,7 +123,7 @@ class Window:
         self.observations = Observations.empty()
         self.queries: Queries | None = None
         self.keyframe_dropped = False
-        self.turned_in_place = False
+        self.turned_in_place = self.narrow = False
         self.error_scale = 0.0
         self.next_id = next_id
         # ids of landmarks (N,), ascending, and their depths in the oldest keyframe

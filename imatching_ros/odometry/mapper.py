@@ -24,7 +24,7 @@ from .measurements import detect
 from .preintegration import Bias, Preintegrated, WindowRotations
 from .relocalization import KeyframeDatabase, stored_keyframe
 from .shutter import UnnamedReadout
-from .turning import least_moved, turned_in_place
+from .turning import NEWEST, is_narrow, least_moved, turned_in_place
 
 
 @dataclass(frozen=True)
@@ -255,19 +255,28 @@ class Mapper:
             self._search_backwards(window, row, camera, new)
         window.triangulate(camera, self._config.min_parallax_px, self._config.inlier_px)
         while len(window.keyframes) > self._config.window_keyframes:
-            leaving = least_moved(window.T_WC) if window.turned_in_place else 0
+            leaving = least_moved(window.T_WC) if window.turned_in_place or window.narrow else 0
             database.add(stored_keyframe(window, leaving))
             window.drop_keyframe(leaving)
         adjusted = self._adjust(window, camera, candidate.bias)
         if adjusted is None:
             return None
         self._solved = adjusted.solved
-        window.turned_in_place = turned_in_place(adjusted.solved.snapshot, adjusted.solved.result)
+        self._judge_motion(window, adjusted.solved)
         if adjusted.result.status is BAStatus.CONVERGED:
             solved = adjusted.solved
             twists = torch.stack([k.twist for k in solved.keyframes])
             self.readout.add(solved.snapshot, solved.result, solved.uv, twists, self._bundle, solved.rotations)
         return adjusted.result
+
+    def _judge_motion(self, window: Window, solved: SolvedWindow) -> None:
+        """Whether the window has turned in place, and whether it is narrow, which counts where a gyroscope keeps old keyframes in place."""
+        snapshot, result = solved.snapshot, solved.result
+        known = solved.rotations is not None
+        window.narrow = known and is_narrow(snapshot, result)
+        window.turned_in_place = turned_in_place(snapshot, result) or (
+            known and turned_in_place(snapshot, result, NEWEST)
+        )
 
     def take_solved(self) -> SolvedWindow | None:
         """The newest window that bundle adjustment solved to convergence; each is returned once."""

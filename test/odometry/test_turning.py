@@ -10,7 +10,7 @@ from imatching_ros.core import geometry
 from imatching_ros.core.config import BundleConfig, Config
 from imatching_ros.core.types import BAResult, ObservationKind, TrackingState, WindowSnapshot
 from imatching_ros.odometry.state import Cause
-from imatching_ros.odometry.turning import least_moved, measure_motion, turned_in_place
+from imatching_ros.odometry.turning import is_narrow, least_moved, measure_motion, turned_in_place
 from imatching_ros.offline.experiments.ba_windows import make_window
 from imatching_ros.offline.recordings import open_source
 from imatching_ros.offline.recordings.base import SourceOptions
@@ -52,6 +52,22 @@ def test_a_window_that_measures_depth_is_never_flagged_one_that_expects_it_is():
     measured = dataclasses.replace(window, kind=torch.full_like(window.kind, int(ObservationKind.DEPTH)))
     assert not turned_in_place(measured, result)
     assert turned_in_place(dataclasses.replace(measured, expected_depth=True), result)
+
+
+def test_the_newest_keyframes_may_have_turned_in_place_where_the_oldest_have_moved():
+    window, result = solved_window(5.0, 0.02)
+    T_WC = result.T_WC.clone()
+    T_WC[:2, 0] -= 1.0
+    moved = dataclasses.replace(result, T_WC=T_WC)
+    assert not turned_in_place(window, moved) and turned_in_place(window, moved, newest=4)
+
+
+def test_a_window_of_one_camera_that_has_moved_little_is_narrow():
+    window, result = solved_window(0.0, 0.1)
+    assert is_narrow(window, result) and not is_narrow(*solved_window(0.0, 0.4))
+    measured = dataclasses.replace(window, kind=torch.full_like(window.kind, int(ObservationKind.DEPTH)))
+    assert not is_narrow(measured, result)
+    assert is_narrow(dataclasses.replace(measured, expected_depth=True), result)
 
 
 def test_the_keyframe_that_adds_least_parallax_leaves_never_a_held_or_a_new_one():
