@@ -253,7 +253,8 @@ class Odometry:
         else:
             plausible = self.motion.is_plausible(last, frame.stamp_ns, estimate.T_WC)
             self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
-        skew_rad = max(self._skew(current.camera, current))
+        unknown, changing = self._skew(current.camera, current)
+        skew_rad = max(unknown / self.mapper.readout.bound_sigmas, changing)
         skew = skew_covariance(skew_rad, last.median_depth())
         placed_by = skew_covariance(self._placed_skew_rad, last.median_depth())
         becomes_keyframe = self._becomes_keyframe(current, matches, estimate, recovered)

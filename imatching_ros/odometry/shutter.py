@@ -87,6 +87,11 @@ class UnnamedReadout:
         likely = half_rate * self.LIKELY_S
         return max(known, likely) if likely > UNSEEN_RAD[mode] else known
 
+    @property
+    def bound_sigmas(self) -> float:
+        """How many standard deviations `skew_rad` is: two of what is left of a time that was found; a likely one may be all missing."""
+        return 2.0 if self.found_s > 0 else 1.0
+
     def _refutes(self, missing_s: float) -> bool:
         """Whether the mean is too far below a time, by two standard deviations."""
         return self._weighted_s + 2 * self._information**0.5 < missing_s * self._information

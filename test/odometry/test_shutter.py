@@ -102,6 +102,7 @@ def test_a_time_that_was_just_found_may_be_as_wrong_as_a_likely_one():
     readout.found_s = 0.009
     readout.adopt()
     assert 0.009 < readout.found_s and readout.uncertain_s == max(readout.found_s, readout.LIKELY_S)
+    assert readout.bound_sigmas == 2 and UnnamedReadout().bound_sigmas == 1
 
 
 def test_what_is_found_in_steps_comes_close_and_becomes_certain():
