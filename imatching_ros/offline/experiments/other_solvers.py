@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -113,7 +115,6 @@ class Ceres:
 
     def solve(self, max_iterations: int = 100, tolerance: float = 1e-9) -> OtherResult:
         import pycolmap
-        import pyceres
 
         r, window = self.reconstruction, self.window
         for k, T in enumerate(self.start_T_CW):
@@ -121,10 +122,30 @@ class Ceres:
         for i, X in zip(self.ids, window.points_W.numpy(), strict=True):
             if i is not None:
                 r.point3D(i).xyz = X
+        options, config = self._options(max_iterations, tolerance), self._config()
+        begin = self.clock()
+        adjuster = pycolmap.create_default_ceres_bundle_adjuster(options, config, r)
+        built = self.clock()
+        summary = adjuster.solve()
+        done = self.clock()
+        summary = getattr(summary, "ceres_summary", summary)
+        solved = [r.image(k + 1).cam_from_world() for k in range(len(self.start_T_CW))]
+        T_CW = torch.tensor(np.stack([np.concatenate([T.translation, T.rotation.quat]) for T in solved]))
+        start = window.points_W.numpy()
+        X = torch.tensor(np.stack([start[n] if i is None else r.point3D(i).xyz for n, i in enumerate(self.ids)]))
+        T_WC = geometry.inverse(T_CW)
+        iterations = summary.num_successful_steps + summary.num_unsuccessful_steps
+        cost = measure_cost(window, T_WC, X, self.kernel, self.width)
+        return OtherResult(T_WC, X, cost, 1e3 * (built - begin), 1e3 * (done - built), iterations)
+
+    def _options(self, max_iterations: int, tolerance: float) -> Any:
+        import pyceres
+        import pycolmap
+
         options = pycolmap.BundleAdjustmentOptions(
             print_summary=False, refine_focal_length=False, refine_extra_params=False, refine_sensor_from_rig=False
         )
-        o = options.ceres
+        o = options.ceres  # a copy, as are its solver's options
         loss = {"none": "TRIVIAL", "huber": "HUBER", "cauchy": "CAUCHY"}[self.kernel]
         o.loss_function_type = getattr(pycolmap.LossFunctionType, loss)
         o.loss_function_scale = self.width
@@ -137,35 +158,20 @@ class Ceres:
         s.function_tolerance, s.gradient_tolerance, s.parameter_tolerance = tolerance, 0.0, 0.0
         o.solver_options = s
         options.ceres = o
+        return options
+
+    def _config(self) -> Any:
+        """What is held constant: the cameras and the window's fixed poses."""
+        import pycolmap
+
         config = pycolmap.BundleAdjustmentConfig()
         for k in range(len(self.start_T_CW)):
             config.add_image(k + 1)
         for n in self.cameras.values():
             config.set_constant_cam_intrinsics(n)
-        for k in torch.nonzero(window.fixed).flatten().tolist():
+        for k in torch.nonzero(self.window.fixed).flatten().tolist():
             config.set_constant_rig_from_world_pose(k + 1)
-        begin = self.clock()
-        adjuster = pycolmap.create_default_ceres_bundle_adjuster(options, config, r)
-        built = self.clock()
-        summary = adjuster.solve()
-        done = self.clock()
-        summary = getattr(summary, "ceres_summary", summary)
-        T_CW = torch.tensor(
-            np.stack(
-                [
-                    np.concatenate(
-                        [r.image(k + 1).cam_from_world().translation, r.image(k + 1).cam_from_world().rotation.quat]
-                    )
-                    for k in range(len(self.start_T_CW))
-                ]
-            )
-        )
-        start = window.points_W.numpy()
-        X = torch.tensor(np.stack([start[n] if i is None else r.point3D(i).xyz for n, i in enumerate(self.ids)]))
-        T_WC = geometry.inverse(T_CW)
-        iterations = summary.num_successful_steps + summary.num_unsuccessful_steps
-        cost = measure_cost(window, T_WC, X, self.kernel, self.width)
-        return OtherResult(T_WC, X, cost, 1e3 * (built - begin), 1e3 * (done - built), iterations)
+        return config
 
 
 class Gtsam:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ...core.config import Config
-    from ...core.types import Frame
+    from ...core.types import Frame, OdometryOutput
     from ..recordings.base import Source
 
 
@@ -57,43 +57,55 @@ def play(
     """
     from ...pipeline import Pipeline  # not for a player that only needs the clock
 
-    pipeline = Pipeline(config)
+    pipeline, played = Pipeline(config), _Played()
     total, period_s = round(seconds * rate_hz), 1 / rate_hz
-    times_ms: dict[str, list[float]] = defaultdict(list)
-    memory_mb, dropped = [], 0
     clock = SensorClock()
     for k in range(total):
         due_s, now_s = k * period_s, clock.now_s
         if now_s > due_s + period_s:
-            dropped += 1
+            played.dropped += 1
             continue
         clock.wait_until(due_s)
         posed_s: list[float] = []
         started_s = clock.now_s
         frame = replace(_back_and_forth(frames, k), id=k, stamp_ns=round(due_s * 1e9) + 1)
         output = pipeline.process(frame, lambda _: posed_s.append(clock.now_s), behind=now_s > due_s + period_s / 2)
-        processing_ms = (clock.now_s - started_s) * 1e3
-        times_ms["latency"].append((posed_s[0] - due_s) * 1e3)
-        times_ms["processing"].append(processing_ms)
-        if "adopt" in output.timings_ms:
-            times_ms["adopting"].append(processing_ms)
-        elif output.is_keyframe:
-            times_ms["keyframe"].append(processing_ms)
+        played.add(output, posed_s[0] - due_s, clock.now_s - started_s)
         if k % max(total // 20, 1) == 0:
-            memory_mb.append(round((memory or resident_mb)(), 1))
+            played.memory_mb.append(round((memory or resident_mb)(), 1))
     status = pipeline.learning_status()
     pipeline.close()
     return {
         "learning": config.learning.mode,
         "frames": total,
-        "dropped": dropped,
-        **{f"{name}_ms": _percentiles(times_ms[name]) for name in ("latency", "processing", "keyframe", "adopting")},
-        "memory_mb": memory_mb,
+        **played.summary(),
         "steps": status.step,
         "promotions": status.promotions,
         "busy_share": status.busy_s / (total * period_s),
         "learning_state": status.state,
     }
+
+
+@dataclass
+class _Played:
+    """What was measured of the frames of a run."""
+
+    dropped: int = 0
+    memory_mb: list[float] = field(default_factory=list)
+    times_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, output: OdometryOutput, latency_s: float, processing_s: float) -> None:
+        self.times_ms["latency"].append(latency_s * 1e3)
+        self.times_ms["processing"].append(processing_s * 1e3)
+        if "adopt" in output.timings_ms:
+            self.times_ms["adopting"].append(processing_s * 1e3)
+        elif output.is_keyframe:
+            self.times_ms["keyframe"].append(processing_s * 1e3)
+
+    def summary(self) -> dict[str, Any]:
+        kinds = ("latency", "processing", "keyframe", "adopting")
+        times = {f"{kind}_ms": _percentiles(self.times_ms[kind]) for kind in kinds}
+        return {"dropped": self.dropped, **times, "memory_mb": self.memory_mb}
 
 
 def play_recording(source: Source, config: Config, seconds: float, rate_hz: float) -> dict[str, Any]:

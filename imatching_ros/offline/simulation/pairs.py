@@ -108,29 +108,15 @@ class PairRenderer:
         level = np.repeat(rng.choice(len(DIFFICULTIES), count, p=[row[0] for row in DIFFICULTIES.values()]), tries)
         scene = np.repeat(np.arange(count) * len(is_outdoor) // count, tries)
         n = count * tries
-        width, height = size[1], size[0]
+        height, width = size
         view = np.radians(np.repeat(rng.uniform(45, 95, count), tries))  # horizontal angle of view
         focal = 0.5 * width / np.tan(view / 2)
         K = np.stack([focal, focal, np.full(n, (width - 1) / 2), np.full(n, (height - 1) / 2)], 1)
         outdoor = is_outdoor[scene]
         low, high = scenes.low.cpu().numpy()[scene], scenes.high.cpu().numpy()[scene]
         position = low + (high - low) * rng.random((n, 3))
-        heading = rng.uniform(0, 2 * np.pi, n)
-        along_road = outdoor & (rng.random(n) < 0.75)
-        heading = np.where(along_road, rng.choice([0, np.pi], n) + rng.normal(0, 0.35, n), heading)
-        free = rng.random(n) < 0.35  # hand-held and flying cameras tilt; those of robots and cars hardly
-        pitch = np.where(free, rng.normal(-0.05, 0.4, n), rng.normal(0, 0.1, n))
-        roll = np.where(free, rng.normal(0, 0.3, n), rng.normal(0, 0.03, n))
-        R_A = look_along(heading, np.clip(pitch, -1.2, 1.2), roll)
-        rows = list(DIFFICULTIES.values())
-        reach = np.array([row[1] for row in rows])[level]
-        outdoor_scale = 8.0  # a street is driven, a room is walked
-        distance = (reach[:, 0] + (reach[:, 1] - reach[:, 0]) * rng.random(n)) * np.where(outdoor, outdoor_scale, 1.0)
-        direction = rng.normal(0, 1, (n, 3)) * (1.0, 0.35, 1.3)  # camera axes: little up and down, more forward
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        move = (R_A @ (direction * distance[:, None])[..., None])[..., 0]
-        turn = rng.normal(0, 1, (n, 3)) * np.radians(np.array([row[2] for row in rows])[level])
-        R_turn = _rotation_y(turn[:, 0]) @ _rotation_x(turn[:, 1]) @ _rotation_z(turn[:, 2])
+        R_A = _look(rng, outdoor)
+        move, R_turn = _draw_motion(rng, R_A, level, outdoor)
 
         def tensor(x):
             return torch.as_tensor(np.ascontiguousarray(x), dtype=torch.float64, device=self.device)
@@ -140,23 +126,65 @@ class PairRenderer:
         scene_t = torch.as_tensor(scene, device=self.device)
         T_A = torch.cat([tensor(position), tensor(matrix_to_quaternion(R_A))], 1)
         depth_A = _depth_in_parts(scenes, (K_small, small), T_A, scene_t)
-        # Some second views turn back to the place that the first one looks at: scale and viewpoint change, overlap stays.
         middle = depth_A[:, small[0] // 2, small[1] // 2].clamp(0.3, 60).double().cpu().numpy()
-        returns = rng.random(n) < np.array([row[4] for row in rows])[level]
-        offset = (R_A.transpose(0, 2, 1) @ move[..., None])[..., 0]
-        towards = np.stack([np.zeros(n), np.zeros(n), middle], 1) - offset
-        back = _rotation_y(np.arctan2(towards[:, 0], towards[:, 2])) @ _rotation_x(
-            -np.arctan2(towards[:, 1], np.hypot(towards[:, 0], towards[:, 2]))
-        )
-        R_B = R_A @ np.where(returns[:, None, None], back, np.eye(3)) @ R_turn
+        R_B = R_A @ _turn_back(rng, R_A, move, middle, level) @ R_turn
         T_B = torch.cat([tensor(position + move), tensor(matrix_to_quaternion(R_B))], 1)
         depth_B = _depth_in_parts(scenes, (K_small, small), T_B, scene_t)
         overlap = _overlap(depth_A, depth_B, K_small, T_A, T_B)
         nearest = torch.minimum(_nearest(depth_A), _nearest(depth_B))
-        least = torch.as_tensor(np.array([row[3] for row in rows])[level], device=self.device)
+        least = torch.as_tensor(_column(3)[level], device=self.device)
         good = (overlap >= least).float() * 2 + (nearest > 0.35).float() * 4 + overlap * 0.5
         best = good.view(count, tries).argmax(1) + torch.arange(count, device=self.device) * tries
         return tensor(K)[best], T_A[best], T_B[best], scene_t[best], torch.as_tensor(level, device=self.device)[best]
+
+
+def _column(index: int) -> np.ndarray:
+    """One value of every difficulty."""
+    return np.array([row[index] for row in DIFFICULTIES.values()])
+
+
+def _look(rng: np.random.Generator, outdoor: np.ndarray) -> np.ndarray:
+    """(N, 3, 3) rotations of first views; of those outdoors most look along the street."""
+    n = len(outdoor)
+    heading = rng.uniform(0, 2 * np.pi, n)
+    along_road = outdoor & (rng.random(n) < 0.75)
+    heading = np.where(along_road, rng.choice([0, np.pi], n) + rng.normal(0, 0.35, n), heading)
+    free = rng.random(n) < 0.35  # hand-held and flying cameras tilt; those of robots and cars hardly
+    pitch = np.where(free, rng.normal(-0.05, 0.4, n), rng.normal(0, 0.1, n))
+    roll = np.where(free, rng.normal(0, 0.3, n), rng.normal(0, 0.03, n))
+    return look_along(heading, np.clip(pitch, -1.2, 1.2), roll)
+
+
+def _draw_motion(
+    rng: np.random.Generator, R_A: np.ndarray, level: np.ndarray, outdoor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Translations (N, 3) in the world and rotations (N, 3, 3) from first to second views, of difficulties (N,)."""
+    n = len(level)
+    reach = _column(1)[level]
+    outdoor_scale = 8.0  # a street is driven, a room is walked
+    distance = (reach[:, 0] + (reach[:, 1] - reach[:, 0]) * rng.random(n)) * np.where(outdoor, outdoor_scale, 1.0)
+    direction = rng.normal(0, 1, (n, 3)) * (1.0, 0.35, 1.3)  # camera axes: little up and down, more forward
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    move = (R_A @ (direction * distance[:, None])[..., None])[..., 0]
+    turn = rng.normal(0, 1, (n, 3)) * np.radians(_column(2)[level])
+    return move, _rotation_y(turn[:, 0]) @ _rotation_x(turn[:, 1]) @ _rotation_z(turn[:, 2])
+
+
+def _turn_back(
+    rng: np.random.Generator, R_A: np.ndarray, move: np.ndarray, depth: np.ndarray, level: np.ndarray
+) -> np.ndarray:
+    """(N, 3, 3): some second views turn back to the place that the first one looks at, `depth` (N,) m before it.
+
+    Scale and viewpoint change, overlap stays.
+    """
+    n = len(level)
+    returns = rng.random(n) < _column(4)[level]
+    offset = (R_A.transpose(0, 2, 1) @ move[..., None])[..., 0]
+    towards = np.stack([np.zeros(n), np.zeros(n), depth], 1) - offset
+    back = _rotation_y(np.arctan2(towards[:, 0], towards[:, 2])) @ _rotation_x(
+        -np.arctan2(towards[:, 1], np.hypot(towards[:, 0], towards[:, 2]))
+    )
+    return np.where(returns[:, None, None], back, np.eye(3))
 
 
 def warp(
