@@ -288,8 +288,14 @@ class Gyroscope:
         else:
             turned = self.between_keyframes(from_ns, to_ns)
         self._turned = None if turned is None else (turned, from_ns, to_ns)
-        if turned is None:
-            return None
+        return None if turned is None else self._with_uncertain_bias(turned)
+
+    def turned_between(self, from_ns: int, to_ns: int) -> RotationPrior | None:
+        """The rotation from one image to another; None where it is not known or not yet trusted."""
+        turned = self.between_keyframes(from_ns, to_ns) if self._binding else None
+        return None if turned is None else self._with_uncertain_bias(turned)
+
+    def _with_uncertain_bias(self, turned: Preintegrated) -> RotationPrior:
         bias = self._P[3:, 3:] + BIAS_WALK**2 * turned.seconds / 3 * np.eye(3)
         P = turned.covariance + turned.by_bias @ bias @ turned.by_bias.T
         return RotationPrior(_quaternion(turned.R), torch.from_numpy(P))

@@ -59,6 +59,7 @@ class SeenFrame:
     moving: np.ndarray  # (N,) bool, taken to be of a body that moves
     T_WC: Tensor  # (7,) float64
     skew_px: float = 0.0  # by which a rolling shutter may have moved the outermost rows
+    stamp_ns: int = 0
 
     @cached_property
     def points_W(self) -> np.ndarray:
@@ -68,7 +69,8 @@ class SeenFrame:
 
     def select(self, rows: np.ndarray) -> SeenFrame:
         """Some of the landmarks, by indices or a mask."""
-        return SeenFrame(self.id[rows], self.uv[rows], self.points_C[rows], self.moving[rows], self.T_WC, self.skew_px)
+        id, uv, points_C, moving = (part[rows] for part in (self.id, self.uv, self.points_C, self.moving))
+        return SeenFrame(id, uv, points_C, moving, self.T_WC, self.skew_px, self.stamp_ns)
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,22 @@ class TwoMotions:
     second: Tensor  # (B,) as the other body
     T_WC: Tensor  # (7,) the pose now, from that of the earlier frame
     frames: int  # since then
+    since_ns: int  # its stamp
     cells: int  # of the image with landmarks of either body
     attached: bool  # the other body stands still in the image, as what is on the lens or a part of the robot
+
+    def swapped(self) -> TwoMotions:
+        """The same with the other body for the world."""
+        T_WC = geometry.compose(self.T_WC, geometry.relative(self.T_first, self.T_second))
+        return replace(
+            self,
+            T_first=self.T_second,
+            T_second=self.T_first,
+            first=self.second,
+            second=self.first,
+            T_WC=T_WC,
+            attached=False,
+        )
 
     def difference(self) -> Tensor:
         """The twist (6,) a frame by which the two differ."""
@@ -107,6 +123,11 @@ class MotionSegmentation:
         self._compared: SeenFrame | None = None
         self._cells = 0  # of the image in which the two explained most landmarks, at most
         self._quiet = self._since = 0  # frames since `last` was seen: with one motion for as many cells, and all
+
+    @property
+    def oldest(self) -> SeenFrame | None:
+        """Of the frames that are kept."""
+        return self._frames[0] if self._frames else None
 
     def forget_frames(self) -> None:
         """What follows is of another scale or camera, or does not continue the last pose; what was in dispute stays so."""
@@ -150,7 +171,7 @@ class MotionSegmentation:
             last, moving = self._frames.pop(), np.zeros(len(id), bool)
             pairs = (last.id, id), (last.uv, uv), (last.points_C, points_C), (last.moving, moving)
             ids, uvs, points, both = (np.concatenate(pair) for pair in pairs)
-            self.keep(SeenFrame(ids, uvs, points, both, last.T_WC, last.skew_px))
+            self.keep(SeenFrame(ids, uvs, points, both, last.T_WC, last.skew_px, last.stamp_ns))
 
     def _find(self, camera: Camera, comparisons: list[_Comparison]) -> TwoMotions | None:
         known = self.last is not None
@@ -234,7 +255,9 @@ class _Comparison:
             motions, a, b = motions[::-1], b, a
         T_WC, cells = geometry.compose(self.before.T_WC, motions[0]), sum(count_cells(self.camera, uv[a], uv[b]))
         ids = torch.from_numpy(self.now.id[self.at_now])
-        return TwoMotions(*motions, ids[a], ids[b], T_WC, self.frames, cells, self._is_attached(a, b))
+        return TwoMotions(
+            *motions, ids[a], ids[b], T_WC, self.frames, self.before.stamp_ns, cells, self._is_attached(a, b)
+        )
 
     def leaves_landmarks_over(self) -> bool:
         """Whether the poses leave enough over for another body."""

@@ -95,7 +95,7 @@ class Odometry:
         self.relocalizer = Relocalizer(self.config, self.matcher, self.front_end)
         self.mapper = Mapper(self.config, self.matcher)
         self.motion = MotionModel()
-        self.bodies = BodySeparation(self.config, self.front_end, self.motion)
+        self.bodies = BodySeparation(self.config, self.front_end, self.motion, self.gyroscope, self.external)
         self.inputs = InputCheck()
         self.last: TrackedFrame | None = None
         self.rescaled: tuple[float, Tensor] | None = None

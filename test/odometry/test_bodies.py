@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from imatching_ros.core import geometry
-from imatching_ros.core.types import TrackingState
+from imatching_ros.core.types import Frame, TrackingState
 from imatching_ros.pipeline import Pipeline
-from odometry_scenes import CAMERA, configure, passing, render_walk
+from odometry_scenes import CAMERA, configure, passing, render_walk, speckle
 
 BEGIN = 4  # frame in which a thing appears that fills 40 % of the image
 
@@ -42,3 +42,28 @@ def test_landmarks_of_the_thing_are_set_apart_and_placed_where_the_image_shows_i
     assert points_C[:, 2].median() == pytest.approx(0.5, abs=0.02)
     u, v = geometry.project(CAMERA, points_C).sub(landmarks.uv_last[rows]).abs().median(0).values.tolist()
     assert max(u, v) < 1
+
+
+def small_thing(frame: Frame) -> Frame:
+    """The frame with a textured thing 1 m before the camera that crosses a ninth of it."""
+    place = ..., slice(60, 160), slice(20 + 8 * frame.id, 120 + 8 * frame.id)
+    image, depth = frame.image.clone(), frame.depth.clone()
+    image[place] = torch.from_numpy(speckle(7)[:100, : image[place].shape[2]].copy())
+    depth[place] = 1.0
+    return replace(frame, image=image, depth=depth)
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_external_odometry_decides_which_motion_is_the_cameras(agrees):
+    """What moves as wheels say is TRACKING again; with wheels that contradict the images before, both motions stay in dispute."""
+    pipeline = Pipeline(configure("expectation", odometry__mode="rgbd", external_odometry__use="'prediction'"))
+    tracking = []
+    for frame, T in render_walk():
+        wheels = T.clone()
+        wheels[:3] *= 1.02 if agrees else -3.0
+        pipeline.add_external_odometry(frame.stamp_ns, wheels)
+        output = pipeline.process(small_thing(frame) if frame.id >= BEGIN else frame)
+        if output.state is TrackingState.TRACKING:
+            tracking.append(float((output.T_WC[:3] - T[:3]).norm()))
+    assert bool(pipeline.window.landmarks.moving.any())
+    assert max(tracking) < 0.1 and (len(tracking) > 12 if agrees else len(tracking) < 8)

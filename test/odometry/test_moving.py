@@ -78,6 +78,16 @@ def test_a_thing_that_moves_is_told_from_the_world_around_it():
     assert geometry.local(two.T_WC, frames[-1].T_WC).abs().max() < 0.02
 
 
+def test_swapped_motions_give_the_pose_by_the_other_body():
+    frames = walk(0.03)
+    two = follow(MotionSegmentation(), frames)[-1]
+    other = two.swapped()
+    assert torch.equal(other.first, two.second) and torch.equal(other.T_first, two.T_second)
+    before = frames[-1 - two.frames].T_WC
+    assert geometry.local(geometry.compose(before, two.T_second), other.T_WC).abs().max() < 1e-9
+    assert geometry.local(other.swapped().T_WC, two.T_WC).abs().max() < 1e-9
+
+
 def test_a_pose_that_follows_the_thing_is_found_out():
     """Odometry has taken the thing for the world from the start."""
     world, thing = points()
