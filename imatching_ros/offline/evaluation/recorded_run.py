@@ -208,10 +208,12 @@ def _read_mounting(base_from_camera: Sequence[float]) -> Tensor:
     """(7,) pose.
 
     Raises:
-        ConfigError: a quaternion that is none.
+        ConfigError: numbers that are not finite, or a quaternion that is none.
     """
     T_BC = torch.tensor(base_from_camera, dtype=torch.float64)
     length = float(T_BC[3:].norm())
+    if not T_BC.isfinite().all():
+        raise ConfigError(f"--base-from-camera is {base_from_camera}, expected finite numbers")
     if not 0.9 < length < 1.1:
         raise ConfigError(f"--base-from-camera: the quaternion has the length {length:.3g}, expected 1")
     return torch.cat([T_BC[:3], T_BC[3:] / length])

@@ -14,6 +14,8 @@ from ...core.types import to_json_value
 from ..recordings.base import SourceOptions
 from .windows import write_json
 
+WINDOWS = "windows"  # the folder of what was collected
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,13 +55,13 @@ class Plan:
 
     def folders(self, out: Path, epoch: int = 0) -> list[Path]:
         """Where the windows of each source are kept, of the first epoch or of a later one."""
-        windows = out / "windows" if epoch == 0 else epoch_folder(out, epoch)
+        windows = out / WINDOWS if epoch == 0 else epoch_folder(out, epoch)
         return [windows / f"{number:02d}_{path.resolve().stem}" for number, path in enumerate(self.sources)]
 
 
 def epoch_folder(out: Path, epoch: int) -> Path:
     """The windows of a later epoch."""
-    return out / "windows" / f"epoch{epoch}"
+    return out / WINDOWS / f"epoch{epoch}"
 
 
 def describe(plan: Plan, origin: str, config: Config) -> dict[str, Any]:
@@ -84,8 +86,8 @@ def describe(plan: Plan, origin: str, config: Config) -> dict[str, Any]:
 
 
 def compare_with_earlier(path: Path, description: dict[str, Any]) -> None:
-    """Refuses to resume a run that was started with other values; the first run writes its own."""
-    if not path.is_file():
+    """Refuses to resume a run that was started with other values; the first run that got to a window writes its own."""
+    if not path.is_file() or not (path.parent / WINDOWS).exists():
         write_json(path, description)
         return
     before, now = _flat(json.loads(path.read_text())), _flat(description)

@@ -64,6 +64,11 @@ def test_the_plane_of_a_wheeled_robot_takes_the_mounting(wall, tmp_path, capsys)
     assert "planar       used" in capsys.readouterr().out
     assert main(["replay", *options, "--out", str(tmp_path / "none"), *mounted, "5"]) == 1
     assert "--base-from-camera: the quaternion has the length 5.07, expected 1" in capsys.readouterr().err
+    assert (
+        main(["replay", *options, "--out", str(tmp_path / "none"), "--base-from-camera", "nan", *mounted[2:], "0.5"])
+        == 1
+    )
+    assert "expected finite numbers" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
