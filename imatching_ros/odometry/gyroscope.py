@@ -205,7 +205,11 @@ class Gyroscope:
         self._check.clear()
         self._gap, self._rest_s = "", 0.0
         self._contradictions, self._contradicted, self._vetted = 0.0, False, 0
-        self._distance, self._images = 0.0, 0.0
+        self._distance, self._images, self._proved = (
+            0.0,
+            0.0,
+            False,
+        )  # it was binding, and images have not overruled it since
         self._predicted: _Predicted | None = None
         self._turned: tuple[Preintegrated, int, int] | None = None  # as of `turned_since`, with its two times
         self.restart()
@@ -278,8 +282,8 @@ class Gyroscope:
         return None if isinstance(step, str) else step
 
     def turned_since(self, from_ns: int, to_ns: int) -> RotationPrior | None:
-        """The rotation since an earlier image, for whether the camera stands still; None where it is not known or not yet trusted."""
-        if not self._binding or not from_ns < to_ns:
+        """The rotation since an earlier image; None where it is not known or not trusted. Losses alone do not cost that trust."""
+        if not self._proved or self._refuted or not from_ns < to_ns:
             return None
         before, since_ns, until_ns = self._turned or (None, -1, -1)
         if before is not None and since_ns == from_ns and until_ns < to_ns:
@@ -366,7 +370,7 @@ class Gyroscope:
         else:
             self._count(contradicts, predicted.step, found)
         if contradicts and not estimate.prior_used and not weak:  # images have overruled it
-            self._vetted = 0
+            self._vetted, self._proved = 0, False
             if found.distance > self.CLEAR_CONTRADICTION:
                 self._check.forget_agreement()
         if contradicts:
@@ -414,6 +418,7 @@ class Gyroscope:
             self._images = keep * self._images + 1
             unproved = self._vetted < self.VETTED and self._disagrees
             self._vetted = 0 if self._contradicted or unproved else min(max(vetted, 0), self.MOST_VETTED)
+            self._proved = self._vetted >= self.VETTED or (self._proved and self._vetted > 0)
 
     def _learn_at_rest(self, step: Preintegrated, P: np.ndarray) -> None:
         """Kalman update of the bias by the mean rate of a camera at rest, of which images know the rotation to P (3, 3).

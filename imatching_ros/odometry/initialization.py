@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..bundle import triangulate
+from ..bundle import RotationPrior, triangulate
 from ..core import geometry
 from ..core.config import Config
 from ..core.masks import is_masked
 from ..matching.base import Matcher
 from .front_end import FeatureFrame
 from .pose_estimator import Correspondences, PoseEstimator
+from .gyroscope import Gyroscope
 from .measurements import detect
 from .two_view import PairMatches, two_view_geometry
 
@@ -62,7 +63,7 @@ class MonoInitializer:
         self._views: list[View] = []
         self._waited = 0
 
-    def add_frame(self, current: FeatureFrame) -> InitialViews | str:
+    def add_frame(self, current: FeatureFrame, gyroscope: Gyroscope) -> InitialViews | str:
         """Takes the next frame; returns the initial views, or why there are none yet."""
         if not self._views:
             return self._restart(current)
@@ -74,7 +75,8 @@ class MonoInitializer:
         # Much parallax makes a good start; a long wait, or a reference about to be lost, is content with less.
         patience = 1 - self._waited / self.PATIENCE
         patience = min(patience, self.FADING_SHARE) if fading else patience
-        result = self._solve(max(patience, self.LEAST_SHARE)) if count >= enough else ""
+        turned = gyroscope.turned_since(self._views[0].current.frame.stamp_ns, current.frame.stamp_ns)
+        result = self._solve(max(patience, self.LEAST_SHARE), turned) if count >= enough else ""
         if len(self._views) > self.MAX_BETWEEN + 1:
             # Every second one goes: the views stay spread over the whole time since the reference.
             self._views = [self._views[0], *self._views[2:-1:2], self._views[-1]]
@@ -113,7 +115,7 @@ class MonoInitializer:
         self._views = [View(current, uv, torch.ones(len(uv), dtype=torch.bool), torch.ones(len(uv)))]
         return "waiting for parallax"
 
-    def _solve(self, share: float) -> InitialViews | str:
+    def _solve(self, share: float, turned: RotationPrior | None) -> InitialViews | str:
         """Two-view geometry from the reference to the newest view, if it has that share of the wanted parallax."""
         first, last = self._views[0], self._views[-1]
         camera = last.current.camera
@@ -124,7 +126,7 @@ class MonoInitializer:
             return "waiting for parallax"
         sigma_b = last.sigma_px[rows].double()
         matches = PairMatches(a[rows], b[rows], torch.full_like(sigma_b, self._config.corner_sigma_px), sigma_b)
-        found = two_view_geometry(camera, matches, wanted_px, self._config.start_landmarks, self._bundle)
+        found = two_view_geometry(camera, matches, wanted_px, self._config.start_landmarks, self._bundle, turned=turned)
         if isinstance(found, str):
             return found
         return self._with_between(rows[found.inlier], found.T_last)

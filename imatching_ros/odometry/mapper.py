@@ -18,6 +18,7 @@ from ..core.types import BAResult, BAStatus, ObservationKind, WindowSnapshot
 from ..matching.base import Matcher
 from .front_end import FeatureFrame, LandmarkMatches
 from .pose_estimator import PoseEstimate
+from .gyroscope import Gyroscope
 from .initialization import InitialViews, MonoInitializer
 from .local_map import Keyframe, Window
 from .measurements import detect
@@ -159,7 +160,9 @@ class Mapper:
 
     # -- maps ---------------------------------------------------------------------------------------------------------
 
-    def start_map(self, current: FeatureFrame, mode: str, median_depth: float | None, next_id: int) -> Window | str:
+    def start_map(
+        self, current: FeatureFrame, mode: str, median_depth: float | None, next_id: int, gyroscope: Gyroscope
+    ) -> Window | str:
         """A new window, with depth at once, in mono when frames have enough parallax; or why there is none.
 
         Args:
@@ -168,7 +171,7 @@ class Mapper:
         """
         if mode != "mono":
             return self.start_metric(current, mode, next_id)
-        start = self.initializer.add_frame(current)
+        start = self.initializer.add_frame(current, gyroscope)
         return start if isinstance(start, str) else self.start_mono(start, median_depth, next_id)
 
     def start_metric(self, current: FeatureFrame, mode: str, next_id: int) -> Window | str:

@@ -377,7 +377,7 @@ class Odometry:
         if not self.matcher.wide_baseline:
             return True
         before = self._lost_view
-        window = self.mapper.start_map(current, self._mode, None, self.window.next_id)
+        window = self.mapper.start_map(current, self._mode, None, self.window.next_id, self.gyroscope)
         self._lost_view = None if isinstance(window, str) else window
         return before is not None and self.front_end.sees(before, replace(current, rotation=None))
 
@@ -385,7 +385,7 @@ class Odometry:
         """Begins a map, where the last pose was if there is one: with depth at once, in mono when frames have enough parallax."""
         frame, again = current.frame, last is not None
         depth = None if last is None else last.median_depth()
-        window = self.mapper.start_map(current, self._mode, depth, self.window.next_id)
+        window = self.mapper.start_map(current, self._mode, depth, self.window.next_id, self.gyroscope)
         if isinstance(window, str):
             return self._without_pose(frame, window)
         T_origin = geometry.identity()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bundle import solve, triangulate
+from ..bundle import RelativeRotations, RotationPrior, solve, triangulate
 from ..camera.model import Camera
 from ..core import geometry
 from ..core.config import BundleConfig
@@ -27,6 +27,7 @@ OUTLIER_SIGMAS = 3.0  # from here a match speaks against all motions alike
 # Errors are shared by neighbours: the covariance for independent ones is too small by so much (docs/results.md, 73 / 3.9).
 DESIGN_EFFECT = 20.0
 LEAST_LOG_ODDS = math.log(20.0)  # of the best motion against the next one
+MOST_DISTANCE = 16.3  # of a motion to a measured rotation: the 99.9 % quantile of chi-square with 3 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,20 @@ class TwoViews:
 
 
 def two_view_geometry(
-    camera: Camera, matches: PairMatches, wanted_px: float, min_points: int, config: BundleConfig
+    camera: Camera,
+    matches: PairMatches,
+    wanted_px: float,
+    min_points: int,
+    config: BundleConfig,
+    *,
+    turned: RotationPrior | None = None,
 ) -> TwoViews | str:
     """The relative pose of two views; or why it is not determined.
 
     The essential matrix and the homography are fitted by MAGSAC. Where the homography explains the matches as well, the scene is a
     plane and the motion ambiguous; near a plane the best one of the motions that the two suggest has to win clearly.
+
+    `turned`: the rotation as another sensor has measured it. It tells the motions by which a plane can cause a homography apart.
     """
     planar = 0.95  # a homography that explains so much of what the essential matrix explains
     in_front_share = 0.7
@@ -62,7 +71,7 @@ def two_view_geometry(
     if isinstance(essential, str):
         return essential
     T_E, support = essential
-    q_turned = geometry.inverse(T_E)[3:]
+    q_turned = geometry.inverse(T_E if turned is None else torch.cat([T_E[:3], turned.q_WC]))[3:]
     rotated = geometry.project(camera, geometry.rotate(q_turned, geometry.rays(camera, matches.a)))
     parallax = float((rotated - matches.b).norm(dim=1)[support].median())
     if parallax < wanted_px:
@@ -71,10 +80,13 @@ def two_view_geometry(
     if flat is not None and flat.sum() >= planar * support.sum():
         return _describe_plane(K, H)
     starts = [T_E] if H is None else [T_E, *_plane_motions(K, H)]
-    refined = [found for T in starts if (found := _refine(camera, matches, T, config)) is not None]
+    refined = [found for T in starts if (found := _refine(camera, matches, T, config, turned)) is not None]
     if not refined:
         return "the points of the essential matrix are not in front of the camera"
-    chosen = _choose(refined)
+    known = [motion for motion in refined if motion.distance < MOST_DISTANCE]
+    if not known:
+        return "the rotation of the matches is not the one that was measured"
+    chosen = _choose(known)
     if chosen is None:
         return "two motions explain the matches, for the scene is nearly one plane from these views; move on"
     agreeing = int(chosen.inlier.sum())
@@ -111,13 +123,16 @@ def _from_opencv(R: np.ndarray, t: np.ndarray) -> Tensor:
 class _Motion:
     T_last: Tensor  # (7,) baseline 1
     s: Tensor  # (N,) squared whitened residual of each match; inf where its point is behind a camera
+    distance: float = 0.0  # chi-square of 3 degrees of freedom to a measured rotation
 
     def cost(self, variance: float) -> float:
-        """Minus the logarithm of the likelihood, of whitened residuals with this variance."""
-        return float((self.s / variance).clamp_max(OUTLIER_SIGMAS**2).sum()) / 2
+        """Minus the logarithm of the likelihood, of whitened residuals with this variance that neighbours share."""
+        return (float((self.s / variance).clamp_max(OUTLIER_SIGMAS**2).sum()) / DESIGN_EFFECT + self.distance) / 2
 
 
-def _refine(camera: Camera, matches: PairMatches, T_last: Tensor, config: BundleConfig) -> _Motion | None:
+def _refine(
+    camera: Camera, matches: PairMatches, T_last: Tensor, config: BundleConfig, turned: RotationPrior | None
+) -> _Motion | None:
     """The optimum near a motion (7,); None where most points would be behind a camera."""
     front = _triangulate(camera, matches, T_last)[0].isfinite().all(1).nonzero()[:, 0]
     count = len(front)
@@ -139,9 +154,17 @@ def _refine(camera: Camera, matches: PairMatches, T_last: Tensor, config: Bundle
         torch.cat([sigma, sigma, none + 1], 1),
         fixed=torch.tensor([True, False]),
     )
-    T = solve(window, config).T_WC[1]
+    measured = None if turned is None else _between(turned)
+    T = solve(window, config, measured).T_WC[1]
     T = torch.cat([T[:3] / T[:3].norm().clamp_min(1e-12), T[3:]])
-    return _Motion(T, _triangulate(camera, matches, T)[1])
+    R = geometry.rotation_matrix(torch.stack([geometry.identity(), T])[:, 3:])
+    return _Motion(T, _triangulate(camera, matches, T)[1], 0.0 if measured is None else measured.distance(R))
+
+
+def _between(turned: RotationPrior) -> RelativeRotations:
+    """The rotation from the first view to the second, against observations whose errors neighbours share."""
+    R, information = geometry.rotation_matrix(turned.q_WC).numpy(), torch.linalg.inv(turned.covariance).numpy()
+    return RelativeRotations(np.array([0]), np.array([1]), R[None], information, DESIGN_EFFECT)
 
 
 def _triangulate(camera: Camera, matches: PairMatches, T_last: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +185,7 @@ def _choose(motions: list[_Motion]) -> TwoViews | None:
     variance = max(min(float(m.s.median()) for m in motions) / median_1, 1e-12)
     best = min(motions, key=lambda m: m.cost(variance))
     others = [m.cost(variance) for m in motions if _differ(best.T_last, m.T_last)]
-    if others and (min(others) - best.cost(variance)) / DESIGN_EFFECT < LEAST_LOG_ODDS:
+    if others and min(others) - best.cost(variance) < LEAST_LOG_ODDS:
         return None
     return TwoViews(best.T_last, best.s / variance < OUTLIER_SIGMAS**2)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from imatching_ros.bundle import RotationPrior
 from imatching_ros.core import geometry
 from imatching_ros.core.config import BundleConfig
 from imatching_ros.odometry.two_view import PairMatches, TwoViews, two_view_geometry
@@ -26,11 +27,16 @@ def points() -> torch.Tensor:
 
 
 def solve(
-    points: torch.Tensor, T: torch.Tensor, noise_px: float = 0.1, seed: int = 0, wanted_px: float = 3.0
+    points: torch.Tensor,
+    T: torch.Tensor,
+    noise_px: float = 0.1,
+    seed: int = 0,
+    wanted_px: float = 3.0,
+    turned: RotationPrior | None = None,
 ) -> TwoViews | str:
     a, b = pixels(points, geometry.identity(), seed, noise_px), pixels(points, T, seed + 1, noise_px)
     sigma = torch.full((len(points),), noise_px, dtype=torch.float64)
-    return two_view_geometry(CAMERA, PairMatches(a, b, sigma, sigma), wanted_px, 50, BundleConfig())
+    return two_view_geometry(CAMERA, PairMatches(a, b, sigma, sigma), wanted_px, 50, BundleConfig(), turned=turned)
 
 
 def test_points_beyond_fifty_baselines_start_a_map(points):
@@ -63,3 +69,24 @@ def test_near_a_plane_no_motion_is_wrong(twist):
             assert float(geometry.log_so3(geometry.relative(found.T_last, T)[3:]).norm()) < 0.017, seed
             right += 1
     assert right >= 1
+
+
+def measured(T: torch.Tensor, sigma: float = 1e-3) -> RotationPrior:
+    return RotationPrior(T[3:], sigma**2 * torch.eye(3, dtype=torch.float64))
+
+
+def test_near_a_plane_a_measured_rotation_tells_the_motions_apart():
+    T, alone, known = move(0.12, 0.02, 0.05, 0, 0.13, 0), 0, 0
+    for seed in range(6):
+        alone += isinstance(solve(boxes_on_a_wall(seed), T, 0.5, seed), TwoViews)
+        found = solve(boxes_on_a_wall(seed), T, 0.5, seed, turned=measured(T))
+        if isinstance(found, TwoViews):
+            known += 1
+            assert float(geometry.log_so3(geometry.relative(found.T_last, T)[3:]).norm()) < 5e-3
+    assert known > alone
+
+
+def test_a_motion_whose_rotation_is_not_the_measured_one_starts_no_map(points):
+    T, other = move(1.0, 0, 0, 0, 0, 0), move(0, 0, 0, 0.05, 0, 0)
+    assert isinstance(solve(points, T, turned=measured(T)), TwoViews)
+    assert isinstance(solve(points, T, turned=measured(other)), str)
