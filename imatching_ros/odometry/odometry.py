@@ -45,6 +45,7 @@ from .front_end import (
 )
 from .gyroscope import Gyroscope
 from .input_check import InputCheck
+from .lens import StandingLandmarks
 from .local_map import Keyframe, Window
 from .mapper import KeyframeCandidate, Mapper, SolvedWindow
 from .motion import MotionModel, SeenLandmarks, TrackedFrame, skew_covariance
@@ -97,6 +98,7 @@ class Odometry:
         self.motion = MotionModel()
         self.bodies = BodySeparation(self.config, self.front_end, self.motion, self.gyroscope, self.external)
         self.inputs = InputCheck()
+        self.standing = StandingLandmarks()
         self.last: TrackedFrame | None = None
         self.rescaled: tuple[float, Tensor] | None = None
         self._mode = ""
@@ -291,6 +293,8 @@ class Odometry:
             return states.Cause.SKEWED
         if is_uncertain(estimate, median_depth):
             return states.Cause.UNCERTAIN
+        if self._mode == "mono" and self.standing.suspected:
+            return states.Cause.STANDING
         drifts = self._mode == "mono" and self.scale.source != "odometry"
         return states.Cause.TURNED if drifts and self.window.turned_in_place else None
 
@@ -350,6 +354,8 @@ class Odometry:
         frame, landmarks = current.frame, self.window.landmarks
         depth = geometry.act(geometry.inverse(T_WC), landmarks.points_W[rows])[:, 2]
         self.last = TrackedFrame(frame.id, frame.stamp_ns, current.features, T_WC, uv, depth)
+        if self._mode == "mono":
+            self.standing.add(landmarks.id[rows].numpy(), uv.numpy(), frame.camera.width)
         if not states.pose_unverified(self.state):
             uv_ideal = frame.camera.undistort(uv.double())
             self.motion.zero_motion.set_reference(frame.stamp_ns, landmarks.id[rows], uv_ideal, depth, T_WC)

@@ -7,8 +7,8 @@
 | Unverified    |            | Tracking *   | Unverified     | Lost          |
 | Lost          | Tracking   | Tracking *   | Unverified     | Lost          |
 
-* Unverified while the pose has few inliers, is uncertain, is that of a skewed image or keyframe, one camera turns in place, or the image
-shows two motions.
+* Unverified while the pose has few inliers, is uncertain, is that of a skewed image or keyframe, one camera turns in place or
+has something on its lens, or the image shows two motions.
 A map created when lost is a new map, at the last pose.
 A frame whose image is blank changes nothing: it neither supports nor refutes the pose.
 """
@@ -40,10 +40,11 @@ class Cause(Enum):
         "the camera has turned much and moved little, and the scale of one camera may have changed ({inliers} agree)"
     )
     TWO_MOTIONS = "two motions in the image: something large moves, and which of the two is the camera's is not certain ({inliers} agree)"
+    STANDING = "matches that agree with the pose ({inliers}) stand still in the image while all around them moves: is something on the lens?"
     OCCLUSION = "most landmarks are not found; something may hide the image ({inliers} agree)"
 
 
-WEAKNESSES = (Cause.FEW_INLIERS, Cause.UNCERTAIN, Cause.SKEWED, Cause.TURNED, Cause.TWO_MOTIONS)
+WEAKNESSES = (Cause.FEW_INLIERS, Cause.UNCERTAIN, Cause.SKEWED, Cause.TURNED, Cause.TWO_MOTIONS, Cause.STANDING)
 LEARNED_FROM = (Cause.FEW_INLIERS, Cause.TURNED)  # where the window itself decides (`learning/gate.py`)
 
 
