@@ -50,8 +50,12 @@ class StandingLandmarks:
 
 def _stand_still(uv: np.ndarray, motion_px: np.ndarray, least_px: float) -> np.ndarray:
     """(N,) bool: landmarks at uv (N, 2) that have moved much less than those next to them, which have moved by more than `least_px`."""
-    apart = np.linalg.norm(uv[:, None] - uv[None], axis=2)
-    np.fill_diagonal(apart, np.inf)
-    nearest = np.argpartition(apart, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
+    slow = (motion_px < SLOW_SHARE * motion_px.max()).nonzero()[0]  # few; others are not slower than their neighbours
+    at = uv.astype(np.float32)
+    squares = (at**2).sum(1) - 2 * at[slow] @ at.T  # of the distance, but for what is equal in a row
+    squares[np.arange(len(slow)), slow] = np.inf
+    nearest = np.argpartition(squares, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
     around_px = np.median(motion_px[nearest], axis=1)
-    return (around_px > least_px) & (motion_px < SLOW_SHARE * around_px)
+    standing = np.zeros(len(uv), bool)
+    standing[slow] = (around_px > least_px) & (motion_px[slow] < SLOW_SHARE * around_px)
+    return standing
