@@ -177,12 +177,20 @@ def test_trajectories(count, tmp_path):
     run(count, CONTENTS, check)
 
 
+# Fmt: skip.
 LAYOUTS = {
-    "frames": {"frames.csv": "index,timestamp,left,depth\n0,0.0,0.png,\n", "camera.json": '{"cameras": [{"width": 16}]}'},
+    "frames": {
+        "frames.csv": "index,timestamp,left,depth\n0,0.0,0.png,\n",
+        "camera.json": '{"cameras": [{"width": 16}]}',
+    },
     "tum": {"rgb.txt": "0.0 0.png\n", "depth.txt": "0.0 0.png\n"},
-    "kitti": {"calib.txt": "P0: 50 0 8 0 0 50 6 0 0 0 1 0\n", "times.txt": "0.0\n", "poses.txt": "1 0 0 0 0 1 0 0 0 0 1 0\n"},
+    "kitti": {
+        "calib.txt": "P0: 50 0 8 0 0 50 6 0 0 0 1 0\n",
+        "times.txt": "0.0\n",
+        "poses.txt": "1 0 0 0 0 1 0 0 0 0 1 0\n",
+    },
     "euroc": {"cam0/data.csv": "#t,file\n0,0.png\n", "cam0/sensor.yaml": "T_BS: {data: [1]}\n"},
-}  # fmt: skip
+}
 
 
 @cases(60)

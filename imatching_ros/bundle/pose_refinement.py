@@ -274,11 +274,12 @@ class _Pose:
         """
         at, alpha = self.state.residuals, self._observations.alpha
         gain = self._observations.inv_sigma * (scale * at.inv_depth)
+        # Derivative by the point in the camera.
         a, b, c = (
             np.zeros_like(gain),
             np.zeros_like(gain),
             -gain * at.predicted,
-        )  # derivative by the point in the camera
+        )
         a[0], b[1] = gain[0], gain[1]
         if alpha is not None:
             a[2] = gain[2] * alpha

@@ -21,10 +21,8 @@ class Stretch:
     """
 
     INNER_PERCENT = (0.5, 99.5)  # of the pixels span the range: a few hot ones do not count
-    RATE, MOST_STEP = (
-        0.1,
-        0.05,
-    )  # what an image closes of the difference, and at most of the range: within some ten images
+    # What an image closes of the difference, and at most of the range: within some ten images.
+    RATE, MOST_STEP = 0.1, 0.05
     LEAST_SPAN = 256.0  # counts; fewer would show noise
     MOST_CLIPPED = 0.1  # share of the pixels outside of the range; more is another scene, or an offset of the sensor
 

@@ -28,9 +28,8 @@ class Clock:
 
 
 SYNC_SLOP_S = 0.01  # largest difference of the stamps of two cameras' images of one moment
-BACKWARD_JUMP_S = (
-    0.5  # a stamp older by more is of a clock that was set back, or of a bag that loops; by less, of a late image
-)
+# A stamp older by more is of a clock that was set back, or of a bag that loops; by less, of a late image.
+BACKWARD_JUMP_S = 0.5
 
 
 @dataclass(frozen=True)

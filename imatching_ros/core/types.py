@@ -86,9 +86,8 @@ class WindowSnapshot:
     kind: Tensor  # (O,) int64, ObservationKind
     sigma: Tensor  # (O, 3) float64, standard deviation of each number of obs
     fixed: Tensor  # (M,) bool, poses held constant
-    expected_depth: bool = (
-        False  # its depths are what their surroundings suggest, no measurements: the window is mono (depth_prior)
-    )
+    # Its depths are what their surroundings suggest, no measurements: the window is mono (depth_prior).
+    expected_depth: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,18 +105,15 @@ class BAResult:
     iterations: int
     status: BAStatus
     reason: str  # why DEGENERATE or MAX_ITER, and how many observations were excluded, if any
-    covariance_newest: (
-        Tensor | None
-    )  # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate
-    covariance_scale: float = (
-        1.0  # design effect of shared errors: covariance_newest over that for independent observations
-    )
+    # (6, 6) float64 of T_WC[-1], perturbation T_WC * Exp([rho, phi]); None when degenerate.
+    covariance_newest: Tensor | None
+    # Design effect of shared errors: covariance_newest over that for independent observations.
+    covariance_scale: float = 1.0
     residual_scale: float = 1.0  # variance of the residuals over that of the assumed sigmas
     # Where a prior of K rotations between keyframes is part of it:
     rotation_errors: Tensor | None = None  # (K, 3) float64 rad, by how much they differ from the prior's
-    rotation_covariance: Tensor | None = (
-        None  # (3K, 3K) of these, as observations alone know the rotations; None when degenerate
-    )
+    # (3K, 3K) of these, as observations alone know the rotations; None when degenerate.
+    rotation_covariance: Tensor | None = None
 
     @property
     def rotations_used(self) -> bool:
@@ -186,12 +182,10 @@ class OdometryOutput:
     timings_ms: dict[str, float] = field(default_factory=dict)
     scale: str = ""  # what gives the unit of length; `unknown`, and why, where nothing does
     fault: str = ""  # what is wrong with the images although they were used; empty when nothing is
-    covariance_in_map: Tensor | None = (
-        None  # (6, 6) as covariance, landmarks taken as exact: what neighbouring poses do not share
-    )
-    covariance_of_step: Tensor | None = (
-        None  # (6, 6) as covariance: the errors of the motion since the last pose that leave no residual
-    )
+    # (6, 6) as covariance, landmarks taken as exact: what neighbouring poses do not share.
+    covariance_in_map: Tensor | None = None
+    # (6, 6) as covariance: the errors of the motion since the last pose that leave no residual.
+    covariance_of_step: Tensor | None = None
 
     @property
     def pose(self) -> pypose.LieTensor | None:

@@ -7,9 +7,8 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-YIELD: ContextVar[Callable[[], None]] = ContextVar(
-    "cooperative_yield", default=lambda: None
-)  # a new thread starts with the default
+# A new thread starts with the default.
+YIELD: ContextVar[Callable[[], None]] = ContextVar("cooperative_yield", default=lambda: None)
 
 
 def cooperative_yield() -> None:

@@ -22,10 +22,8 @@ from .rematching import expected_uv
 from .warps import draw_pair, draw_view_homography
 
 QUERIES = 192  # of a pair; evaluation asks for 512 in an image of four times as many pixels
-CROP = (
-    240,
-    320,
-)  # height and width of the parts of larger images that are trained on: a step costs the same for every camera
+# Height and width of the parts of larger images that are trained on: a step costs the same for every camera.
+CROP = 240, 320
 FEWEST = 16  # correspondences of a pair worth its two images
 MIN_TRUSTED_VIEWS = 3  # two views of a landmark constrain nothing along the epipolar line
 MIN_WEIGHT = 0.25  # of the robust kernel: the observation is trusted

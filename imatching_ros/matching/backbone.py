@@ -167,9 +167,8 @@ def _unit_length(cells: Tensor) -> Tensor:
     """Descriptors (..., C) of length 1, in float32."""
     cells = cells.float()
     scale = torch.linalg.vector_norm(cells, dim=-1, keepdim=True).clamp_min(1e-6).reciprocal()
-    return (
-        cells * scale if torch.is_grad_enabled() else cells.mul_(scale)
-    )  # a fresh map of this size costs more than the product
+    # A fresh map of this size costs more than the product.
+    return cells * scale if torch.is_grad_enabled() else cells.mul_(scale)
 
 
 def _enlarge(x: Tensor) -> Tensor:

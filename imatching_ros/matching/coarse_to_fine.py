@@ -26,9 +26,8 @@ from .precision import use_bfloat16
 from .weights import load_weights, resolve_weights
 
 PATCH = 3  # side of the query's fine patch, in descriptors
-DILATION = (
-    3  # their distance in fine cells: width gives precision where texture is weak, and only their number costs time
-)
+# Their distance in fine cells: width gives precision where texture is weak, and only their number costs time.
+DILATION = 3
 WINDOW = 9  # side of the fine search window, in fine cells
 SIDE = WINDOW + (PATCH - 1) * DILATION  # of the square that patches in this window cover
 REFINE_WINDOW = 5  # side of the second, re-centred fine window, in fine cells

@@ -89,9 +89,8 @@ class SiftMatcher(Matcher):
                 radius = torch.as_tensor(
                     torch.inf if radius_px is None else radius_px[t] if isinstance(radius_px, Tensor) else radius_px
                 )
-                distance = distance.masked_fill(
-                    away > radius.reshape(-1, 1), 2.0
-                )  # NaN compares False: searched everywhere
+                # NaN compares False: searched everywhere.
+                distance = distance.masked_fill(away > radius.reshape(-1, 1), 2.0)
             best, index = distance.topk(2, 1, largest=False)
             ratio = best[:, 0] / best[:, 1].clamp_min(1e-6)
             mutual = distance.argmin(0)[index[:, 0]] == torch.arange(len(queries))

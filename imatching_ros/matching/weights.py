@@ -84,9 +84,8 @@ def write_weights(
         "provenance": json.dumps(provenance, sort_keys=True),
     }
     content = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata)
-    partial = path.with_name(
-        f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial"
-    )  # promotions are written by a thread
+    # Promotions are written by a thread.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:

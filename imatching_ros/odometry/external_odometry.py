@@ -105,9 +105,8 @@ class ExternalOdometry:
         self._prediction_problem, self._scale_problem = "", "there is no map yet"
         self._at_keyframes: dict[int, Tensor] = {}
         self._predictions: tuple[Tensor, Tensor] | None = None
-        self._errors: tuple[float, float] | None = (
-            None  # running means of its own predictions and of constant velocity, rad
-        )
+        # Running means of its own predictions and of constant velocity, rad.
+        self._errors: tuple[float, float] | None = None
 
     @property
     def problem(self) -> str:

@@ -72,9 +72,8 @@ class Localization:
 # Bounds on the ratio of inliers, relative to the usual one of the scene. Chosen on rendered jumps of the camera between
 # places that look alike (`bench odometry --jumps`).
 SECOND_LOOK_INLIER_RATIO = 0.25  # below it a pose that continues the last one needs a second look,
-OCCLUSION_INLIER_RATIO = (
-    0.8  # unless the neighbours of its inliers agree as well: something hides the rest of the image
-)
+# Unless the neighbours of its inliers agree as well: something hides the rest of the image.
+OCCLUSION_INLIER_RATIO = 0.8
 PARTIAL_OCCLUSION_INLIER_RATIO = 0.4  # the same when the second look fails; the pose is unverified then
 MIN_INLIER_RATIO = 0.25  # below it the pose of a second look is rejected
 CONFIRMED_INLIER_RATIO = 0.5  # below it a pose is unverified, and rejected once tracking was lost
@@ -94,9 +93,8 @@ class FrontEnd:
     SECOND_RADIUS = 0.3  # of the search radius: similar things nearby mislead a matcher
     # A second look searches so many times farther than it counts: by chance less than a tenth lies where it counts.
     SECOND_REACH = 3.0
-    LOOSE_FACTOR = (
-        4.0  # on the inlier threshold for a first pose after a gap: old landmarks are known less well from there
-    )
+    # On the inlier threshold for a first pose after a gap: old landmarks are known less well from there.
+    LOOSE_FACTOR = 4.0
     SHUTTER_ITERATIONS = 2  # each leaves about the readout time over the time between images of the velocity's error
     SHUTTER_TOLERANCE_PX = 0.05  # by which the outermost rows may still be off
     FOLLOWER_RADIUS = 3.0  # times the search radius for matchers that search from the previous frame

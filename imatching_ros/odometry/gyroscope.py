@@ -205,11 +205,8 @@ class Gyroscope:
         self._check.clear()
         self._gap, self._rest_s = "", 0.0
         self._contradictions, self._contradicted, self._vetted = 0.0, False, 0
-        self._distance, self._images, self._proved = (
-            0.0,
-            0.0,
-            False,
-        )  # it was binding, and images have not overruled it since
+        # It was binding, and images have not overruled it since.
+        self._distance, self._images, self._proved = 0.0, 0.0, False
         self._predicted: _Predicted | None = None
         self._turned: tuple[Preintegrated, int, int] | None = None  # as of `turned_since`, with its two times
         self.restart()

@@ -206,9 +206,8 @@ class Odometry:
             least = CONFIRMED_INLIER_RATIO if interrupted else MIN_INLIER_RATIO
             found = front_end.look_again(self.window, last, current, predictions[0], least)
         if found is None:
-            found = self.relocalizer.relocalize(
-                self.window, last, replace(current, rotation=None)
-            )  # drift lies between
+            # Drift lies between.
+            found = self.relocalizer.relocalize(self.window, last, replace(current, rotation=None))
         if found is not None:
             return front_end.verify(current.camera, found)
         return None if interrupted else tracked

@@ -42,9 +42,8 @@ class PoseEstimator:
     """Pose from a guess or by RANSAC, refined robustly, then again from its own inliers."""
 
     TRUSTED_GUESS = 0.4  # share of inliers above which RANSAC is not tried beside a pose refined from the guess
-    RANSAC_ITERATIONS = (
-        300  # four points each; 40 % of inliers need log(1e-3) / log(1 - .4^4) = 266 for 0.999 confidence
-    )
+    # Four points each; 40 % of inliers need log(1e-3) / log(1 - .4^4) = 266 for 0.999 confidence.
+    RANSAC_ITERATIONS = 300
     OVERRULING = 4  # times `verified_inliers`: so many, and twice as many as with it, overrule a binding prior
     COARSE_TOLERANCE = 1e-2  # relative cost: the first refinement only has to separate the inliers
 

@@ -119,9 +119,8 @@ def _is_far(camera: Camera, seen: SeenPoints, body: SeenPoints, motion: np.ndarr
         return False
     others = seen.select(rest[:: -(-len(rest) // LINEAR_POINTS)])
     fit = _Linearized.of(camera, others.points_C[None], others.residual[None])
-    supports = np.stack([~others.outlier, np.ones(len(others.uv), bool)])[
-        None
-    ]  # begun by what the pose explains, or by all
+    # Begun by what the pose explains, or by all.
+    supports = np.stack([~others.outlier, np.ones(len(others.uv), bool)])[None]
     for bound in LINEAR_PX:
         motions, supports = fit.improve(supports, bound)
     best = supports[0].sum(1).argmax()

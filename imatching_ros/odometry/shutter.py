@@ -18,7 +18,8 @@ MAX_SKEW_PX = 1.0  # of the outermost rows; about the error of a match
 # By so much, rad, the outermost rows of an image may be turned and its pose is right, as the readout time is not known well or as the rate changes
 # between images; and from such a turn on a likely time counts that windows have not refuted yet. A pose takes it for a rotation and a translation
 # of its own, whatever the resolution; where it is metric, all of that translation is an error. Chosen on rendered sweeps of seeds 151 and 152
-# (clutter and room, 60 to 180 degrees/s): without bounds 15 of 1501 frames in mono and 17 of 630 in RGB-D are TRACKING while wrong, with them none.
+# (clutter and room, 60 to 180 degrees/s), and stricter than they need, for fr1/rpy: without bounds 15 of 1501 frames of the sweeps in mono and 17
+# of 630 in RGB-D are TRACKING while wrong, with them none.
 MAX_UNKNOWN_RAD = {"mono": 0.006, "rgbd": 0.003, "stereo": 0.003}
 MAX_CHANGING_RAD = 0.004  # of one camera
 UNSEEN_RAD = {"mono": 0.008, "rgbd": 0.005, "stereo": math.inf}  # stereo pairs have a global shutter as a rule
@@ -45,9 +46,8 @@ class UnnamedReadout:
     SYSTEMATIC_PX = 0.1
     SIGNIFICANT = 4.0  # standard deviations from which on it is used,
     UNCERTAIN = 2.0  # and from which on images are uncertain; of rendered global shutters at 60 and 120 degrees/s the mean stays below 0.5
-    LEFT_SHARE = (
-        0.5  # of the longest time ever found; less refutes it. Rendered shutters of 20 ms keep .75, stripes .42
-    )
+    # Of the longest time ever found; less refutes it. Rendered shutters of 20 ms keep .75, stripes .42.
+    LEFT_SHARE = 0.5
 
     def __init__(self) -> None:
         self.found_s = 0.0
@@ -64,9 +64,8 @@ class UnnamedReadout:
     @property
     def uncertain_s(self) -> float:
         """How wrong the camera's readout time may be; 0 while nothing speaks against it."""
-        at_most_s = max(
-            self.found_s, self.LIKELY_S
-        )  # it is found in steps, the first of which may be less than half of it
+        # It is found in steps, the first of which may be less than half of it.
+        at_most_s = max(self.found_s, self.LIKELY_S)
         if self._information == 0:
             return at_most_s if self.found_s > 0 else 0.0
         mean_s, sigma_s = self._weighted_s / self._information, self._information**-0.5

@@ -107,9 +107,8 @@ class CameraInputs:
         self.missing_info = 0
         self.problem = ""
         self._first_missing_s: float | None = None
-        self._images = TOPICS[config.mode] | (
-            {MASK: ""} if config.mask_topic else {}
-        )  # {image topic: CameraInfo topic}
+        # {image topic: CameraInfo topic}.
+        self._images = TOPICS[config.mode] | ({MASK: ""} if config.mask_topic else {})
         self._leader = next(iter(self._images))
         slop_ns = round(config.sync_slop_s * 1e9) if config.sync == "approximate" else 0
         names = tuple(self._images)
@@ -308,9 +307,8 @@ class CameraInputs:
 class Expiry:
     """The timer for messages that wait for a partner: it runs only while one waits."""
 
-    SECOND_LOOK_S = (
-        0.001  # the executor runs timers first: a partner that has arrived, but was not taken yet, has its chance then
-    )
+    # The executor runs timers first: a partner that has arrived, but was not taken yet, has its chance then.
+    SECOND_LOOK_S = 0.001
 
     def __init__(self, node: ManagedNode, synchronizer: Synchronizer) -> None:
         self._node, self._synchronizer = node, synchronizer

@@ -59,9 +59,8 @@ class OdometryNode(ManagedNode):
         inputs, processor: while active, else None.
     """
 
-    ENDING_S = (
-        2.0  # the longest wait for the image, and for the learning step, at hand at the end: launch kills after 10 s
-    )
+    # The longest wait for the image, and for the learning step, at hand at the end: launch kills after 10 s.
+    ENDING_S = 2.0
     SERVICE_TIMEOUT_S = 20.0  # a command waits for the image in progress, keyframe work included
 
     def __init__(self, **kwargs: Any) -> None:

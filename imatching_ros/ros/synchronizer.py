@@ -19,15 +19,12 @@ class Synchronizer:
         gap_ns: how far the nearest partner of the newest unpaired message was; None when there was none.
     """
 
-    LEAST_PATIENCE_S, MOST_PATIENCE_S = (
-        0.1,
-        1.0,
-    )  # hiccups of a busy computer; the longest delay that a pose may have from it
+    # Hiccups of a busy computer; the longest delay that a pose may have from it.
+    LEAST_PATIENCE_S, MOST_PATIENCE_S = 0.1, 1.0
     LATENESSES = 20  # remembered
     STOPPED_AFTER = 3  # messages that waited in vain for a topic, with no partner from there between
-    DISORDER_NS = (
-        1_000_000_000  # a partner older than the one before by less has overtaken it; by more, time began again
-    )
+    # A partner older than the one before by less has overtaken it; by more, time began again.
+    DISORDER_NS = 1_000_000_000
 
     def __init__(
         self, names: tuple[str, ...], slop_ns: int, callback: Callable[[dict[str, Any]], None], depth: int = 10

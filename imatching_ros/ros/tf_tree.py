@@ -32,9 +32,8 @@ class Link:
     """The pose of a frame in its parent over time. Of a pose that stays, the oldest and the newest stamp are kept."""
 
     HISTORY_NS = 10_000_000_000  # as much as tf2 keeps
-    RESTART_NS = (
-        1_000_000_000  # a stamp older than the newest by more than this begins anew; by less, it is late and left out
-    )
+    # A stamp older than the newest by more than this begins anew; by less, it is late and left out.
+    RESTART_NS = 1_000_000_000
     EXTRAPOLATION_NS = 100_000_000  # at most
     VELOCITY_NS = 50_000_000  # over which the velocity is taken: stamps may be a millisecond apart
     TOLERANCE = 1e-9  # m, and of the entries of a rotation: the pose stays

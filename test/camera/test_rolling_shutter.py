@@ -37,9 +37,8 @@ def test_points_are_put_where_the_middle_row_sees_them():
     ideal = geometry.project(GLOBAL, points_C)
     assert float((GLOBAL.undistort(uv) - ideal).norm(dim=1).median()) > 2  # px, without the correction
     found = rolling_shutter.undistort(ROLLING, uv, TWIST, points_C[:, 2])
-    assert (
-        float((found - ideal).norm(dim=1).max()) < 0.05
-    )  # the depth is that of the middle row, not of the point's own
+    # The depth is that of the middle row, not of the point's own.
+    assert float((found - ideal).norm(dim=1).max()) < 0.05
 
 
 def test_a_prediction_lies_in_the_row_that_sees_the_point():

@@ -262,9 +262,8 @@ def test_unconfirmed_weights_leave_with_their_validation(frames, make_sample, mo
     if ended_by == "switched off":
         pipeline.set_learning(False)
     else:
-        pipeline.odometry.state = Lost(
-            failing_version=pipeline.matcher.weights_version
-        )  # as after a frame that could not be located
+        # As after a frame that could not be located.
+        pipeline.odometry.state = Lost(failing_version=pipeline.matcher.weights_version)
         for k in range(1, 200):
             stamp_ns = frames[0].stamp_ns + k * 10_000_000
             pipeline.process(dataclasses.replace(frames[k % 2], id=k, stamp_ns=stamp_ns))

@@ -252,9 +252,8 @@ class Turns:
 
 def test_rest_is_taken_while_odometry_works_on_a_frame(matcher, samples, monkeypatch):
     turns = Turns(monkeypatch)
-    learning = LearningWorker(
-        matcher, CONFIG.with_values({"learning.budget": 0.01}), lambda event: None
-    )  # 0.1 s of work cost 5 s of rest
+    # 0.1 s of work cost 5 s of rest.
+    learning = LearningWorker(matcher, CONFIG.with_values({"learning.budget": 0.01}), lambda event: None)
     learning.begin_frame(behind=False)
     learning.submit(samples[0])
     assert turns.offered.wait(60)

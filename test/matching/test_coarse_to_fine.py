@@ -22,9 +22,8 @@ def matcher(request):
 
 @pytest.mark.parametrize("search", ["everywhere", "around", "some unknown", "wide", "one radius each"])
 @pytest.mark.parametrize("at_once", [300_000, 7 * 500])
-@pytest.mark.parametrize(
-    "map_per_window", [0, 10**6]
-)  # cells gathered around the prediction wherever possible, nowhere
+# Cells gathered around the prediction wherever possible, nowhere.
+@pytest.mark.parametrize("map_per_window", [0, 10**6])
 @torch.no_grad()
 def test_the_lean_look_up_equals_the_differentiable_one(matcher, pair, search, at_once, map_per_window, monkeypatch):
     monkeypatch.setattr(coarse_to_fine, "LOGITS_AT_ONCE", at_once)

@@ -60,9 +60,8 @@ def test_an_image_and_its_shifted_copy_give_no_offset(matcher, pair, shift):
 @every
 def test_forward_agrees_with_estimate(matcher, pair):
     if matcher.name in LEARNED:
-        matcher = create_matcher(
-            MatcherConfig(name=matcher.name, precision="float32")
-        )  # `estimate` may run in bfloat16, forward never does
+        # `estimate` may run in bfloat16, forward never does.
+        matcher = create_matcher(MatcherConfig(name=matcher.name, precision="float32"))
     through = matcher(as_float(pair.a), pair.uv, as_float(pair.b)[None])
     cached = ask(matcher, pair, [pair.b])
     sure = cached.score[0] > 0.3

@@ -139,9 +139,8 @@ def test_scale_of_a_recalled_window_is_that_of_its_landmarks():
     window, T, points = build(keyframes=2)
     window.set_positions(torch.arange(60), points)
     window.remember_scale()
-    swollen = (
-        points * 1.3
-    )  # about the first camera, at the origin: what bundle adjustment with one pose held cannot tell
+    # About the first camera, at the origin: what bundle adjustment with one pose held cannot tell.
+    swollen = points * 1.3
     swollen[:20] += 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for _ in range(2):
         window.set_positions(torch.arange(60), swollen)

@@ -111,9 +111,8 @@ def without_depth(frame: Frame) -> Frame:
 def test_a_frame_without_its_depth_is_tracked_by_what_was_seen_before(clip):
     frames = [frame for frame, _ in clip[:8]]
     frames[4] = without_depth(frames[4])
-    values = dict(
-        odometry__mode="rgbd", odometry__keyframe_parallax=0.001
-    )  # nearly every frame becomes a keyframe, this one too
+    # Nearly every frame becomes a keyframe, this one too.
+    values = dict(odometry__mode="rgbd", odometry__keyframe_parallax=0.001)
     pipeline, outputs = drive(frames, **values)
     assert (
         [o.state for o in outputs] == [TrackingState.TRACKING] * 8
@@ -331,9 +330,8 @@ def test_a_pose_with_which_little_agrees_says_so_and_builds_no_map(room):
     for frame, _ in room[:20]:
         pipeline.process(frame)
     usual = pipeline.odometry.front_end.usual_inlier_ratio
-    pipeline.odometry.front_end.usual_inlier_ratio = (
-        2.5 * usual
-    )  # as if two fifths of the usual share agreed, after a pose far from the way
+    # As if two fifths of the usual share agreed, after a pose far from the way.
+    pipeline.odometry.front_end.usual_inlier_ratio = 2.5 * usual
     pipeline.odometry.state = Unverified(cause=Cause.LOW_INLIER_RATIO, mapping_frozen=True)
     reference = pipeline.odometry.motion.zero_motion.reference
     misses, unverified = int(pipeline.window.landmarks.misses.sum()), []

@@ -213,9 +213,8 @@ def test_a_keyframe_is_corrected_by_the_motions_around_it():
     slower = replace(rotating(6, 6.0)[-1], stamp_ns=odometry.last.stamp_ns + 200_000_000)
     odometry.track(replace(slower, depth=torch.full((CAMERA.height, CAMERA.width), 2.0)))
     before, now = float(keyframe.twist[3:].norm()), odometry.window.keyframes[-1]
-    assert float(now.twist[3:].norm()) == pytest.approx(
-        before * (1 - 1 / 6), rel=0.05
-    )  # the twist of 30 degrees/s is 0.15 s later
+    # The twist of 30 degrees/s is 0.15 s later.
+    assert float(now.twist[3:].norm()) == pytest.approx(before * (1 - 1 / 6), rel=0.05)
     changed = (odometry.window.observations.obs - o.obs)[:, :2].norm(dim=1)
     mine = o.kf == len(odometry.window.keyframes) - 1
     assert float(changed[mine].max()) > 0.3 and float(changed[~mine].max()) == 0

@@ -21,9 +21,8 @@ from imatching_ros.ros import transforms
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
-MOUNT = transforms.from_pose(
-    np.array([0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5])
-)  # of the camera on the base: ahead and above
+# Of the camera on the base: ahead and above.
+MOUNT = transforms.from_pose(np.array([0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]))
 
 
 def wheels(tour, child: str = "base_link") -> list[Odometry]:
@@ -122,9 +121,8 @@ def test_wheels_give_one_camera_its_scale(run, tour):
         [[m.pose.pose.position.x, m.pose.pose.position.y, m.pose.pose.position.z] for m in run.driven.odom]
     )
     true = np.array([truth[stamp_of(m)] for m in run.driven.odom])
-    assert length(true) > 0.4 and length(positions) == pytest.approx(
-        length(true), rel=0.06
-    )  # it drifts a little within the way
+    # It drifts a little within the way.
+    assert length(true) > 0.4 and length(positions) == pytest.approx(length(true), rel=0.06)
 
 
 def test_use_is_reported(run):

@@ -109,9 +109,8 @@ def test_matches_are_of_the_images_that_were_sent(robot):
         np.stack(pixels, 1).astype(float)[good] for pixels in ((message.u_i, message.v_i), (message.u_j, message.v_j))
     )
     error_px = np.linalg.norm(wall(i, from_i) - wall(j, from_j), axis=1) * LEFT.fx / 2.0
-    assert (
-        len(error_px) > 50 and np.median(error_px) < 0.1
-    )  # 0.7 when pixels of the rectified images are taken for these
+    # 0.7 when pixels of the rectified images are taken for these.
+    assert len(error_px) > 50 and np.median(error_px) < 0.1
 
 
 def test_ends_cleanly(robot):

@@ -77,10 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    # A package that is missing is named before anything else.
     from ..evaluation.recorded_run import (
         ReplayOptions,
         replay,
-    )  # a package that is missing is named before anything else
+    )
 
     options = replace(
         source_options(args),

@@ -24,9 +24,8 @@ class Run:
     estimate: Trajectory | None
     truth: Trajectory | None
     score: TrajectoryScore | None
-    frames: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # columns of frames.csv; numbers as float64, state as text
+    # Columns of frames.csv; numbers as float64, state as text.
+    frames: dict[str, np.ndarray] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     config: str = ""
     matches: dict[str, Any] | None = None  # matches.json: frozen vs. adapted weights

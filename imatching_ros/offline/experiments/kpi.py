@@ -48,9 +48,8 @@ class Column:
     tolerance: float | None = None  # by which it may be worse than the baseline
     relative: bool = False  # the tolerance is a share of the baseline's value
     higher_is_better: bool = False
-    goal: tuple[float, float] | None = (
-        None  # any value of this interval is as good; the tolerance is of the factor outside it
-    )
+    # Any value of this interval is as good; the tolerance is of the factor outside it.
+    goal: tuple[float, float] | None = None
 
     def is_worse(self, value: Value, baseline: Value) -> bool:
         """Whether the value lies outside the tolerance, on the bad side."""

@@ -35,9 +35,8 @@ class Channel:
     encoding: str  # of the messages: cdr or ros1
 
 
-Scan = Generator[
-    tuple[Channel, int, bytes], None, bool
-]  # (channel, log time in ns, data); returns whether the file is whole
+# (channel, log time in ns, data); returns whether the file is whole.
+Scan = Generator[tuple[Channel, int, bytes], None, bool]
 
 
 def scan(path: Path) -> Scan:

@@ -41,9 +41,8 @@ class SimulatedSequence:
     motion: str = "tour"
     low_texture: bool | None = None
     path_seed: int | None = None  # another path through the same scene; `seed` if None
-    path_s: float | None = (
-        None  # length of the whole path, of which the frames show the beginning; that of the frames if None
-    )
+    # Length of the whole path, of which the frames show the beginning; that of the frames if None.
+    path_s: float | None = None
     supersample: int = 2
     workers: int = 1  # frames that are rendered at the same time
     texture_size: int = 512  # texels; smaller ones are painted sooner and look coarser
@@ -56,9 +55,8 @@ class SimulatedSequence:
     readout_ms: float = 0.0  # from the exposure of the first row to that of the last, the middle one at the stamp
     turn_deg_s: float = 120.0  # of the motion "sweep"
     imu: str = "none"  # sensor beside the camera, whose messages a recording holds
-    depth_noise: float = (
-        0.0  # standard deviation of the inverse depth that frames carry, 1/m: independent from pixel to pixel
-    )
+    # Standard deviation of the inverse depth that frames carry, 1/m: independent from pixel to pixel.
+    depth_noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in (

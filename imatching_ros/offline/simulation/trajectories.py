@@ -15,11 +15,8 @@ MOTIONS = ("tour", "sweep", "floor", "ramp", "pure_rotation", "still")
 PATH_STEP_S = 0.02  # the path is planned at this resolution whatever the frame rate
 SWEEP_DEG = 50.0  # from one side to the other
 SWEEP_FIRST_S, SWEEP_EVERY_S = 1.5, 2.0
-RAMP_DEG, RAMP_M, LEVEL_M = (
-    10.0,
-    1.5,
-    1.5,
-)  # slope and length of ramps, up and down in turn, and of what is level between them
+# Slope and length of ramps, up and down in turn, and of what is level between them.
+RAMP_DEG, RAMP_M, LEVEL_M = 10.0, 1.5, 1.5
 SPEED_MPS = {"room": 0.45, "corridor": 0.6, "outdoor": 5.0, "clutter": 0.45}  # a service robot, a car in a street
 WHEELBASE_M = 0.4  # over which the slope under a robot changes
 

@@ -37,9 +37,8 @@ from ..recordings.base import Source, identify
 DONE = "recording.json"
 FORMAT = "imatching-window-3"
 
-Solved = tuple[
-    Frame, "LearningSample | None", "str | None"
-]  # with the window solved after it, and why the gate refuses that
+# With the window solved after it, and why the gate refuses that.
+Solved = tuple[Frame, "LearningSample | None", "str | None"]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ def test_a_small_run_writes_its_rounds(tmp_path, capsys):
         r["frames"] == 15 for r in told["rounds"]
     )
     assert "p95 on / off" in capsys.readouterr().out
-    assert (
-        main(["bench", "interference", "--out", str(tmp_path), *size, "--rate-hz", "5"]) == 0
-    )  # not the scene of another rate
+    # Not the scene of another rate.
+    assert main(["bench", "interference", "--out", str(tmp_path), *size, "--rate-hz", "5"]) == 0
     assert len(list(tmp_path.glob("scene_*"))) == 2

@@ -178,7 +178,6 @@ def test_missing_recording_is_found_out_before_the_others_are_played(scene, tmp_
     out = tmp_path / "out"
     assert main(["finetune", str(scene), str(tmp_path / "nothing"), "--out", str(out), "--quiet", *SETTINGS]) == 1
     assert "does not exist" in capsys.readouterr().err and not (out / "windows").exists()
-    assert (
-        main(["finetune", str(tmp_path), "--out", str(out), "--quiet", *SETTINGS]) == 1
-    )  # not held to the first attempt
+    # Not held to the first attempt.
+    assert main(["finetune", str(tmp_path), "--out", str(out), "--quiet", *SETTINGS]) == 1
     assert "is not a known recording" in capsys.readouterr().err
