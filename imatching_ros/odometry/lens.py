@@ -6,14 +6,13 @@ from collections import deque
 
 import numpy as np
 
-# Chosen on rendered rain (clutter and room, seeds 232 to 237, mono), of which three are TRACKING while wrong: two show it (.014 and .036 at most,
-# 3 of 43 wrong frames are left), one does not (.001). Without rain it stays below .0032 on the hospital, KITTI turn, fr1/rpy and a rendered sweep; on
-# the KITTI drive, where what is far ahead stands still between near things, 11 of 298 frames are above.
-MAX_STANDING_SHARE = 0.006
+# Both shares were chosen on rendered rain (clutter, seeds 231, 234 and 237, mono: .009 to .033 at most) and on recordings without: .0018 at most in two
+# rendered clutters, where things are at all distances, and none in a rendered room, the hospital, KITTI turn and drive.
+MAX_STANDING_SHARE = 0.003
 FRAMES_BACK = 5  # over which landmarks move
 MEMORY = 0.9  # of the running mean, a frame
 NEIGHBOURS = 8  # whose median motion a landmark is compared with
-SLOW_SHARE = 0.35  # of it: slower is standing. Drops bend light, and move a little
+SLOW_SHARE = 0.1  # of it: slower is standing; far things between near ones are faster
 MIN_MOTION_SHARE = 0.016  # of the image's width, of the neighbours: below it nothing tells
 MIN_LANDMARKS = 20  # that both frames show
 
@@ -21,8 +20,8 @@ MIN_LANDMARKS = 20  # that both frames show
 class StandingLandmarks:
     """Which share of the landmarks that support poses stand still in the image while those next to them move.
 
-    What is far away moves less than what is near, but rarely has near things all around it. With measured depth such a landmark contradicts the
-    pose; one camera places it so that it does not.
+    What is far away moves less than what is near, but rarely by a tenth. With measured depth a drop contradicts the pose; one camera places it so
+    that it does not.
 
     Attributes:
         share: its running mean.

@@ -36,6 +36,12 @@ def test_a_far_part_of_the_scene_and_a_camera_at_rest_are_not_on_the_lens():
     assert watch(np.zeros(COUNT)).share == 0 and watch(np.full(COUNT, 0.5)).share == 0
 
 
+def test_far_things_between_near_ones_are_not_on_the_lens():
+    """As in a clutter, where a thing may be five times as far as those around it."""
+    far = np.random.default_rng(1).random(COUNT) < 0.1
+    assert not watch(np.where(far, 0.6, 3.0)).suspected
+
+
 def test_nothing_is_suspected_of_a_few_frames_and_it_is_forgotten_in_time():
     on_lens = np.arange(COUNT) % 15 == 0
     assert watch(np.where(on_lens, 0.0, 3.0), frames=FRAMES_BACK).share == 0
