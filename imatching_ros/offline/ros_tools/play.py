@@ -170,6 +170,8 @@ def wait_for_subscribers(node: Node, publishers: dict, topics: list[str], timeou
         if time.monotonic() > deadline:
             raise SourceError(f"no subscriber of {', '.join(missing)} after {timeout_s:g} s")
         rclpy.spin_once(node, timeout_sec=0.05)
+    if topics:
+        time.sleep(0.5)  # a subscriber may learn of the publisher a moment later, and drops what comes before
 
 
 def find_type(name: str) -> type:
