@@ -77,9 +77,8 @@ def design_effect(influence: Array, cell: Array, covariance: Array) -> Array:
     values, vectors = xp.linalg.eigh(covariance * scale[:, None] * scale)
     along = (_sum_by_cell(influence, cell) * scale) @ vectors * (values > rounding)
     variance = (along * along).sum(0) / values.clip(rounding) * (filled / (filled - 1).clip(1))
-    return xp.nan_to_num(variance.sum() / (values > rounding).sum().clip(1), nan=1.0).clip(
-        1.0, float(max(len(influence), 1))
-    )
+    most = float(max(len(influence), 1))
+    return xp.nan_to_num(variance.sum() / (values > rounding).sum().clip(1), nan=1.0).clip(1.0, most)
 
 
 def _sum_by_cell(influence: Array, cell: Array) -> Array:

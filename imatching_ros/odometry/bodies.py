@@ -21,7 +21,6 @@ from .moving import FRAMES_BACK, MotionSegmentation, SeenFrame, TwoMotions
 from .rigid_motions import back_project, to_camera
 from .shutter import UnnamedReadout
 
-
 # Which of two motions is the camera's, as other sensors tell: by how far each is from what they measured, an angle. That of the world is off by .1 to
 # .4 degrees (median), the other one by 1 to 3. Chosen, as what follows, on rendered clutter with things that sway, pass and walk (seeds 211, 212).
 ERROR_RAD = 0.007
@@ -124,9 +123,8 @@ class BodySeparation:
         if before is None or measured is None:
             return False
         T = geometry.relative(before.T_WC, T_WC)
-        slip = (
-            0.0 if measured[0] is None else SLIP * _angle(T, (torch.zeros_like(T[:3]), geometry.identity()[3:]), depth)
-        )
+        at_rest = torch.zeros(3, dtype=T.dtype), geometry.identity()[3:]
+        slip = 0.0 if measured[0] is None else SLIP * _angle(T, at_rest, depth)
         return _angle(T, measured, depth) < AGREEING_RAD + slip
 
     def _measure(self, from_ns: int, to_ns: int) -> tuple[Tensor | None, Tensor] | None:

@@ -13,9 +13,9 @@ from ..core.config import Config
 from ..core.masks import is_masked
 from ..matching.base import Matcher
 from .front_end import FeatureFrame
-from .pose_estimator import Correspondences, PoseEstimator
 from .gyroscope import Gyroscope
 from .measurements import detect
+from .pose_estimator import Correspondences, PoseEstimator
 from .two_view import PairMatches, two_view_geometry
 
 

@@ -17,12 +17,12 @@ from ..core.masks import is_masked
 from ..core.types import BAResult, BAStatus, ObservationKind, WindowSnapshot
 from ..matching.base import Matcher
 from .front_end import FeatureFrame, LandmarkMatches
-from .pose_estimator import PoseEstimate
 from .gyroscope import Gyroscope
 from .initialization import InitialViews, MonoInitializer
 from .local_map import Keyframe, Window
 from .measurements import detect
 from .preintegration import Bias, Preintegrated, WindowRotations
+from .pose_estimator import PoseEstimate
 from .relocalization import KeyframeDatabase, stored_keyframe
 from .shutter import UnnamedReadout
 from .turning import NEWEST, is_narrow, least_moved, turned_in_place

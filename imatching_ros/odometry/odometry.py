@@ -246,14 +246,8 @@ class Odometry:
         if current.camera.readout_s > 0:
             current = replace(current, rate_error=self.motion.rate_error(current.twist))
         self.bodies.keep(current, last, replace(found, estimate=estimate))
-        if self.inputs.frozen and found.cause is None:
-            found = replace(found, cause=states.Cause.FROZEN)
-        if found.cause is None:
-            weakness = self._find_weakness(current, estimate, last.median_depth(), recovered)
-            self.state = states.transition(self.state, PoseVerified(recovered, weakness), context)
-        else:
-            plausible = self.motion.is_plausible(last, frame.stamp_ns, estimate.T_WC)
-            self.state = states.transition(self.state, PoseUnverified(found.cause, plausible), context)
+        verdict = self._judge(current, last, replace(found, estimate=estimate), recovered)
+        self.state = states.transition(self.state, verdict, context)
         unknown, changing = self._skew(current.camera, current)
         skew_rad = max(unknown / self.mapper.readout.bound_sigmas, changing)
         skew = skew_covariance(skew_rad, last.median_depth())
@@ -280,6 +274,15 @@ class Odometry:
         if becomes_keyframe:
             self.motion.covariance.add_drift(skew, estimate.T_WC)
         return output
+
+    def _judge(
+        self, current: FeatureFrame, last: TrackedFrame, found: Localization, recovered: bool
+    ) -> PoseVerified | PoseUnverified:
+        cause = states.Cause.FROZEN if self.inputs.frozen and found.cause is None else found.cause
+        if cause is None:
+            return PoseVerified(recovered, self._find_weakness(current, found.estimate, last.median_depth(), recovered))
+        plausible = self.motion.is_plausible(last, current.frame.stamp_ns, found.estimate.T_WC)
+        return PoseUnverified(cause, plausible)
 
     def _find_weakness(
         self, current: FeatureFrame, estimate: PoseEstimate, median_depth: float, recovered: bool

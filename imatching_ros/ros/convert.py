@@ -73,9 +73,8 @@ def read_start(message: PoseWithCovarianceStamped, odom_frame: str) -> Start:
     except ValueError as error:
         raise SourceError(f"the pose cannot be used: {error}") from None
     largest = np.abs(covariance).max()
-    if not largest <= MAX_VARIANCE or np.linalg.eigvalsh((covariance + covariance.T) / 2).min() < -1e-9 * max(
-        1.0, largest
-    ):
+    rounding = 1e-9 * max(1.0, largest)
+    if not largest <= MAX_VARIANCE or np.linalg.eigvalsh((covariance + covariance.T) / 2).min() < -rounding:
         raise SourceError(
             f"the covariance cannot be used: expected numbers of at most {MAX_VARIANCE:g}, and no variance below zero"
         )

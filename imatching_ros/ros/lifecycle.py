@@ -187,9 +187,8 @@ def run_until_signal(make_node: Callable[[], ManagedNode], arguments: list[str])
     use_shipped_profile()
     stop = StopFlag()
     try:
-        if foreign := remove_ros_args(
-            arguments
-        ):  # rclpy ignores them: a forgotten --ros-args would leave every setting out
+        # rclpy ignores them: a forgotten --ros-args would leave every setting out.
+        if foreign := remove_ros_args(arguments):
             print(
                 f"imatching_ros: unexpected {' '.join(foreign)}: settings follow --ros-args; see --help",
                 file=sys.stderr,
